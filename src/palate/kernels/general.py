@@ -1,0 +1,423 @@
+"""The general token operator: any head, trained or frozen, exact, in bounded memory.
+
+One streaming pass over the vocabulary gives, per token, with z and r the policy's and the
+reference's logits, q and p their softmax:
+
+    logp        = z_y - lse(z)
+    KL(p || q)  = lse(z) - lse(r) - E_p[z - r]
+    KL(q || p)  = E_q[z - r] - lse(z) + lse(r)
+    entropy     = lse(z) - E_q[z]
+
+The backward pass recomputes the tiles. With upstream gradients a, b, c, e of these four,
+
+    dz = a (1_y - q) + b (q - p) + c q (z - r - E_q[z - r]) - e q (z - E_q[z])
+
+Rows whose upstream is zero are not touched, and the reference's tiles are recomputed for rows with
+b or c only (TDPO2 gives the chosen side none). Gradients of the head are accumulated in float32,
+one vocabulary tile at a time, so no float32 copy of the head ever exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.kernels.stats import Head
+from palate.kernels.tiles import WeightTiles, exact_products, logits, low_precision, operand, plan, spans
+
+LOWEST = float("-inf")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How raw products become logits, and what is asked for. Not tensors, so kept off autograd."""
+
+    scale: float
+    softcap: float | None
+    ref_scale: float
+    ref_softcap: float | None
+    kl: bool
+    reverse_kl: bool
+    entropy: bool
+    memory_mb: int
+
+
+def _finish(z: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """Raw products to logits, in place."""
+    if bias is not None:
+        z.add_(bias)
+    if scale != 1.0:
+        z.mul_(scale)
+    if softcap is not None:
+        z.div_(softcap).tanh_().mul_(softcap)
+    return z
+
+
+def _masked(p: Tensor, value: Tensor) -> Tensor:
+    """value with 0 wherever p is 0: excluded tokens (logit -inf on both sides) count nothing."""
+    return value.masked_fill_(p == 0, 0.0)
+
+
+class _Online:
+    """Running logsumexp of [N] rows and running sums weighted by exp(logit - maximum)."""
+
+    def __init__(self, n: int, moments: int, like: Tensor) -> None:
+        self.maximum = like.new_full((n,), LOWEST)
+        self.sums = like.new_zeros(1 + moments, n)
+
+    def weights(self, rows: slice, z: Tensor, out: Tensor) -> Tensor:
+        """exp(z - maximum) into `out`, after raising the maximum of `rows` to cover z."""
+        before = self.maximum[rows]
+        now = torch.maximum(before, z.amax(1))
+        # A row of nothing but -inf so far keeps a finite shift, so that exp gives 0 and not nan.
+        shift = now.clamp(min=torch.finfo(z.dtype).min)
+        self.sums[:, rows] *= torch.exp(before - shift)
+        self.maximum[rows] = now
+        torch.sub(z, shift.unsqueeze(1), out=out).exp_()
+        self.sums[0, rows] += out.sum(1)
+        return out
+
+    def lse(self) -> Tensor:
+        return self.maximum + self.sums[0].log()
+
+    def mean(self, moment: int) -> Tensor:
+        return self.sums[moment] / self.sums[0]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[n] row-wise dot products of [n, v] matrices."""
+    return torch.einsum("nv,nv->n", a, b)
+
+
+def _target_logit(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
+) -> Tensor:
+    """[N] logits of the targets, float32 or better."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    z = (hidden.to(wide) * weight[targets].to(wide)).sum(-1)
+    if bias is not None:
+        z = z + bias[targets].to(wide)
+    return _finish(z, None, scale, cap)
+
+
+class GeneralTokenStats(torch.autograd.Function):
+    """See the module's text. Takes and returns tensors only; `general_stats` is the way in."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        ref_hidden: Tensor | None,
+        ref_weight: Tensor | None,
+        ref_bias: Tensor | None,
+        shape: Shape,
+    ) -> tuple[Tensor | None, ...]:
+        n, vocabulary = hidden.shape[0], weight.shape[0]
+        device = hidden.device
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        like = torch.empty(0, dtype=wide, device=device)
+        with_ref = ref_hidden is not None
+        pairs = shape.kl or shape.reverse_kl
+        size = plan(
+            tokens=n,
+            vocabulary=vocabulary,
+            buffers=4 if with_ref else 2,
+            memory_mb=shape.memory_mb,
+            device=device.type,
+        )
+        policy = _Online(n, 2, like)
+        ref = _Online(n, 1, like)
+        h, tiles = operand(hidden), WeightTiles(weight, size.vocabulary)
+        if ref_hidden is not None:
+            assert ref_weight is not None
+            r_h, r_tiles = operand(ref_hidden), WeightTiles(ref_weight, size.vocabulary)
+        scratch = _Scratch(like)
+        with exact_products(hidden.dtype, device):
+            for start, stop in spans(vocabulary, size.vocabulary):
+                rows_w = tiles.operand(start, stop)
+                rows_b = None if bias is None else bias[start:stop].to(wide)
+                if with_ref:
+                    rows_rw = r_tiles.operand(start, stop)
+                    rows_rb = None if ref_bias is None else ref_bias[start:stop].to(wide)
+                for first, last in spans(n, size.tokens):
+                    rows = slice(first, last)
+                    z = logits(h[rows], rows_w, scratch.get("z", last - first, stop - start))
+                    _finish(z, rows_b, shape.scale, shape.softcap)
+                    weights = scratch.get("w", last - first, stop - start)
+                    if with_ref:
+                        r = logits(r_h[rows], rows_rw, scratch.get("r", last - first, stop - start))
+                        _finish(r, rows_rb, shape.ref_scale, shape.ref_softcap)
+                    if shape.kl:
+                        ref.weights(rows, r, weights)
+                        gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
+                        if bias is not None:
+                            _masked(weights, gap)
+                        ref.sums[1, rows] += _dot(weights, gap)
+                    elif with_ref:
+                        ref.weights(rows, r, weights)
+                    policy.weights(rows, z, weights)
+                    if shape.reverse_kl:
+                        gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
+                        if bias is not None:
+                            _masked(weights, gap)
+                        policy.sums[1, rows] += _dot(weights, gap)
+                    if shape.entropy:
+                        if bias is not None:
+                            _masked(weights, z)
+                        policy.sums[2, rows] += _dot(weights, z)
+        lse = policy.lse()
+        z_y = _target_logit(hidden, weight, bias, targets, shape.scale, shape.softcap)
+        logp = z_y - lse
+        ref_logp = kl = reverse_kl = entropy = ref_lse = mean_gap = mean_z = None
+        if ref_hidden is not None:
+            assert ref_weight is not None
+            ref_lse = ref.lse()
+            r_y = _target_logit(
+                ref_hidden, ref_weight, ref_bias, targets, shape.ref_scale, shape.ref_softcap
+            )
+            ref_logp = r_y - ref_lse
+            if shape.kl:
+                kl = (lse - ref_lse) - ref.mean(1)
+            if shape.reverse_kl:
+                mean_gap = policy.mean(1)
+                reverse_kl = mean_gap - (lse - ref_lse)
+        if shape.entropy:
+            mean_z = policy.mean(2)
+            entropy = lse - mean_z
+        ctx.shape, ctx.pairs = shape, pairs
+        ctx.save_for_backward(
+            hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
+            lse, ref_lse, mean_gap, mean_z, z_y,
+        )  # fmt: skip
+        if ref_logp is not None:
+            ctx.mark_non_differentiable(ref_logp)
+        ctx.set_materialize_grads(False)
+        return logp, ref_logp, kl, reverse_kl, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (
+            hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
+            lse, ref_lse, mean_gap, mean_z, z_y,
+        ) = ctx.saved_tensors  # fmt: skip
+        shape: Shape = ctx.shape
+        need_h, need_w, need_b = ctx.needs_input_grad[:3]
+        wide = lse.dtype
+
+        def upstream(grad: Tensor | None) -> Tensor:
+            return lse.new_zeros(lse.shape) if grad is None else grad.to(wide)
+
+        g_logp, g_kl, g_rkl, g_ent = (upstream(grads[i]) for i in (0, 2, 3, 4))
+        with_ref = (g_kl != 0) | (g_rkl != 0)
+        active = with_ref | (g_logp != 0) | (g_ent != 0)
+        # Rows that need the reference come first, so that each group is a contiguous range.
+        order = torch.cat([(active & with_ref).nonzero(), (active & ~with_ref).nonzero()]).flatten()
+        n, n_ref = len(order), int((active & with_ref).sum())
+        d_h = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if need_h else None
+        d_w = torch.empty_like(weight) if need_w else None
+        d_b = torch.zeros_like(bias, dtype=wide) if need_b else None
+        if n == 0:
+            if d_w is not None:
+                d_w.zero_()
+            return _result(d_h, d_w, d_b, hidden, bias)
+
+        size = plan(
+            tokens=n,
+            vocabulary=weight.shape[0],
+            buffers=5 if n_ref else 2,
+            memory_mb=shape.memory_mb,
+            device=hidden.device.type,
+        )
+        narrow = low_precision(weight.dtype)
+        # The outer product with a narrow tile reads h as the tile's dtype: exact, h is of that dtype.
+        h_sel = hidden[order]
+        h = operand(h_sel)
+        coefficients = [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
+        lse_s = lse[order]
+        mean_z_s = None if mean_z is None else mean_z[order]
+        mean_gap_s = None if mean_gap is None else mean_gap[order[:n_ref]]
+        tiles = WeightTiles(weight, size.vocabulary)
+        if n_ref:
+            r_h = operand(ref_hidden[order[:n_ref]])
+            r_tiles = WeightTiles(ref_weight, size.vocabulary)
+            ref_lse_s = ref_lse[order[:n_ref]]
+        d_h_sel = torch.zeros(h_sel.shape, dtype=wide, device=hidden.device) if need_h else None
+        scratch = _Scratch(lse)
+        # Order of the ranges: spans never cross from rows with a reference to rows without.
+        ranges = [*spans(n_ref, size.tokens)]
+        ranges += [(a + n_ref, b + n_ref) for a, b in spans(n - n_ref, size.tokens)]
+        with exact_products(hidden.dtype, hidden.device):
+            for start, stop in spans(weight.shape[0], size.vocabulary):
+                width = stop - start
+                rows_w = tiles.operand(start, stop)
+                rows_b = None if bias is None else bias[start:stop].to(wide)
+                if n_ref:
+                    rows_rw = r_tiles.operand(start, stop)
+                    rows_rb = None if ref_bias is None else ref_bias[start:stop].to(wide)
+                w_grad = None
+                if need_w:
+                    w_grad = torch.zeros(width, weight.shape[1], dtype=wide, device=weight.device)
+                for first, last in ranges:
+                    rows = slice(first, last)
+                    count = last - first
+                    c_logp, c_kl, c_rkl, c_ent = (c[rows].unsqueeze(1) for c in coefficients)
+                    z = logits(h[rows], rows_w, scratch.get("z", count, width))
+                    _finish(z, rows_b, shape.scale, shape.softcap)
+                    q = torch.sub(z, lse_s[rows].unsqueeze(1), out=scratch.get("q", count, width))
+                    q.exp_()
+                    factor = c_kl - c_logp
+                    if mean_z_s is not None:
+                        # -e q (z - E_q z), merged with the multiples of q.
+                        inner = torch.sub(z, mean_z_s[rows].unsqueeze(1)).mul_(-c_ent)
+                        if bias is not None:
+                            _masked(q, inner)
+                    else:
+                        inner = None
+                    if first < n_ref:
+                        r = logits(r_h[rows], rows_rw, scratch.get("r", count, width))
+                        _finish(r, rows_rb, shape.ref_scale, shape.ref_softcap)
+                        if mean_gap_s is not None:
+                            gap = torch.sub(z, r).sub_(mean_gap_s[rows].unsqueeze(1)).mul_(c_rkl)
+                            if bias is not None:
+                                _masked(q, gap)
+                            inner = gap if inner is None else inner.add_(gap)
+                        p = r.sub_(ref_lse_s[rows].unsqueeze(1)).exp_()
+                        g = q.mul_(factor if inner is None else inner.add_(factor))
+                        g.sub_(p.mul_(c_kl))
+                    else:
+                        g = q.mul_(factor if inner is None else inner.add_(factor))
+                    if shape.softcap is not None:
+                        # d softcap(x)/dx = 1 - (softcap(x) / c)^2
+                        g.mul_(1 - (z / shape.softcap).square_())
+                    if shape.scale != 1.0:
+                        g.mul_(shape.scale)
+                    if d_h_sel is not None:
+                        if narrow:
+                            d_h_sel[rows] += g.to(weight.dtype) @ weight[start:stop]
+                        else:
+                            d_h_sel[rows] += g @ rows_w
+                    if w_grad is not None:
+                        if narrow and hidden.device.type == "cuda":
+                            w_grad += torch.mm(
+                                g.to(weight.dtype).T, h_sel[rows], out_dtype=torch.float32
+                            )
+                        else:
+                            w_grad.addmm_(g.T, h[rows])
+                    if d_b is not None:
+                        d_b[start:stop] += g.sum(0)
+                if d_w is not None:
+                    assert w_grad is not None
+                    # The targets' rows, before the one rounding to the head's dtype.
+                    _add_targets(
+                        w_grad, start, stop, targets[order], h_sel, coefficients[0], z_y[order], shape
+                    )
+                    d_w[start:stop] = w_grad
+        slope = _target_slope(coefficients[0], z_y[order], shape)
+        if d_b is not None:
+            d_b.index_add_(0, targets[order], slope)
+        if d_h is not None:
+            assert d_h_sel is not None
+            d_h_sel += slope.unsqueeze(1) * weight[targets[order]].to(wide)
+            d_h[order] = d_h_sel
+        return _result(d_h, d_w, d_b, hidden, bias)
+
+
+def _result(
+    d_h: Tensor | None, d_w: Tensor | None, d_b: Tensor | None, hidden: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return (
+        None if d_h is None else d_h.to(hidden.dtype),
+        d_w,
+        None if d_b is None or bias is None else d_b.to(bias.dtype),
+        None, None, None, None, None,
+    )  # fmt: skip
+
+
+def _target_slope(c_logp: Tensor, z_y: Tensor, shape: Shape) -> Tensor:
+    """[n] d(sum c logp)/d(raw product of the target), without the softmax's part."""
+    slope = c_logp * shape.scale
+    if shape.softcap is not None:
+        slope = slope * (1 - (z_y / shape.softcap) ** 2)
+    return slope
+
+
+def _add_targets(
+    w_grad: Tensor,
+    start: int,
+    stop: int,
+    targets: Tensor,
+    hidden: Tensor,
+    c_logp: Tensor,
+    z_y: Tensor,
+    shape: Shape,
+) -> None:
+    """Adds the one-hot part of the head's gradient to the rows start..stop."""
+    here = ((targets >= start) & (targets < stop)).nonzero().flatten()
+    if len(here):
+        slope = _target_slope(c_logp[here], z_y[here], shape)
+        w_grad.index_add_(
+            0, targets[here] - start, slope.unsqueeze(1) * hidden[here].to(w_grad.dtype)
+        )
+
+
+class _Scratch:
+    """Reused tile buffers, by name."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.buffers: dict[str, Tensor] = {}
+
+    def get(self, name: str, rows: int, columns: int) -> Tensor:
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = self.buffers[name] = self.like.new_empty(rows * columns)
+        return buffer[: rows * columns].view(rows, columns)
+
+
+def general_stats(
+    *,
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    ref_hidden: Tensor | None = None,
+    ref_head: Head | None = None,
+    kl: bool = False,
+    reverse_kl: bool = False,
+    entropy: bool = False,
+    memory_mb: int = 256,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(logp, ref_logp, kl, reverse_kl, entropy), each [N] float32 or None.
+
+    Args:
+        hidden: [N, d] policy hidden states at the predicting positions.
+        head: the policy's head; gradients flow to `hidden`, `head.weight` and `head.bias`.
+        targets: [N] int64.
+        ref_hidden, ref_head: the reference's, never differentiated.
+        memory_mb: working memory, excluding results and gradients.
+    """
+    shape = Shape(
+        scale=head.scale,
+        softcap=head.softcap,
+        ref_scale=1.0 if ref_head is None else ref_head.scale,
+        ref_softcap=None if ref_head is None else ref_head.softcap,
+        kl=kl,
+        reverse_kl=reverse_kl,
+        entropy=entropy,
+        memory_mb=memory_mb,
+    )
+    return GeneralTokenStats.apply(  # type: ignore[no-any-return, no-untyped-call]
+        hidden,
+        head.weight,
+        head.bias,
+        targets,
+        None if ref_hidden is None else ref_hidden.detach(),
+        None if ref_head is None else ref_head.weight.detach(),
+        None if ref_head is None or ref_head.bias is None else ref_head.bias.detach(),
+        shape,
+    )

@@ -1,0 +1,57 @@
+"""Token-level examples: what encoding returns, what layouts and the reference cache take."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A prompt with two responses, as token ids.
+
+    `prompt_ids` holds BOS where the model has one; `chosen_ids` and `rejected_ids` end with the
+    end-of-response token unless truncated. None of them is empty.
+
+    Attributes:
+        weight: multiplies the pair's loss.
+        margin: chosen score minus rejected score, where known.
+        index: position in the encoded data set (for the cache and for sample tables).
+    """
+
+    id: str
+    source: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    weight: float = 1.0
+    margin: float | None = None
+    index: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt with one response: a demonstration (`label` None) or unpaired feedback.
+
+    `mismatched_ids` is another row's response, for KTO's estimate of the KL.
+    """
+
+    id: str
+    source: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    label: bool | None = None
+    mismatched_ids: tuple[int, ...] | None = None
+    weight: float = 1.0
+    index: int = -1
+
+
+def sequence_key(prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> str:
+    """Content key of one prompt and response: hex SHA-256 of lengths and token ids."""
+    digest = hashlib.sha256()
+    digest.update(np.asarray([len(prompt_ids), len(response_ids)], dtype="<i8").tobytes())
+    digest.update(np.asarray(prompt_ids, dtype="<i8").tobytes())
+    digest.update(np.asarray(response_ids, dtype="<i8").tobytes())
+    return digest.hexdigest()

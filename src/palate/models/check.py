@@ -1,0 +1,106 @@
+"""Start-of-run checks: is the head what we think it is, and is the shared layout exact here?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from palate.data.layouts import MaskSpec, collate
+from palate.data.pairs import Pair
+from palate.errors import ModelError
+from palate.models.policy import Policy
+from palate.testing import full_logits
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
+"""Largest accepted difference of a log-prob, nats. A model that sees the wrong tokens is off by
+whole nats; bf16 attention sums differ by tenths at single tokens."""
+MEAN_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
+
+
+@dataclass(frozen=True)
+class LayoutCheck:
+    """One pair in the shared layout against the plain one.
+
+    Attributes:
+        max_abs_difference: of the response log-probs, nats.
+        ok: within the tolerance of the dtype.
+        reason: why not, in words; None when ok.
+    """
+
+    max_abs_difference: float
+    ok: bool
+    reason: str | None
+
+
+def example_pair(vocabulary: int, window: int | None) -> Pair:
+    """A pair of pseudo-random tokens that reaches past the sliding window, if it is short."""
+    generator = torch.Generator().manual_seed(0)
+    prompt_len = 24 if window is None or window > 1024 else window + 8
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, max(vocabulary, 4), (n,), generator=generator).tolist())
+
+    return Pair(
+        id="check",
+        source="check",
+        prompt_ids=ids(prompt_len),
+        chosen_ids=ids(17),
+        rejected_ids=ids(11),
+    )
+
+
+def layout_check(policy: Policy, pair: Pair | None = None) -> LayoutCheck:
+    """Runs one pair in both layouts, without gradients."""
+    spec = policy.mask_spec()
+    if pair is None:
+        windows = [w for w in spec.windows.values() if w is not None]
+        vocabulary = policy.head_module().weight.shape[0]
+        pair = example_pair(int(vocabulary), min(windows) if windows else None)
+    was_training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad():
+            plain = _logps(policy, pair, "plain", spec)
+            shared = _logps(policy, pair, "shared", spec)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        return LayoutCheck(float("inf"), False, f"the model does not run the shared layout: {text}")
+    finally:
+        policy.train(was_training)
+    gap = (plain - shared).abs()
+    worst, mean = float(gap.max()), float(gap.mean())
+    ok = worst <= TOLERANCE[policy.dtype] and mean <= MEAN_TOLERANCE[policy.dtype]
+    reason = None if ok else f"log-probs differ by up to {worst:.3g} nats (mean {mean:.3g})"
+    return LayoutCheck(worst, ok, reason)
+
+
+def _logps(policy: Policy, pair: Pair, layout: str, spec: MaskSpec) -> torch.Tensor:
+    batch = collate([pair], layout=layout, pad_id=0, masks=spec)  # type: ignore[arg-type]
+    return policy(batch.to(policy.device)).logp
+
+
+def head_check(policy: Policy) -> None:
+    """Asserts that `Policy.head` reproduces the model's own logits.
+
+    Raises:
+        ModelError: the family transforms its logits in a way that is not known here.
+    """
+    pair = example_pair(int(policy.head_module().weight.shape[0]), None)
+    batch = collate([pair], layout="plain", pad_id=0).to(policy.device)
+    ids = batch.inputs["input_ids"][:1, :8]
+    was_training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad():
+            own = policy.base(input_ids=ids, use_cache=False).logits[0].float()
+            states = policy.base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            ours = full_logits(states, policy.head()).float()
+    finally:
+        policy.train(was_training)
+    scale = max(1.0, float(own.abs().max()))
+    tolerance = 1e-3 if policy.dtype == torch.float32 else 2e-2
+    if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance * scale:
+        raise ModelError(
+            f"{type(policy.base).__name__} transforms its logits in a way palate does not know"
+        )

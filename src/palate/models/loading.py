@@ -1,0 +1,147 @@
+"""Loading models and tokenizers: safetensors only, no remote code unless asked, one clear line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from palate.errors import ModelError
+from palate.models.policy import Policy
+from palate.recipes.schema import LoraRecipe, ModelRecipe
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, untouched but for a padding token where it has none.
+
+    Raises:
+        ModelError: unreadable, or without an end-of-sequence token.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            recipe.path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(f"{recipe.path}: no readable tokenizer: {_one_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{recipe.path}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any id serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
+    """The transformers model of a recipe (or of another `path`), dropout off, without adapters.
+
+    Raises:
+        ModelError: unreadable or not a language model, with the reason in one line.
+    """
+    source = path or recipe.path
+    revision = recipe.revision if path is None else None
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=recipe.trust_remote_code
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype=DTYPES[recipe.dtype],
+            attn_implementation=recipe.attn_implementation,
+            trust_remote_code=recipe.trust_remote_code,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise ModelError(f"{source}: no readable model: {_one_line(error)}") from error
+    disable_dropout(model)
+    return model
+
+
+def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Policy:
+    """The trainable policy of a recipe: full weights, or frozen weights with new adapters."""
+    model = load_model(recipe)
+    hf: nn.Module = model if recipe.lora is None else add_lora(model, recipe.lora)
+    return Policy(hf, memory_mb=memory_mb)
+
+
+def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> nn.Module:
+    """Wraps `model` with float32 LoRA adapters; the vocabulary head gets none.
+
+    Raises:
+        ModelError: a target module that the model has not.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = recipe.target_modules
+    config = LoraConfig(
+        r=recipe.r,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=["lm_head"],
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"model.lora.target_modules: {_one_line(error)}") from error
+
+
+def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> Policy:
+    """A policy saved by `Policy.save`: full weights, or adapters on the recipe's model."""
+    if not (folder / "adapter_config.json").exists():
+        return Policy(load_model(recipe, str(folder)), memory_mb=memory_mb)
+    from peft import PeftModel
+
+    try:
+        hf = PeftModel.from_pretrained(load_model(recipe), folder, is_trainable=False)
+    except Exception as error:
+        raise ModelError(f"{folder}: no readable adapter: {_one_line(error)}") from error
+    return Policy(hf, memory_mb=memory_mb)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: the reference must see what the policy sees."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():  # type: ignore[union-attr, operator]
+        for name in ("attention_dropout", "attn_pdrop", "dropout", "resid_pdrop", "embd_pdrop"):
+            if isinstance(getattr(config, name, None), float):
+                setattr(config, name, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hex SHA-256 over names, dtypes, shapes and bytes of all weights but adapters'."""
+    digest = hashlib.sha256()
+    named = {
+        name.removeprefix("hf.").removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" not in name
+    }
+    for plain, tensor in sorted(named.items()):
+        digest.update(f"{plain}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,204 @@
+"""Loss choices of a recipe. Each class is one published loss; its defaults are the paper's.
+
+The field names of a class are exactly the keyword arguments of the function in
+`palate.losses.preference` registered under the same `type`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Base of every recipe node: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+Probability = Annotated[float, Field(ge=0.0, lt=0.5)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class LossBase(Strict):
+    weight: Positive = 1.0
+    """Multiplies this loss inside a mixture."""
+
+
+class Dpo(LossBase):
+    """Direct preference optimisation, arXiv:2305.18290; label_smoothing > 0 is cDPO."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: Positive = 0.1
+    """Strength of the pull towards the reference."""
+    label_smoothing: Probability = 0.0
+    """Assumed probability that a label is flipped (cDPO)."""
+
+
+class RobustDpo(LossBase):
+    """rDPO, arXiv:2403.00409: unbiased under labels flipped with the given probability."""
+
+    type: Literal["rdpo"] = "rdpo"
+    beta: Positive = 0.1
+    label_smoothing: Probability = 0.1
+    """Probability that a label is flipped."""
+
+
+class Ipo(LossBase):
+    """IPO, arXiv:2310.12036. `ipo_mean` averages log-ratios over tokens, `ipo_sum` sums them."""
+
+    type: Literal["ipo_mean", "ipo_sum"]
+    beta: Positive = 0.1
+    """The paper's tau: the target margin is 1 / (2 beta)."""
+
+
+class Hinge(LossBase):
+    """Hinge loss on the DPO margin (SLiC, arXiv:2305.10425; RSO, arXiv:2309.06657)."""
+
+    type: Literal["hinge"] = "hinge"
+    beta: Positive = 0.1
+
+
+class SimPo(LossBase):
+    """SimPO, arXiv:2405.14734: length-normalised, reference-free, with a target margin."""
+
+    type: Literal["simpo"] = "simpo"
+    beta: Positive = 2.0
+    gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    """Target reward margin."""
+
+
+class DpoNorm(LossBase):
+    """Length-normalised DPO: log-ratios averaged over tokens (Tulu 3, arXiv:2411.15124)."""
+
+    type: Literal["dpo_norm"] = "dpo_norm"
+    beta: Positive = 5.0
+    label_smoothing: Probability = 0.0
+
+
+class Kto(LossBase):
+    """KTO, arXiv:2402.01306, on unpaired feedback (pairs are split into two examples)."""
+
+    type: Literal["kto"] = "kto"
+    beta: Positive = 0.1
+    desirable_weight: Positive = 1.0
+    undesirable_weight: Positive = 1.0
+
+
+class Orpo(LossBase):
+    """ORPO, arXiv:2403.07691: token-mean NLL of chosen + beta times the odds-ratio loss."""
+
+    type: Literal["orpo"] = "orpo"
+    beta: Positive = 0.1
+
+
+class Cpo(LossBase):
+    """CPO, arXiv:2401.08417: reference-free sigmoid loss + NLL of chosen."""
+
+    type: Literal["cpo"] = "cpo"
+    beta: Positive = 0.1
+    label_smoothing: Probability = 0.0
+    nll_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the NLL of the chosen response."""
+
+
+class FDpo(LossBase):
+    """f-divergence DPO, arXiv:2309.16240. Reverse KL is plain DPO."""
+
+    type: Literal["fdpo"] = "fdpo"
+    beta: Positive = 0.1
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Only for divergence: alpha (default 0.5 there)."""
+
+
+class Tdpo1(LossBase):
+    """TDPO1, arXiv:2404.11999 Eq. 13-15. It has no alpha."""
+
+    type: Literal["tdpo1"] = "tdpo1"
+    beta: Positive = 0.1
+    reward: Literal["trained", "released"] = "trained"
+    """Logged rewards: of the trained argument, or beta (m + K) as the released code logs."""
+
+
+class Tdpo2(LossBase):
+    """TDPO2, arXiv:2404.11999 Eq. 17-18."""
+
+    type: Literal["tdpo2"] = "tdpo2"
+    beta: Positive = 0.1
+    alpha: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight of the KL difference, inside beta; 0 is DPO."""
+    reward: Literal["trained", "released"] = "trained"
+    """Logged rewards: beta (m + alpha K), or beta (m + K) as the released code logs."""
+
+
+class Sft(LossBase):
+    """Token-mean negative log-likelihood of the chosen response."""
+
+    type: Literal["sft"] = "sft"
+
+
+SingleLoss = Annotated[
+    Dpo
+    | RobustDpo
+    | Ipo
+    | Hinge
+    | SimPo
+    | DpoNorm
+    | Kto
+    | Orpo
+    | Cpo
+    | FDpo
+    | Tdpo1
+    | Tdpo2
+    | Sft,
+    Field(discriminator="type"),
+]
+
+
+class Mixture(Strict):
+    """A weighted sum of losses on the same pairs, e.g. MPO or DPO + SFT."""
+
+    type: Literal["mixture"] = "mixture"
+    losses: Annotated[tuple[SingleLoss, ...], Field(min_length=2)]
+
+
+Loss = Annotated[
+    Dpo
+    | RobustDpo
+    | Ipo
+    | Hinge
+    | SimPo
+    | DpoNorm
+    | Kto
+    | Orpo
+    | Cpo
+    | FDpo
+    | Tdpo1
+    | Tdpo2
+    | Sft
+    | Mixture,
+    Field(discriminator="type"),
+]
+
+
+class LdWeights(Strict):
+    """LD-DPO, arXiv:2409.06411: tokens beyond the shorter response's length count `alpha`."""
+
+    type: Literal["ld"] = "ld"
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    reference: Literal["both", "policy"] = "both"
+    """Weight policy and reference log-probs (TRL), or the policy's alone (other projects)."""
+
+
+class D2poWeights(Strict):
+    """D2PO, arXiv:2502.14340: token t (from 1) counts gamma ** t."""
+
+    type: Literal["d2po"] = "d2po"
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+
+
+TokenWeights = Annotated[LdWeights | D2poWeights, Field(discriminator="type")]

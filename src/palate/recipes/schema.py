@@ -1,0 +1,228 @@
+"""The typed recipes: one class a verb. Field docstrings are the help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from palate.recipes.losses import Dpo, Loss, Positive, Strict, TokenWeights
+
+Count = Annotated[int, Field(ge=1)]
+Dtype = Literal["bfloat16", "float32", "float16"]
+
+
+class LoraRecipe(Strict):
+    r: Count = 16
+    """Rank."""
+    alpha: Positive = 32.0
+    """Scale: updates are multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get adapters; the vocabulary head never does."""
+
+
+class ModelRecipe(Strict):
+    path: str
+    """Hub name or local folder."""
+    revision: str | None = None
+    """Hub revision."""
+    dtype: Dtype = "bfloat16"
+    """Weights and activations; policy and reference share it."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    chat_template: Path | Literal["model", "plain"] = "model"
+    """The tokenizer's own template, a Jinja file, or `plain` (see docs/data.md). A model without a
+    template takes conversational data only with one of the latter two."""
+    trust_remote_code: bool = False
+    """Run code shipped with the model. Never needed for models in transformers."""
+    lora: LoraRecipe | None = None
+    """Train adapters; leave out for full fine-tuning."""
+
+
+class DataSource(Strict):
+    path: str
+    """File (JSONL, JSON, CSV, Parquet, each also .gz), `datasets` folder, or hub name."""
+    name: str | None = None
+    """Source name in metrics and reports; default: the file's stem."""
+    format: str | None = None
+    """Reader; default: recognised from the columns."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str | None = None
+    """Split of a `datasets` folder or hub data set."""
+    limit: Count | None = None
+    """Keep this many rows, drawn with the recipe's seed."""
+
+
+class PairingRecipe(Strict):
+    """How rated rows become pairs."""
+
+    chosen: Literal["best"] = "best"
+    rejected: Literal["random_lower", "worst"] = "random_lower"
+    min_gap: Annotated[float, Field(ge=0.0)] = 0.0
+    """The chosen rating must exceed the rejected one by more than this."""
+    pairs_per_prompt: Count = 1
+
+
+class LengthRecipe(Strict):
+    """Truncation, in tokens. Every row it touches is counted in data.json."""
+
+    max_prompt_tokens: Count = 512
+    max_response_tokens: Count = 512
+    prompt: Literal["drop", "keep_start", "keep_end"] = "drop"
+    """A longer prompt: drop the row, or keep one end of it."""
+    response: Literal["keep_start", "drop"] = "keep_start"
+    """A longer response: cut it (no end-of-response token then), or drop the row."""
+
+
+class DataRecipe(Strict):
+    train: Annotated[tuple[DataSource, ...], Field(min_length=1)]
+    eval: tuple[DataSource, ...] = ()
+    """Held-out sources; never trained on."""
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Hold out this share of the prompts of `train`; only without `eval`."""
+    pairing: PairingRecipe | None = None
+    """Required where a source holds ratings; an error where none does."""
+    length: LengthRecipe = LengthRecipe()
+
+
+class ReferenceRecipe(Strict):
+    kind: Literal["auto", "frozen_copy", "adapter_off", "cache"] = "auto"
+    """auto: adapter_off with LoRA, else frozen_copy. cache: computed once, reused across runs."""
+    path: str | None = None
+    """Reference model other than the starting policy (frozen_copy or cache)."""
+    cache_dir: Path | None = None
+    """Folder of the cache (kind: cache); default: <output_dir>/../reference_cache."""
+
+
+class TrainRecipe(Strict):
+    batch_size_pairs: Count = 8
+    """Pairs (sft: examples) of one optimizer step, over all processes and accumulation steps."""
+    micro_batch_size_pairs: Count = 4
+    """Pairs of one forward pass of one process."""
+    eval_batch_size_pairs: Count = 8
+    epochs: Positive = 1.0
+    max_steps: Count | None = None
+    """Optimizer steps; overrides epochs."""
+    learning_rate: Positive = 1e-6
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Schedule after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    max_grad_norm: Positive = 1.0
+    gradient_checkpointing: bool = False
+    layout: Literal["auto", "plain", "shared"] = "auto"
+    """auto: shared prefix where the start-of-run check passes, else plain. sft is always plain."""
+    head_memory_mb: Count = 256
+    """Budget of the vocabulary head's working memory."""
+    log_every_steps: Count = 1
+    eval_every_steps: Count | None = None
+    """Default: at the end only (when there is evaluation data)."""
+    save_every_steps: Count | None = None
+    """Checkpoint interval; default: at the end only."""
+    keep_checkpoints: Count | None = None
+    """Keep this many; default all."""
+    early_stop_patience: Count | None = None
+    """Stop after this many evaluations without a better eval loss; needs eval_every_steps."""
+    extra_metrics: tuple[Literal["kl", "reverse_kl", "entropy"], ...] = ()
+    """Statistics that the loss does not need but the log should show; each costs vocabulary work."""
+    report_to: tuple[str, ...] = ()
+    """tensorboard, wandb, trackio ...; metrics.jsonl is always written."""
+
+
+class RunRecipe(Strict):
+    """What every verb that writes a run folder has."""
+
+    output_dir: Path
+    """Run folder. A folder with a finished or interrupted run is refused unless `resume`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    resume: bool = False
+    """Continue an interrupted run of the same recipe from its last complete checkpoint."""
+
+
+class SftRecipe(RunRecipe):
+    """Supervised fine-tuning on demonstrations or on the chosen side of pairs."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    train: TrainRecipe = TrainRecipe(learning_rate=1e-5)
+
+
+class TuneRecipe(RunRecipe):
+    """Preference tuning of a policy."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    loss: Loss = Dpo()
+    token_weights: TokenWeights | None = None
+    """Per-token weights of the log-ratios."""
+    reference: ReferenceRecipe | None = None
+    """Default: kind auto. An error with a loss that has no reference."""
+    train: TrainRecipe = TrainRecipe()
+
+
+class LexiconReward(Strict):
+    """VADER compound score of the response, in -1..1 (extra `demo`)."""
+
+    type: Literal["lexicon"] = "lexicon"
+
+
+class ClassifierReward(Strict):
+    """Any local or hub sequence-classification model."""
+
+    type: Literal["classifier"] = "classifier"
+    path: str
+    label: str | None = None
+    """Label whose probability is the reward; default: the single logit."""
+
+
+Reward = Annotated[LexiconReward | ClassifierReward, Field(discriminator="type")]
+
+
+class SamplingRecipe(Strict):
+    """Sampling from a policy. Temperature 1, no top-k, no top-p: the policy itself."""
+
+    prompts: Count = 64
+    """Prompts drawn from the evaluation data with the recipe's seed."""
+    samples_per_prompt: Count = 1
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: Count = 32
+
+
+class EvalRecipe(RunRecipe):
+    """Evaluation of one or more policies on held-out pairs and on their own samples."""
+
+    runs: tuple[Path, ...] = ()
+    """Run folders of `tune` or `sft`; their model, reference and checkpoints are evaluated."""
+    checkpoints: Literal["last", "all"] = "last"
+    model: ModelRecipe | None = None
+    """A model without a run folder."""
+    reference: str | None = None
+    """Reference model; default: the base model of each run. Needed for KL and for rewards."""
+    data: tuple[DataSource, ...] = ()
+    """Held-out pairs; default: the evaluation data of each run."""
+    pairing: PairingRecipe | None = None
+    length: LengthRecipe = LengthRecipe()
+    preference: bool = True
+    """Preference accuracy and margin on the pairs."""
+    sampling: SamplingRecipe | None = None
+    """Sample, and report sequence KL in both directions, diversity and side-by-side samples."""
+    reward: Reward | None = None
+    """Score the samples (the frontier needs it); only with sampling."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class DemoRecipe(RunRecipe):
+    """Controlled sentiment on this machine: sample, score, pair, tune three ways, compare."""
+
+    output_dir: Path = Path("runs/demo")
+    resume: bool = True
+    """Finished parts of an earlier run of the same demo are reused."""
+    model: str | None = None
+    """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`)."""
+    quick: bool = False
+    """Fewer pairs and steps: under 4 minutes on two cores."""

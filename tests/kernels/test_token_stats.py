@@ -14,10 +14,10 @@ from palate.kernels import (
     RefSummary,
     TokenStats,
     summarise,
+    tiles,
     token_stats,
 )
 from palate.kernels import general as general_module
-from palate.kernels import tiles
 from palate.testing import token_stats_oracle
 
 FIELDS = ("logp", "kl", "reverse_kl", "entropy")
@@ -70,7 +70,7 @@ def test_general_equals_oracle(monkeypatch, bias, scale, softcap, tile):
         hidden=x["ref_hidden"],
         head=Head(weight=x["ref_weight"], bias=x["ref_bias"], scale=scale, softcap=softcap),
     )
-    options = dict(kl=True, reverse_kl=True, entropy=True)
+    options = {"kl": True, "reverse_kl": True, "entropy": True}
     ours = token_stats(
         hidden=leaves["hidden"], head=head, targets=x["targets"], reference=ref, **options
     )
@@ -101,7 +101,9 @@ def test_frozen_shared_head_equals_oracle(monkeypatch, scale, bias, how):
     if how == "summary":
         ref = summarise(hidden=x["ref_hidden"], head=head, targets=x["targets"])
     ours = token_stats(hidden=hidden, head=head, targets=x["targets"], reference=ref, kl=True)
-    oracle = token_stats_oracle(hidden=hidden, head=head, targets=x["targets"], reference=live, kl=True)
+    oracle = token_stats_oracle(
+        hidden=hidden, head=head, targets=x["targets"], reference=live, kl=True
+    )
     for name in ("logp", "kl", "ref_logp"):
         torch.testing.assert_close(getattr(ours, name), getattr(oracle, name), rtol=0, atol=1e-10)
     got = torch.autograd.grad(combine(ours, x["up"]), hidden)[0]
@@ -129,9 +131,7 @@ def test_gradcheck():
 
     def frozen(hidden):
         return combine(
-            token_stats(
-                hidden=hidden, head=head, targets=x["targets"], reference=summary, kl=True
-            ),
+            token_stats(hidden=hidden, head=head, targets=x["targets"], reference=summary, kl=True),
             up,
         )
 
@@ -146,7 +146,7 @@ def test_bf16_precision(frozen):
     hidden = near.to(torch.bfloat16).requires_grad_()
     head = Head(weight=x["weight"] if frozen else x["weight"].requires_grad_())
     ref = RefHidden(hidden=x["hidden"], head=Head(weight=x["weight"].detach()))
-    options = dict(targets=x["targets"], reference=ref, kl=True)
+    options = {"targets": x["targets"], "reference": ref, "kl": True}
     ours = token_stats(hidden=hidden, head=head, **options)
     oracle = token_stats_oracle(hidden=hidden, head=head, **options)
     assert oracle.kl.mean() > 0.005
@@ -217,7 +217,13 @@ def test_excluded_tokens_count_nothing():
     targets = torch.where(x["targets"] == 4, 0, x["targets"])
     hidden, weight = x["hidden"].requires_grad_(), x["weight"].requires_grad_()
     ref = RefHidden(hidden=x["ref_hidden"], head=Head(weight=x["ref_weight"], bias=x["ref_bias"]))
-    options = dict(targets=targets, reference=ref, kl=True, reverse_kl=True, entropy=True)
+    options = {
+        "targets": targets,
+        "reference": ref,
+        "kl": True,
+        "reverse_kl": True,
+        "entropy": True,
+    }
     ours = token_stats(hidden=hidden, head=Head(weight=weight, bias=x["bias"]), **options)
     keep = [i for i in range(37) if i != 4]
     small = token_stats_oracle(
@@ -225,7 +231,8 @@ def test_excluded_tokens_count_nothing():
         head=Head(weight=weight[keep], bias=x["bias"][keep]),
         targets=torch.tensor([keep.index(int(t)) for t in targets]),
         reference=RefHidden(
-            hidden=x["ref_hidden"], head=Head(weight=x["ref_weight"][keep], bias=x["ref_bias"][keep])
+            hidden=x["ref_hidden"],
+            head=Head(weight=x["ref_weight"][keep], bias=x["ref_bias"][keep]),
         ),
         kl=True, reverse_kl=True, entropy=True,
     )  # fmt: skip
@@ -240,9 +247,17 @@ def test_excluded_tokens_count_nothing():
 def test_constant_added_to_all_logits_changes_nothing():
     x = problem(bias=True)
     ref = RefHidden(hidden=x["ref_hidden"], head=Head(weight=x["ref_weight"], bias=x["ref_bias"]))
-    options = dict(targets=x["targets"], reference=ref, kl=True, reverse_kl=True, entropy=True)
+    options = {
+        "targets": x["targets"],
+        "reference": ref,
+        "kl": True,
+        "reverse_kl": True,
+        "entropy": True,
+    }
     a = token_stats(hidden=x["hidden"], head=Head(weight=x["weight"], bias=x["bias"]), **options)
-    b = token_stats(hidden=x["hidden"], head=Head(weight=x["weight"], bias=x["bias"] + 7), **options)
+    b = token_stats(
+        hidden=x["hidden"], head=Head(weight=x["weight"], bias=x["bias"] + 7), **options
+    )
     for name in FIELDS:
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-10)
 
@@ -263,7 +278,13 @@ def test_empty_input_gives_differentiable_zeros():
 def test_a_reference_that_cannot_answer_is_refused(kl, reverse):
     x = problem()
     head = Head(weight=x["weight"])
-    common = dict(hidden=x["hidden"], head=head, targets=x["targets"], kl=kl, reverse_kl=reverse)
+    common = {
+        "hidden": x["hidden"],
+        "head": head,
+        "targets": x["targets"],
+        "kl": kl,
+        "reverse_kl": reverse,
+    }
     for ref in (None, RefLogps(logp=torch.zeros(7))):
         with pytest.raises(ValueError, match="needs RefHidden"):
             token_stats(reference=ref, **common)
@@ -283,7 +304,11 @@ def test_tiles_stay_within_the_budget(memory_mb):
         (1, 77, 2048, 50_000), (300, 152_064), (1, 4), ("cpu", "cuda")
     ):
         size = tiles.plan(
-            tokens=tokens, vocabulary=vocabulary, buffers=buffers, memory_mb=memory_mb, device=device
+            tokens=tokens,
+            vocabulary=vocabulary,
+            buffers=buffers,
+            memory_mb=memory_mb,
+            device=device,
         )
         assert 1 <= size.tokens <= tokens and 1 <= size.vocabulary <= vocabulary
         assert 4 * buffers * size.tokens * size.vocabulary <= memory_mb * 2**20

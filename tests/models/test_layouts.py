@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, tiny_pairs
 
 from palate.data.layouts import collate
 from palate.kernels import Head, RefHidden
@@ -17,9 +16,10 @@ from palate.models.policy import Policy
 from palate.models.reference import AdapterOff, FrozenCopy, StartingPolicy
 from palate.recipes.schema import LoraRecipe
 from palate.testing import token_stats_oracle
+from tiny import FAMILIES, tiny_model, tiny_pairs
 
 # The models' norms and rotary embeddings are float32 inside, whatever the weights are.
-CLOSE = dict(atol=2e-5, rtol=1e-4)
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 def wide(family: str) -> torch.dtype:
@@ -89,7 +89,9 @@ def test_every_family_and_layout_equals_the_oracle(family, layout):
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2"])
 def test_frozen_head_with_adapters_equals_the_oracle(family, layout):
     torch.manual_seed(0)
-    policy = Policy(add_lora(tiny_model(family, dtype=wide(family)), LoraRecipe(r=4)).to(wide(family)))
+    policy = Policy(
+        add_lora(tiny_model(family, dtype=wide(family)), LoraRecipe(r=4)).to(wide(family))
+    )
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -127,14 +129,14 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
     assert needed_format(policy, kl=kl) == format
     pairs = tiny_pairs(6)
     masks = policy.mask_spec()
-    options = dict(folder=tmp_path, format=format, layout=layout, pad_id=0, masks=masks)
+    options = {"folder": tmp_path, "format": format, "layout": layout, "pad_id": 0, "masks": masks}
     first = cached_reference(source, pairs[:4], batch_size=3, **options)
     assert (first.counts.found, first.counts.computed) == (0, 4)
     cache = cached_reference(source, pairs, batch_size=3, **options)
     assert (cache.counts.found, cache.counts.computed) == (4, 2)
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in policy.named_parameters():
+        for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     batch = collate([pairs[i] for i in (5, 0, 2)], layout=layout, pad_id=0, masks=masks)
@@ -151,7 +153,13 @@ def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_pat
     from palate.errors import ModelError, RunError
 
     policy = Policy(tiny_model())
-    options = dict(folder=tmp_path, format="logps", layout="plain", pad_id=0, masks=policy.mask_spec())
+    options = {
+        "folder": tmp_path,
+        "format": "logps",
+        "layout": "plain",
+        "pad_id": 0,
+        "masks": policy.mask_spec(),
+    }
     pairs = tiny_pairs(3)
     cached_reference(StartingPolicy(policy, digest="a"), pairs, **options)
     other = cached_reference(StartingPolicy(policy, digest="b"), pairs, **options)

@@ -121,11 +121,12 @@ def collate(
     examples: list[Example] = list(items)  # type: ignore[arg-type]
     labels = [e.label for e in examples]
     mismatched = None
-    if all(e.mismatched_ids is not None for e in examples):
-        others = [
-            dataclasses.replace(e, response_ids=e.mismatched_ids, mismatched_ids=None)
-            for e in examples
-        ]
+    others = [
+        dataclasses.replace(e, response_ids=e.mismatched_ids, mismatched_ids=None)
+        for e in examples
+        if e.mismatched_ids is not None
+    ]
+    if len(others) == len(examples):
         mismatched = collate(others, layout="plain", pad_id=pad_id)
     sequences = [(e.prompt_ids, e.response_ids) for e in examples]
     return _batch(

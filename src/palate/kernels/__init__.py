@@ -85,7 +85,9 @@ def token_stats(
         raise ValueError("a token-level KL needs RefHidden or RefSummary, not log-probs alone")
     if isinstance(reference, RefSummary):
         if not shares_frozen_head(head):
-            raise ValueError("RefSummary is exact only with a frozen, shared head without soft-capping")
+            raise ValueError(
+                "RefSummary is exact only with a frozen, shared head without soft-capping"
+            )
         if reverse_kl:
             raise ValueError("KL(policy || ref) needs RefHidden: a summary holds E_ref[W] only")
 
@@ -104,10 +106,8 @@ def token_stats(
                 entropy=entropy,
                 memory_mb=memory_mb,
             )
-            return TokenStats(
-                logp=logp, ref_logp=ref_logp, kl=kl_, reverse_kl=reverse, entropy=ent
-            )
-        ref = dict(hidden=reference.hidden, head=head, targets=targets, memory_mb=memory_mb)
+            return TokenStats(logp=logp, ref_logp=ref_logp, kl=kl_, reverse_kl=reverse, entropy=ent)
+        ref = {"hidden": reference.hidden, "head": head, "targets": targets, "memory_mb": memory_mb}
         if kl:
             summary = summarise(**ref)  # type: ignore[arg-type]
             logp, kl_ = frozen_stats(

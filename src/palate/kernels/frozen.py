@@ -105,9 +105,7 @@ def stream(
     return lse, None if acc is None else acc.div_(total.unsqueeze(1))
 
 
-def summarise(
-    *, hidden: Tensor, head: Head, targets: Tensor, memory_mb: int = 256
-) -> RefSummary:
+def summarise(*, hidden: Tensor, head: Head, targets: Tensor, memory_mb: int = 256) -> RefSummary:
     """The reference's summary: everything exact KL needs of it under a frozen shared head.
 
     Args:
@@ -115,7 +113,9 @@ def summarise(
         targets: [N].
     """
     if head.softcap is not None:
-        raise ValueError("a soft-capped head has no summary: logits are not linear in the hidden state")
+        raise ValueError(
+            "a soft-capped head has no summary: logits are not linear in the hidden state"
+        )
     with torch.no_grad():
         lse, mean = stream(hidden, head, mean=True, exact_mean=True, memory_mb=memory_mb)
         assert mean is not None
@@ -140,7 +140,7 @@ class _LogProbs(torch.autograd.Function):
     """(logp [N], lse [N]) with closed-form gradients in the hidden states."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, head: Head, memory_mb: int
     ) -> tuple[Tensor, Tensor]:
         lse, mean = stream(hidden, head, mean=ctx.needs_input_grad[0], memory_mb=memory_mb)
@@ -150,7 +150,7 @@ class _LogProbs(torch.autograd.Function):
         return _target_logit(hidden, head, targets) - lse, lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         targets, mean = ctx.saved_tensors
         head: Head = ctx.head
         g_logp, g_lse = grads
@@ -176,7 +176,7 @@ def frozen_stats(
         hidden: [N, d]; gradients flow to it and to nothing else.
         summary: of the reference; without it no KL.
     """
-    logp, lse = _LogProbs.apply(hidden, targets, head, memory_mb)  # type: ignore[no-untyped-call]
+    logp, lse = _LogProbs.apply(hidden, targets, head, memory_mb)
     if summary is None:
         return logp, None
     # scale * e . h - scale * e . h_ref: both with the stored e, so its rounding acts on h - h_ref.

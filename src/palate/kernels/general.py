@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 
 from palate.kernels.stats import Head
-from palate.kernels.tiles import WeightTiles, exact_products, logits, low_precision, operand, plan, spans
+from palate.kernels.tiles import (
+    WeightTiles,
+    exact_products,
+    logits,
+    low_precision,
+    operand,
+    plan,
+    spans,
+)
 
 LOWEST = float("-inf")
 
@@ -87,13 +95,21 @@ class _Online:
         return self.sums[moment] / self.sums[0]
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[n] row-wise dot products of [n, v] matrices."""
-    return torch.einsum("nv,nv->n", a, b)
+def _dot(weights: Tensor, values: Tensor) -> Tensor:
+    """[n] row-wise dot products of [n, v] matrices; overwrites `values`.
+
+    Not an einsum: that would be a matrix product, and inside `exact_products` those read bf16.
+    """
+    return values.mul_(weights).sum(1)
 
 
 def _target_logit(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, cap: float | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    cap: float | None,
 ) -> Tensor:
     """[N] logits of the targets, float32 or better."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -107,7 +123,7 @@ class GeneralTokenStats(torch.autograd.Function):
     """See the module's text. Takes and returns tensors only; `general_stats` is the way in."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -150,27 +166,27 @@ class GeneralTokenStats(torch.autograd.Function):
                     z = logits(h[rows], rows_w, scratch.get("z", last - first, stop - start))
                     _finish(z, rows_b, shape.scale, shape.softcap)
                     weights = scratch.get("w", last - first, stop - start)
+                    policy.weights(rows, z, weights)
                     if with_ref:
                         r = logits(r_h[rows], rows_rw, scratch.get("r", last - first, stop - start))
                         _finish(r, rows_rb, shape.ref_scale, shape.ref_softcap)
-                    if shape.kl:
-                        ref.weights(rows, r, weights)
-                        gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
-                        if bias is not None:
-                            _masked(weights, gap)
-                        ref.sums[1, rows] += _dot(weights, gap)
-                    elif with_ref:
-                        ref.weights(rows, r, weights)
-                    policy.weights(rows, z, weights)
                     if shape.reverse_kl:
                         gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
                         if bias is not None:
                             _masked(weights, gap)
                         policy.sums[1, rows] += _dot(weights, gap)
                     if shape.entropy:
+                        own = scratch.get("d", last - first, stop - start).copy_(z)
                         if bias is not None:
-                            _masked(weights, z)
-                        policy.sums[2, rows] += _dot(weights, z)
+                            _masked(weights, own)
+                        policy.sums[2, rows] += _dot(weights, own)
+                    if with_ref:
+                        ref.weights(rows, r, weights)
+                    if shape.kl:
+                        gap = z.sub_(r)  # the last use of z
+                        if bias is not None:
+                            _masked(weights, gap)
+                        ref.sums[1, rows] += _dot(weights, gap)
         lse = policy.lse()
         z_y = _target_logit(hidden, weight, bias, targets, shape.scale, shape.softcap)
         logp = z_y - lse
@@ -201,7 +217,7 @@ class GeneralTokenStats(torch.autograd.Function):
         return logp, ref_logp, kl, reverse_kl, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (
             hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
             lse, ref_lse, mean_gap, mean_z, z_y,
@@ -235,7 +251,6 @@ class GeneralTokenStats(torch.autograd.Function):
             device=hidden.device.type,
         )
         narrow = low_precision(weight.dtype)
-        # The outer product with a narrow tile reads h as the tile's dtype: exact, h is of that dtype.
         h_sel = hidden[order]
         h = operand(h_sel)
         coefficients = [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
@@ -289,7 +304,7 @@ class GeneralTokenStats(torch.autograd.Function):
                             inner = gap if inner is None else inner.add_(gap)
                         p = r.sub_(ref_lse_s[rows].unsqueeze(1)).exp_()
                         g = q.mul_(factor if inner is None else inner.add_(factor))
-                        g.sub_(p.mul_(c_kl))
+                        g.addcmul_(p, c_kl, value=-1)
                     else:
                         g = q.mul_(factor if inner is None else inner.add_(factor))
                     if shape.softcap is not None:
@@ -315,7 +330,14 @@ class GeneralTokenStats(torch.autograd.Function):
                     assert w_grad is not None
                     # The targets' rows, before the one rounding to the head's dtype.
                     _add_targets(
-                        w_grad, start, stop, targets[order], h_sel, coefficients[0], z_y[order], shape
+                        w_grad,
+                        start,
+                        stop,
+                        targets[order],
+                        h_sel,
+                        coefficients[0],
+                        z_y[order],
+                        shape,
                     )
                     d_w[start:stop] = w_grad
         slope = _target_slope(coefficients[0], z_y[order], shape)
@@ -411,7 +433,7 @@ def general_stats(
         entropy=entropy,
         memory_mb=memory_mb,
     )
-    return GeneralTokenStats.apply(  # type: ignore[no-any-return, no-untyped-call]
+    return GeneralTokenStats.apply(  # type: ignore[no-any-return]
         hidden,
         head.weight,
         head.bias,

@@ -61,7 +61,7 @@ def exact_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or dtype != torch.bfloat16:
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:

@@ -46,7 +46,9 @@ def build_reference(
         live,
         items,
         folder=recipe.cache_dir or cache_root,
-        format=needed_format(policy, kl=kl) if recipe.path is None else ("hidden" if kl else "logps"),
+        format=needed_format(policy, kl=kl)
+        if recipe.path is None
+        else ("hidden" if kl else "logps"),
         layout=layout,
         pad_id=pad_id,
         masks=policy.mask_spec(),

@@ -51,7 +51,12 @@ VERSION = 1
 """Of the stored numbers: raised whenever the same inputs would give others."""
 SHARD_BYTES = 256 * 2**20
 VERIFY_SEQUENCES = 4
-VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.02}
+VERIFY_TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.06,
+    torch.float16: 0.02,
+}
 """Accepted mean difference of stored and live log-probs, nats a token: batches of other shapes
 round differently, another model is off by tenths and more."""
 
@@ -193,7 +198,8 @@ def cached_reference(
     )
     cache.folder.mkdir(parents=True, exist_ok=True)
     cache.index()
-    known, missing = [], []
+    known: list[Pair | Example] = []
+    missing: list[Pair | Example] = []
     for item in items:
         ours = item_keys(item)
         complete = all(k in cache._entries for k in ours)

@@ -15,7 +15,12 @@ from palate.testing import full_logits
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
 """Largest accepted difference of a log-prob, nats. A model that sees the wrong tokens is off by
 whole nats; bf16 attention sums differ by tenths at single tokens."""
-MEAN_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
+MEAN_TOLERANCE = {
+    torch.float64: 1e-7,
+    torch.float32: 2e-4,
+    torch.bfloat16: 0.06,
+    torch.float16: 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,7 @@ def layout_check(policy: Policy, pair: Pair | None = None) -> LayoutCheck:
     spec = policy.mask_spec()
     if pair is None:
         windows = [w for w in spec.windows.values() if w is not None]
-        vocabulary = policy.head_module().weight.shape[0]
-        pair = example_pair(int(vocabulary), min(windows) if windows else None)
+        pair = example_pair(policy.vocabulary, min(windows) if windows else None)
     was_training = policy.training
     policy.eval()
     try:
@@ -77,7 +81,8 @@ def layout_check(policy: Policy, pair: Pair | None = None) -> LayoutCheck:
 
 def _logps(policy: Policy, pair: Pair, layout: str, spec: MaskSpec) -> torch.Tensor:
     batch = collate([pair], layout=layout, pad_id=0, masks=spec)  # type: ignore[arg-type]
-    return policy(batch.to(policy.device)).logp
+    logp: torch.Tensor = policy(batch.to(policy.device)).logp
+    return logp
 
 
 def head_check(policy: Policy) -> None:
@@ -86,7 +91,7 @@ def head_check(policy: Policy) -> None:
     Raises:
         ModelError: the family transforms its logits in a way that is not known here.
     """
-    pair = example_pair(int(policy.head_module().weight.shape[0]), None)
+    pair = example_pair(policy.vocabulary, None)
     batch = collate([pair], layout="plain", pad_id=0).to(policy.device)
     ids = batch.inputs["input_ids"][:1, :8]
     was_training = policy.training

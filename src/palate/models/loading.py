@@ -88,7 +88,7 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> nn.Module:
     targets: Any = recipe.target_modules
     config = LoraConfig(
         r=recipe.r,
-        lora_alpha=recipe.alpha,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type] # PEFT divides; a float serves
         lora_dropout=recipe.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=["lm_head"],
@@ -131,7 +131,9 @@ def weights_digest(model: nn.Module) -> str:
     """Hex SHA-256 over names, dtypes, shapes and bytes of all weights but adapters'."""
     digest = hashlib.sha256()
     named = {
-        name.removeprefix("hf.").removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        name.removeprefix("hf.")
+        .removeprefix("base_model.model.")
+        .replace(".base_layer", ""): tensor
         for name, tensor in model.state_dict().items()
         if "lora_" not in name
     }

@@ -52,11 +52,16 @@ class Policy(nn.Module):
         return self.head_module().weight.dtype  # type: ignore[return-value]
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        return len(self.head().weight)
+
+    @property
     def has_adapters(self) -> bool:
         return hasattr(self.hf, "disable_adapter")
 
     def head_module(self) -> nn.Module:
-        module = self.base.get_output_embeddings()
+        module: nn.Module | None = self.base.get_output_embeddings()
         if module is None or not isinstance(getattr(module, "weight", None), Tensor):
             raise ModelError(f"{type(self.base).__name__} has no vocabulary head")
         return module
@@ -86,7 +91,9 @@ class Policy(nn.Module):
         if getattr(config, "use_sliding_window", True) is False:
             window = None
         if "sliding_attention" in types:
-            return MaskSpec(windows={t: window if t == "sliding_attention" else None for t in types})
+            return MaskSpec(
+                windows={t: window if t == "sliding_attention" else None for t in types}
+            )
         return MaskSpec(windows={"": None if types else window})
 
     def hidden(self, batch: SequenceBatch) -> Tensor:

@@ -121,7 +121,7 @@ def build_live_reference(
     """
     if recipe.path is not None:
         other = Policy(load_model(model, recipe.path), memory_mb=policy.memory_mb)
-        theirs, ours = (len(p.head_module().weight) for p in (other, policy))  # type: ignore[arg-type]
+        theirs, ours = other.vocabulary, policy.vocabulary
         if theirs != ours:
             raise ModelError(
                 f"{recipe.path}: reference vocabulary {theirs}, policy vocabulary {ours}"
@@ -136,4 +136,3 @@ def build_live_reference(
         # Adapters sit inside the layers, so a plain copy comes from the base model's files.
         return FrozenCopy(Policy(load_model(model), memory_mb=policy.memory_mb), digest=digest)
     return FrozenCopy(Policy(copy.deepcopy(policy.hf), memory_mb=policy.memory_mb), digest=digest)
-

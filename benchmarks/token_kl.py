@@ -1,0 +1,221 @@
+"""Peak memory and time of TDPO2's loss, forward and backward, at the vocabulary head.
+
+    python benchmarks/token_kl.py [--tokens 2048] [--width 640] [--vocabularies 152064 262144]
+                                  [--dtype bfloat16] [--device cpu] [--repeats 3]
+
+One run, each case in a process of its own (so that its peak is its own), the same weights, hidden
+states and targets:
+
+  full      as the paper's code does it: float32 logits of policy and reference, log_softmax of
+            one, softmax().log() of the other, four distributions alive (the definition, on which
+            the other cases' loss is checked)
+  general   palate's operator with a trained head, live reference
+  frozen    palate's operator with a frozen head, cached reference
+  ... each for TDPO2, and for DPO on the same path
+
+Peak memory is what the process gained over weights, hidden states and cache (resident memory on
+CPU, allocated on CUDA); gradients of the head count where it is trained. Prints a table and, as
+the last lines, the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from palate.kernels import Head, RefHidden, RefInputs, RefLogps, summarise, token_stats
+
+BETA, ALPHA = 0.1, 0.5
+CASES = ("full-tdpo2", "general-tdpo2", "general-dpo", "frozen-tdpo2", "frozen-dpo")
+
+
+def tdpo2(logp: Tensor, ref_logp: Tensor, kl: Tensor | None, sides: Tensor) -> Tensor:
+    """Sum over pairs; tokens are [pair, side] blocks, `sides` their sequence (even = chosen)."""
+    n = int(sides.max()) + 1
+
+    def total(x: Tensor) -> Tensor:
+        return torch.zeros(n, dtype=x.dtype, device=x.device).index_add(0, sides, x)
+
+    m = total(logp - ref_logp)
+    u = m[0::2] - m[1::2]
+    if kl is not None:
+        k = total(kl)
+        u = u - ALPHA * (k[1::2] - k[0::2].detach())
+    return -torch.nn.functional.logsigmoid(BETA * u).sum()
+
+
+def full_logits_tdpo2(
+    h: Tensor, w: Tensor, h_ref: Tensor, w_ref: Tensor, y: Tensor, sides: Tensor
+) -> Tensor:
+    """The paper's order of operations on whole [N, V] tensors."""
+    logits = (h @ w.T).to(torch.float32)
+    with torch.no_grad():
+        ref_logits = (h_ref @ w_ref.T).to(torch.float32)
+    vocab_logps = logits.log_softmax(-1)
+    reference_vocab_ps = ref_logits.softmax(-1)
+    reference_vocab_logps = reference_vocab_ps.log()
+    kl = (reference_vocab_ps * (reference_vocab_logps - vocab_logps)).sum(-1)
+    logp = vocab_logps.gather(-1, y[:, None]).squeeze(-1)
+    ref_logp = reference_vocab_logps.gather(-1, y[:, None]).squeeze(-1)
+    return tdpo2(logp, ref_logp, kl, sides)
+
+
+def make(args: argparse.Namespace, case: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """(loss function, leaves) of one case."""
+    torch.manual_seed(0)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    n, v, d = args.tokens, args.vocabulary, args.width
+    w = (torch.randn(v, d) * (6 / d**0.5)).to(device, dtype)
+    h_ref = torch.randn(n, d).to(device, dtype)
+    h = (h_ref + 0.05 * torch.randn(n, d).to(device, dtype)).detach().requires_grad_()
+    y = torch.randint(v, (n,), device=device)
+    sides = (torch.arange(n, device=device) * 4).div(n, rounding_mode="floor")
+    if case == "full-tdpo2":
+        trained = w.clone().requires_grad_()
+        return lambda: full_logits_tdpo2(h, trained, h_ref, w, y, sides), [h, trained]
+    kl = case.endswith("tdpo2")
+    reference: RefInputs
+    if case.startswith("general"):
+        head, leaves = Head(weight=w.clone().requires_grad_()), [h]
+        leaves.append(head.weight)
+        reference = RefHidden(hidden=h_ref, head=Head(weight=w))
+    else:
+        head, leaves = Head(weight=w), [h]
+        summary = summarise(hidden=h_ref, head=head, targets=y)
+        reference = summary if kl else RefLogps(logp=summary.logp)
+
+    def loss() -> Tensor:
+        stats = token_stats(hidden=h, head=head, targets=y, reference=reference, kl=kl)
+        assert stats.ref_logp is not None
+        return tdpo2(stats.logp, stats.ref_logp, stats.kl, sides)
+
+    return loss, leaves
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4096
+
+
+class Peak:
+    """Peak bytes gained inside a `with` block."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.bytes = 0
+
+    def __enter__(self) -> Peak:
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return self
+        self.start, self.top, self.done = resident(), resident(), threading.Event()
+
+        def watch() -> None:
+            while not self.done.wait(0.005):
+                self.top = max(self.top, resident())
+
+        self.thread = threading.Thread(target=watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+            self.bytes = torch.cuda.max_memory_allocated() - self.start
+            return
+        self.done.set()
+        self.thread.join()
+        self.bytes = max(self.top, resident()) - self.start
+
+
+def run_case(args: argparse.Namespace) -> None:
+    loss, leaves = make(args, args.case)
+    times, value = [], 0.0
+    peak = Peak(args.device)
+    for repeat in range(args.repeats):
+        for leaf in leaves:
+            leaf.grad = None
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        if repeat == 0:
+            with peak:
+                out = loss()
+                out.backward()
+        else:
+            out = loss()
+            out.backward()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        value = float(out.detach())
+    print(json.dumps({"seconds": statistics.median(times), "bytes": peak.bytes, "loss": value}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[152_064, 262_144])
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=4, help="the first one is not timed")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        run_case(args)
+        return
+    lines = []
+    print(f"{args.tokens} response tokens, width {args.width}, {args.dtype}, {args.device}")
+    print(f"{'vocabulary':>10} {'case':>14} {'seconds':>9} {'peak MB':>9} {'loss':>10}")
+    for vocabulary in args.vocabularies:
+        result = {}
+        for case in CASES:
+            out = subprocess.run(
+                [sys.executable, __file__, "--case", case, "--vocabulary", str(vocabulary),
+                 "--tokens", str(args.tokens), "--width", str(args.width),
+                 "--dtype", args.dtype, "--device", args.device, "--repeats", str(args.repeats)],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            if out.returncode:
+                raise SystemExit(f"{case} at {vocabulary} failed:\n{out.stderr}")
+            r = result[case] = json.loads(out.stdout.splitlines()[-1])
+            print(
+                f"{vocabulary:>10} {case:>14} {r['seconds']:>9.3f} {r['bytes'] / 1e6:>9.0f} "
+                f"{r['loss']:>10.5f}"
+            )
+
+        def ratio(a: str, b: str, what: str, result: dict = result) -> float:
+            return (
+                result[a][what] / max(result[b][what], 1)
+                if what == "bytes"
+                else (result[a][what] / result[b][what])
+            )
+
+        lines += [
+            f"V={vocabulary}: full / general, peak memory: "
+            f"{ratio('full-tdpo2', 'general-tdpo2', 'bytes'):.1f}x",
+            f"V={vocabulary}: full / general, time: "
+            f"{ratio('full-tdpo2', 'general-tdpo2', 'seconds'):.2f}x",
+            f"V={vocabulary}: TDPO2 / DPO, trained head, time: "
+            f"{ratio('general-tdpo2', 'general-dpo', 'seconds'):.2f}x",
+            f"V={vocabulary}: TDPO2 / DPO, frozen head and cached reference, time: "
+            f"{ratio('frozen-tdpo2', 'frozen-dpo', 'seconds'):.2f}x",
+        ]
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""DPO, full fine-tuning: TRL's DPOTrainer against `palate tune`, in one run.
+
+    python benchmarks/vs_trl_dpo.py MODEL [--pairs 4] [--prompt 200] [--response 100] [--steps 5]
+
+Same model, pairs, dtype (bfloat16), batch, optimizer (AdamW, constant rate), separate frozen
+reference, no packing, no checkpointing of activations. Every step sees all pairs, so that the order
+in which either side shuffles does not matter and the losses can be compared step by step. Each side
+runs in a process of its own, one after the other; the first step is not timed. MODEL is a local
+folder or hub name; the packaged small model is prepared when MODEL is left out.
+
+The last line is the ratio of pairs per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -> None:
+    """Pairs of random dictionary words whose token counts are exact: one token a word."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rng = random.Random(0)
+    limit = min(len(tokenizer), 60_000)
+    words = []
+    for token in tokenizer.convert_ids_to_tokens(range(limit // 30, limit)):
+        word = token.replace("\u0120", " ").replace("\u2581", " ")
+        if word[:1] == " " and word[1:].isascii() and word[1:].isalpha():
+            words.append(word)
+
+    def text(n: int) -> str:
+        return "".join(rng.sample(words, n))
+
+    # The beginning-of-text token counts in the prompt, the end-of-text one in the response.
+    has_bos = len(tokenizer("")["input_ids"]) > 0
+    rows = [
+        {
+            "prompt": text(prompt - has_bos),
+            "chosen": text(response - 1),
+            "rejected": text(response - 1),
+        }
+        for _ in range(count)
+    ]
+    for row in rows:
+        ids = tokenizer(row["prompt"] + row["chosen"])["input_ids"]
+        if len(ids) != prompt + response - 1:
+            raise SystemExit(f"{model}: words are not single tokens ({len(ids)} tokens)")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run_trl(args: argparse.Namespace) -> None:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.seconds.append(time.perf_counter() - self.start)
+
+    clock = Clock()
+    rows = [json.loads(line) for line in args.data.read_text().splitlines()]
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16) for _ in range(2)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DPOTrainer(
+            policy,
+            reference,
+            args=DPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=len(rows),
+                max_steps=args.steps,
+                learning_rate=args.learning_rate,
+                lr_scheduler_type="constant",
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                max_length=None,
+                logging_steps=1,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(args.model),
+            callbacks=[clock],
+        )
+        trainer.train()
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    finish(clock.seconds, losses)
+
+
+def run_palate(args: argparse.Namespace) -> None:
+    from palate import tune
+    from palate.recipes.schema import TuneRecipe
+
+    rows = len(args.data.read_text().splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = TuneRecipe.model_validate(
+            {
+                "output_dir": str(Path(folder) / "run"),
+                "model": {"path": args.model, "dtype": "bfloat16"},
+                "data": {"train": [{"path": str(args.data)}]},
+                "loss": {"type": args.loss},
+                "train": {
+                    "batch_size_pairs": rows,
+                    "micro_batch_size_pairs": rows,
+                    "max_steps": args.steps,
+                    "learning_rate": args.learning_rate,
+                    "scheduler": "constant",
+                    "master_weights": "none",
+                },
+            }
+        )
+        result = tune(recipe)
+        lines = (result.path / "metrics.jsonl").read_text().splitlines()
+    train = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
+    finish([entry["seconds"] for entry in train], [entry["loss"] for entry in train])
+
+
+def finish(seconds: list[float], losses: list[float]) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print("RESULT " + json.dumps({"seconds": seconds, "losses": losses, "peak": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=200)
+    parser.add_argument("--response", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--loss", default="dpo", help="of palate's side")
+    parser.add_argument("--side", choices=["trl", "palate"], help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        (run_trl if args.side == "trl" else run_palate)(args)
+        return
+    if args.model is None:
+        from palate.demo import packaged_model
+
+        args.model = str(packaged_model())
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "pairs.jsonl"
+        make_pairs(args.model, args.pairs, args.prompt, args.response, data)
+        for side in ("trl", "palate"):
+            command = [
+                sys.executable, __file__, args.model, "--side", side, "--data", str(data),
+                "--steps", str(args.steps), "--learning-rate", str(args.learning_rate),
+                "--loss", args.loss,
+            ]  # fmt: skip
+            out = subprocess.run(command, capture_output=True, text=True)
+            found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
+            if out.returncode or not found:
+                raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
+            results[side] = json.loads(found[0][7:])
+    print(
+        f"{args.pairs} pairs a step, prompts of {args.prompt} and responses of {args.response} "
+        f"tokens, bfloat16, full fine-tuning; median of {args.steps - 1} steps"
+    )
+    print(f"{'':>8} {'s/step':>8} {'pairs/s':>8} {'peak GB':>8}  losses")
+    speed = {}
+    for side, r in results.items():
+        step = statistics.median(r["seconds"][1:])
+        speed[side] = args.pairs / step
+        losses = " ".join(f"{x:.4f}" for x in r["losses"])
+        print(f"{side:>8} {step:>8.2f} {speed[side]:>8.3f} {r['peak'] / 1e9:>8.2f}  {losses}")
+    gap = max(
+        abs(a - b)
+        for a, b in zip(results["trl"]["losses"], results["palate"]["losses"], strict=True)
+    )
+    print(f"largest difference of the losses: {gap:.4f}")
+    print(f"peak memory, TRL / palate: {results['trl']['peak'] / results['palate']['peak']:.2f}x")
+    print(f"{speed['palate'] / speed['trl']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from palate.kernels.inputs import RefSummary
 from palate.kernels.stats import Head
+from palate.kernels.streaming import target_logits
 from palate.kernels.tiles import (
     WeightTiles,
     exact_products,
@@ -121,19 +122,11 @@ def summarise(*, hidden: Tensor, head: Head, targets: Tensor, memory_mb: int = 2
         assert mean is not None
         wide = lse.dtype
         return RefSummary(
-            logp=_target_logit(hidden, head, targets) - lse,
+            logp=target_logits(hidden, head.weight, head.bias, targets, head.scale, None) - lse,
             lse=lse,
             mean_embedding=mean,
             mean_dot=head.scale * (mean * hidden.to(wide)).sum(-1),
         )
-
-
-def _target_logit(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    z = (hidden.to(wide) * head.weight[targets].to(wide)).sum(-1)
-    if head.bias is not None:
-        z = z + head.bias[targets].to(wide)
-    return z * head.scale
 
 
 class _LogProbs(torch.autograd.Function):
@@ -147,7 +140,7 @@ class _LogProbs(torch.autograd.Function):
         ctx.head, ctx.dtype = head, hidden.dtype
         ctx.save_for_backward(targets, mean)
         ctx.set_materialize_grads(False)
-        return _target_logit(hidden, head, targets) - lse, lse
+        return target_logits(hidden, head.weight, head.bias, targets, head.scale, None) - lse, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -26,6 +26,14 @@ import torch
 from torch import Tensor
 
 from palate.kernels.stats import Head
+from palate.kernels.streaming import (
+    OnlineSums,
+    Scratch,
+    finish_logits,
+    row_dot,
+    target_logits,
+    zero_where_excluded,
+)
 from palate.kernels.tiles import (
     WeightTiles,
     exact_products,
@@ -35,8 +43,6 @@ from palate.kernels.tiles import (
     plan,
     spans,
 )
-
-LOWEST = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -51,72 +57,6 @@ class Shape:
     reverse_kl: bool
     entropy: bool
     memory_mb: int
-
-
-def _finish(z: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Raw products to logits, in place."""
-    if bias is not None:
-        z.add_(bias)
-    if scale != 1.0:
-        z.mul_(scale)
-    if softcap is not None:
-        z.div_(softcap).tanh_().mul_(softcap)
-    return z
-
-
-def _masked(p: Tensor, value: Tensor) -> Tensor:
-    """value with 0 wherever p is 0: excluded tokens (logit -inf on both sides) count nothing."""
-    return value.masked_fill_(p == 0, 0.0)
-
-
-class _Online:
-    """Running logsumexp of [N] rows and running sums weighted by exp(logit - maximum)."""
-
-    def __init__(self, n: int, moments: int, like: Tensor) -> None:
-        self.maximum = like.new_full((n,), LOWEST)
-        self.sums = like.new_zeros(1 + moments, n)
-
-    def weights(self, rows: slice, z: Tensor, out: Tensor) -> Tensor:
-        """exp(z - maximum) into `out`, after raising the maximum of `rows` to cover z."""
-        before = self.maximum[rows]
-        now = torch.maximum(before, z.amax(1))
-        # A row of nothing but -inf so far keeps a finite shift, so that exp gives 0 and not nan.
-        shift = now.clamp(min=torch.finfo(z.dtype).min)
-        self.sums[:, rows] *= torch.exp(before - shift)
-        self.maximum[rows] = now
-        torch.sub(z, shift.unsqueeze(1), out=out).exp_()
-        self.sums[0, rows] += out.sum(1)
-        return out
-
-    def lse(self) -> Tensor:
-        return self.maximum + self.sums[0].log()
-
-    def mean(self, moment: int) -> Tensor:
-        return self.sums[moment] / self.sums[0]
-
-
-def _dot(weights: Tensor, values: Tensor) -> Tensor:
-    """[n] row-wise dot products of [n, v] matrices; overwrites `values`.
-
-    Not an einsum: that would be a matrix product, and inside `exact_products` those read bf16.
-    """
-    return values.mul_(weights).sum(1)
-
-
-def _target_logit(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    scale: float,
-    cap: float | None,
-) -> Tensor:
-    """[N] logits of the targets, float32 or better."""
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    z = (hidden.to(wide) * weight[targets].to(wide)).sum(-1)
-    if bias is not None:
-        z = z + bias[targets].to(wide)
-    return _finish(z, None, scale, cap)
 
 
 class GeneralTokenStats(torch.autograd.Function):
@@ -147,13 +87,13 @@ class GeneralTokenStats(torch.autograd.Function):
             memory_mb=shape.memory_mb,
             device=device.type,
         )
-        policy = _Online(n, 2, like)
-        ref = _Online(n, 1, like)
+        policy = OnlineSums(n, 2, like)
+        ref = OnlineSums(n, 1, like)
         h, tiles = operand(hidden), WeightTiles(weight, size.vocabulary)
         if ref_hidden is not None:
             assert ref_weight is not None
             r_h, r_tiles = operand(ref_hidden), WeightTiles(ref_weight, size.vocabulary)
-        scratch = _Scratch(like)
+        scratch = Scratch(like)
         with exact_products(hidden.dtype, device):
             for start, stop in spans(vocabulary, size.vocabulary):
                 rows_w = tiles.operand(start, stop)
@@ -164,37 +104,37 @@ class GeneralTokenStats(torch.autograd.Function):
                 for first, last in spans(n, size.tokens):
                     rows = slice(first, last)
                     z = logits(h[rows], rows_w, scratch.get("z", last - first, stop - start))
-                    _finish(z, rows_b, shape.scale, shape.softcap)
+                    finish_logits(z, rows_b, shape.scale, shape.softcap)
                     weights = scratch.get("w", last - first, stop - start)
                     policy.weights(rows, z, weights)
                     if with_ref:
                         r = logits(r_h[rows], rows_rw, scratch.get("r", last - first, stop - start))
-                        _finish(r, rows_rb, shape.ref_scale, shape.ref_softcap)
+                        finish_logits(r, rows_rb, shape.ref_scale, shape.ref_softcap)
                     if shape.reverse_kl:
                         gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
                         if bias is not None:
-                            _masked(weights, gap)
-                        policy.sums[1, rows] += _dot(weights, gap)
+                            zero_where_excluded(weights, gap)
+                        policy.sums[1, rows] += row_dot(weights, gap)
                     if shape.entropy:
                         own = scratch.get("d", last - first, stop - start).copy_(z)
                         if bias is not None:
-                            _masked(weights, own)
-                        policy.sums[2, rows] += _dot(weights, own)
+                            zero_where_excluded(weights, own)
+                        policy.sums[2, rows] += row_dot(weights, own)
                     if with_ref:
                         ref.weights(rows, r, weights)
                     if shape.kl:
                         gap = z.sub_(r)  # the last use of z
                         if bias is not None:
-                            _masked(weights, gap)
-                        ref.sums[1, rows] += _dot(weights, gap)
+                            zero_where_excluded(weights, gap)
+                        ref.sums[1, rows] += row_dot(weights, gap)
         lse = policy.lse()
-        z_y = _target_logit(hidden, weight, bias, targets, shape.scale, shape.softcap)
+        z_y = target_logits(hidden, weight, bias, targets, shape.scale, shape.softcap)
         logp = z_y - lse
         ref_logp = kl = reverse_kl = entropy = ref_lse = mean_gap = mean_z = None
         if ref_hidden is not None:
             assert ref_weight is not None
             ref_lse = ref.lse()
-            r_y = _target_logit(
+            r_y = target_logits(
                 ref_hidden, ref_weight, ref_bias, targets, shape.ref_scale, shape.ref_softcap
             )
             ref_logp = r_y - ref_lse
@@ -263,7 +203,7 @@ class GeneralTokenStats(torch.autograd.Function):
             r_tiles = WeightTiles(ref_weight, size.vocabulary)
             ref_lse_s = ref_lse[order[:n_ref]]
         d_h_sel = torch.zeros(h_sel.shape, dtype=wide, device=hidden.device) if need_h else None
-        scratch = _Scratch(lse)
+        scratch = Scratch(lse)
         # Order of the ranges: spans never cross from rows with a reference to rows without.
         ranges = [*spans(n_ref, size.tokens)]
         ranges += [(a + n_ref, b + n_ref) for a, b in spans(n - n_ref, size.tokens)]
@@ -283,7 +223,7 @@ class GeneralTokenStats(torch.autograd.Function):
                     count = last - first
                     c_logp, c_kl, c_rkl, c_ent = (c[rows].unsqueeze(1) for c in coefficients)
                     z = logits(h[rows], rows_w, scratch.get("z", count, width))
-                    _finish(z, rows_b, shape.scale, shape.softcap)
+                    finish_logits(z, rows_b, shape.scale, shape.softcap)
                     q = torch.sub(z, lse_s[rows].unsqueeze(1), out=scratch.get("q", count, width))
                     q.exp_()
                     factor = c_kl - c_logp
@@ -291,16 +231,16 @@ class GeneralTokenStats(torch.autograd.Function):
                         # -e q (z - E_q z), merged with the multiples of q.
                         inner = torch.sub(z, mean_z_s[rows].unsqueeze(1)).mul_(-c_ent)
                         if bias is not None:
-                            _masked(q, inner)
+                            zero_where_excluded(q, inner)
                     else:
                         inner = None
                     if first < n_ref:
                         r = logits(r_h[rows], rows_rw, scratch.get("r", count, width))
-                        _finish(r, rows_rb, shape.ref_scale, shape.ref_softcap)
+                        finish_logits(r, rows_rb, shape.ref_scale, shape.ref_softcap)
                         if mean_gap_s is not None:
                             gap = torch.sub(z, r).sub_(mean_gap_s[rows].unsqueeze(1)).mul_(c_rkl)
                             if bias is not None:
-                                _masked(q, gap)
+                                zero_where_excluded(q, gap)
                             inner = gap if inner is None else inner.add_(gap)
                         p = r.sub_(ref_lse_s[rows].unsqueeze(1)).exp_()
                         g = q.mul_(factor if inner is None else inner.add_(factor))
@@ -386,20 +326,6 @@ def _add_targets(
         w_grad.index_add_(
             0, targets[here] - start, slope.unsqueeze(1) * hidden[here].to(w_grad.dtype)
         )
-
-
-class _Scratch:
-    """Reused tile buffers, by name."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.buffers: dict[str, Tensor] = {}
-
-    def get(self, name: str, rows: int, columns: int) -> Tensor:
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < rows * columns:
-            buffer = self.buffers[name] = self.like.new_empty(rows * columns)
-        return buffer[: rows * columns].view(rows, columns)
 
 
 def general_stats(

@@ -6,12 +6,14 @@
 One run, each case in a process of its own (so that its peak is its own), the same weights, hidden
 states and targets:
 
-  full      as the paper's code does it: float32 logits of policy and reference, log_softmax of
-            one, softmax().log() of the other, four distributions alive (the definition, on which
-            the other cases' loss is checked)
+  full      as the paper's code does it: bf16 logits of policy and reference made float32,
+            log_softmax of one, softmax().log() of the other, four distributions alive
   general   palate's operator with a trained head, live reference
   frozen    palate's operator with a frozen head, cached reference
   ... each for TDPO2, and for DPO on the same path
+
+The last column is the error of the mean per-token KL against float64 logits: rounding the logits to
+bf16 before they are subtracted biases it.
 
 Peak memory is what the process gained over weights, hidden states and cache (resident memory on
 CPU, allocated on CUDA); gradients of the head count where it is trained. Prints a table and, as
@@ -33,8 +35,10 @@ import torch
 from torch import Tensor
 
 from palate.kernels import Head, RefHidden, RefInputs, RefLogps, summarise, token_stats
+from palate.testing import token_stats_oracle
 
 BETA, ALPHA = 0.1, 0.5
+ORACLE_TOKENS = 128
 CASES = ("full-tdpo2", "general-tdpo2", "general-dpo", "frozen-tdpo2", "frozen-dpo")
 
 
@@ -69,8 +73,10 @@ def full_logits_tdpo2(
     return tdpo2(logp, ref_logp, kl, sides)
 
 
-def make(args: argparse.Namespace, case: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """(loss function, leaves) of one case."""
+def make(
+    args: argparse.Namespace, case: str
+) -> tuple[Callable[[], Tensor], list[Tensor], Callable[[], float]]:
+    """(loss function, leaves, error of the mean KL) of one case."""
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     n, v, d = args.tokens, args.vocabulary, args.width
@@ -79,9 +85,26 @@ def make(args: argparse.Namespace, case: str) -> tuple[Callable[[], Tensor], lis
     h = (h_ref + 0.05 * torch.randn(n, d).to(device, dtype)).detach().requires_grad_()
     y = torch.randint(v, (n,), device=device)
     sides = (torch.arange(n, device=device) * 4).div(n, rounding_mode="floor")
+
+    def oracle() -> float:
+        k = slice(0, ORACLE_TOKENS)
+        ref = RefHidden(hidden=h_ref[k], head=Head(weight=w))
+        stats = token_stats_oracle(
+            hidden=h[k].detach(), head=Head(weight=w), targets=y[k], reference=ref, kl=True
+        )
+        assert stats.kl is not None
+        return float(stats.kl.mean())
+
     if case == "full-tdpo2":
         trained = w.clone().requires_grad_()
-        return lambda: full_logits_tdpo2(h, trained, h_ref, w, y, sides), [h, trained]
+
+        def full_error() -> float:
+            k = slice(0, ORACLE_TOKENS)
+            p = (h_ref[k] @ w.T).float().softmax(-1)
+            q = (h[k] @ w.T).float().log_softmax(-1)
+            return float((p * (p.log() - q)).sum(-1).double().mean() - oracle())
+
+        return lambda: full_logits_tdpo2(h, trained, h_ref, w, y, sides), [h, trained], full_error
     kl = case.endswith("tdpo2")
     reference: RefInputs
     if case.startswith("general"):
@@ -98,7 +121,14 @@ def make(args: argparse.Namespace, case: str) -> tuple[Callable[[], Tensor], lis
         assert stats.ref_logp is not None
         return tdpo2(stats.logp, stats.ref_logp, stats.kl, sides)
 
-    return loss, leaves
+    def error() -> float:
+        with torch.no_grad():
+            stats = token_stats(hidden=h, head=head, targets=y, reference=reference, kl=kl)
+        if stats.kl is None:
+            return 0.0
+        return float(stats.kl[:ORACLE_TOKENS].double().mean() - oracle())
+
+    return loss, leaves, error
 
 
 def resident() -> int:
@@ -140,7 +170,7 @@ class Peak:
 
 
 def run_case(args: argparse.Namespace) -> None:
-    loss, leaves = make(args, args.case)
+    loss, leaves, error = make(args, args.case)
     times, value = [], 0.0
     peak = Peak(args.device)
     for repeat in range(args.repeats):
@@ -160,7 +190,10 @@ def run_case(args: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         value = float(out.detach())
-    print(json.dumps({"seconds": statistics.median(times), "bytes": peak.bytes, "loss": value}))
+    result = {"seconds": statistics.median(times), "bytes": peak.bytes, "loss": value}
+    with torch.no_grad():
+        result["error"] = error()
+    print(json.dumps(result))
 
 
 def main() -> None:
@@ -179,9 +212,12 @@ def main() -> None:
         return
     lines = []
     print(f"{args.tokens} response tokens, width {args.width}, {args.dtype}, {args.device}")
-    print(f"{'vocabulary':>10} {'case':>14} {'seconds':>9} {'peak MB':>9} {'loss':>10}")
+    print(
+        f"{'vocabulary':>10} {'case':>14} {'seconds':>9} {'peak MB':>9} {'loss':>10} "
+        f"{'KL error':>10}"
+    )
     for vocabulary in args.vocabularies:
-        result = {}
+        result: dict[str, dict[str, float]] = {}
         for case in CASES:
             out = subprocess.run(
                 [sys.executable, __file__, "--case", case, "--vocabulary", str(vocabulary),
@@ -194,15 +230,11 @@ def main() -> None:
             r = result[case] = json.loads(out.stdout.splitlines()[-1])
             print(
                 f"{vocabulary:>10} {case:>14} {r['seconds']:>9.3f} {r['bytes'] / 1e6:>9.0f} "
-                f"{r['loss']:>10.5f}"
+                f"{r['loss']:>10.5f} {r['error']:>10.1e}"
             )
 
-        def ratio(a: str, b: str, what: str, result: dict = result) -> float:
-            return (
-                result[a][what] / max(result[b][what], 1)
-                if what == "bytes"
-                else (result[a][what] / result[b][what])
-            )
+        def ratio(a: str, b: str, what: str, result: dict[str, dict[str, float]] = result) -> float:
+            return result[a][what] / result[b][what]
 
         lines += [
             f"V={vocabulary}: full / general, peak memory: "

@@ -1,0 +1,16 @@
+"""Typed recipes: one YAML file, dotted overrides, one line for every mistake. Imports no torch."""
+
+from palate.recipes.help import help_for
+from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
+from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+
+__all__ = [
+    "DemoRecipe",
+    "EvalRecipe",
+    "SftRecipe",
+    "TuneRecipe",
+    "help_for",
+    "load_recipe",
+    "resolve_yaml",
+    "shipped_recipes",
+]

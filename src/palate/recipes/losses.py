@@ -6,17 +6,38 @@ The field names of a class are exactly the keyword arguments of the function in
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Strict(BaseModel):
-    """Base of every recipe node: unknown keys are errors, values are frozen."""
+    """Base of every recipe node: unknown keys are errors, values are frozen and finite."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What contradicts what: (dotted key below this node, message) each."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_problems(self) -> Self:
+        found: list[tuple[str, str]] = list(self.problems())
+        if found:
+            context: dict[str, Any] = {
+                "problems": found,
+                "text": "; ".join(f"`{key}`: {message}" for key, message in found),
+            }
+            raise PydanticCustomError("problems", "{text}", context)
+        return self
 
 
 Probability = Annotated[float, Field(ge=0.0, lt=0.5)]
@@ -25,7 +46,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 class LossBase(Strict):
     weight: Positive = 1.0
-    """Multiplies this loss inside a mixture."""
+    """Multiplies this loss; only inside a mixture."""
 
 
 class Dpo(LossBase):
@@ -44,7 +65,11 @@ class RobustDpo(LossBase):
     type: Literal["rdpo"] = "rdpo"
     beta: Positive = 0.1
     label_smoothing: Probability = 0.1
-    """Probability that a label is flipped."""
+    """Probability that a label is flipped; above 0."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.label_smoothing == 0:
+            yield "label_smoothing", "rdpo without flipped labels is dpo: use `type: dpo`"
 
 
 class Ipo(LossBase):
@@ -112,7 +137,12 @@ class FDpo(LossBase):
     beta: Positive = 0.1
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Only for divergence: alpha (default 0.5 there)."""
+    """Only for divergence: alpha (default 0.5 there). The paper's: towards 0 is reverse_kl, towards
+    1 forward_kl; TRL's coefficient is 1 - alpha."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.alpha is not None and self.divergence != "alpha":
+            yield "alpha", f"only for `divergence: alpha`, not for {self.divergence}"
 
 
 class Tdpo1(LossBase):
@@ -120,8 +150,6 @@ class Tdpo1(LossBase):
 
     type: Literal["tdpo1"] = "tdpo1"
     beta: Positive = 0.1
-    reward: Literal["trained", "released"] = "trained"
-    """Logged rewards: of the trained argument, or beta (m + K) as the released code logs."""
 
 
 class Tdpo2(LossBase):
@@ -142,19 +170,7 @@ class Sft(LossBase):
 
 
 SingleLoss = Annotated[
-    Dpo
-    | RobustDpo
-    | Ipo
-    | Hinge
-    | SimPo
-    | DpoNorm
-    | Kto
-    | Orpo
-    | Cpo
-    | FDpo
-    | Tdpo1
-    | Tdpo2
-    | Sft,
+    Dpo | RobustDpo | Ipo | Hinge | SimPo | DpoNorm | Kto | Orpo | Cpo | FDpo | Tdpo1 | Tdpo2 | Sft,
     Field(discriminator="type"),
 ]
 
@@ -164,6 +180,11 @@ class Mixture(Strict):
 
     type: Literal["mixture"] = "mixture"
     losses: Annotated[tuple[SingleLoss, ...], Field(min_length=2)]
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for index, loss in enumerate(self.losses):
+            if loss.type == "kto":
+                yield f"losses.{index}.type", "kto takes single examples and cannot join a mixture"
 
 
 Loss = Annotated[
@@ -183,6 +204,18 @@ Loss = Annotated[
     | Mixture,
     Field(discriminator="type"),
 ]
+
+
+REFERENCE_FREE = frozenset({"simpo", "orpo", "cpo", "sft"})
+"""Losses that have no reference."""
+
+TOKEN_WEIGHTED = frozenset({"dpo", "rdpo", "ipo_mean", "ipo_sum", "hinge", "dpo_norm", "fdpo"})
+"""Losses of the two log-ratios alone, which per-token weights have a published meaning for."""
+
+
+def members(loss: Loss) -> tuple[SingleLoss, ...]:
+    """The losses of a mixture, or the single loss itself."""
+    return loss.losses if isinstance(loss, Mixture) else (loss,)
 
 
 class LdWeights(Strict):

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from palate.recipes.losses import Dpo, Loss, Positive, Strict, TokenWeights
+from palate.recipes.losses import (
+    REFERENCE_FREE,
+    TOKEN_WEIGHTED,
+    Dpo,
+    Loss,
+    Mixture,
+    Positive,
+    Strict,
+    TokenWeights,
+    members,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["bfloat16", "float32", "float16"]
@@ -63,6 +74,14 @@ class PairingRecipe(Strict):
     min_gap: Annotated[float, Field(ge=0.0)] = 0.0
     """The chosen rating must exceed the rejected one by more than this."""
     pairs_per_prompt: Count = 1
+    """At most this many pairs of one prompt."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.rejected == "worst" and self.pairs_per_prompt > 1:
+            yield (
+                "pairs_per_prompt",
+                "a prompt has one worst response: use `rejected: random_lower`",
+            )
 
 
 class LengthRecipe(Strict):
@@ -70,6 +89,10 @@ class LengthRecipe(Strict):
 
     max_prompt_tokens: Count = 512
     max_response_tokens: Count = 512
+    max_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Limit of prompt and response together, for each response by itself; default: none beyond the
+    two above. After those are applied, a response that still does not fit is treated as `response`
+    says; a row whose prompt leaves no room for one token of each response is dropped."""
     prompt: Literal["drop", "keep_start", "keep_end"] = "drop"
     """A longer prompt: drop the row, or keep one end of it."""
     response: Literal["keep_start", "drop"] = "keep_start"
@@ -86,14 +109,29 @@ class DataRecipe(Strict):
     """Required where a source holds ratings; an error where none does."""
     length: LengthRecipe = LengthRecipe()
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return bool(self.eval) or self.eval_fraction is not None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.eval and self.eval_fraction is not None:
+            yield "eval_fraction", "only without `eval`: the held-out rows come from one of the two"
+
 
 class ReferenceRecipe(Strict):
     kind: Literal["auto", "frozen_copy", "adapter_off", "cache"] = "auto"
     """auto: adapter_off with LoRA, else frozen_copy. cache: computed once, reused across runs."""
     path: str | None = None
-    """Reference model other than the starting policy (frozen_copy or cache)."""
+    """Reference model other than the starting policy, frozen or cached."""
     cache_dir: Path | None = None
     """Folder of the cache (kind: cache); default: <output_dir>/../reference_cache."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.cache_dir is not None and self.kind != "cache":
+            yield "cache_dir", f"only with `kind: cache`, not with {self.kind}"
+        if self.path is not None and self.kind == "adapter_off":
+            yield "path", "adapter_off is the starting policy itself: use `kind: frozen_copy`"
 
 
 class TrainRecipe(Strict):
@@ -111,10 +149,13 @@ class TrainRecipe(Strict):
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """Schedule after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up from 0."""
+    warmup_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of all steps, instead of warmup_steps."""
     max_grad_norm: Positive = 1.0
     gradient_checkpointing: bool = False
     layout: Literal["auto", "plain", "shared"] = "auto"
-    """auto: shared prefix where the start-of-run check passes, else plain. sft is always plain."""
+    """auto: shared prefix where the start-of-run check passes, else plain."""
     head_memory_mb: Count = 256
     """Budget of the vocabulary head's working memory."""
     log_every_steps: Count = 1
@@ -127,9 +168,28 @@ class TrainRecipe(Strict):
     early_stop_patience: Count | None = None
     """Stop after this many evaluations without a better eval loss; needs eval_every_steps."""
     extra_metrics: tuple[Literal["kl", "reverse_kl", "entropy"], ...] = ()
-    """Statistics that the loss does not need but the log should show; each costs vocabulary work."""
+    """Statistics that the loss does not need but the log should show; each costs time."""
     report_to: tuple[str, ...] = ()
     """tensorboard, wandb, trackio ...; metrics.jsonl is always written."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        total, micro = self.batch_size_pairs, self.micro_batch_size_pairs
+        if total > micro and total % micro:
+            yield "batch_size_pairs", f"{total} is no multiple of micro_batch_size_pairs ({micro})"
+        if self.warmup_fraction is not None and self.warmup_steps:
+            yield "warmup_fraction", "only without warmup_steps"
+        if self.early_stop_patience is not None and self.eval_every_steps is None:
+            yield "early_stop_patience", "needs eval_every_steps: it counts evaluations"
+        if self.keep_checkpoints is not None and self.save_every_steps is None:
+            yield "keep_checkpoints", "needs save_every_steps: without it there is one checkpoint"
+
+
+class SftTrainRecipe(TrainRecipe):
+    learning_rate: Positive = 1e-5
+    layout: Literal["auto", "plain"] = "auto"
+    """Examples have no second branch to share a prompt with: always plain."""
+    extra_metrics: tuple[Literal["entropy"], ...] = ()
+    """Statistics that the loss does not need but the log should show."""
 
 
 class RunRecipe(Strict):
@@ -147,7 +207,10 @@ class SftRecipe(RunRecipe):
 
     model: ModelRecipe
     data: DataRecipe
-    train: TrainRecipe = TrainRecipe(learning_rate=1e-5)
+    train: SftTrainRecipe = SftTrainRecipe()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from _evaluation_problems(self.data, self.train)
 
 
 class TuneRecipe(RunRecipe):
@@ -161,6 +224,41 @@ class TuneRecipe(RunRecipe):
     reference: ReferenceRecipe | None = None
     """Default: kind auto. An error with a loss that has no reference."""
     train: TrainRecipe = TrainRecipe()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from _evaluation_problems(self.data, self.train)
+        types = [loss.type for loss in members(self.loss)]
+        if not isinstance(self.loss, Mixture) and self.loss.weight != 1.0:
+            yield "loss.weight", "only inside a mixture: use the learning rate"
+        if "kto" in types and self.train.layout == "shared":
+            yield "train.layout", "kto takes single examples: the layout is plain"
+        if self.token_weights is not None:
+            # An SFT term beside a weighted loss stays unweighted; alone, nothing would be weighted.
+            allowed = TOKEN_WEIGHTED | ({"sft"} if len(types) > 1 else set())
+            if unfit := sorted(set(types) - allowed):
+                fitting = ", ".join(sorted(TOKEN_WEIGHTED))
+                yield (
+                    "token_weights",
+                    f"has no meaning for {', '.join(unfit)}; it weights {fitting}",
+                )
+        if set(types) <= REFERENCE_FREE:
+            name = " + ".join(types)
+            if self.reference is not None:
+                yield "reference", f"{name} has no reference"
+            for metric in ("kl", "reverse_kl"):
+                if metric in self.train.extra_metrics:
+                    yield "train.extra_metrics", f"{metric} needs a reference, and {name} has none"
+        elif (
+            self.reference is not None
+            and self.reference.kind == "adapter_off"
+            and self.model.lora is None
+        ):
+            yield "reference.kind", "adapter_off needs model.lora"
+
+
+def _evaluation_problems(data: DataRecipe, train: TrainRecipe) -> Iterator[tuple[str, str]]:
+    if train.eval_every_steps is not None and not data.holds_out:
+        yield "train.eval_every_steps", "needs `data.eval` or `data.eval_fraction`"
 
 
 class LexiconReward(Strict):
@@ -214,6 +312,18 @@ class EvalRecipe(RunRecipe):
     reward: Reward | None = None
     """Score the samples (the frontier needs it); only with sampling."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.runs and self.model is None:
+            yield "runs", "nothing to evaluate: give `runs` or `model`"
+        if not self.runs and self.checkpoints == "all":
+            yield "checkpoints", "only with `runs`"
+        if not self.runs and not self.data:
+            yield "data", "needed with `model` alone: there is no run to take it from"
+        if self.reward is not None and self.sampling is None:
+            yield "reward", "needs `sampling`: it scores samples"
+        if not self.preference and self.sampling is None:
+            yield "preference", "nothing to do: neither preference accuracy nor sampling"
 
 
 class DemoRecipe(RunRecipe):

@@ -1,0 +1,104 @@
+"""Learn from preference feedback: typed recipes, exact token-level KL, evaluation and reports.
+
+Every name below is loaded when it is first used, so that `import palate` is quick and needs no
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from palate.data.pairs import Example, Pair
+    from palate.data.schema import Preference, Response
+    from palate.demo import demo as run_demo
+    from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
+    from palate.evaluate import evaluate as run_evaluation
+    from palate.kernels import Head, RefHidden, RefLogps, RefSummary, TokenStats, token_stats
+    from palate.recipes import (
+        DemoRecipe,
+        EvalRecipe,
+        SftRecipe,
+        TuneRecipe,
+        load_recipe,
+        resolve_yaml,
+    )
+    from palate.report import write_report
+    from palate.train import sft, tune
+
+__version__ = "0.1.0"
+
+# Where each name lives. The functions of `palate.demo` and `palate.evaluate` have other names here:
+# importing a submodule sets the package's attribute of that name, and would hide them.
+_HOMES = {
+    "DataError": "palate.errors",
+    "DemoRecipe": "palate.recipes",
+    "EvalRecipe": "palate.recipes",
+    "Example": "palate.data.pairs",
+    "Head": "palate.kernels",
+    "ModelError": "palate.errors",
+    "PalateError": "palate.errors",
+    "Pair": "palate.data.pairs",
+    "Preference": "palate.data.schema",
+    "RecipeError": "palate.errors",
+    "RefHidden": "palate.kernels",
+    "RefLogps": "palate.kernels",
+    "RefSummary": "palate.kernels",
+    "Response": "palate.data.schema",
+    "RunError": "palate.errors",
+    "SftRecipe": "palate.recipes",
+    "TokenStats": "palate.kernels",
+    "TuneRecipe": "palate.recipes",
+    "load_recipe": "palate.recipes",
+    "resolve_yaml": "palate.recipes",
+    "run_demo": "palate.demo:demo",
+    "run_evaluation": "palate.evaluate:evaluate",
+    "sft": "palate.train",
+    "token_stats": "palate.kernels",
+    "tune": "palate.train",
+    "write_report": "palate.report",
+}
+
+__all__ = [
+    "DataError",
+    "DemoRecipe",
+    "EvalRecipe",
+    "Example",
+    "Head",
+    "ModelError",
+    "Pair",
+    "PalateError",
+    "Preference",
+    "RecipeError",
+    "RefHidden",
+    "RefLogps",
+    "RefSummary",
+    "Response",
+    "RunError",
+    "SftRecipe",
+    "TokenStats",
+    "TuneRecipe",
+    "__version__",
+    "load_recipe",
+    "resolve_yaml",
+    "run_demo",
+    "run_evaluation",
+    "sft",
+    "token_stats",
+    "tune",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

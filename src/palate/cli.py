@@ -1,0 +1,248 @@
+"""The command line: one thin command a verb. Heavy imports happen inside the commands.
+
+Exit status: 0 done, 1 `doctor` found a problem, 2 a mistake (one line says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+from typer.core import TyperCommand
+
+from palate import __version__
+from palate.errors import PalateError, RecipeError
+from palate.recipes.help import help_block
+from palate.recipes.load import VERBS, load_recipe, resolve_yaml, shipped_recipes
+from palate.recipes.schema import DemoRecipe, EvalRecipe, RunRecipe, SftRecipe, TuneRecipe
+
+app = typer.Typer(
+    name="palate",
+    help="Learn from preference feedback: tune, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key, e.g. loss.beta=0.2; the value is YAML. May be repeated.",
+    ),
+]
+PrintRecipe = Annotated[
+    bool, typer.Option("--print-recipe", help="Print the resolved recipe and stop.")
+]
+
+
+def main() -> None:
+    """Entry point of the `palate` command."""
+    app(prog_name="palate")
+
+
+def _recipe_command(cls: type[RunRecipe]) -> type[TyperCommand]:
+    """A command whose help ends with the keys of its recipe."""
+
+    class RecipeCommand(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            console = Console()
+            if shipped := shipped_recipes(VERBS[cls]):
+                console.print(Text("Shipped recipes", style="bold yellow"))
+                for name, text in shipped.items():
+                    line = Text(name, style="bold").append(f"  {text}", style="not bold")
+                    console.print(Padding(line, (0, 0, 0, 2)))
+                console.print()
+            console.print(Text("Keys of the recipe, and of --set", style="bold yellow"))
+            console.print(help_block(cls))
+
+    return RecipeCommand
+
+
+class _Notes(logging.Handler):
+    """Prints what the library logs, one line each, to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"palate: {record.getMessage()}", err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and stop."
+        ),
+    ] = False,
+) -> None:
+    logging.getLogger("palate").handlers = [_Notes()]
+
+
+@app.command(cls=_recipe_command(TuneRecipe))
+def tune(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Preference tuning: DPO, TDPO and their relatives."""
+    with _one_line("--set resume=true"):
+        loaded = load_recipe(TuneRecipe, recipe, set_ or [])
+        if print_recipe:
+            return _print(loaded)
+        from palate.train import tune as run
+
+        typer.echo(str(run(loaded).path))
+
+
+@app.command(cls=_recipe_command(SftRecipe))
+def sft(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Supervised fine-tuning on demonstrations or chosen responses."""
+    with _one_line("--set resume=true"):
+        loaded = load_recipe(SftRecipe, recipe, set_ or [])
+        if print_recipe:
+            return _print(loaded)
+        from palate.train import sft as run
+
+        typer.echo(str(run(loaded).path))
+
+
+@app.command("eval", cls=_recipe_command(EvalRecipe))
+def evaluate(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE | RUN...", help="A recipe, or one or more run folders."),
+    ],
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+) -> None:
+    """Evaluate policies: preference accuracy, reward against KL, diversity, samples.
+
+    With run folders the result goes to `evaluation` beside the first (--set output_dir=... changes
+    it).
+    """
+    with _one_line(""):
+        recipe, overrides = _eval_targets(targets)
+        loaded = load_recipe(EvalRecipe, recipe, [*overrides, *(set_ or [])])
+        if print_recipe:
+            return _print(loaded)
+        from palate.evaluate import evaluate as run
+
+        typer.echo(str(run(loaded).path))
+
+
+def _eval_targets(targets: list[str]) -> tuple[str | None, list[str]]:
+    folders = [target for target in targets if Path(target).is_dir()]
+    if not folders and len(targets) == 1:
+        return targets[0], []
+    if len(folders) != len(targets):
+        other = next(target for target in targets if target not in folders)
+        raise RecipeError(f"{other} is no run folder; give one recipe, or run folders alone")
+    out = Path(folders[0]).resolve().parent / "evaluation"
+    return None, [f"runs={json.dumps(folders)}", f"output_dir={json.dumps(os.path.relpath(out))}"]
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="HTML file; default: report.html in the run folder."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+) -> None:
+    """One self-contained HTML file from one or more run folders."""
+    with _one_line(""):
+        from palate.report import write_report
+
+        typer.echo(str(write_report(runs, out, title)))
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE | MODEL]", help="What to check besides this machine."),
+    ] = None,
+) -> None:
+    """Say what would stop a run before it starts; exit status 1 if something would."""
+    with _one_line(""):
+        from palate.doctor import examine, render
+
+        checks = examine(target)
+        Console().print(render(checks))
+        if any(check.state == "problem" for check in checks):
+            raise typer.Exit(1)
+
+
+@app.command(cls=_recipe_command(DemoRecipe))
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs and steps.")] = False,
+    model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+) -> None:
+    """Controlled sentiment on this machine: sample, score, pair, tune three ways, compare."""
+    options = {"model": model, "output_dir": output_dir, "seed": seed, "quick": quick or None}
+    given = [
+        f"{key}={json.dumps(value, default=str)}"
+        for key, value in options.items()
+        if value is not None
+    ]
+    with _one_line("", again="the finished parts are kept"):
+        loaded = load_recipe(DemoRecipe, None, [*given, *(set_ or [])])
+        if print_recipe:
+            return _print(loaded)
+        from palate.demo import demo as run
+
+        typer.echo(str(run(loaded)))
+
+
+def _print(recipe: RunRecipe) -> None:
+    typer.echo(resolve_yaml(recipe), nl=False)
+
+
+@contextmanager
+def _one_line(resume: str, again: str = "") -> Iterator[None]:
+    """Turns mistakes and interruptions into lines on stderr and an exit status.
+
+    Args:
+        resume: what to add to the command to go on after an interruption.
+        again: what the same command then does.
+    """
+    try:
+        yield
+    except PalateError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"palate: {line}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        command = shlex.join(["palate", *sys.argv[1:]])
+        if resume and resume not in command:
+            command = f"{command} {resume}"
+        hint = f" ({again})" if again else ""
+        typer.echo(f"palate: interrupted; to go on: {command}{hint}", err=True)
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Files: every write is complete or absent, and a failed one is one clear line.
+
+A write goes to a temporary file in the same folder, is flushed to the disk, and then replaces the
+target in one step, so that a reader, a full disk or a killed process never meets half a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from palate.errors import RunError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` atomically, making parent folders.
+
+    Raises:
+        RunError: the file cannot be written (disk full, no permission ...); what was there stays.
+    """
+    path = Path(path)
+    with _one_line("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(_mode_of_new_files())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 `text` to `path` atomically; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write `obj` as indented UTF-8 JSON atomically; see `write_bytes`.
+
+    Raises:
+        ValueError: `obj` holds a NaN or an infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: str | Path, obj: Any) -> None:
+    """Append `obj` as one line of JSON, in one write call.
+
+    A line that a killed process left unfinished is closed first, so that it spoils only itself.
+    """
+    path = Path(path)
+    line = (json.dumps(obj, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    with _one_line("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            written = file.write(line)
+            if written != len(line):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        RunError: it cannot be read, is not UTF-8 or is not JSON.
+    """
+    path = Path(path)
+    with _one_line("read", path):
+        data = path.read_bytes()
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    with _one_line("read", path), path.open("rb") as file:
+        while block := file.read(_CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_tree(paths: Iterable[str | Path]) -> str:
+    """Hex SHA-256 of files and folders: names within each path and contents, not locations.
+
+    Args:
+        paths: files, or folders taken with everything below them. Their order does not matter.
+    """
+    entries = []
+    for root in map(Path, paths):
+        if root.is_dir():
+            files = sorted(path for path in root.rglob("*") if path.is_file())
+            entries += [(path.relative_to(root).as_posix(), sha256_file(path)) for path in files]
+        else:
+            entries.append((root.name, sha256_file(root)))
+    digest = hashlib.sha256()
+    for name, content in sorted(entries):
+        digest.update(f"{len(name.encode())}:{name}:{content}\n".encode())
+    return digest.hexdigest()
+
+
+def sync_folder(path: str | Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut (POSIX only)."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems do not take fsync on a folder; the rename itself has happened.
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode_of_new_files() -> int:
+    # mkstemp makes files private; the result should be what open() would have made.
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+@contextmanager
+def _one_line(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"the disk is full ({reason}); nothing that was there before is lost"
+        raise RunError(f"cannot {action} {path}: {reason}") from error

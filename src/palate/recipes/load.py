@@ -1,0 +1,122 @@
+"""From a recipe file and overrides to a typed recipe, and back.
+
+Relative paths in a recipe are relative to the current directory, not to the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from palate.errors import RecipeError
+from palate.recipes import messages, trl
+from palate.recipes.document import Document, apply_override, parse_document, read_document
+from palate.recipes.keys import is_list, models_in
+from palate.recipes.losses import Strict
+from palate.recipes.schema import DemoRecipe, EvalRecipe, RunRecipe, SftRecipe, TuneRecipe
+
+Recipe = TypeVar("Recipe", bound=RunRecipe)
+
+VERBS: dict[type[RunRecipe], str] = {
+    TuneRecipe: "tune",
+    SftRecipe: "sft",
+    EvalRecipe: "eval",
+    DemoRecipe: "demo",
+}
+"""Recipe classes and the commands they belong to."""
+
+_HEADER = re.compile(r"# palate (\w+)")
+
+
+def load_recipe(
+    cls: type[Recipe], path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Reads, overrides and checks a recipe.
+
+    Args:
+        cls: TuneRecipe, SftRecipe, EvalRecipe or DemoRecipe.
+        path: a YAML file (native or, for tune and sft, TRL-shaped), the name of a shipped recipe,
+            or None for overrides on the defaults.
+        overrides: `section.key=value` each, the value in YAML; applied in order.
+
+    Raises:
+        RecipeError: one line for every key that is wrong, with its file and line.
+    """
+    document = Document({}) if path is None else _read(path, VERBS[cls])
+    if trl.is_trl(document):
+        document, notes = trl.to_native(document, VERBS[cls])
+        for note in notes:
+            logging.getLogger("palate").warning("%s", note)
+    for override in overrides:
+        apply_override(document, override)
+    return _validate(cls, document)
+
+
+def resolve_yaml(recipe: RunRecipe) -> str:
+    """The recipe with every key written out; `load_recipe` reads it back to an equal recipe."""
+    body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return f"# palate {VERBS[type(recipe)]}\n{body}"
+
+
+def shipped_recipes(verb: str | None = None) -> dict[str, str]:
+    """Shipped recipes of a verb (or all): name -> its one-line description."""
+    found = {}
+    for file in sorted(_shipped_folder().iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            own, _, text = first.removeprefix("# palate ").partition(": ")
+            if verb in (None, own):
+                found[file.name.removesuffix(".yaml")] = text
+    return found
+
+
+def _shipped_folder() -> Any:
+    return resources.files("palate.recipes").joinpath("shipped")
+
+
+def _read(path: str | Path, verb: str) -> Document:
+    file = Path(path)
+    if file.exists():
+        document = read_document(file)
+        text = file.read_text(encoding="utf-8-sig")
+    elif str(path) in (known := shipped_recipes()):
+        text = _shipped_folder().joinpath(f"{path}.yaml").read_text(encoding="utf-8")
+        document = parse_document(text, f"{path} (shipped)")
+    else:
+        near = difflib.get_close_matches(file.stem, known, n=1, cutoff=0.5)
+        hint = f"; did you mean the shipped recipe {near[0]}?" if near else ""
+        raise RecipeError(f"no recipe file {path}{hint}")
+    header = _HEADER.match(text)
+    if header and header[1] != verb and header[1] in VERBS.values():
+        raise RecipeError(
+            f"{document.name} is a recipe of `palate {header[1]}`, not `palate {verb}`"
+        )
+    return document
+
+
+def _validate(cls: type[Recipe], document: Document) -> Recipe:
+    _complete(cls, document.value)
+    try:
+        return cls.model_validate(document.value)
+    except ValidationError as error:
+        raise RecipeError("\n".join(messages.lines(error, cls, document))) from None
+
+
+def _complete(cls: type[Strict], value: dict[str, Any]) -> None:
+    for name, info in cls.model_fields.items():
+        if not models_in(info.annotation) or is_list(info.annotation) or name not in value:
+            continue
+        if value[name] is None and info.default is not None:
+            value[name] = {}  # `train:` with nothing below it
+        # A section whose default has a type keeps that type unless the recipe names one.
+        default = getattr(info.default, "type", None)
+        if isinstance(value[name], dict) and isinstance(default, str):
+            value[name] = {"type": default, **value[name]}

@@ -1,0 +1,269 @@
+"""TRL-shaped recipes: what each key becomes, and that none is ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palate.errors import RecipeError
+from palate.recipes import EvalRecipe, SftRecipe, TuneRecipe, load_recipe
+from palate.recipes.trl_table import BY_KEY, TABLE, markdown
+
+ROOT = Path(__file__).parents[2]
+HEAD = "model_name_or_path: org/model\ndataset_name: org/data\n"
+"""Two lines; what tests append starts at line 3."""
+
+OLDER_NAMES = {"torch_dtype", "warmup_ratio", "max_prompt_length", "evaluation_strategy",
+               "overwrite_output_dir", "logging_dir"}  # fmt: skip
+"""Keys that TRL recipes in use have and the current release has not."""
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def load(more: str = "", cls: Any = TuneRecipe, overrides: tuple[str, ...] = ()) -> Any:
+    Path("t.yaml").write_text(HEAD + more)
+    return load_recipe(cls, "t.yaml", overrides)
+
+
+def refused(more: str, cls: Any = TuneRecipe) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load(more, cls)
+    return str(caught.value).splitlines()
+
+
+def test_absent_keys_get_the_defaults_of_trl() -> None:
+    from trl import DPOConfig, ModelConfig
+
+    recipe = load()
+    theirs = {
+        field.name: field.default
+        for cls in (DPOConfig, ModelConfig)
+        for field in dataclasses.fields(cls)
+    }
+    train, length = recipe.train, recipe.data.length
+    assert train.learning_rate == theirs["learning_rate"]
+    assert train.batch_size_pairs == theirs["per_device_train_batch_size"]
+    assert train.eval_batch_size_pairs == theirs["per_device_eval_batch_size"]
+    assert train.epochs == theirs["num_train_epochs"]
+    assert train.max_grad_norm == theirs["max_grad_norm"]
+    assert train.weight_decay == theirs["weight_decay"]
+    assert train.warmup_steps == theirs["warmup_steps"]
+    assert train.log_every_steps == theirs["logging_steps"]
+    assert train.save_every_steps == theirs["save_steps"]
+    assert train.scheduler == theirs["lr_scheduler_type"]
+    assert recipe.seed == theirs["seed"]
+    assert recipe.model.dtype == theirs["dtype"]
+    assert length.max_tokens == theirs["max_length"]
+    assert (recipe.loss.type, recipe.loss.beta) == ("dpo", theirs["beta"])
+    assert recipe.data.train[0].split == "train" and recipe.data.eval == ()
+
+    from trl import SFTConfig
+
+    rate = next(f.default for f in dataclasses.fields(SFTConfig) if f.name == "learning_rate")
+    assert load("", SftRecipe).train.learning_rate == rate
+
+
+def test_a_usual_recipe() -> None:
+    recipe = load(
+        """\
+dataset_config: default
+learning_rate: 5.0e-6
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+num_train_epochs: 1
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+max_length: 1024
+max_prompt_length: 512
+dtype: bfloat16
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+lora_target_modules: [q_proj, v_proj]
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {use_reentrant: false}
+eval_strategy: steps
+eval_steps: 50
+save_strategy: epoch
+logging_steps: 5
+report_to: [wandb]
+precompute_ref_log_probs: true
+output_dir: out
+bf16: true
+push_to_hub: false
+seed: 7
+"""
+    )
+    train = recipe.train
+    assert (train.batch_size_pairs, train.micro_batch_size_pairs) == (16, 2)
+    assert (train.scheduler, train.warmup_fraction, train.warmup_steps) == ("cosine", 0.1, 0)
+    assert (train.eval_every_steps, train.save_every_steps, train.log_every_steps) == (50, None, 5)
+    assert train.gradient_checkpointing and train.report_to == ("wandb",)
+    assert recipe.model.lora.model_dump() == {
+        "r": 32, "alpha": 16.0, "dropout": 0.05, "target_modules": ("q_proj", "v_proj"),
+    }  # fmt: skip
+    assert recipe.model.dtype == "bfloat16" and recipe.reference.kind == "cache"
+    source = recipe.data.eval[0]
+    assert (source.path, source.subset, source.split) == ("org/data", "default", "test")
+    length = recipe.data.length
+    assert (length.max_tokens, length.max_prompt_tokens, length.prompt) == (1024, 512, "keep_end")
+    assert recipe.output_dir == Path("out") and recipe.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("loss_type: sigmoid", {"type": "dpo", "beta": 0.1, "label_smoothing": 0.0}),
+        ("loss_type: [ipo]\nbeta: 0.2", {"type": "ipo_mean", "beta": 0.2}),
+        ("loss_type: hinge", {"type": "hinge", "beta": 0.1}),
+        ("loss_type: sigmoid_norm", {"type": "dpo_norm", "beta": 0.1, "label_smoothing": 0.0}),
+        (
+            "loss_type: robust\nlabel_smoothing: 0.2",
+            {"type": "rdpo", "beta": 0.1, "label_smoothing": 0.2},
+        ),
+        (
+            "f_divergence_type: js_divergence",
+            {"type": "fdpo", "beta": 0.1, "divergence": "js", "alpha": None},
+        ),
+        (
+            "f_divergence_type: alpha_divergence\nf_alpha_divergence_coef: 0.25",
+            {"type": "fdpo", "beta": 0.1, "divergence": "alpha", "alpha": 0.75},
+        ),
+        (
+            "loss_type: simpo\nbeta: 2\nsimpo_gamma: 1.2\ncpo_alpha: 0",
+            {"type": "simpo", "beta": 2.0, "gamma": 1.2},
+        ),
+        (
+            "loss_type: sigmoid\ncpo_alpha: 0.5",
+            {"type": "cpo", "beta": 0.1, "label_smoothing": 0.0, "nll_weight": 0.5},
+        ),
+        (
+            "loss_type: kto\nundesirable_weight: 2",
+            {"type": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 2.0},
+        ),
+    ],
+)
+def test_losses(more: str, expected: dict[str, Any]) -> None:
+    assert load(more).loss.model_dump(exclude={"weight"}) == expected
+
+
+def test_lists_of_losses_become_mixtures() -> None:
+    loss = load("loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\nld_alpha: 0.5").loss
+    assert [(part.type, part.weight) for part in loss.losses] == [("dpo", 1.0), ("sft", 0.2)]
+    loss = load("loss_type: simpo\ncpo_alpha: 0.3").loss
+    assert [(part.type, part.weight) for part in loss.losses] == [("simpo", 1.0), ("sft", 0.3)]
+
+
+def test_differences_from_trl_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert load("label_smoothing: 0.1\nbf16: true").loss.label_smoothing == 0.1
+    assert caplog.messages == [
+        "t.yaml, line 4: bf16 over float32 weights runs in float32 here;"
+        " set `dtype: bfloat16` for bf16 weights",
+        "t.yaml, line 3: label_smoothing makes this cDPO; TRL ignores it with sigmoid",
+    ]
+
+
+def test_batch_grows_with_processes_as_in_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert load("per_device_train_batch_size: 4").train.batch_size_pairs == 8
+
+
+def test_values_are_checked_at_their_own_line() -> None:
+    assert refused("seed: 1\nbeta: x\n") == [
+        "t.yaml, line 4: `loss.beta`: expected a number > 0, got 'x'"
+    ]
+    assert refused("loss_type: [sigmoid, sft]\nbeta: -1\n") == [
+        "t.yaml, line 4: `loss.losses.0.beta`: expected a number > 0, got -1"
+    ]
+
+
+def test_native_overrides_apply_after_the_mapping() -> None:
+    assert load("beta: 0.2", overrides=("loss.beta=0.3",)).loss.beta == 0.3
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("bet: 0.1", "unknown TRL key; did you mean `beta`?"),
+        ("train: {}", "is a native section"),
+        ("loss_type: exo_pair", "'exo_pair' is not offered"),
+        ("load_in_4bit: true", "quantised training is not offered"),
+        ("lora_r: 8", "only with `use_peft: true`"),
+        ("use_peft: true", "required with use_peft"),
+        ("max_length: null", "a limit is needed"),
+        ("dtype: auto", "name the dtype"),
+        ("save_strategy: epoch", "epoch is accepted with `num_train_epochs: 1`"),
+        ("eval_steps: 10", "has no use without an eval_strategy"),
+        ("loss_type: ipo\nlabel_smoothing: 0.1", "has no use with ipo_mean"),
+        ("simpo_gamma: 0.5", "has no use with dpo"),
+        ("f_divergence_type: forward_kl\nloss_type: kto", "has no use with kto"),
+        ("lr_scheduler_type: constant\nwarmup_steps: 5", "TRL's constant has no warm-up"),
+        ("deepspeed: z.json", "accelerate launch"),
+        ("adam_beta1: 0.8", "betas are 0.9 and 0.999"),
+        ("loss_weights: [x]", "expected numbers"),
+        ("sync_ref_model: true", "the reference stays fixed"),
+        ("datasets: [{path: x}]", "give dataset_name or datasets"),
+        ("packing: true", "belongs to `palate sft`"),
+        ("per_device_train_batch_size: two", "expected a number, got 'two'"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused_in_one_line(more: str, expected: str) -> None:
+    lines = refused(more)
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert lines[0].startswith("t.yaml")
+
+
+def test_every_refused_key_gets_its_own_line() -> None:
+    more = "".join(f"{row.key}: 1\n" for row in TABLE if row.kind == "refused")
+    assert len(refused(more)) == more.count("\n")
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.kind == "fixed"], ids=lambda r: r.key)
+def test_fixed_keys_accept_their_values_alone(row: Any) -> None:
+    import yaml
+
+    cls = SftRecipe if row.verb == "sft" else TuneRecipe
+    for value in row.accepted:
+        load(yaml.safe_dump({row.key: value}), cls)
+    assert row.becomes in refused(f"{row.key}: other", cls)[0]
+
+
+def test_verbs() -> None:
+    assert "belongs to `palate tune`" in refused("beta: 0.1", SftRecipe)[0]
+    assert "for tune and sft, not eval" in refused("", EvalRecipe)[0]
+    assert load("completion_only_loss: true\npacking: false", SftRecipe).seed == 42
+
+
+def test_every_key_of_the_dpo_config_itself_is_in_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from transformers import TrainingArguments
+    from trl import DPOConfig, KTOConfig, ModelConfig, ScriptArguments, SFTConfig
+    from trl.experimental.cpo import CPOConfig
+
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = {
+        field.name
+        for cls in (DPOConfig, SFTConfig, ModelConfig)
+        for field in dataclasses.fields(cls)
+        if field.name not in inherited
+    }
+    assert own <= set(BY_KEY)
+    known = inherited | OLDER_NAMES | {"datasets", "streaming", "test_split_size"}
+    for cls in (DPOConfig, SFTConfig, KTOConfig, CPOConfig, ModelConfig, ScriptArguments):
+        known |= {field.name for field in dataclasses.fields(cls)}
+    assert set(BY_KEY) <= known
+
+
+def test_the_documented_table_is_the_table() -> None:
+    page = (ROOT / "docs" / "trl-recipes.md").read_text(encoding="utf-8")
+    assert markdown() in page, "paste the output of palate.recipes.trl_table.markdown() into it"

@@ -1,0 +1,143 @@
+"""What `palate doctor` says of machines, models, templates, data and recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from palate import doctor
+from palate.cli import app
+from palate.doctor import Check, examine
+from tiny_text import save_tiny
+
+GOOD_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_the_machine_alone() -> None:
+    checks = by_name(examine())
+    assert checks["torch"].state == "ok"
+    assert {"python", "device", "cores", "disk", "extra demo"} <= set(checks)
+
+
+@pytest.mark.parametrize(
+    ("flags", "state", "words"),
+    [
+        ({"avx2"}, "note", "without bfloat16"),
+        ({"avx512_bf16"}, "ok", "AVX512_BF16"),
+        ({"avx512_bf16", "amx_bf16"}, "ok", "AMX"),
+        (None, "ok", "CPU"),
+    ],
+)
+def test_bfloat16_on_this_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str] | None, state: str, words: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_cpu_flags", lambda: flags)
+    check = by_name(examine())["device"]
+    assert check.state == state and words in check.text
+
+
+def test_a_model_folder(model: Path) -> None:
+    checks = by_name(examine(str(model)))
+    assert checks["model"].state == "ok" and "M parameters" in checks["model"].text
+    assert checks["template"].state == "note"
+    assert checks["layout"].state == "ok"
+
+
+def test_an_unreadable_model_is_a_problem_in_one_line(tmp_path: Path) -> None:
+    check = by_name(examine(str(tmp_path)))["model"]
+    assert check.state == "problem" and "\n" not in check.text
+    assert CliRunner().invoke(app, ["doctor", str(tmp_path)]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "state", "words"),
+    [
+        (GOOD_TEMPLATE, "ok", "prefixes"),
+        ("{{ messages | length }}", "problem", "no prefix"),
+        ("{{ raise_exception('no system turn') }}", "problem", "no system turn"),
+    ],
+)
+def test_templates(model: Path, tmp_path: Path, template: str, state: str, words: str) -> None:
+    (tmp_path / "t.jinja").write_text(template)
+    recipe = write(tmp_path, model, chat_template=str(tmp_path / "t.jinja"))
+    check = by_name(examine(recipe))["template"]
+    assert check.state == state and words in check.text
+
+
+def write(folder: Path, model: Path, rows: int = 5, **model_keys: Any) -> str:
+    """A DPO recipe on a few good rows; the path of its file."""
+    lines = [
+        json.dumps({"prompt": f"Q{i}", "chosen": f"yes {i}", "rejected": f"no {i}"})
+        for i in range(rows)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = {
+        "output_dir": str(folder / "run"),
+        "model": {"path": str(model), "dtype": "float32", **model_keys},
+        "data": {"train": [{"path": str(folder / "pairs.jsonl")}]},
+    }
+    (folder / "r.yaml").write_text(json.dumps(recipe))
+    return str(folder / "r.yaml")
+
+
+def test_a_good_recipe(model: Path, tmp_path: Path) -> None:
+    recipe = write(tmp_path, model)
+    checks = by_name(examine(recipe))
+    assert checks["recipe"].state == "ok"
+    assert checks["data"].state == "ok" and "5 rows" in checks["data"].text
+    result = CliRunner().invoke(app, ["doctor", recipe])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_would_stop_a_recipe(model: Path, tmp_path: Path) -> None:
+    recipe = write(tmp_path, model)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write("{not json\n")
+    checks = by_name(examine(recipe))
+    assert checks["data"].state == "note" and "row 6" in checks["data"].text
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    assert by_name(examine(recipe))["output_dir"].state == "problem"
+
+    (tmp_path / "pairs.jsonl").unlink()
+    assert by_name(examine(recipe))["data"].state == "problem"
+
+    Path(recipe).write_text("beta: 0.1\n")
+    problems = [check for check in examine(recipe) if check.state == "problem"]
+    assert any("`loss.beta`" in check.text for check in problems)
+
+
+def test_the_verb_of_a_file_is_found(tmp_path: Path) -> None:
+    from palate.recipes import EvalRecipe, SftRecipe, TuneRecipe
+
+    file = tmp_path / "r.yaml"
+    for text, cls in (
+        ("# palate sft: x\nseed: 1\n", SftRecipe),
+        ("runs: [a]\n", EvalRecipe),
+        ("loss: {type: dpo}\n", TuneRecipe),
+        ("model_name_or_path: m\n", TuneRecipe),
+        ("a: [", TuneRecipe),
+    ):
+        file.write_text(text)
+        assert doctor._class_of(file) is cls

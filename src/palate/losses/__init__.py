@@ -1,0 +1,65 @@
+"""Preference losses: pure functions of sequence statistics, and the table that names them.
+
+Nothing here knows a model, a batch layout, a recipe or a device. `preference` has the table and an
+example; docs/maths.md has the formulas.
+"""
+
+from palate.losses.nll import cpo, orpo, sft
+from palate.losses.pairwise import dpo, dpo_norm, fdpo, hinge, ipo_mean, ipo_sum, rdpo, simpo
+from palate.losses.preference import (
+    LOSSES,
+    LossSpec,
+    Member,
+    Needs,
+    apply_weight,
+    combined_needs,
+    compute,
+    compute_unpaired,
+    mixture,
+)
+from palate.losses.sequence import LossOutput, LossTerm, SequenceStats
+from palate.losses.tdpo import tdpo1, tdpo2
+from palate.losses.token_weights import (
+    TOKEN_WEIGHTS,
+    TokenContext,
+    TokenWeightSpec,
+    Weights,
+    d2po,
+    ld,
+)
+from palate.losses.unpaired import kto
+
+__all__ = [
+    "LOSSES",
+    "TOKEN_WEIGHTS",
+    "LossOutput",
+    "LossSpec",
+    "LossTerm",
+    "Member",
+    "Needs",
+    "SequenceStats",
+    "TokenContext",
+    "TokenWeightSpec",
+    "Weights",
+    "apply_weight",
+    "combined_needs",
+    "compute",
+    "compute_unpaired",
+    "cpo",
+    "d2po",
+    "dpo",
+    "dpo_norm",
+    "fdpo",
+    "hinge",
+    "ipo_mean",
+    "ipo_sum",
+    "kto",
+    "ld",
+    "mixture",
+    "orpo",
+    "rdpo",
+    "sft",
+    "simpo",
+    "tdpo1",
+    "tdpo2",
+]

@@ -39,6 +39,7 @@ class SequenceStats:
         ref_logp: Tensor | None = None,
         kl: Tensor | None = None,
         weight: Tensor | None = None,
+        ref_weight: Tensor | None = None,
     ) -> SequenceStats:
         """Sums [N] token values into [S] sequences.
 
@@ -46,21 +47,26 @@ class SequenceStats:
             logp, ref_logp, kl: [N], one value a response token.
             segment: [N] int64, the sequence of each token, in 0..n_sequences-1.
             weight: [N] multiplies logp and ref_logp (not kl, not length); see `token_weights`.
+            ref_weight: [N] multiplies ref_logp in place of `weight`.
         """
+        if ref_weight is None:
+            ref_weight = weight
 
         def total(values: Tensor) -> Tensor:
             out = torch.zeros(n_sequences, dtype=values.dtype, device=values.device)
             return out.index_add(0, segment, values)
 
-        weighted = (lambda x: x) if weight is None else (lambda x: x * weight)
+        def weighted(values: Tensor, by: Tensor | None) -> Tensor:
+            return values if by is None else values * by
+
         return cls(
-            logp=total(weighted(logp)),
-            ref_logp=None if ref_logp is None else total(weighted(ref_logp)),
+            logp=total(weighted(logp, weight)),
+            ref_logp=None if ref_logp is None else total(weighted(ref_logp, ref_weight)),
             kl=None if kl is None else total(kl),
             length=torch.bincount(segment, minlength=n_sequences).to(logp.dtype),
         )
 
-    def __getitem__(self, index: slice) -> SequenceStats:
+    def __getitem__(self, index: slice | Tensor) -> SequenceStats:
         """The statistics of some of the sequences."""
         return SequenceStats(
             logp=self.logp[index],
@@ -101,10 +107,16 @@ class LossOutput:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def value(self, counts: dict[str, Tensor | float]) -> Tensor:
-        """Scalar loss, given the count of each `per` over the whole optimizer step."""
+        """Scalar loss, given the count of each `per` over the whole optimizer step.
+
+        A count of 0 (a process without examples) gives a differentiable zero.
+        """
         total = None
         for term in self.terms:
-            part = term.losses.sum() / counts[term.per]
+            count = counts[term.per]
+            # Counts are whole numbers: below 1 there is nothing to divide, only 0 / 0 to avoid.
+            count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+            part = term.losses.sum() / count
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -125,14 +125,14 @@ def run_palate(args: argparse.Namespace) -> None:
                     "max_steps": args.steps,
                     "learning_rate": args.learning_rate,
                     "scheduler": "constant",
-                    "master_weights": "none",
+                    "optimizer_precision": "model",
                 },
             }
         )
         result = tune(recipe)
         lines = (result.path / "metrics.jsonl").read_text().splitlines()
     train = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
-    finish([entry["seconds"] for entry in train], [entry["loss"] for entry in train])
+    finish([rows / entry["pairs_per_second"] for entry in train], [e["loss"] for e in train])
 
 
 def finish(seconds: list[float], losses: list[float]) -> None:
@@ -156,9 +156,9 @@ def main() -> None:
         (run_trl if args.side == "trl" else run_palate)(args)
         return
     if args.model is None:
-        from palate.demo import packaged_model
+        from palate.demo.model import packaged_model
 
-        args.model = str(packaged_model())
+        args.model = str(packaged_model(print).path)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "pairs.jsonl"

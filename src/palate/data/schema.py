@@ -19,7 +19,7 @@ class Message(TypedDict):
 
 
 Content = str | list[Message]
-"""Plain text, or chat turns. A prompt's turns end with the user's; a response's are the assistant's."""
+"""Text, or chat turns. A prompt's turns end with the user's; a response's are the assistant's."""
 
 
 @dataclass(frozen=True, kw_only=True)

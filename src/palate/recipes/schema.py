@@ -145,6 +145,10 @@ class TrainRecipe(Strict):
     """Optimizer steps; overrides epochs."""
     learning_rate: Positive = 1e-6
     optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    optimizer_precision: Literal["float32", "model"] = "float32"
+    """float32: updates add up in a float32 copy of bfloat16 weights, for 4 bytes a trained weight
+    and float32 moments; model: in the weights' own dtype, where small ones round to nothing.
+    Adapters are float32 in any case."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """Schedule after the warm-up."""

@@ -1,0 +1,155 @@
+"""From a recipe's data source to records: a file, a folder, or a hub data set."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from palate.data.containers.base import Chained, Records
+from palate.data.containers.files import SUFFIXES, open_file, suffix_of
+from palate.data.containers.tables import dataset
+from palate.errors import DataError, RecipeError
+from palate.recipes.schema import DataSource
+
+# The words by which the hub tells splits in file names, and the split each stands for.
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def source_name(source: DataSource) -> str:
+    """The source's name, or the stem of its file, folder or hub name."""
+    if source.name is not None:
+        return source.name
+    name = Path(source.path).name or source.path
+    suffix = suffix_of(name)
+    if suffix is None:
+        return name
+    return name[: name.lower().rindex(suffix)] or name
+
+
+def open_records(source: DataSource) -> Records:
+    """The records of a source.
+
+    Raises:
+        DataError: nothing there, or nothing readable, in one line.
+        RecipeError: `split` or `subset` where there is nothing to choose.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _saved(path, source)
+        return _folder(path, source)
+    if path.exists() or suffix_of(path) is not None:
+        if not path.exists():
+            raise DataError("no such file", file=source.path)
+        if source.subset is not None:
+            raise RecipeError(f"`subset`: {source.path} is a file and has no subsets")
+        if source.split not in (None, "train"):
+            raise RecipeError(f"`split`: {source.path} is a file: one split, called train")
+        return open_file(path)
+    if not _HUB_NAME.fullmatch(source.path) or source.path.startswith("."):
+        raise DataError("no such file or folder", file=source.path)
+    return _hub(source)
+
+
+def _folder(path: Path, source: DataSource) -> Records:
+    """Data files of a folder, by split; `subset` is a folder in it."""
+    root = path if source.subset is None else path / source.subset
+    if not root.is_dir():
+        raise DataError(f"no folder '{source.subset}' in it for `subset`", file=source.path)
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.is_file()
+        and suffix_of(file) is not None
+        and not file.name.startswith((".", "dataset_info"))
+    )
+    if not files:
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"a folder without data files ({known})", file=source.path)
+    named = [_split_of(file.relative_to(root)) for file in files]
+    by_split: dict[str, list[Path]] = {}
+    for file, split in zip(files, named, strict=True):
+        # As on the hub, files are the training split where no name tells splits; where some do, a
+        # file such as heldout.jsonl is a split of its own, never a part of another.
+        default = file.name.partition(".")[0] if any(named) else "train"
+        by_split.setdefault(split or default, []).append(file)
+    chosen = by_split[_choose_split(sorted(by_split), source)]
+    return Chained([open_file(file) for file in chosen])
+
+
+def _split_of(file: Path) -> str | None:
+    for part in reversed(file.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return None
+
+
+def _choose_split(found: list[str], source: DataSource) -> str:
+    if source.split is None:
+        if len(found) == 1:
+            return found[0]
+        raise DataError(f"has the splits {', '.join(found)}: name one", file=source.path)
+    wanted = source.split if source.split in found else _SPLITS.get(source.split, source.split)
+    if wanted not in found:
+        there = ", ".join(found)
+        raise DataError(f"has no split '{source.split}', only {there}", file=source.path)
+    return wanted
+
+
+def _saved(path: Path, source: DataSource) -> Records:
+    """A folder written by `datasets`' save_to_disk."""
+    import datasets
+
+    if source.subset is not None:
+        raise RecipeError(f"`subset`: {source.path} is a saved data set and has no subsets")
+    try:
+        found: Any = datasets.load_from_disk(str(path))
+    except Exception as error:  # pyarrow, JSON and file errors of every kind
+        raise DataError(f"not a readable data set: {_one_line(error)}", file=path) from error
+    if isinstance(found, datasets.Dataset) and source.split not in (None, str(found.split)):
+        raise DataError(f"has no split '{source.split}', only {found.split}", file=path)
+    return _one_split(found, source)
+
+
+def _hub(source: DataSource) -> Records:
+    import datasets
+
+    try:
+        found: Any = datasets.load_dataset(source.path, name=source.subset, split=source.split)
+    except Exception as error:  # network, authorisation, missing splits, builders' own errors
+        raise DataError(
+            f"no such file or folder here, and as a hub data set: {_one_line(error)}",
+            file=source.path,
+        ) from error
+    return _one_split(found, source)
+
+
+def _one_split(found: Any, source: DataSource) -> Records:
+    import datasets
+
+    file = source.path
+    if isinstance(found, datasets.DatasetDict):
+        split = _choose_split(sorted(found), source)
+        found = found[split]
+    if not len(found):
+        raise DataError("no row", file=file)
+    return dataset(found, file)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,241 @@
+"""Rows to token ids: rendered, tokenised prompt and response apart, ended once, cut to length.
+
+One rule for the border: prompt and response are tokenised separately and joined as ids, which is
+what a model sees when it writes the response. BOS and EOS are added here, never by the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palate.data.fit import TooLong, fit, fit_prompt
+from palate.data.pairs import Example, Pair
+from palate.data.schema import Content, Message, Preference
+from palate.data.templates import PLAIN, ChatTemplate, Refused, Rendered
+from palate.data.tokens import Tokens
+from palate.errors import DataError
+from palate.recipes.schema import LengthRecipe
+
+SAME_TOKENS = "chosen and rejected are the same tokens"
+SAME_CUT = "chosen and rejected are the same tokens after truncation"
+NO_TOKENS = "response without a token"
+NO_START = "empty prompt, and the tokenizer has no BOS"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a row cannot be used."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One row encoded or dropped, and what was cut of it: prompt, chosen, rejected, response."""
+
+    item: Pair | Example | Drop
+    cut: tuple[str, ...] = ()
+
+
+class Encoder:
+    """Turns rows into ids for one tokenizer, template and set of limits.
+
+    Args:
+        tokenizer: a transformers tokenizer with an EOS token.
+        chat_template: `model`, `plain`, or the path of a Jinja file; used for chats alone.
+        length: limits in tokens.
+
+    Raises:
+        ModelError: no EOS token, or a template file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str | Path = "model",
+        length: LengthRecipe | None = None,
+    ) -> None:
+        self.tokens = Tokens(tokenizer)
+        self.template = ChatTemplate(tokenizer, chat_template)
+        self.length = length or LengthRecipe()
+
+    def encode_pair(self, row: Preference) -> Pair | Drop:
+        """One pair; see `encode`."""
+        item = self.encode([row])[0].item
+        assert not isinstance(item, Example)
+        return item
+
+    def encode_example(self, row: Preference) -> Example | Drop:
+        """One demonstration or row of unpaired feedback; see `encode`."""
+        item = self.encode([row])[0].item
+        assert not isinstance(item, Pair)
+        return item
+
+    def encode(self, rows: Sequence[Preference]) -> list[Encoded]:
+        """Encodes rows, in order: pairs as `Pair`, others as `Example` of their first response.
+
+        Raises:
+            ModelError: the template cannot be used for these chats.
+            ValueError: rated rows; make pairs of them first.
+        """
+        if any(row.kind == "rated" for row in rows):
+            raise ValueError("rated rows have no token form: make pairs of them first")
+        rendered = [self._render(row) for row in rows]
+        shown = [r for r in rendered if isinstance(r, Rendered)]
+        starts = self.tokens.starts(r.prompt for r in shown)
+        later = [t for r in shown for t in (r.tail, *r.responses) if t]
+        continuations = self.tokens.continuations(later)
+        return [
+            Encoded(item=r) if isinstance(r, Drop) else self._encoded(row, r, starts, continuations)
+            for row, r in zip(rows, rendered, strict=True)
+        ]
+
+    def encode_prompt(self, prompt: Content) -> tuple[int, ...]:
+        """Ids of a prompt to sample from, exactly those that training on it would use.
+
+        Raises:
+            DataError: the template or the limits refuse it.
+            ModelError: the template cannot be used.
+        """
+        try:
+            if isinstance(prompt, str):
+                rendered = Rendered(prompt=prompt, responses=())
+            else:
+                self._refuse_special(prompt)
+                rendered = self.template.render(prompt, ())
+            ids, tail = self._prompt_ids(
+                rendered,
+                self.tokens.starts([rendered.prompt]),
+                self.tokens.continuations([rendered.tail] if rendered.tail else []),
+            )
+            return fit_prompt(ids, tail, self.length, bos=self.tokens.bos)
+        except (Refused, TooLong) as error:
+            raise DataError(error.reason, field="prompt") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids as people read it, without special tokens."""
+        return self.tokens.decode(ids)
+
+    @property
+    def template_sha256(self) -> str | None:
+        """Digest of the chat template in use; None where there is none."""
+        return self.template.sha256
+
+    @property
+    def saved_template(self) -> str | None:
+        """The template to save with a trained model, so that others render chats as training did.
+
+        Chat interfaces add no BOS of their own to a rendered chat, so the plain template then
+        begins with it for the tokenizers that do.
+        """
+        if self.template.setting == "plain" and self.tokens.adds_bos:
+            return "{{- bos_token -}}\n" + PLAIN
+        return self.template.text
+
+    def _render(self, row: Preference) -> Rendered | Drop:
+        try:
+            if isinstance(row.prompt, str):
+                return self._render_text(row, row.prompt)
+            sides = []
+            for response in row.responses:
+                assert not isinstance(response.content, str), "text answers a chat"
+                sides.append(response.content)
+            self._refuse_special([*row.prompt, *(turn for side in sides for turn in side)])
+            return self.template.render(row.prompt, sides)
+        except Refused as error:
+            return Drop(error.reason)
+
+    def _render_text(self, row: Preference, prompt: str) -> Rendered:
+        sides = []
+        for response in row.responses:
+            assert isinstance(response.content, str), "turns answer a text"
+            # Text that ends with EOS already gets no second one.
+            side = response.content.removesuffix(self.tokens.special[self.tokens.eos])
+            self._refuse_special([{"role": "assistant", "content": side}])
+            sides.append(side)
+        return Rendered(prompt=prompt, responses=tuple(sides))
+
+    def _refuse_special(self, turns: Sequence[Message]) -> None:
+        # Written out in a text it would become the token itself: an end, or another's turn.
+        for turn in turns:
+            if (found := self.tokens.special_in(turn["content"])) is not None:
+                raise Refused(f"text holds the special token {found}")
+
+    def _encoded(
+        self,
+        row: Preference,
+        rendered: Rendered,
+        starts: dict[str, tuple[int, ...]],
+        continuations: dict[str, tuple[int, ...]],
+    ) -> Encoded:
+        try:
+            prompt, tail = self._prompt_ids(rendered, starts, continuations)
+        except Refused as error:
+            return Encoded(item=Drop(error.reason))
+        responses = []
+        for text in rendered.responses:
+            ids = continuations.get(text, ())
+            if not self.tokens.says_something(ids):
+                return Encoded(item=Drop(NO_TOKENS))
+            responses.append(self._ended(ids, chat=row.conversational))
+        if row.kind == "pair" and responses[0] == responses[1]:
+            return Encoded(item=Drop(SAME_TOKENS))
+        try:
+            fitted = fit(prompt, tail, responses, self.length, bos=self.tokens.bos)
+        except TooLong as error:
+            return Encoded(item=Drop(error.reason))
+        if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:
+            return Encoded(item=Drop(SAME_CUT))
+        names = ("chosen", "rejected") if row.kind == "pair" else ("response",)
+        cut = [name for name, was in zip(names, fitted.cut, strict=True) if was]
+        if fitted.prompt_cut:
+            cut.insert(0, "prompt")
+        return Encoded(
+            item=_item(row, fitted.prompt, fitted.responses),
+            cut=tuple(cut),
+        )
+
+    def _ended(self, ids: tuple[int, ...], *, chat: bool) -> tuple[int, ...]:
+        return self.tokens.ended(ids) if chat else (*ids, self.tokens.eos)
+
+    def _prompt_ids(
+        self,
+        rendered: Rendered,
+        starts: dict[str, tuple[int, ...]],
+        continuations: dict[str, tuple[int, ...]],
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ids, bos = starts[rendered.prompt], self.tokens.bos
+        if bos is not None:
+            # A template may write BOS, the tokenizer may add it: there is one.
+            written = 0
+            while written < len(ids) and ids[written] == bos:
+                written += 1
+            if written or self.tokens.adds_bos or not ids:
+                ids = (bos, *ids[written:])
+        if not ids:
+            raise Refused(NO_START)
+        return ids, continuations[rendered.tail] if rendered.tail else ()
+
+
+def _item(
+    row: Preference, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]
+) -> Pair | Example:
+    if row.kind == "pair":
+        return Pair(
+            id=row.id,
+            source=row.source,
+            prompt_ids=prompt,
+            chosen_ids=responses[0],
+            rejected_ids=responses[1],
+            margin=row.margin,
+        )
+    return Example(
+        id=row.id,
+        source=row.source,
+        prompt_ids=prompt,
+        response_ids=responses[0],
+        label=row.responses[0].label,
+    )

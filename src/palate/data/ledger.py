@@ -1,0 +1,135 @@
+"""What became of every row of a source: the counts of data.json and the lines of quarantine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from palate.data.pairs import Example, Pair
+from palate.data.readers import ReadResult
+from palate.io import sha256_file, sha256_tree
+
+QUARANTINE = "quarantine.jsonl"
+Role = Literal["train", "eval"]
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Counts of one source. read = kept + rejected + dropped, in rows.
+
+    Attributes:
+        items: pairs or examples made of the kept rows (a rated row may give several).
+        items_dropped: further ones of kept rows that were dropped, by reason.
+        truncated: kept rows by what was cut of them.
+    """
+
+    name: str
+    path: str
+    role: Role
+    result: ReadResult
+    kept: int = 0
+    items: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    items_dropped: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for item in (*self.result.rejected, *self.result.left_out):
+            self._quarantine(item.file, item.row, item.field, item.reason)
+
+    def keep(self, items: int, cut: Sequence[str]) -> None:
+        """Counts a row that gave `items`, with the names of what was cut of any of them."""
+        self.kept += 1
+        self.items += items
+        if cut:
+            self.truncated[f"{', '.join(dict.fromkeys(cut))} cut"] += 1
+
+    def drop(self, row: int | None, reason: str) -> None:
+        """Counts a row that was read but gave nothing."""
+        self.dropped[reason] += 1
+        self._quarantine(self.path, row, None, reason)
+
+    def drop_item(self, row: int | None, reason: str) -> None:
+        """Counts an item of a row that is kept for others."""
+        self.items_dropped[reason] += 1
+        self._quarantine(self.path, row, None, reason)
+
+    def entry(self) -> dict[str, Any]:
+        """The source's entry in data.json."""
+        read, rejected = self.result.read, self.result.rejected
+        total = self.kept + len(rejected) + self.dropped.total()
+        assert read == total, f"{self.name}: {read} rows read, {total} accounted for"
+        return {
+            "name": self.name,
+            "path": self.path,
+            "format": self.result.format,
+            "recognised": self.result.why,
+            "split_role": self.role,
+            "sha256": digest(self.result.files),
+            "available": self.result.available,
+            "read": read,
+            "kept": self.kept,
+            "rejected": _counts(Counter(item.counted_as for item in rejected)),
+            "dropped": _counts(self.dropped),
+            "truncated": _counts(self.truncated),
+            "responses_left_out": _counts(
+                Counter(item.counted_as for item in self.result.left_out)
+            ),
+            "items": self.items,
+            "items_dropped": _counts(self.items_dropped),
+            "quarantine": QUARANTINE if self.quarantine else None,
+        }
+
+    def _quarantine(self, file: str, row: int | None, field: str | None, reason: str) -> None:
+        line = {"source": self.name, "file": file, "row": row, "field": field, "reason": reason}
+        self.quarantine.append(line)
+
+
+def digest(files: Sequence[Path]) -> str | None:
+    """Hex SHA-256 of a source's files; None where it has none on this machine."""
+    if not files:
+        return None
+    return sha256_file(files[0]) if len(files) == 1 else sha256_tree(files)
+
+
+def describe(items: Sequence[Pair] | Sequence[Example]) -> dict[str, Any]:
+    """Numbers, tokens and lengths of one split, and how far length gives the label away."""
+    pairs = [item for item in items if isinstance(item, Pair)]
+    examples = [item for item in items if isinstance(item, Example)]
+    sides: dict[str, list[int]] = {"prompt": [len(item.prompt_ids) for item in items]}
+    if examples:
+        sides["response"] = [len(e.response_ids) for e in examples]
+        found: dict[str, Any] = {"examples": len(examples)}
+        if any(e.label is not None for e in examples):
+            found["desirable"] = sum(e.label is True for e in examples)
+    else:
+        sides["chosen"] = [len(p.chosen_ids) for p in pairs]
+        sides["rejected"] = [len(p.rejected_ids) for p in pairs]
+        found = {"pairs": len(pairs)}
+    found["prompts"] = len({item.prompt_ids for item in items})
+    found["tokens"] = {name: sum(lengths) for name, lengths in sides.items()}
+    found["length"] = {name: _lengths(lengths) for name, lengths in sides.items()}
+    if pairs:
+        both = zip(sides["chosen"], sides["rejected"], strict=True)
+        longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in both]
+        found["longer_is_chosen"] = sum(longer) / len(longer)
+    return found
+
+
+def _lengths(lengths: list[int]) -> dict[str, float]:
+    return {
+        "mean": float(np.mean(lengths)),
+        "p50": float(np.percentile(lengths, 50)),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": float(max(lengths)),
+    }
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    return dict(counter.most_common())

@@ -1,0 +1,82 @@
+"""Demonstrations: prompt and completion, or messages, or text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palate.data.containers import Record
+from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.fields import (
+    check_prompt,
+    check_response,
+    content,
+    refuse_unread,
+    required,
+    text,
+    turns,
+)
+from palate.data.schema import Content, Message, Preference, Response
+
+
+def prompt_and_completion(record: Record) -> tuple[Content, Content]:
+    """The fields prompt and completion, each text or chat turns, brought to one form."""
+    prompt, completion = content(record, "prompt"), content(record, "completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt, completion
+    asked: list[Message]
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    elif completion[: len(asked)] == asked:
+        completion = completion[len(asked) :]
+    check_prompt(asked, "prompt")
+    check_response(completion, "completion")
+    return asked, completion
+
+
+def _read(record: Record, context: Context) -> Preference:
+    refuse_unread(record)
+    prompt: Content
+    response: Content
+    if "completion" in record.value:
+        prompt, response = prompt_and_completion(record)
+    elif "messages" in record.value:
+        chat = turns(required(record, "messages"), "messages")
+        # Of several answers the last is learnt; the earlier ones are its context.
+        prompt, response = chat[:-1], chat[-1:]
+        check_response(response, "messages")
+        check_prompt(prompt, "messages")
+    elif "text" in record.value:
+        prompt, response = "", text(required(record, "text"), "text")
+    else:
+        raise RowError("completion", "missing")
+    return Preference(
+        id=context.id,
+        source=context.source,
+        kind="demonstration",
+        prompt=prompt,
+        responses=(Response(content=response),),
+        row=record.row,
+    )
+
+
+def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
+    if columns & {"chosen", "rejected", "completions", "responses"}:
+        return None
+    if {"prompt", "completion"} <= columns:
+        return "columns prompt and completion"
+    if "messages" in columns:
+        return "column messages"
+    if "text" in columns:
+        return "column text"
+    return None
+
+
+READER = Reader(
+    name="demonstrations",
+    shape="prompt, completion | messages | text",
+    kind="demonstration",
+    recognise=_recognise,
+    read=_read,
+)

@@ -1,0 +1,113 @@
+"""Rated completions: a prompt or instruction with a list of answers, each with a rating or a rank.
+
+Read so are AlpacaEval's ratings, UltraFeedback as published, and files of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palate.data.containers import Record
+from palate.data.containers.base import shape_of
+from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.fields import check_prompt, finite, refuse_unread, required, text, turns
+from palate.data.schema import Content, Message, Preference, Response
+
+_LISTS = ("completions", "responses")
+_TEXTS = ("text", "content", "output", "response", "completion")
+_RATINGS = ("rating", "score", "preference", "overall_score")
+_WRITERS = ("generator", "model")
+
+
+def _read(record: Record, context: Context) -> Preference:
+    refuse_unread(record)
+    prompt = _prompt(record)
+    name = next((n for n in _LISTS if n in record.value), _LISTS[0])
+    listed = required(record, name)
+    if not isinstance(listed, list):
+        raise RowError(name, f"{shape_of(listed)}, not a list")
+    responses = []
+    for i, entry in enumerate(listed):
+        # One bad answer of many costs itself, not the row.
+        try:
+            responses.append(_response(entry, f"{name}.{i}", chat=not isinstance(prompt, str)))
+        except RowError as error:
+            context.leave_out(error.field or name, error.reason)
+    if responses and any(r.rating is not None for r in responses):
+        unrated = [r for r in responses if r.rating is None]
+        for _ in unrated:
+            context.leave_out(name, "ranked where others are rated")
+        responses = [r for r in responses if r.rating is not None]
+    if len(responses) < 2:
+        raise RowError(name, "fewer than two usable rated answers")
+    note = record.value.get("dataset")
+    return Preference(
+        id=context.id,
+        source=context.source,
+        kind="rated",
+        prompt=prompt,
+        responses=tuple(responses),
+        row=record.row,
+        extra={"dataset": note} if isinstance(note, str) else None,
+    )
+
+
+def _prompt(record: Record) -> Content:
+    # An instruction is something said to a model; a prompt is the text it goes on from.
+    if "prompt" not in record.value and "instruction" in record.value:
+        asked = text(required(record, "instruction"), "instruction")
+        return [{"role": "user", "content": asked}]
+    prompt = required(record, "prompt")
+    if not isinstance(prompt, list):
+        return text(prompt, "prompt")
+    chat = turns(prompt, "prompt")
+    check_prompt(chat, "prompt")
+    return chat
+
+
+def _response(entry: Any, field: str, *, chat: bool) -> Response:
+    if not isinstance(entry, dict):
+        raise RowError(field, f"{shape_of(entry)}, not an object")
+    key = next((k for k in _TEXTS if k in entry), None)
+    if key is None:
+        raise RowError(f"{field}.{_TEXTS[0]}", "missing")
+    said = text(entry[key], f"{field}.{key}")
+    answer: list[Message] = [{"role": "assistant", "content": said}]
+    rating = next((k for k in _RATINGS if entry.get(k) is not None), None)
+    rank = entry.get("rank")
+    if rating is None and rank is None:
+        raise RowError(f"{field}.{_RATINGS[0]}", "missing")
+    if rating is None and (isinstance(rank, bool) or not isinstance(rank, int)):
+        raise RowError(f"{field}.rank", f"{shape_of(rank)}, not a whole number")
+    writer = next((entry[k] for k in _WRITERS if isinstance(entry.get(k), str)), None)
+    return Response(
+        content=answer if chat else said,
+        rating=None if rating is None else finite(entry[rating], f"{field}.{rating}"),
+        rank=rank if rating is None else None,
+        generator=writer,
+    )
+
+
+def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
+    asked = next((c for c in ("prompt", "instruction") if c in columns), None)
+    listed = next((c for c in _LISTS if c in columns), None)
+    if asked is None or listed is None:
+        return None
+    for row in sample:
+        for entry in row.get(listed) or ():
+            if isinstance(entry, dict) and set(entry) & {*_RATINGS, "rank"}:
+                key = next(k for k in (*_RATINGS, "rank") if k in entry)
+                return f"columns {asked} and {listed}, whose entries have a {key}"
+            break
+    return None
+
+
+READER = Reader(
+    name="rated",
+    shape="prompt | instruction, completions | responses as a list of {text, rating}",
+    kind="rated",
+    recognise=_recognise,
+    read=_read,
+    specificity=1,
+)

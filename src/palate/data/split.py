@@ -1,0 +1,78 @@
+"""Which items are held out, and what other rows lend to KTO. All order-independent or seeded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+
+from palate.data.pairs import Example, Pair
+from palate.data.schema import Content
+from palate.errors import DataError, RecipeError
+
+
+def held_out(
+    prompts: Sequence[Content], ids: Sequence[tuple[int, ...]], fraction: float, seed: int
+) -> list[bool]:
+    """Which items go to the evaluation split: `fraction` of the prompts, at least one.
+
+    Prompts are ranked by a seeded hash of their text, so neither order nor tokenizer matters.
+    Prompts that truncation has made equal stay together: no prompt is in both splits.
+
+    Raises:
+        RecipeError: too few prompts to hold any out.
+    """
+    key: dict[tuple[int, ...], str] = {}
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        text = json.dumps(prompt, sort_keys=True)
+        digest = hashlib.sha256(f"{seed}|held out|{text}".encode()).hexdigest()
+        key[tokens] = min(key.get(tokens, digest), digest)
+    count = max(1, round(fraction * len(key)))
+    if count >= len(key):
+        raise RecipeError(
+            f"`data.eval_fraction`: {fraction:g} of {len(key)} prompts leaves none to train on"
+        )
+    chosen = set(sorted(key, key=lambda tokens: key[tokens])[:count])
+    return [tokens in chosen for tokens in ids]
+
+
+def shared_prompts(
+    train: Sequence[Pair] | Sequence[Example], held: Sequence[Pair] | Sequence[Example]
+) -> int:
+    """Number of distinct evaluation prompts that are also trained on."""
+    known = {item.prompt_ids for item in train}
+    return len({item.prompt_ids for item in held} & known)
+
+
+def with_mismatched(
+    examples: Sequence[Example], seed: int, *, max_tokens: int | None, split: str
+) -> list[Example]:
+    """Each example with the response of another prompt, for KTO's estimate of the KL.
+
+    The examples are permuted with `seed` and each takes the response of the next one whose prompt
+    is another, cut to `max_tokens` as its own would be.
+
+    Raises:
+        DataError: all have one prompt.
+    """
+    order = list(range(len(examples)))
+    random.Random(f"{seed}|mismatched|{split}").shuffle(order)
+    found = list(examples)
+    n = len(order)
+    # Donors in a circle, runs of one prompt skipped at once: next_other[k] for each place k.
+    prompts = [examples[i].prompt_ids for i in order]
+    if len(set(prompts)) < 2:
+        raise DataError(f"KTO needs two or more different prompts ({split} split has one)")
+    next_other = [0] * n
+    for k in range(2 * n - 1, -1, -1):
+        here, there = k % n, (k + 1) % n
+        same = prompts[here] == prompts[there]
+        next_other[here] = next_other[there] if same else there
+    for k, i in enumerate(order):
+        response = examples[order[next_other[k]]].response_ids
+        if max_tokens is not None:
+            response = response[: max_tokens - len(examples[i].prompt_ids)]
+        found[i] = dataclasses.replace(examples[i], mismatched_ids=response)
+    return found

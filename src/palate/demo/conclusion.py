@@ -1,0 +1,179 @@
+"""What the demonstration's numbers support: three lines, each with its uncertainty.
+
+Prompts are the unit: every policy answered the same held-out openings, so resampling the openings
+keeps all comparisons paired. Intervals are percentile bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palate.evaluate.statistics import Interval, bootstrap_rows, percentile_interval
+
+RESAMPLES = 4000
+GRID = 21
+"""Points of the common KL range at which frontiers are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One method: its checkpoints in order of training, each on the same P prompts.
+
+    Attributes:
+        name: as printed.
+        kl, reward: [C, P] means over a prompt's samples. The base model (KL 0) is not among them.
+        entropy: [C] mean token entropy, nats.
+    """
+
+    name: str
+    kl: np.ndarray
+    reward: np.ndarray
+    entropy: np.ndarray
+
+
+def conclude(
+    base: np.ndarray,
+    base_entropy: float,
+    curves: Sequence[Curve],
+    *,
+    scale: str,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compares methods with the base and with the first method, which is the baseline.
+
+    Args:
+        base: [P] mean reward of the base model on each prompt.
+        scale: what a reward is, in words.
+
+    Returns:
+        `lines` (three) and the numbers they were made from.
+    """
+    rows = bootstrap_rows(len(base), resamples=RESAMPLES, seed=seed)
+    gains = {c.name: _with_interval(c.reward[-1] - base, rows, confidence) for c in curves}
+    kls = {c.name: _with_interval(c.kl[-1], rows, confidence) for c in curves}
+    low, high = common_range(curves)
+    at = np.linspace(low, high, GRID)
+    whole = np.arange(len(base))[None]
+    first, *others = curves
+    levels = {c.name: float(interpolate(base, c, whole, at).mean()) for c in curves}
+    differences = {}
+    for curve in others:
+        estimate = float(
+            (interpolate(base, curve, whole, at) - interpolate(base, first, whole, at)).mean()
+        )
+        draws = interpolate(base, curve, rows, at) - interpolate(base, first, rows, at)
+        differences[curve.name] = (estimate, percentile_interval(draws.mean(1), confidence))
+    return {
+        "confidence": confidence,
+        "prompts": len(base),
+        "reward": scale,
+        "base_reward": float(base.mean()),
+        "gain": _table(gains),
+        "final_kl": _table(kls),
+        "matched_kl": {
+            "range": [low, high],
+            "reward": levels,
+            f"minus_{first.name}": _table(differences),
+        },
+        "entropy": {"base": base_entropy} | {c.name: float(c.entropy[-1]) for c in curves},
+        "lines": [
+            _gain_line(float(base.mean()), gains, scale, len(base), confidence),
+            _matched_line(first.name, levels, differences, (low, high)),
+            _cost_line(kls, base_entropy, curves),
+        ],
+    }
+
+
+def common_range(curves: Sequence[Curve]) -> Interval:
+    """KL range, nats, that every method's frontier covers: from a fifth of its end to its end."""
+    end = min(float(c.kl.mean(1).max()) for c in curves)
+    return end / 5, end
+
+
+def interpolate(base: np.ndarray, curve: Curve, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[R, G] reward at each KL of `at`, for each of R resamples of the prompts.
+
+    The frontier is the straight line through (0, base) and the checkpoints in order of KL; beyond
+    its end it stays level.
+    """
+    found = np.empty((len(rows), len(at)))
+    for i, row in enumerate(rows):
+        kl = np.r_[0.0, curve.kl[:, row].mean(1)]
+        reward = np.r_[base[row].mean(), curve.reward[:, row].mean(1)]
+        order = np.argsort(kl, kind="stable")
+        found[i] = np.interp(at, kl[order], reward[order])
+    return found
+
+
+def _with_interval(
+    values: np.ndarray, rows: np.ndarray, confidence: float
+) -> tuple[float, Interval]:
+    return float(values.mean()), percentile_interval(values[rows].mean(1), confidence)
+
+
+def _table(values: Mapping[str, tuple[float, Interval]]) -> dict[str, Any]:
+    return {name: {"value": value, "ci": list(ci)} for name, (value, ci) in values.items()}
+
+
+def _gain_line(
+    base: float,
+    gains: Mapping[str, tuple[float, Interval]],
+    scale: str,
+    prompts: int,
+    confidence: float,
+) -> str:
+    parts = [f"{name} {_signed(value, ci)}" for name, (value, ci) in gains.items()]
+    risen = [name for name, (_, ci) in gains.items() if ci[0] > 0]
+    fallen = [name for name, (_, ci) in gains.items() if ci[1] < 0]
+    if len(risen) == len(gains):
+        verdict = "every method raised it"
+    elif not risen and not fallen:
+        verdict = "no change is distinguishable from none"
+    else:
+        words = [f"{' and '.join(risen)} raised it"] if risen else []
+        words += [f"{' and '.join(fallen)} lowered it"] if fallen else []
+        open_ = [n for n in gains if n not in risen and n not in fallen]
+        words += [f"{' and '.join(open_)} not distinguishable from no change"] if open_ else []
+        verdict = "; ".join(words)
+    return (
+        f"Reward ({scale}) on {prompts} held-out openings against the base model's {base:.2f}: "
+        f"{', '.join(parts)} ({confidence:.0%} intervals): {verdict}."
+    )
+
+
+def _matched_line(
+    first: str,
+    levels: Mapping[str, float],
+    differences: Mapping[str, tuple[float, Interval]],
+    span: Interval,
+) -> str:
+    parts = []
+    for name, (value, ci) in differences.items():
+        verdict = "better" if ci[0] > 0 else "worse" if ci[1] < 0 else "not distinguishable"
+        parts.append(f"{name} {_signed(value, ci)}, {verdict}")
+    return (
+        f"At matched sequence KL ({span[0]:.1f} to {span[1]:.1f} nats), reward against {first}'s "
+        f"{levels[first]:.2f}: {'; '.join(parts)}."
+    )
+
+
+def _cost_line(
+    kls: Mapping[str, tuple[float, Interval]], base_entropy: float, curves: Sequence[Curve]
+) -> str:
+    far = ", ".join(
+        f"{name} {value:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for name, (value, ci) in kls.items()
+    )
+    entropy = ", ".join(f"{c.name} {c.entropy[-1]:.2f}" for c in curves)
+    return (
+        f"Distance from the base model at the end, KL(policy||base) a response: {far} nats; "
+        f"next-token entropy {base_entropy:.2f} before, after {entropy} nats."
+    )
+
+
+def _signed(value: float, ci: Interval) -> str:
+    return f"{value:+.2f} [{ci[0]:+.2f}, {ci[1]:+.2f}]"

@@ -1,0 +1,110 @@
+"""Rated continuations: the base model continues openings, the lexicon rates what it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from palate.demo.openings import Opening, Split, openings
+from palate.demo.presets import SAMPLES_PER_BATCH, Preset
+from palate.evaluate.progress import task
+from palate.evaluate.sample import sample
+from palate.io import write_text
+from palate.models.policy import Policy
+from palate.rewards import Lexicon, Reward
+
+OPENINGS_PER_SHARD = 32
+"""Openings whose continuations are written at once: what an interruption can cost."""
+
+
+def write_feedback(
+    folder: Path,
+    preset: Preset,
+    *,
+    load: Callable[[], tuple[Policy, Any]],
+    encode: Callable[[Any, str], tuple[int, ...]],
+    seed: int,
+    console: Console,
+) -> None:
+    """Writes `train.jsonl` and `heldout.jsonl` of rated rows, going on from shards that are there.
+
+    Args:
+        load: gives policy and tokenizer; called only when something is missing.
+        encode: tokenizer and prompt text to ids.
+    """
+    wanted: list[tuple[Split, int]] = [
+        ("train", preset.train_openings),
+        ("heldout", preset.heldout_openings),
+    ]
+    missing: list[tuple[Path, list[Opening]]] = []
+    plan: dict[Split, list[Path]] = {}
+    for split, count in wanted:
+        found = openings(split, count)
+        for start in range(0, len(found), OPENINGS_PER_SHARD):
+            shard = folder / "shards" / f"{split}-{start // OPENINGS_PER_SHARD:03d}.jsonl"
+            plan.setdefault(split, []).append(shard)
+            if not shard.exists():
+                missing.append((shard, found[start : start + OPENINGS_PER_SHARD]))
+    if missing:
+        policy, tokenizer = load()
+        reward = Lexicon()
+        total = sum(len(part) for _, part in missing) * preset.samples
+        with task("  continuations", total, console) as progress:
+            for shard, part in missing:
+                rows = _rated(
+                    part,
+                    [encode(tokenizer, o.text) for o in part],
+                    policy=policy,
+                    tokenizer=tokenizer,
+                    reward=reward,
+                    preset=preset,
+                    seed=seed,
+                    advance=progress.advance,
+                )
+                write_text(shard, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    for split, shards in plan.items():
+        file = folder / f"{split}.jsonl"
+        text = "".join(shard.read_text(encoding="utf-8") for shard in shards)
+        # A rewritten file would be new to whoever compares times.
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            write_text(file, text)
+
+
+def _rated(
+    part: Sequence[Opening],
+    ids: Sequence[tuple[int, ...]],
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    reward: Reward,
+    preset: Preset,
+    seed: int,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    drawn = sample(
+        policy,
+        tokenizer,
+        ids,
+        samples_per_prompt=preset.samples,
+        max_new_tokens=preset.new_tokens,
+        batch_size=SAMPLES_PER_BATCH,
+        seed=seed,
+        on_batch=lambda batch: advance(len(batch)),
+    )
+    scores = reward.score([part[d.prompt].text for d in drawn], [d.text for d in drawn])
+    rows = []
+    for i, opening in enumerate(part):
+        completions: list[dict[str, Any]] = []
+        for d, score in zip(drawn, scores, strict=True):
+            # The same words twice, or none, are no second opinion.
+            seen = {c["text"] for c in completions}
+            if d.prompt == i and d.text.strip() and d.text not in seen:
+                completions.append({"text": d.text, "rating": score})
+        if len(completions) > 1:
+            row = {"id": opening.id, "prompt": opening.text, "completions": completions}
+            rows.append(row)
+    return rows

@@ -1,0 +1,131 @@
+"""Exact sequence KL of a policy on its own samples, and one frontier point a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from palate.data.layouts import collate
+from palate.data.pairs import Example
+from palate.evaluate.sample import Sample
+from palate.evaluate.statistics import mean_interval
+from palate.models.policy import Policy
+from palate.models.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleStats:
+    """Of one sampled response, sums over its positions, the end-of-sequence step included.
+
+    Attributes:
+        kl: sum of KL(policy || reference), nats: along the policy's own samples at temperature 1
+            an unbiased estimate of the sequence KL, of less variance than log-ratios. None without
+            a reference.
+        forward_kl: sum of KL(reference || policy) along the same samples, nats.
+        entropy: mean entropy of the next-token distribution, nats.
+        logp: log-probability of the response.
+        tokens: its length.
+    """
+
+    kl: float | None
+    forward_kl: float | None
+    entropy: float
+    logp: float
+    tokens: int
+
+
+@torch.no_grad()
+def sample_stats(
+    policy: Policy,
+    samples: Sequence[Sample],
+    *,
+    reference: Reference | None,
+    batch_size: int = 16,
+    pad_id: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[SampleStats]:
+    """Statistics of samples, in the order given, from full next-token distributions.
+
+    The distributions are the policy's and the reference's own: sampling at another temperature or
+    top-p changes which responses are looked at, not what is computed on them.
+    """
+    order = sorted(
+        range(len(samples)),
+        key=lambda i: -len(samples[i].prompt_ids) - len(samples[i].response_ids),
+    )
+    found: dict[int, SampleStats] = {}
+    was_training = policy.training
+    policy.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            batch = collate([_example(samples[i]) for i in chunk], layout="plain", pad_id=pad_id)
+            batch = batch.to(policy.device)
+            known = reference is not None
+            ref = None if reference is None else reference.inputs(batch, kl=True)
+            tokens = policy(batch, reference=ref, kl=known, reverse_kl=known, entropy=True)
+
+            def total(values: torch.Tensor | None, batch: Any = batch) -> list[float | None]:
+                if values is None:
+                    return [None] * batch.n_sequences
+                sums = torch.zeros(batch.n_sequences, dtype=torch.float64, device=values.device)
+                return sums.index_add(0, batch.segment, values.double()).tolist()
+
+            reverse, forward = total(tokens.reverse_kl), total(tokens.kl)
+            entropy, logp = total(tokens.entropy), total(tokens.logp)
+            for j, i in enumerate(chunk):
+                n = len(samples[i].response_ids)
+                found[i] = SampleStats(
+                    kl=reverse[j],
+                    forward_kl=forward[j],
+                    entropy=(entropy[j] or 0.0) / n,
+                    logp=logp[j] or 0.0,
+                    tokens=n,
+                )
+            if progress is not None:
+                progress(len(found), len(samples))
+    finally:
+        policy.train(was_training)
+    return [found[i] for i in range(len(samples))]
+
+
+def frontier_point(
+    samples: Sequence[Sample],
+    stats: Sequence[SampleStats],
+    rewards: Sequence[float] | None,
+    *,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Means with intervals over prompts: the point of one checkpoint on the frontier.
+
+    Returns:
+        n, tokens, finished (share), and where known kl, forward_kl, reward, each with `_ci`.
+    """
+    groups = [s.prompt for s in samples]
+    point: dict[str, Any] = {
+        "n": len(samples),
+        "prompts": len(set(groups)),
+        "tokens": sum(s.tokens for s in stats) / len(stats),
+        "finished": sum(s.finished for s in samples) / len(samples),
+    }
+    columns: dict[str, list[float]] = {}
+    if all(s.kl is not None and s.forward_kl is not None for s in stats):
+        columns["kl"] = [s.kl or 0.0 for s in stats]
+        columns["forward_kl"] = [s.forward_kl or 0.0 for s in stats]
+    if rewards is not None:
+        columns["reward"] = list(rewards)
+    for name, values in columns.items():
+        point[name], point[f"{name}_ci"] = mean_interval(values, confidence, groups=groups)
+    return point
+
+
+def _example(sample: Sample) -> Example:
+    return Example(
+        id=f"{sample.prompt}.{sample.index}",
+        source="samples",
+        prompt_ids=sample.prompt_ids,
+        response_ids=sample.response_ids,
+    )

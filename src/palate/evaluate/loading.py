@@ -1,0 +1,117 @@
+"""Policies of one base model, loaded one after another over a single copy of it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from palate.errors import ModelError
+from palate.evaluate.targets import Target
+from palate.models.loading import load_model, load_trained, weights_digest
+from palate.models.policy import Policy
+from palate.models.reference import AdapterOff, FrozenCopy, Reference
+from palate.recipes.schema import ModelRecipe
+
+Loaded = tuple[Target, Policy, Reference | None]
+
+
+def group_key(target: Target) -> tuple[str, ...]:
+    """Targets with equal keys share base model, tokenizer and reference."""
+    m = target.model
+    return (
+        m.path,
+        str(m.revision),
+        m.dtype,
+        m.attn_implementation,
+        str(m.chat_template),
+        str(target.reference),
+    )
+
+
+def grouped(targets: Sequence[Target]) -> list[list[Target]]:
+    """Targets by `group_key`, in order of first appearance."""
+    order = list(dict.fromkeys(map(group_key, targets)))
+    ranked = sorted(targets, key=lambda t: order.index(group_key(t)))
+    return [list(group) for _, group in groupby(ranked, key=group_key)]
+
+
+class Shelf:
+    """One base model, its reference, and the policies made of it.
+
+    With adapters there is one model in memory: the reference is the base with the adapter off.
+    Full models are loaded one at a time beside the reference.
+
+    Args:
+        model: recipe of the base. reference: path of the reference model, None for none.
+    """
+
+    def __init__(self, model: ModelRecipe, reference: str | None, *, memory_mb: int = 256) -> None:
+        self.recipe = model.model_copy(update={"lora": None})
+        self.memory_mb = memory_mb
+        self._base: PreTrainedModel | None = None
+        self._reference_path = reference
+        self._frozen: FrozenCopy | None = None
+        self.digest = ""
+        """Of the base model's weights, once it is loaded."""
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the reference is the base model itself."""
+        return self._reference_path == self.recipe.path
+
+    def base(self) -> PreTrainedModel:
+        if self._base is None:
+            self._base = load_model(self.recipe).requires_grad_(False)
+            self.digest = weights_digest(self._base)
+        return self._base
+
+    def reference(self) -> FrozenCopy | None:
+        """The reference as a policy of its own; adapters must be off the shelf."""
+        if self._reference_path is None:
+            return None
+        if self._frozen is None:
+            if self.shares_base:
+                model, digest = self.base(), self.digest
+            else:
+                model = load_model(self.recipe, self._reference_path)
+                digest = weights_digest(model)
+            policy = Policy(model, memory_mb=self.memory_mb)
+            self._frozen = FrozenCopy(policy, digest=digest, path=self._reference_path)
+        return self._frozen
+
+    def policies(self, targets: Sequence[Target]) -> Iterator[Loaded]:
+        """Each target with its reference, one at a time; the last one is gone when asked again."""
+        for target in targets:
+            if target.has_adapters:
+                yield from self._adapted(target)
+                continue
+            if target.folder is None:
+                policy = Policy(self.base(), memory_mb=self.memory_mb)
+            else:
+                policy = load_trained(target.folder, self.recipe, memory_mb=self.memory_mb)
+            policy.requires_grad_(False)
+            yield target, policy, self.reference()
+
+    def _adapted(self, target: Target) -> Iterator[Loaded]:
+        from peft import PeftModel
+
+        assert target.folder is not None
+        reference = self.reference()
+        try:
+            hf: Any = PeftModel.from_pretrained(self.base(), target.folder, is_trainable=False)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{target.folder}: no readable adapter: {reason}") from error
+        policy = Policy(hf, memory_mb=self.memory_mb)
+        off: Reference | None = reference
+        if reference is not None and self.shares_base:
+            off = AdapterOff(policy, digest=self.digest)
+        try:
+            yield target, policy, off
+        finally:
+            # Gives the base model its own layers back, for the next adapter.
+            self._base = hf.unload()
+            self._frozen = None if self.shares_base else self._frozen

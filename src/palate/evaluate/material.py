@@ -1,0 +1,128 @@
+"""What policies are evaluated on: held-out pairs, and prompts drawn from them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from palate.data.build import build_pairs
+from palate.data.encode import Encoder
+from palate.data.pairs import Pair, sequence_key
+from palate.errors import RecipeError, RunError
+from palate.evaluate.targets import Run
+from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
+
+Part = Literal["whole", "held out"]
+"""Evaluate on everything that is read, or on the part that a run has held out of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt to sample from.
+
+    Attributes:
+        id: of the first pair that has it. text: as people read it.
+    """
+
+    id: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Encoded evaluation data of one tokenizer.
+
+    Attributes:
+        report: content of data.json. quarantine: lines of quarantine.jsonl.
+        digest: changes with any token of pairs and prompts.
+    """
+
+    pairs: list[Pair]
+    prompts: list[Prompt]
+    report: dict[str, Any]
+    quarantine: list[dict[str, Any]]
+    digest: str
+
+
+def check_data_keys(recipe: EvalRecipe) -> None:
+    """Raises RecipeError for `pairing` and `length` without `data`: runs bring their own."""
+    if recipe.data:
+        return
+    if recipe.pairing is not None:
+        raise RecipeError("`pairing`: only with `data`: the runs' evaluation data has its own")
+    if recipe.length != LengthRecipe():
+        raise RecipeError("`length`: only with `data`: the runs' evaluation data has its own")
+
+
+def data_recipe(recipe: EvalRecipe, runs: Sequence[Run]) -> tuple[DataRecipe, int, Part]:
+    """The data of an evaluation, the seed it is read with, and which part of it is meant.
+
+    Raises:
+        RunError: runs with different evaluation data, or with none, and none in the recipe.
+    """
+    if recipe.data:
+        data = DataRecipe(train=recipe.data, pairing=recipe.pairing, length=recipe.length)
+        return data, recipe.seed, "whole"
+    found: list[tuple[DataRecipe, int, Part]] = []
+    for run in runs:
+        own = run.recipe.data
+        if not own.holds_out:
+            raise RunError(f"{run.path}: was trained without evaluation data: give `data`")
+        if own.eval and own.pairing is None:
+            # The training data need not be read. (With `pairing` it must: which source holds the
+            # ratings is not known, and without one the key is refused.)
+            data = DataRecipe(train=own.eval, pairing=own.pairing, length=own.length)
+            found.append((data, run.recipe.seed, "whole"))
+        else:
+            found.append((own, run.recipe.seed, "held out"))
+    if any(item != found[0] for item in found):
+        names = ", ".join(run.label for run in runs)
+        raise RunError(f"{names} have different evaluation data: give `data` to compare them")
+    return found[0]
+
+
+def build_material(
+    recipe: EvalRecipe, data: DataRecipe, seed: int, part: Part, encoder: Encoder
+) -> Material:
+    """Reads and encodes the data, and draws the prompts with the recipe's seed.
+
+    Raises:
+        DataError, RecipeError, ModelError: as `build_pairs`.
+    """
+    dataset = build_pairs(data, encoder, seed)
+    whole = part == "whole"
+    pairs = dataset.train if whole else dataset.eval
+    prompts: dict[tuple[int, ...], Prompt] = {}
+    for pair, row in zip(pairs, dataset.train_rows if whole else dataset.eval_rows, strict=True):
+        # A chat is shown as its template writes it.
+        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(pair.prompt_ids)
+        prompts.setdefault(pair.prompt_ids, Prompt(id=pair.id, text=text, ids=pair.prompt_ids))
+    drawn: list[Prompt] = []
+    if recipe.sampling is not None:
+        distinct = list(prompts.values())
+        n = min(recipe.sampling.prompts, len(distinct))
+        chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
+        drawn = [distinct[i] for i in chosen]
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for response in (pair.chosen_ids, pair.rejected_ids):
+            digest.update(f"{pair.source}|".encode())
+            digest.update(sequence_key(pair.prompt_ids, response).encode())
+    for prompt in drawn:
+        digest.update(sequence_key(prompt.ids, ()).encode())
+    report = dataset.report
+    if whole:
+        # What is read here is evaluated on, whatever part of a recipe it stands in.
+        sources = [source | {"split_role": "eval"} for source in report["sources"]]
+        report = report | {"sources": sources, "train": None, "eval": report["train"]}
+    return Material(
+        pairs=pairs,
+        prompts=drawn,
+        report=report,
+        quarantine=dataset.quarantine,
+        digest=digest.hexdigest(),
+    )

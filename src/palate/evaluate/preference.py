@@ -1,0 +1,204 @@
+"""Preference accuracy and margin on held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats as scipy_stats
+
+from palate.data.layouts import Layout, collate
+from palate.data.pairs import Pair
+from palate.errors import RunError
+from palate.evaluate.statistics import mean_interval, wilson
+from palate.losses import Member, SequenceStats, combined_needs, compute
+from palate.models.policy import Policy
+from palate.models.reference import Reference
+from palate.recipes.losses import Loss, members
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScore:
+    """How a policy judges one pair.
+
+    Attributes:
+        margin: implicit reward of the loss, chosen minus rejected.
+        log_ratio_margin: m_w - m_l, nats, m = log policy - log reference of a response; None
+            without a reference.
+        longer: length of chosen minus rejected, tokens.
+    """
+
+    id: str
+    source: str
+    margin: float
+    log_ratio_margin: float | None
+    longer: int
+
+
+def loss_members(loss: Loss | None) -> list[Member]:
+    """The members that define the implicit reward; without a loss, DPO's log-ratio with beta 1.
+
+    Unpaired losses (kto) and likelihoods rank by the log-ratio too.
+    """
+    singles = [] if loss is None else list(members(loss))
+    found = [
+        Member(type=m.type, options=m.model_dump(exclude={"type", "weight"}), weight=m.weight)
+        for m in singles
+    ]
+    ranking = [m for m in found if m.spec.ranks and m.spec.inputs == "pair"]
+    if ranking:
+        return ranking
+    beta = next((float(m.beta) for m in singles if m.type == "kto"), 1.0)
+    return [Member(type="dpo", options={"beta": beta, "label_smoothing": 0.0})]
+
+
+@torch.no_grad()
+def score_pairs(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    *,
+    loss: Loss | None,
+    reference: Reference | None,
+    batch_size: int = 8,
+    layout: Layout = "plain",
+    pad_id: int = 0,
+    progress: Progress | None = None,
+) -> list[PairScore]:
+    """Scores every pair with the implicit reward of `loss`, in the order given.
+
+    Raises:
+        RunError: the loss has a reference and none is given.
+    """
+    chosen_members = loss_members(loss)
+    needs = combined_needs(chosen_members)
+    if needs.reference and reference is None:
+        raise RunError(f"the reward of {chosen_members[0].type} needs a reference: set `reference`")
+    # Alike lengths together: less padding.
+    order = sorted(
+        range(len(pairs)),
+        key=lambda i: (
+            -sum(map(len, (pairs[i].prompt_ids, pairs[i].chosen_ids, pairs[i].rejected_ids)))
+        ),
+    )
+    scores: dict[int, PairScore] = {}
+    was_training = policy.training
+    policy.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chunk = [pairs[i] for i in order[start : start + batch_size]]
+            batch = collate(chunk, layout=layout, pad_id=pad_id, masks=policy.mask_spec())
+            batch = batch.to(policy.device)
+            ref = None if reference is None else reference.inputs(batch, kl=needs.kl)
+            tokens = policy(batch, reference=ref, kl=needs.kl)
+            sums = SequenceStats.from_tokens(
+                logp=tokens.logp,
+                segment=batch.segment,
+                n_sequences=batch.n_sequences,
+                ref_logp=tokens.ref_logp,
+                kl=tokens.kl,
+            )
+            n = batch.n_pairs
+            chosen, rejected = sums[:n], sums[n:]
+            output = compute(chosen_members, chosen, rejected)
+            margin = (output.chosen_rewards - output.rejected_rewards).tolist()
+            ratio: list[float | None] = [None] * n
+            if sums.ref_logp is not None:
+                m = sums.logp - sums.ref_logp
+                ratio = (m[:n] - m[n:]).tolist()
+            for j, i in enumerate(order[start : start + batch_size]):
+                scores[i] = PairScore(
+                    id=pairs[i].id,
+                    source=pairs[i].source,
+                    margin=margin[j],
+                    log_ratio_margin=ratio[j],
+                    longer=len(pairs[i].chosen_ids) - len(pairs[i].rejected_ids),
+                )
+            if progress is not None:
+                progress(len(scores), len(pairs))
+    finally:
+        policy.train(was_training)
+    return [scores[i] for i in range(len(pairs))]
+
+
+def evaluate_pairs(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    *,
+    loss: Loss | None,
+    reference: Reference | None,
+    confidence: float = 0.95,
+    batch_size: int = 8,
+    layout: Layout = "plain",
+    pad_id: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`summarise_pairs` of `score_pairs`: the `preference` entry of evaluation.json."""
+    scores = score_pairs(
+        policy,
+        pairs,
+        loss=loss,
+        reference=reference,
+        batch_size=batch_size,
+        layout=layout,
+        pad_id=pad_id,
+        progress=progress,
+    )
+    return summarise_pairs(scores, confidence=confidence)
+
+
+def summarise_pairs(scores: Sequence[PairScore], *, confidence: float = 0.95) -> dict[str, Any]:
+    """Accuracy and margin of each source and of all pairs together.
+
+    Ties (equal rewards, equal lengths) count one half. Accuracies have Wilson intervals, margins t
+    intervals; pairs are taken as independent. `p_value` is of the two-sided binomial test against
+    one half, ties left out.
+
+    Returns:
+        source (and "all") -> n, accuracy, accuracy_ci, margin, margin_ci, ties, p_value,
+        length_baseline (accuracy of "the longer one wins"), length_baseline_ci, and with a
+        reference log_ratio_accuracy, log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
+    """
+    sources = list(dict.fromkeys(s.source for s in scores))
+    by_name = {name: [s for s in scores if s.source == name] for name in sources}
+    # One source is its own total; the name `all` is kept for several and for readers that want one.
+    return {name: _summary(rows, confidence) for name, rows in (by_name | {"all": scores}).items()}
+
+
+def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
+    n = len(rows)
+    margins = [r.margin for r in rows]
+    right = _wins(margins)
+    decided = [m for m in margins if m != 0]
+    margin, margin_ci = mean_interval(margins, confidence) if n else (0.0, (0.0, 0.0))
+    lengths = _wins([float(r.longer) for r in rows])
+    found: dict[str, Any] = {
+        "n": n,
+        "accuracy": right / n if n else 0.0,
+        "accuracy_ci": wilson(right, n, confidence),
+        "margin": margin,
+        "margin_ci": margin_ci,
+        "ties": n - len(decided),
+        "p_value": float(scipy_stats.binomtest(sum(m > 0 for m in decided), len(decided)).pvalue)
+        if decided
+        else 1.0,
+        "length_baseline": lengths / n if n else 0.0,
+        "length_baseline_ci": wilson(lengths, n, confidence),
+    }
+    ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]
+    if ratios:
+        mean, interval = mean_interval(ratios, confidence)
+        found |= {
+            "log_ratio_accuracy": _wins(ratios) / len(ratios),
+            "log_ratio_accuracy_ci": wilson(_wins(ratios), len(ratios), confidence),
+            "log_ratio_margin": mean,
+            "log_ratio_margin_ci": interval,
+        }
+    return found
+
+
+def _wins(margins: Sequence[float]) -> float:
+    return sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)

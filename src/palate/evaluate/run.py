@@ -1,0 +1,264 @@
+"""`palate eval`: policies on held-out pairs and on their own samples, into a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from palate.data.encode import Encoder
+from palate.evaluate.diversity import diversity
+from palate.evaluate.folder import Folder
+from palate.evaluate.frontier import frontier_point, sample_stats
+from palate.evaluate.loading import Shelf, grouped
+from palate.evaluate.material import Material, build_material, check_data_keys, data_recipe
+from palate.evaluate.preference import evaluate_pairs
+from palate.evaluate.progress import task
+from palate.evaluate.sample import sample
+from palate.evaluate.targets import Target, find_targets, read_runs, weights_identity
+from palate.models.loading import load_tokenizer
+from palate.models.policy import Policy
+from palate.models.reference import Reference
+from palate.recipes.schema import EvalRecipe
+from palate.rewards import Reward, build_reward
+
+VERSION = 1
+"""Of the results: raised whenever the same inputs would give others."""
+PAIRS_PER_BATCH = 8
+STATS_PER_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """Where an evaluation is, and the content of its evaluation.json."""
+
+    path: Path
+    evaluation: dict[str, Any]
+
+
+def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResult:
+    """Evaluates the policies of a recipe; with `resume`, only those without a result.
+
+    Writes evaluation.json, samples.jsonl, data.json, recipe.yaml, lineage.json, status.json and
+    report.html. Results of a policy are kept under a key of everything they depend on (weights,
+    reference, data, sampling, reward), so a resumed or extended evaluation computes nothing twice.
+
+    Raises:
+        RunError: a folder that is no run, or an output folder in use.
+        RecipeError: keys that this evaluation does not use.
+        ModelError, DataError: unreadable input.
+    """
+    console = console or Console(stderr=True)
+    check_data_keys(recipe)
+    runs = read_runs(recipe.runs)
+    targets = find_targets(recipe, runs)
+    data, seed, part = data_recipe(recipe, runs)
+    reward = None if recipe.reward is None else build_reward(recipe.reward)
+    with Folder.open(recipe) as folder:
+        results: dict[str, dict[str, Any]] = {}
+        references: list[dict[str, Any]] = []
+        done = 0
+        for group in grouped(targets):
+            model = group[0].model
+            tokenizer = load_tokenizer(model)
+            encoder = Encoder(tokenizer, model.chat_template, data.length)
+            material = build_material(recipe, data, seed, part, encoder)
+            folder.record_data(material.report, material.quarantine)
+            shelf = Shelf(model, group[0].reference)
+            own = _Own(recipe, material, tokenizer, reward, console)
+            shown = _reference_target(group[0], len(references)) if recipe.sampling else None
+            keys = {
+                t.name: _key(recipe, t, material) for t in [*group, *([shown] if shown else [])]
+            }
+            if shown is not None:
+                found = folder.part(keys[shown.name])
+                if found is None:
+                    reference = shelf.reference()
+                    assert reference is not None
+                    found = own.measure(shown, reference.policy, reference)
+                    found = folder.write_part(keys[shown.name], found)
+                references.append(found)
+            missing = []
+            for target in group:
+                found = folder.part(keys[target.name])
+                if found is None:
+                    missing.append(target)
+                else:
+                    results[target.name] = found
+            for target, policy, own_reference in shelf.policies(missing):
+                done += 1
+                console.print(
+                    f"evaluating {target.name} ({done} of {len(missing)})", highlight=False
+                )
+                found = own.measure(target, policy, own_reference)
+                results[target.name] = folder.write_part(keys[target.name], found)
+            folder.record_model(model, shelf.digest, group[0].reference)
+        document = evaluation_document(
+            [_named(t, results[t.name]) for t in targets],
+            confidence=recipe.confidence,
+            reference=references[0]["entry"] if references else None,
+        )
+        # Further references, of runs on other base models, are policies like the rest.
+        document["policies"] += [r["entry"] for r in references[1:]]
+        rows = [row for r in references for row in r["samples"]]
+        rows += [row for t in targets for row in _renamed(t, results[t.name]["samples"])]
+        folder.finish(document, rows)
+    from palate.report import write_report
+
+    write_report([recipe.output_dir])
+    return EvalResult(path=recipe.output_dir, evaluation=document)
+
+
+def evaluation_document(
+    policies: Sequence[dict[str, Any]],
+    *,
+    confidence: float = 0.95,
+    reference: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of evaluation.json.
+
+    Args:
+        policies: one entry a policy: name, label, checkpoint, run, loss, beta, and `preference`
+            (`summarise_pairs`) and `samples` where measured.
+    """
+    return {
+        "kind": "evaluation",
+        "confidence": confidence,
+        "policies": list(policies),
+        "reference": reference,
+    }
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What all policies of one base model share in an evaluation."""
+
+    recipe: EvalRecipe
+    material: Material
+    tokenizer: Any
+    reward: Reward | None
+    console: Console
+
+    def measure(
+        self, target: Target, policy: Policy, reference: Reference | None
+    ) -> dict[str, Any]:
+        entry = target.entry()
+        samples: list[dict[str, Any]] = []
+        # The reference's implicit rewards are all 0.
+        if self.recipe.preference and target.label != "reference":
+            with task("  pairs", len(self.material.pairs), self.console) as progress:
+                entry["preference"] = evaluate_pairs(
+                    policy,
+                    self.material.pairs,
+                    loss=target.loss,
+                    reference=reference,
+                    confidence=self.recipe.confidence,
+                    batch_size=PAIRS_PER_BATCH,
+                    progress=progress,
+                )
+        if self.recipe.sampling is not None:
+            entry["samples"], samples = self._samples(target, policy, reference)
+        return {"entry": entry, "samples": samples}
+
+    def _samples(
+        self, target: Target, policy: Policy, reference: Reference | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        s = self.recipe.sampling
+        assert s is not None
+        prompts = self.material.prompts
+        with task("  sampling", len(prompts) * s.samples_per_prompt, self.console) as progress:
+            drawn = sample(
+                policy,
+                self.tokenizer,
+                [p.ids for p in prompts],
+                samples_per_prompt=s.samples_per_prompt,
+                max_new_tokens=s.max_new_tokens,
+                temperature=s.temperature,
+                top_p=s.top_p,
+                batch_size=s.batch_size,
+                seed=self.recipe.seed,
+                on_batch=lambda batch: progress.advance(len(batch)),
+            )
+        with task("  KL and entropy", len(drawn), self.console) as progress:
+            stats = sample_stats(
+                policy, drawn, reference=reference, batch_size=STATS_PER_BATCH, progress=progress
+            )
+        rewards = None
+        if self.reward is not None:
+            rewards = self.reward.score(
+                [prompts[d.prompt].text for d in drawn], [d.text for d in drawn]
+            )
+        entry = frontier_point(drawn, stats, rewards, confidence=self.recipe.confidence)
+        entry["diversity"] = diversity(
+            [d.prompt for d in drawn],
+            [d.text for d in drawn],
+            [x.entropy for x in stats],
+            [x.tokens for x in stats],
+        )
+        rows = [
+            {
+                "prompt_id": prompts[d.prompt].id,
+                "index": d.index,
+                "prompt": prompts[d.prompt].text,
+                "policy": target.label,
+                "checkpoint": target.checkpoint,
+                "response": d.text,
+                "reward": None if rewards is None else rewards[i],
+                "kl": stats[i].kl,
+                "forward_kl": stats[i].forward_kl,
+                "entropy": stats[i].entropy,
+                "tokens": stats[i].tokens,
+                "finished": d.finished,
+            }
+            for i, d in enumerate(drawn)
+        ]
+        return entry, rows
+
+
+def _reference_target(target: Target, n: int) -> Target | None:
+    if target.reference is None:
+        return None
+    return Target(
+        name="reference" if n == 0 else f"reference {n + 1}",
+        label="reference",
+        run=None,
+        checkpoint=None,
+        folder=None,
+        model=target.model,
+        loss=None,
+        reference=target.reference,
+    )
+
+
+def _key(recipe: EvalRecipe, target: Target, material: Material) -> str:
+    """Everything a policy's results depend on."""
+    model = target.model
+    parts = {
+        "version": VERSION,
+        "recipe": recipe.model_dump(
+            mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
+        ),
+        "material": material.digest,
+        "base": weights_identity(model.path, model.revision),
+        "model": [model.dtype, model.attn_implementation, str(model.chat_template)],
+        "weights": None if target.folder is None else weights_identity(target.folder),
+        "reference": None if target.reference is None else weights_identity(target.reference),
+        "is_reference": target.label == "reference",
+        "loss": None if target.loss is None else target.loss.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _named(target: Target, result: dict[str, Any]) -> dict[str, Any]:
+    # A stored result may have been made under another folder's name.
+    entry: dict[str, Any] = result["entry"] | target.entry()
+    return entry
+
+
+def _renamed(target: Target, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"policy": target.label, "checkpoint": target.checkpoint} for row in rows]

@@ -1,0 +1,172 @@
+"""Which policies an evaluation is about: the final model and the checkpoints of run folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palate.errors import RunError
+from palate.io import read_json, sha256_tree
+from palate.recipes import load_recipe
+from palate.recipes.losses import Loss, members
+from palate.recipes.schema import EvalRecipe, ModelRecipe, SftRecipe, TuneRecipe
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One policy to evaluate.
+
+    Attributes:
+        name: unique in the evaluation. label: of its run, shared by the run's checkpoints.
+        run: run folder, None for a model without one.
+        checkpoint: optimizer steps it has behind it; None where not known.
+        folder: its weights or adapter; None: the recipe's model as it is.
+        model: recipe of the base model. loss: None for supervised fine-tuning and plain models.
+        reference: path of the reference; None where there is none.
+    """
+
+    name: str
+    label: str
+    run: Path | None
+    checkpoint: int | None
+    folder: Path | None
+    model: ModelRecipe
+    loss: Loss | None
+    reference: str | None
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.folder is not None and (self.folder / "adapter_config.json").exists()
+
+    @property
+    def beta(self) -> float | None:
+        """Of the loss, where it is one loss."""
+        found = [] if self.loss is None else members(self.loss)
+        return float(found[0].beta) if len(found) == 1 and hasattr(found[0], "beta") else None
+
+    def entry(self) -> dict[str, Any]:
+        """How evaluation.json names it."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "checkpoint": self.checkpoint,
+            "run": None if self.run is None else str(self.run),
+            "loss": None if self.loss is None else self.loss.type,
+            "beta": self.beta,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished (or stopped) run of `tune` or `sft`."""
+
+    path: Path
+    recipe: TuneRecipe | SftRecipe
+    label: str
+
+
+def read_run(path: Path, label: str | None = None) -> Run:
+    """Reads a run folder's recipe.
+
+    Raises:
+        RunError: not a run folder of tune or sft.
+    """
+    file = path / "recipe.yaml"
+    if not file.exists():
+        raise RunError(f"{path}: not a run folder (no recipe.yaml)")
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    recipe: TuneRecipe | SftRecipe
+    if first.startswith("# palate tune"):
+        recipe = load_recipe(TuneRecipe, file)
+    elif first.startswith("# palate sft"):
+        recipe = load_recipe(SftRecipe, file)
+    else:
+        raise RunError(f"{path}: not a run of tune or sft")
+    return Run(path=path, recipe=recipe, label=label or path.name)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Reads run folders; labels are the shortest ends of their paths that differ."""
+    for depth in range(1, 6):
+        labels = ["/".join(p.resolve().parts[-depth:]) for p in paths]
+        if len(set(labels)) == len(labels):
+            return [read_run(p, label) for p, label in zip(paths, labels, strict=True)]
+    raise RunError(f"runs: a folder is given twice: {', '.join(map(str, paths))}")
+
+
+def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
+    """The policies of a recipe, each run's in order of training.
+
+    Raises:
+        RunError: a run without a model.
+    """
+    found: list[Target] = []
+    for run in runs:
+        own = run.recipe.reference if isinstance(run.recipe, TuneRecipe) else None
+        base = run.recipe.model.path if own is None or own.path is None else own.path
+        for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
+            found.append(
+                Target(
+                    name=run.label if step is None else f"{run.label}@{step}",
+                    label=run.label,
+                    run=run.path,
+                    checkpoint=step,
+                    folder=folder,
+                    model=run.recipe.model,
+                    loss=run.recipe.loss if isinstance(run.recipe, TuneRecipe) else None,
+                    reference=recipe.reference or base,
+                )
+            )
+    if recipe.model is not None:
+        label = recipe.model.path.rstrip("/").rsplit("/", 1)[-1]
+        found.append(
+            Target(
+                name=label,
+                label=label,
+                run=None,
+                checkpoint=None,
+                folder=None,
+                model=recipe.model,
+                loss=None,
+                reference=recipe.reference,
+            )
+        )
+    return found
+
+
+def weights_identity(path: str | Path, revision: str | None = None) -> str:
+    """What changes with the weights: content of a local folder, name and revision of a hub one."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"hub:{path}@{revision}"
+    files = [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
+    return sha256_tree(files)
+
+
+def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:
+    steps = {
+        int(match[1]): weights_folder(path)
+        for path in sorted((run / "checkpoints").glob("step-*"))
+        if (match := _STEP.fullmatch(path.name))
+    }
+    final = run / "model"
+    status = read_json(run / "status.json") if (run / "status.json").exists() else {}
+    last = status.get("step")
+    if final.is_dir():
+        found = {step: path for step, path in steps.items() if step != last} if all_ else {}
+        return [*sorted(found.items()), (last, final)]
+    if not steps:
+        raise RunError(f"{run}: has no model yet: the run has not finished or has failed")
+    # An interrupted run has checkpoints only.
+    return sorted(steps.items()) if all_ else [max(steps.items())]
+
+
+def weights_folder(checkpoint: Path) -> Path:
+    """The folder of a checkpoint that holds its weights."""
+    inner = checkpoint / "model"
+    return inner if inner.is_dir() else checkpoint

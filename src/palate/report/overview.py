@@ -1,0 +1,174 @@
+"""The head of the report: its title, one paragraph, and each run in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from palate.report.points import interval
+from palate.report.reader import Run
+from palate.report.schema import Preference
+from palate.report.style import Style, Styles, loss_name
+from palate.report.words import DASH, count, fixed, listed, number, percent, seconds, span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value and, smaller, its interval or unit."""
+
+    text: str
+    aside: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    name: str
+    style: Style
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """Columns that no run has a value for are left out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[RunRow, ...]
+
+
+def title_of(runs: Sequence[Run]) -> str:
+    """A title from the runs' names."""
+    named = [run for run in runs if run.trains] or list(runs)
+    return listed(run.name for run in named[:4]) + (" and others" if len(named) > 4 else "")
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """One paragraph: what ran, from which model, on how much data, for how long."""
+    return " ".join(_sentences(runs))
+
+
+def _sentences(runs: Sequence[Run]) -> Iterator[str]:
+    trained = [run for run in runs if run.trains]
+    if trained:
+        yield _trained(trained)
+        yield from _effort(trained)
+    for run in runs:
+        if run.evaluation is not None and not run.trains:
+            yield _evaluated(run)
+    if not trained and not any(run.evaluation for run in runs):
+        yield f"{count(len(runs), 'folder')} without metrics or evaluation."
+
+
+def _trained(runs: Sequence[Run]) -> str:
+    verb = "Supervised fine-tuning" if all(r.verb == "sft" for r in runs) else "Preference tuning"
+    losses = listed(dict.fromkeys(_loss(run) for run in runs if run.verb != "sft"))
+    models = listed(dict.fromkeys(m for run in runs if (m := _model(run))))
+    text = f"{verb}{f' with {losses}' if losses else ''}{f' from {models}' if models else ''}"
+    sizes = {run.data.train.rows for run in runs if run.data and run.data.train}
+    sizes.discard(None)
+    if len(sizes) == 1:
+        noun = "example" if all(run.verb == "sft" for run in runs) else "pair"
+        text += f" on {'the same ' * (len(runs) > 1)}{count(sizes.pop() or 0, noun)}"
+        names = dict.fromkeys(
+            s.name for r in runs if r.data for s in r.data.sources if s.split_role == "train"
+        )
+        if names:
+            text += f" of {listed(names)}"
+    return text + "."
+
+
+def _loss(run: Run) -> str:
+    beta = "" if run.beta is None else f" (β {run.beta:g})"
+    return loss_name(run.loss_type) + beta
+
+
+def _model(run: Run) -> str | None:
+    """The base model's short name and how it is trained."""
+    recipe = run.recipe.get("model")
+    path = (run.lineage.base_model or {}).get("path") if run.lineage else None
+    if path is None and isinstance(recipe, dict):
+        path = recipe.get("path")
+    if path is None:
+        return None
+    how = "LoRA" if isinstance(recipe, dict) and recipe.get("lora") else "all weights"
+    name = str(path).rstrip("/").rpartition("/")[2]
+    return f"{name} ({how})" if isinstance(recipe, dict) else name
+
+
+def _effort(runs: Sequence[Run]) -> Iterator[str]:
+    times = [r.status.seconds for r in runs if r.status and r.status.seconds is not None]
+    steps = [r.status.step for r in runs if r.status and r.status.step is not None]
+    if not times or not steps:
+        return
+    low, high = seconds(min(times)), seconds(max(times))
+    took = low if low == high else f"{low} to {high}"
+    few, many = number(min(steps)), number(max(steps))
+    of = few if few == many else f"{few} to {many}"
+    device = listed(dict.fromkeys(r.lineage.device for r in runs if r.lineage and r.lineage.device))
+    each = "Each run took" if len(runs) > 1 else "It took"
+    yield f"{each} {of} optimizer steps in {took}{f' on {device}' if device else ''}."
+
+
+def _evaluated(run: Run) -> str:
+    assert run.evaluation is not None
+    policies = run.evaluation.policies
+    pairs = {p.preference["all"].n for p in policies if "all" in p.preference} - {None}
+    samples = {p.samples.n for p in policies if p.samples} - {None}
+    on = [count(n, "held-out pair") for n in pairs if n is not None and len(pairs) == 1]
+    on += [f"{count(n, 'sample')} each" for n in samples if n is not None and len(samples) == 1]
+    noun = "policy" if len(policies) == 1 else "policies"
+    return f"Evaluated: {len(policies):,} {noun}{f' on {listed(on)}' if on else ''}."
+
+
+def overview(runs: Sequence[Run], styles: Styles) -> Overview | None:
+    """Every training run in a row; None without one."""
+    rows = []
+    for run in runs:
+        if run.trains:
+            cells = dict(_cells(run))
+            rows.append((run, cells))
+    if not rows:
+        return None
+    columns = [name for name in rows[0][1] if any(cells[name].text != DASH for _, cells in rows)]
+    return Overview(
+        columns=tuple(columns),
+        rows=tuple(
+            RunRow(
+                name=run.name,
+                style=styles.by_run[run.name],
+                cells=tuple(cells[name] for name in columns),
+            )
+            for run, cells in rows
+        ),
+    )
+
+
+def _cells(run: Run) -> Iterator[tuple[str, Cell]]:
+    status = run.status
+    beta = f"β {run.beta:g}" if run.beta is not None else ""
+    yield "loss", Cell(text=loss_name(run.loss_type), aside=beta)
+    state = (status.state if status else None) or DASH
+    yield "state", Cell(text=DASH if state == "finished" else state)
+    yield "steps", Cell(text=number(status.step if status else None))
+    yield "time", Cell(text=seconds(status.seconds if status else None))
+    yield "held-out accuracy", _accuracy(run)
+    for name, metric, places in (
+        ("reward margin", "rewards/margins", 2),
+        ("KL chosen", "kl/chosen", 2),
+        ("KL rejected", "kl/rejected", 2),
+        ("KL margin", "kl/margin", 2),
+        ("chosen against reference", "displacement/chosen", 1),
+    ):
+        curve = run.metrics.best(metric)
+        value = None if curve is None else curve.last()
+        yield name, Cell(text=fixed(value, places))
+
+
+def _accuracy(run: Run) -> Cell:
+    found: Preference | None = None
+    if run.evaluation is not None and len(run.evaluation.policies) == 1:
+        found = run.evaluation.policies[0].preference.get("all")
+    if found is not None and found.accuracy is not None:
+        ci = interval(found.accuracy_ci)
+        return Cell(text=percent(found.accuracy), aside=span(ci, share=True))
+    curve = run.metrics.eval.get("rewards/accuracies")
+    return Cell(text=percent(None if curve is None else curve.last()))

@@ -1,0 +1,219 @@
+"""Run folders as typed values. What is missing stays missing; what is damaged is said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from palate.errors import RunError
+from palate.io import read_json
+from palate.report.curves import Metrics, read_jsonl, read_metrics
+from palate.report.schema import Conclusion, Data, Evaluation, Lineage, Loose, Sample, Status
+from palate.report.words import plain
+
+FILES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "evaluation.json",
+    "data.json",
+    "lineage.json",
+    "status.json",
+    "conclusion.json",
+)
+"""A folder with one of these is a run folder."""
+
+L = TypeVar("L", bound=Loose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: the folder.
+        name: its shortest name that is unlike the other runs' of the report.
+        verb: tune, sft, eval ...; None when the recipe does not say.
+        recipe, recipe_text: as resolved when it ran.
+        problems: what could not be read, in words.
+    """
+
+    path: Path
+    name: str
+    verb: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_text: str | None = None
+    data: Data | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    lineage: Lineage | None = None
+    status: Status | None = None
+    evaluation: Evaluation | None = None
+    samples: tuple[Sample, ...] = ()
+    conclusion: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether a policy was trained here, in distinction to an evaluation or a collection."""
+        return bool(self.metrics.train) or self.verb in ("tune", "sft")
+
+    @property
+    def loss_type(self) -> str | None:
+        """`type` of the loss, as evaluation.json has it; sft for supervised fine-tuning."""
+        if self.verb == "sft":
+            return "sft"
+        loss = self.recipe.get("loss")
+        if not isinstance(loss, dict):
+            return "dpo" if self.verb == "tune" else None
+        return str(loss["type"]) if "type" in loss else None
+
+    @property
+    def beta(self) -> float | None:
+        loss = self.recipe.get("loss")
+        value = loss.get("beta") if isinstance(loss, dict) else None
+        return float(value) if isinstance(value, int | float) else None
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Reads run folders, in the order given.
+
+    Raises:
+        RunError: none given, a folder given twice, or one that is no run folder.
+    """
+    folders = [Path(path) for path in paths]
+    if not folders:
+        raise RunError("no run folder given")
+    resolved = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(resolved):
+        if folder in resolved[:i]:
+            raise RunError(f"{folders[i]} is given twice")
+    names = plain(_names(resolved))
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Reads one run folder.
+
+    Raises:
+        RunError: `folder` is no run folder.
+    """
+    _check(folder)
+    problems: list[str] = []
+    text, recipe = _recipe(folder / "recipe.yaml", problems)
+    lineage = _record(folder / "lineage.json", Lineage, problems)
+    first = (text or "").partition("\n")[0].split()
+    verb = first[2] if first[:2] == ["#", "palate"] and len(first) > 2 else None
+    conclusion = _record(folder / "conclusion.json", Conclusion, problems)
+    return Run(
+        path=folder,
+        name=name or plain(folder.resolve().name),
+        verb=verb or (lineage.verb if lineage else None),
+        recipe=recipe,
+        recipe_text=text,
+        data=_record(folder / "data.json", Data, problems),
+        metrics=_metrics(folder / "metrics.jsonl", problems),
+        lineage=lineage,
+        status=_record(folder / "status.json", Status, problems),
+        evaluation=_record(folder / "evaluation.json", Evaluation, problems),
+        samples=_samples(folder / "samples.jsonl", problems),
+        conclusion=conclusion.lines if conclusion else (),
+        problems=tuple(problems),
+    )
+
+
+def _check(folder: Path) -> None:
+    if not folder.exists():
+        raise RunError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file: give the run folder")
+    try:
+        if any((folder / name).is_file() for name in FILES):
+            return
+        inside = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and any((path / name).is_file() for name in FILES)
+        )
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error.strerror or error}") from error
+    hint = f"; it holds run folders: {', '.join(inside[:5])}" if inside else ""
+    raise RunError(f"{folder} is no run folder: it has none of {', '.join(FILES[:3])}{hint}")
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that tell them apart."""
+    depth = 1
+    while depth < max(len(folder.parts) for folder in folders):
+        tails = [os.path.join(*folder.parts[-depth:]) for folder in folders]
+        if len(set(tails)) == len(tails):
+            return tails
+        depth += 1
+    return [str(folder) for folder in folders]
+
+
+def _recipe(path: Path, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
+    if not path.is_file():
+        return None, {}
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+        value = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+        return None, {}
+    return plain(text), plain(value) if isinstance(value, dict) else {}
+
+
+def _record(path: Path, kind: type[L], problems: list[str]) -> L | None:
+    if not path.is_file():
+        return None
+    try:
+        return kind.model_validate(plain(read_json(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        problems.append(f"{path.name} is left out: {where}: {first['msg']}")
+    except RunError as error:
+        problems.append(f"{path.name} is left out: {str(error).removeprefix(str(path))}")
+    return None
+
+
+def _metrics(path: Path, problems: list[str]) -> Metrics:
+    if not path.is_file():
+        return Metrics()
+    try:
+        metrics = read_metrics(path)
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror or error}")
+        return Metrics()
+    _note_lines(path.name, metrics.cut_off, metrics.unreadable, problems)
+    return metrics
+
+
+def _samples(path: Path, problems: list[str]) -> tuple[Sample, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        rows, cut_off, bad = read_jsonl(path)
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror or error}")
+        return ()
+    samples = []
+    for row in rows:
+        try:
+            samples.append(Sample.model_validate(plain(row)))
+        except ValidationError:
+            bad += 1
+    _note_lines(path.name, cut_off, bad, problems)
+    return tuple(samples)
+
+
+def _note_lines(name: str, cut_off: bool, bad: int, problems: list[str]) -> None:
+    if cut_off:
+        problems.append(f"the last line of {name} is cut off, as a killed run leaves it")
+    if bad:
+        problems.append(f"{bad} line{'s' * (bad > 1)} of {name} cannot be read and are left out")

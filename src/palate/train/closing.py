@@ -1,0 +1,100 @@
+"""The end of a run: accuracy on all held-out pairs, and the lines that say how it went."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from palate.data.pairs import Pair
+from palate.evaluate.preference import loss_members, score_pairs, summarise_pairs
+from palate.io import read_json
+from palate.losses import combined_needs
+from palate.recipes.losses import Loss, members
+from palate.train.trainer import Job
+
+
+def held_out(
+    job: Job, *, loss: Loss, step: int, batch_size: int, sharded: bool
+) -> dict[str, Any] | None:
+    """The content of evaluation.json: one policy, accuracy and margin of each source and of all.
+
+    Every process calls it, and all return the same.
+
+    Args:
+        sharded: the weights are spread over the processes, which then must all run all pairs.
+
+    Returns:
+        None where the loss ranks nothing without a reference and the run has none.
+    """
+    if job.reference is None and combined_needs(loss_members(loss)).reference:
+        return None
+    state = PartialState()
+    pairs = [item for item in job.eval if isinstance(item, Pair)]
+    scores = score_pairs(
+        job.policy,
+        pairs if sharded else pairs[state.process_index :: state.num_processes],
+        loss=loss,
+        reference=job.reference,
+        batch_size=batch_size,
+        layout=job.layout,
+        pad_id=job.pad_id,
+    )
+    if not sharded:
+        scores = gather_object(scores)
+    singles = members(loss)
+    name = job.folder.path.name
+    entry = {
+        "name": name,
+        "label": name,
+        "checkpoint": step,
+        "run": str(job.folder.path),
+        "loss": loss.type,
+        "beta": getattr(singles[0], "beta", None) if len(singles) == 1 else None,
+        "preference": summarise_pairs(scores),
+    }
+    return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}
+
+
+def last_metrics(run: Path) -> dict[str, float]:
+    """Last values of a run folder's log, those of the evaluation with `eval_` before the name."""
+    found: dict[str, float] = {}
+    file = run / "metrics.jsonl"
+    if file.exists():
+        for text in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                prefix = "eval_" if line["split"] == "eval" else ""
+                found |= {prefix + k: v for k, v in line.items() if isinstance(v, (int, float))}
+    if (preference := _preference(run)) is not None:
+        found["preference/accuracy"] = preference["accuracy"]
+    return found
+
+
+def closing_lines(run: Path) -> list[str]:
+    """What to tell at the end: held-out accuracy with its interval, and where things are."""
+    lines = []
+    if (p := _preference(run)) is not None:
+        low, high = p["accuracy_ci"]
+        lines.append(
+            f"held-out preference accuracy {p['accuracy']:.1%} (95% interval {low:.1%} to "
+            f"{high:.1%}, {p['n']} pairs; longer response wins: {p['length_baseline']:.1%})"
+        )
+    metrics = last_metrics(run)
+    if "eval_loss" in metrics:
+        lines.append(f"held-out loss {metrics['eval_loss']:.4f}")
+    lines.append(f"model: {run / 'model'}")
+    lines.append(f"report: {run / 'report.html'}")
+    return lines
+
+
+def _preference(run: Path) -> dict[str, Any] | None:
+    file = run / "evaluation.json"
+    if not file.exists():
+        return None
+    found: dict[str, Any] = read_json(file)["policies"][0]["preference"]["all"]
+    return found

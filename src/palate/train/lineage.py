@@ -1,0 +1,91 @@
+"""What a run was made of: digests of everything that its numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import palate
+from palate.data.pairs import Pair, sequence_key
+from palate.evaluate.folder import code_version, library_versions
+from palate.io import read_json
+from palate.recipes.schema import ModelRecipe
+from palate.train.batches import Item
+
+
+def lineage(
+    *,
+    verb: str,
+    model: ModelRecipe,
+    digest: str,
+    tokenizer: Any,
+    template: str | None,
+    data: dict[str, Any],
+    reference: dict[str, Any] | None,
+    seed: int,
+    device: str,
+    processes: int,
+    layout: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of lineage.json.
+
+    Args:
+        digest: of the base weights. template: digest of the chat template.
+        data: the content of data.json.
+    """
+    base: dict[str, Any] = {"path": model.path, "digest": digest, "dtype": model.dtype}
+    if model.revision is not None:
+        base["revision"] = model.revision
+    note = Path(model.path) / "palate.json"
+    if note.exists():
+        base["terms"] = read_json(note).get("terms")
+    return {
+        "palate": palate.__version__,
+        "code": code_version(),
+        "verb": verb,
+        "base_model": base,
+        "tokenizer": {
+            "digest": tokenizer_digest(tokenizer),
+            "template": template,
+        },
+        "data": [{"path": s["path"], "sha256": s.get("sha256")} for s in data["sources"]],
+        "reference": reference,
+        "libraries": library_versions(),
+        "seed": seed,
+        "device": device,
+        "processes": processes,
+        "layout": layout,
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex SHA-256 of a tokenizer's vocabulary, rules and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    special = sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())
+    return _sha(f"{rules}|{special}")
+
+
+def items_digest(items: Iterable[Item]) -> str:
+    """Hex SHA-256 of encoded data: token ids, weights and order."""
+    digest = hashlib.sha256()
+    for item in items:
+        for response in _responses(item):
+            digest.update(sequence_key(item.prompt_ids, response).encode())
+        digest.update(f"|{item.source}|{item.weight!r}|".encode())
+        if not isinstance(item, Pair):
+            digest.update(repr(item.label).encode())
+    return digest.hexdigest()
+
+
+def _responses(item: Item) -> Sequence[tuple[int, ...]]:
+    if isinstance(item, Pair):
+        return item.chosen_ids, item.rejected_ids
+    others = () if item.mismatched_ids is None else (item.mismatched_ids,)
+    return item.response_ids, *others
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

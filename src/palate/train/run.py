@@ -1,0 +1,268 @@
+"""`tune` and `sft`: from a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as transformers_logging
+
+from palate.data.build import Dataset, build
+from palate.data.encode import Encoder
+from palate.data.layouts import Layout, collate
+from palate.models.build import build_reference
+from palate.models.cache import CachedReference
+from palate.models.check import head_check
+from palate.models.loading import load_policy, load_tokenizer, weights_digest
+from palate.models.policy import Policy
+from palate.models.reference import Reference
+from palate.recipes.losses import Loss
+from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
+from palate.train.arguments import batch_plan, check_trackers, eval_plan
+from palate.train.closing import closing_lines, held_out, last_metrics
+from palate.train.fit import fit, save_model
+from palate.train.folder import RunFolder
+from palate.train.lineage import items_digest, lineage
+from palate.train.objective import Objective, PreferenceObjective, objective_of
+from palate.train.start import check_extra_metrics, check_start, choose_layout, save_memory
+from palate.train.trainer import Job, PalateTrainer
+from palate.train.weights import is_sharded
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: run folder.
+        metrics: last line of the training log; the last evaluation's with `eval_` before each
+            name; `preference/accuracy` on all held-out pairs where measured.
+    """
+
+    path: Path
+    metrics: dict[str, float]
+
+
+def tune(recipe: TuneRecipe, *, quiet: bool = False) -> RunResult:
+    """Trains a policy on preferences and fills `recipe.output_dir`.
+
+    Under `accelerate launch` every process calls it; the main one writes.
+
+    Args:
+        quiet: no progress and no closing lines.
+
+    Raises:
+        RecipeError: an option that the chosen path does not use.
+        RunError: a folder in use, a resume that does not fit, a write that failed.
+        DataError, ModelError: unreadable input.
+    """
+    return _Run(recipe, recipe.loss, quiet=quiet).do()
+
+
+def sft(recipe: SftRecipe, *, quiet: bool = False) -> RunResult:
+    """Supervised fine-tuning on demonstrations or chosen responses; otherwise as `tune`."""
+    return _Run(recipe, None, quiet=quiet).do()
+
+
+class _Run:
+    """One run, part by part; every process goes through it.
+
+    Args:
+        loss: None for supervised fine-tuning.
+    """
+
+    def __init__(self, recipe: TuneRecipe | SftRecipe, loss: Loss | None, *, quiet: bool) -> None:
+        self.recipe = recipe
+        self.loss = loss
+        self.state = PartialState(cpu=not torch.accelerator.is_available())
+        self.rank, self.world = self.state.process_index, self.state.num_processes
+        self.main = self.state.is_main_process
+        self.console = Console(stderr=True, quiet=quiet or not self.main)
+        self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
+        check_trackers(recipe.train.report_to)
+        if isinstance(recipe, TuneRecipe):
+            check_extra_metrics(recipe)
+
+    def do(self) -> RunResult:
+        folder = RunFolder(self.recipe, writes=self.main)
+        # The main process must not write before the others have looked.
+        self.state.wait_for_everyone()
+        if folder.finished:
+            self.console.print(
+                f"{folder.path}: this run is finished already", highlight=False, soft_wrap=True
+            )
+        else:
+            with folder.running(), _without_bars():
+                self._fill(folder)
+            self._report(folder)
+        return RunResult(path=folder.path, metrics=last_metrics(folder.path))
+
+    def _fill(self, folder: RunFolder) -> None:
+        set_seed(self.recipe.seed)
+        tokenizer = load_tokenizer(self.recipe.model)
+        policy = load_policy(self.recipe.model, memory_mb=self.recipe.train.head_memory_mb)
+        policy.to(self.state.device)
+        head_check(policy)
+        objective = self._objective()
+        encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
+        # One process reads first, so that a shared cache of converted files is written once.
+        with self.state.main_process_first():
+            data = build(self.recipe.data, encoder, kind=objective.kind, seed=self.recipe.seed)
+        folder.write_json("data.json", data.report)
+        folder.write_quarantine(data.quarantine)
+        _name_sources(objective, data)
+        job = self._job(folder, tokenizer, encoder, policy, objective, data)
+        if self.recipe.train.gradient_checkpointing:
+            save_memory(policy)
+        trainer = fit(job, self.recipe, self.console)
+        tokenizer.chat_template = encoder.saved_template
+        save_model(trainer, tokenizer)
+        self._measure(trainer)
+
+    def _objective(self) -> Objective:
+        recipe = self.recipe
+        weights = recipe.token_weights if isinstance(recipe, TuneRecipe) else None
+        return objective_of(self.loss, token_weights=weights, extra=recipe.train.extra_metrics)
+
+    def _job(
+        self,
+        folder: RunFolder,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: Encoder,
+        policy: Policy,
+        objective: Objective,
+        data: Dataset[Any],
+    ) -> Job:
+        recipe = self.recipe
+        layout, note = choose_layout(recipe.train.layout, policy, objective.kind)
+        pad_id = int(tokenizer.pad_token_id)
+        own_collate = partial(collate, layout=layout, pad_id=pad_id, masks=policy.mask_spec())
+        digest = weights_digest(policy)
+        reference = self._reference(objective, policy, data, layout, pad_id, digest)
+        if reference is not None and reference.identity.get("path") is None:
+            check_start(policy, reference, data.train[0], own_collate)
+        identity = None if reference is None else reference.identity
+        folder.write_json(
+            "lineage.json",
+            lineage(
+                verb="sft" if self.loss is None else "tune",
+                model=recipe.model,
+                digest=digest,
+                tokenizer=tokenizer,
+                template=encoder.template_sha256,
+                data=data.report,
+                reference=identity,
+                seed=recipe.seed,
+                device=str(self.state.device),
+                processes=self.world,
+                layout=note,
+            ),
+        )
+        return Job(
+            policy=policy,
+            model=recipe.model,
+            objective=objective,
+            reference=reference,
+            train=data.train,
+            eval=data.eval,
+            collate=own_collate,
+            layout=layout,
+            pad_id=pad_id,
+            plan=self.plan,
+            eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
+            folder=folder,
+            identity={
+                "base weights": digest,
+                "reference": identity,
+                "training data": items_digest(data.train),
+                "evaluation data": items_digest(data.eval),
+                "layout": layout,
+            },
+        )
+
+    def _reference(
+        self,
+        objective: Objective,
+        policy: Policy,
+        data: Dataset[Any],
+        layout: Layout,
+        pad_id: int,
+        digest: str,
+    ) -> Reference | None:
+        if not objective.needs_reference:
+            return None
+        assert isinstance(self.recipe, TuneRecipe)
+        recipe = self.recipe.reference or ReferenceRecipe()
+        found = build_reference(
+            recipe,
+            self.recipe.model,
+            policy,
+            kl=objective.needs_kl,
+            items=[*data.train, *data.eval],
+            layout=layout,
+            pad_id=pad_id,
+            cache_root=self.recipe.output_dir.parent / "reference_cache",
+            batch_size=self.recipe.train.eval_batch_size_pairs,
+            digest=digest,
+            progress=self._cache_progress if self.main else None,
+            rank=self.rank,
+            world_size=self.world,
+        )
+        if isinstance(found, CachedReference):
+            self.state.wait_for_everyone()
+            found.index()
+        return found
+
+    def _cache_progress(self, done: int, total: int) -> None:
+        if done == total or not done % 64:
+            self.console.print(f"reference cache: {done}/{total}", highlight=False, soft_wrap=True)
+
+    def _measure(self, trainer: PalateTrainer) -> None:
+        job = trainer.job
+        if self.loss is None or job.objective.kind != "pair" or not job.eval:
+            return
+        document = held_out(
+            job,
+            loss=self.loss,
+            step=trainer.state.global_step,
+            batch_size=self.recipe.train.eval_batch_size_pairs,
+            sharded=is_sharded(job.policy),
+        )
+        if document is not None:
+            job.folder.write_json("evaluation.json", document)
+
+    def _report(self, folder: RunFolder) -> None:
+        if self.main:
+            from palate.report import write_report
+
+            write_report([folder.path])
+            for line in closing_lines(folder.path):
+                self.console.print(line, highlight=False, soft_wrap=True)
+        self.state.wait_for_everyone()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The bars of transformers' loading and saving would break up the line of progress."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _name_sources(objective: Objective, data: Dataset[Any]) -> None:
+    """Accuracies of each source are worth a line each where there are several."""
+    sources: set[Any] = {item.source for item in (*data.train, *data.eval)}
+    if isinstance(objective, PreferenceObjective):
+        objective.by_source = len(sources) > 1

@@ -1,0 +1,83 @@
+"""Checks at the start of a run: the layout, and that policy and reference begin as one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from palate.data.layouts import Layout
+from palate.errors import ModelError, RecipeError
+from palate.models.check import MEAN_TOLERANCE, layout_check
+from palate.models.policy import Policy
+from palate.models.reference import Reference
+from palate.recipes.schema import TuneRecipe
+from palate.train.batches import Collate, Item
+
+log = logging.getLogger("palate")
+
+
+def choose_layout(wanted: str, policy: Policy, kind: str) -> tuple[Layout, dict[str, Any]]:
+    """The layout of the run's batches, and what lineage.json says of it.
+
+    `auto` and `shared` run pairs in the shared layout where one pair gives the same log-probs in
+    both; a model that fails runs plain, with a warning.
+    """
+    if kind != "pair":
+        return "plain", {"used": "plain", "check": None, "reason": "single examples"}
+    if wanted == "plain":
+        return "plain", {"used": "plain", "check": None, "reason": "asked for"}
+    found = layout_check(policy)
+    # One answer for all processes, also where the difference is on the edge.
+    (ok,) = broadcast_object_list([found.ok])
+    finite = found.max_abs_difference != float("inf")
+    check = {"max_abs_difference": found.max_abs_difference} if finite else None
+    if ok:
+        return "shared", {"used": "shared", "check": check, "reason": None}
+    log.warning("pairs run plain: the shared layout is not exact for this model: %s", found.reason)
+    return "plain", {"used": "plain", "check": check, "reason": found.reason}
+
+
+@torch.no_grad()
+def check_start(policy: Policy, reference: Reference, item: Item, collate: Collate) -> None:
+    """Asserts that the reference is the starting policy: same log-probs, so a loss of ln 2.
+
+    Raises:
+        ModelError: it is not.
+    """
+    batch = collate([item]).to(policy.device)
+    was_training = policy.training
+    policy.eval()
+    try:
+        tokens = policy(batch, reference=reference.inputs(batch, kl=False))
+    finally:
+        policy.train(was_training)
+    assert tokens.ref_logp is not None
+    gap = float((tokens.logp - tokens.ref_logp).abs().mean())
+    if not gap <= MEAN_TOLERANCE[policy.dtype]:
+        raise ModelError(
+            f"the reference is not the starting policy: log-probs differ by {gap:.3g} nats a token"
+        )
+
+
+def check_extra_metrics(recipe: TuneRecipe) -> None:
+    """Raises RecipeError for a statistic that the chosen reference cannot give."""
+    cached = recipe.reference is not None and recipe.reference.kind == "cache"
+    if cached and "reverse_kl" in recipe.train.extra_metrics:
+        raise RecipeError(
+            "train.extra_metrics: reverse_kl needs the reference's whole distribution, which a "
+            "cache does not always keep: use another reference.kind"
+        )
+
+
+def save_memory(policy: Policy) -> None:
+    """Layers keep their inputs alone and run again in the backward pass."""
+    model: Any = policy.base
+    options = {"use_reentrant": False}
+    # transformers 5.23 renamed it; the old name warns there.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -1,0 +1,104 @@
+"""What the log shows of a micro-batch, as sums: docs/metrics.md says what each name means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palate.data.layouts import SequenceBatch
+from palate.kernels import TokenStats
+from palate.losses import LossOutput, SequenceStats
+from palate.train.meter import Statistics
+
+
+@torch.no_grad()
+def pair_statistics(
+    tokens: TokenStats,
+    sums: SequenceStats,
+    output: LossOutput,
+    batch: SequenceBatch,
+    *,
+    by_source: bool = False,
+) -> Statistics:
+    """Sums over the B pairs of a batch; KL per token and entropy are over tokens.
+
+    Args:
+        sums: unweighted sequence sums.
+        output: of the loss, whose rewards and statistics are [B].
+    """
+    n = batch.n_pairs
+    chosen = torch.arange(2 * n, device=batch.segment.device) < n
+    found = _sides(tokens, sums, batch, chosen)
+    margins = output.chosen_rewards - output.rejected_rewards
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    found |= _rewards(output) | {
+        "rewards/accuracies": _over(right),
+        **{name: _over(values) for name, values in output.statistics.items()},
+    }
+    if by_source:
+        for source in sorted(set(batch.sources)):
+            own = torch.tensor([s == source for s in batch.sources], device=right.device)
+            found[f"rewards/accuracies/{source}"] = _over(right[own])
+    return found
+
+
+@torch.no_grad()
+def single_statistics(
+    tokens: TokenStats, sums: SequenceStats, output: LossOutput | None, batch: SequenceBatch
+) -> Statistics:
+    """Sums over S single examples: desirable ones are `chosen`, others `rejected`.
+
+    Args:
+        output: of an unpaired loss; None for demonstrations, which have no rewards.
+    """
+    everything = torch.ones(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
+    chosen = everything if batch.labels is None else batch.labels
+    found = _sides(tokens, sums, batch, chosen)
+    if output is not None:
+        found |= _rewards(output)
+        found |= {name: _over(values) for name, values in output.statistics.items()}
+    return found
+
+
+_Found = dict[str, tuple[Tensor, Tensor | float]]
+
+
+def _sides(tokens: TokenStats, sums: SequenceStats, batch: SequenceBatch, chosen: Tensor) -> _Found:
+    found: _Found = {}
+    lengths = batch.lengths
+    n_tokens = lengths.double()
+    for name, own in (("chosen", chosen), ("rejected", ~chosen)):
+        if not own.any():
+            continue
+        found[f"logps/{name}"] = _over(sums.logp[own])
+        found[f"length/{name}"] = _over(n_tokens[own])
+        if sums.kl is not None:
+            found[f"kl/{name}"] = _over(sums.kl[own])
+            found[f"kl/token_{name}"] = (sums.kl[own].double().sum(), n_tokens[own].sum())
+        if tokens.reverse_kl is not None:
+            total = _by_sequence(tokens.reverse_kl, batch)[own]
+            found[f"reverse_kl/{name}"] = _over(total)
+            found[f"reverse_kl/token_{name}"] = (total.sum(), n_tokens[own].sum())
+    if sums.ref_logp is not None and chosen.any():
+        moved = (sums.logp - sums.ref_logp)[chosen]
+        found["displacement/chosen"] = _over(moved)
+        found["displacement/fraction"] = _over((moved < 0).double())
+    if tokens.entropy is not None:
+        found["entropy"] = _over(tokens.entropy)
+    return found
+
+
+def _by_sequence(values: Tensor, batch: SequenceBatch) -> Tensor:
+    out = torch.zeros(batch.n_sequences, dtype=torch.float64, device=values.device)
+    return out.index_add(0, batch.segment, values.double())
+
+
+def _rewards(output: LossOutput) -> _Found:
+    return {
+        "rewards/chosen": _over(output.chosen_rewards),
+        "rewards/rejected": _over(output.rejected_rewards),
+    }
+
+
+def _over(values: Tensor) -> tuple[Tensor, float]:
+    return values.detach().double().sum(), float(values.numel())

@@ -1,0 +1,113 @@
+"""Weights and optimizer state as whole tensors, wherever their shards are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from palate.errors import RunError
+from palate.models.loading import load_model
+from palate.models.policy import Policy
+from palate.recipes.schema import ModelRecipe
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights are spread over processes (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def gathered_weights(policy: Policy) -> dict[str, Tensor] | None:
+    """All weights on the CPU of the main process; None where the policy holds them whole.
+
+    Every process must call it.
+    """
+    if not is_sharded(policy):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[str, Any] = get_model_state_dict(policy, options=options)
+    return found
+
+
+def gathered_optimizer(trainer: Trainer, policy: Policy) -> dict[str, Any]:
+    """The optimizer's state, whole; every process must call it."""
+    optimizer: Any = trainer.optimizer
+    if not is_sharded(policy):
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(policy, optimizer.optimizer, options=options)
+
+
+def save_policy(policy: Policy, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    """Writes what transformers (or PEFT, for adapters) loads."""
+    if weights is None:
+        policy.save(folder)
+        return
+    own = {name.removeprefix("hf."): tensor for name, tensor in weights.items()}
+    policy.hf.save_pretrained(folder, state_dict=own)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def load_weights(policy: Policy, folder: Path, recipe: ModelRecipe) -> None:
+    """Puts the weights of a checkpoint into `policy`, bit for bit.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    if policy.has_adapters:
+        from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+        stored = load_peft_weights(str(folder), device="cpu")
+        own = get_peft_model_state_dict(policy.hf)
+        _same_names(own, stored, folder)
+        if is_sharded(policy):
+            by_parameter = {n.replace(".default.", "."): p for n, p in policy.hf.named_parameters()}
+            for name, tensor in stored.items():
+                _assign(by_parameter[name], tensor)
+        else:
+            set_peft_model_state_dict(policy.hf, stored)
+        return
+    # By way of a model, since names on disk are not always those in memory.
+    source = dict(load_model(recipe, str(folder)).named_parameters())
+    own = dict(policy.hf.named_parameters())
+    _same_names(own, source, folder)
+    for name, parameter in own.items():
+        _assign(parameter, source[name])
+
+
+def load_optimizer(trainer: Trainer, policy: Policy, state: dict[str, Any]) -> None:
+    """Restores what `gathered_optimizer` returned."""
+    optimizer: Any = trainer.optimizer
+    if not is_sharded(policy):
+        optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(policy, optimizer.optimizer, state, options=options)
+
+
+def _assign(parameter: Tensor, whole: Tensor) -> None:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor):
+        whole = distribute_tensor(
+            whole.to(parameter.device), parameter.device_mesh, parameter.placements
+        )
+    parameter.copy_(whole)
+
+
+def _same_names(own: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
+    odd = sorted(own.keys() ^ stored.keys())
+    if odd:
+        raise RunError(f"{folder}: its weights do not fit the recipe's model: {', '.join(odd[:3])}")

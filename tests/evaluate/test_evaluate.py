@@ -1,0 +1,232 @@
+"""`evaluate` on real run folders of a tiny model: what it writes, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+from tiny_text import save_tiny
+
+from palate.errors import RecipeError, RunError
+from palate.evaluate import evaluate
+from palate.evaluate import run as run_module
+from palate.io import read_json
+from palate.recipes import load_recipe
+from palate.recipes.schema import EvalRecipe, TuneRecipe
+from palate.train import tune
+
+WORDS = "the film room food book was good bad late and we it in a new old".split()
+
+
+def write_pairs(path, n, seed):
+    chance = random.Random(seed)
+    lines = []
+    for i in range(n):
+        prompt, chosen, rejected = (
+            " ".join(chance.choices(WORDS, k=k)) for k in (4, chance.randint(2, 4), 3)
+        )
+        row = {"prompt": prompt, "chosen": f" {chosen} {i}", "rejected": f" {rejected}"}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two LoRA runs with checkpoints, from one base model and the same pairs."""
+    root = tmp_path_factory.mktemp("runs")
+    base = str(save_tiny(root / "base"))
+    train = write_pairs(root / "train.jsonl", 8, 0)
+    held = write_pairs(root / "held.jsonl", 6, 1)
+    for name in ("dpo", "tdpo2"):
+        recipe = {
+            "output_dir": str(root / name),
+            "model": {"path": base, "dtype": "float32", "lora": {"r": 2}},
+            "data": {"train": [{"path": train}], "eval": [{"path": held}]},
+            "loss": {"type": name},
+            "train": {
+                "batch_size_pairs": 4,
+                "max_steps": 3,
+                "learning_rate": 0.02,
+                "save_every_steps": 1,
+            },
+        }
+        tune(TuneRecipe.model_validate(recipe), quiet=True)
+    return root
+
+
+def recipe_of(root, out, **changes):
+    values = {
+        "output_dir": str(out),
+        "runs": [str(root / "dpo"), str(root / "tdpo2")],
+        "checkpoints": "all",
+        "sampling": {"prompts": 4, "samples_per_prompt": 2, "max_new_tokens": 6},
+        "reward": {"type": "lexicon"},
+    }
+    return EvalRecipe.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def result(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "evaluation"
+    return evaluate(recipe_of(runs, out))
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+
+
+def test_every_checkpoint_of_every_run_is_there(result):
+    names = [p["name"] for p in result.evaluation["policies"]]
+    assert names == ["dpo@1", "dpo@2", "dpo@3", "tdpo2@1", "tdpo2@2", "tdpo2@3"]
+    assert [p["checkpoint"] for p in result.evaluation["policies"]] == [1, 2, 3] * 2
+    assert {p["label"] for p in result.evaluation["policies"]} == {"dpo", "tdpo2"}
+    assert all(p["beta"] == 0.1 for p in result.evaluation["policies"])
+    reference = result.evaluation["reference"]
+    assert reference["name"] == "reference"
+    assert reference["samples"]["kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_folder_is_complete(result):
+    for name in (
+        "recipe.yaml",
+        "data.json",
+        "lineage.json",
+        "status.json",
+        "evaluation.json",
+        "samples.jsonl",
+        "report.html",
+    ):
+        assert (result.path / name).is_file(), name
+    assert read_json(result.path / "evaluation.json") == json.loads(json.dumps(result.evaluation))
+    assert read_json(result.path / "status.json")["state"] == "finished"
+    lineage = read_json(result.path / "lineage.json")
+    assert lineage["verb"] == "eval" and len(lineage["base_model"]["digest"]) == 64
+    source = read_json(result.path / "data.json")["sources"][0]
+    assert source["split_role"] == "eval" and source["read"] == source["kept"] == 6
+
+
+def test_numbers_add_up_to_the_samples(result):
+    rows = rows_of(result.path)
+    assert len(rows) == 7 * 8
+    for policy in result.evaluation["policies"]:
+        own = [
+            r
+            for r in rows
+            if (r["policy"], r["checkpoint"]) == (policy["label"], policy["checkpoint"])
+        ]
+        samples = policy["samples"]
+        assert samples["n"] == len(own) == 8 and samples["prompts"] == 4
+        for name in ("kl", "forward_kl", "reward", "tokens"):
+            assert samples[name] == pytest.approx(sum(r[name] for r in own) / 8)
+        assert samples["kl"] > 0 and samples["kl_ci"][0] <= samples["kl"] <= samples["kl_ci"][1]
+        assert samples["diversity"]["self_bleu_of"] == "prompt"
+        assert policy["preference"]["all"]["n"] == policy["preference"]["held"]["n"] == 6
+
+
+def test_training_and_evaluation_agree_on_the_held_out_pairs(runs, result):
+    final = next(p for p in result.evaluation["policies"] if p["name"] == "tdpo2@3")
+    own = read_json(runs / "tdpo2" / "evaluation.json")["policies"][0]
+    assert final["preference"]["all"]["accuracy"] == own["preference"]["all"]["accuracy"]
+    assert final["preference"]["all"]["margin"] == pytest.approx(
+        own["preference"]["all"]["margin"], abs=1e-4
+    )
+
+
+def test_the_same_recipe_gives_the_same_numbers(runs, result, tmp_path):
+    again = evaluate(recipe_of(runs, tmp_path / "again"))
+    assert again.evaluation == result.evaluation
+    assert rows_of(again.path) == rows_of(result.path)
+
+
+def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatch):
+    out = tmp_path / "evaluation"
+    shutil.copytree(result.path, out)
+    parts = sorted((out / "parts").iterdir())
+    lost = next(p for p in parts if read_json(p)["entry"]["name"] == "dpo@2")
+    lost.unlink()
+    (out / "evaluation.json").unlink()
+    measured = []
+    whole = run_module._Own.measure
+
+    def counting(self, target, policy, reference):
+        measured.append(target.name)
+        return whole(self, target, policy, reference)
+
+    monkeypatch.setattr(run_module._Own, "measure", counting)
+    resumed = evaluate(recipe_of(runs, out, resume=True))
+    assert measured == ["dpo@2"]
+    assert resumed.evaluation == result.evaluation
+
+
+def test_an_interrupted_evaluation_says_so_and_goes_on(runs, result, tmp_path, monkeypatch):
+    out = tmp_path / "evaluation"
+    whole = run_module._Own.measure
+
+    def stopping(self, target, policy, reference):
+        if target.name == "dpo@2":
+            raise KeyboardInterrupt
+        return whole(self, target, policy, reference)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Own, "measure", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(recipe_of(runs, out))
+    assert read_json(out / "status.json")["state"] == "interrupted"
+    assert len(list((out / "parts").iterdir())) == 2
+    with pytest.raises(RunError, match="resume"):
+        evaluate(recipe_of(runs, out))
+    assert evaluate(recipe_of(runs, out, resume=True)).evaluation == result.evaluation
+
+
+def test_a_folder_of_another_evaluation_is_refused(runs, result):
+    other = recipe_of(runs, result.path, resume=True, seed=4)
+    with pytest.raises(RunError, match="another recipe"):
+        evaluate(other)
+
+
+def test_last_checkpoint_and_own_data(runs, tmp_path):
+    data = write_pairs(tmp_path / "mine.jsonl", 3, 5)
+    values = {
+        "output_dir": str(tmp_path / "out"),
+        "runs": [str(runs / "dpo")],
+        "data": [{"path": data, "name": "own"}],
+    }
+    found = evaluate(EvalRecipe.model_validate(values)).evaluation
+    (policy,) = found["policies"]
+    assert policy["name"] == "dpo@3" and set(policy["preference"]) == {"own", "all"}
+    assert "samples" not in policy and found["reference"] is None
+
+
+def test_a_model_alone_needs_a_reference_for_rewards_and_none_for_samples(runs, tmp_path):
+    values = {
+        "model": {"path": str(runs / "base"), "dtype": "float32"},
+        "data": [{"path": str(runs / "held.jsonl")}],
+        "sampling": {"prompts": 2, "max_new_tokens": 4},
+    }
+    alone = EvalRecipe.model_validate(
+        values | {"output_dir": str(tmp_path / "a"), "preference": False}
+    )
+    found = evaluate(alone).evaluation
+    assert found["reference"] is None
+    assert "kl" not in found["policies"][0]["samples"]
+    with pytest.raises(RunError, match="set `reference`"):
+        evaluate(EvalRecipe.model_validate(values | {"output_dir": str(tmp_path / "b")}))
+
+
+def test_mistakes_are_one_line(runs, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match="not a run folder"):
+        evaluate(recipe_of(runs, out, runs=[str(runs / "base")]))
+    with pytest.raises(RecipeError, match="`pairing`: only with `data`"):
+        evaluate(recipe_of(runs, out, pairing={"min_gap": 0.1}))
+    with pytest.raises(RecipeError, match="`length`: only with `data`"):
+        evaluate(recipe_of(runs, out, length={"max_prompt_tokens": 9}))
+    assert not out.exists()
+
+
+def test_the_written_recipe_runs_again(result):
+    again = load_recipe(EvalRecipe, result.path / "recipe.yaml")
+    assert again.output_dir == result.path and again.checkpoints == "all"

@@ -1,0 +1,112 @@
+"""Preference scores against closed forms on full logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from palate.errors import RunError
+from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
+from palate.evaluate.statistics import wilson
+from palate.models.policy import Policy
+from palate.models.reference import FrozenCopy
+from palate.recipes.losses import Dpo, Kto, Mixture, Sft, SimPo, Tdpo1, Tdpo2
+from tiny import tiny_model, tiny_pairs
+
+
+@pytest.fixture(scope="module")
+def setting():
+    policy = Policy(tiny_model("llama", seed=1, dtype=torch.float64))
+    reference = Policy(tiny_model("llama", seed=2, dtype=torch.float64))
+    return policy, FrozenCopy(reference, digest="x"), tiny_pairs(7)
+
+
+def closed_form(policy, reference, pair):
+    """(m_w, m_l, K_w, K_l, log p_w, log p_l) from the models' own logits."""
+
+    def one(ids):
+        whole = torch.tensor([[*pair.prompt_ids, *ids]])
+        take = slice(len(pair.prompt_ids) - 1, -1)
+        log_q, log_p = (
+            p.base(whole, use_cache=False).logits[0, take].log_softmax(-1)
+            for p in (policy, reference.policy)
+        )
+        index = torch.tensor(ids)[:, None]
+        q, p = log_q.gather(1, index).sum(), log_p.gather(1, index).sum()
+        return float(q - p), float((log_p.exp() * (log_p - log_q)).sum()), float(q)
+
+    with torch.no_grad():
+        (mw, kw, qw), (ml, kl, ql) = one(pair.chosen_ids), one(pair.rejected_ids)
+    return mw, ml, kw, kl, qw, ql
+
+
+@pytest.mark.parametrize("layout", ["plain", "shared"])
+@pytest.mark.parametrize(
+    ("loss", "margin"),
+    [
+        (None, lambda mw, ml, kw, kl, qw, ql, nw, nl: mw - ml),
+        (Dpo(beta=0.3), lambda mw, ml, kw, kl, qw, ql, nw, nl: 0.3 * (mw - ml)),
+        (Kto(beta=0.2), lambda mw, ml, kw, kl, qw, ql, nw, nl: 0.2 * (mw - ml)),
+        (Sft(), lambda mw, ml, kw, kl, qw, ql, nw, nl: mw - ml),
+        (Tdpo1(beta=0.1), lambda mw, ml, kw, kl, qw, ql, nw, nl: 0.1 * (mw + kw - ml - kl)),
+        (
+            Tdpo2(beta=0.1, alpha=0.4),
+            lambda mw, ml, kw, kl, qw, ql, nw, nl: 0.1 * (mw - ml + 0.4 * (kw - kl)),
+        ),
+        (SimPo(beta=2.0), lambda mw, ml, kw, kl, qw, ql, nw, nl: 2 * (qw / nw - ql / nl)),
+        (
+            Mixture(losses=(Sft(), Dpo(beta=0.3, weight=2.0))),
+            lambda mw, ml, kw, kl, qw, ql, nw, nl: 0.3 * (mw - ml),
+        ),
+    ],
+)
+def test_margins_are_the_losses_rewards(setting, loss, margin, layout):
+    policy, reference, pairs = setting
+    scores = score_pairs(policy, pairs, loss=loss, reference=reference, batch_size=3, layout=layout)
+    for pair, score in zip(pairs, scores, strict=True):
+        values = closed_form(policy, reference, pair)
+        expected = margin(*values, len(pair.chosen_ids), len(pair.rejected_ids))
+        assert score.id == pair.id
+        assert score.margin == pytest.approx(expected, abs=1e-4, rel=1e-4)
+        assert score.log_ratio_margin == pytest.approx(values[0] - values[1], abs=1e-4, rel=1e-4)
+
+
+def test_a_reference_is_asked_for_only_where_the_reward_has_one(setting):
+    policy, _, pairs = setting
+    scores = score_pairs(policy, pairs, loss=SimPo(), reference=None)
+    assert all(s.log_ratio_margin is None for s in scores)
+    assert "log_ratio_accuracy" not in summarise_pairs(scores)["all"]
+    with pytest.raises(RunError, match="needs a reference"):
+        score_pairs(policy, pairs, loss=Dpo(), reference=None)
+
+
+def test_the_reference_itself_ties_everywhere(setting):
+    _, reference, pairs = setting
+    scores = score_pairs(reference.policy, pairs, loss=Tdpo2(), reference=reference)
+    found = summarise_pairs(scores)["all"]
+    assert found["ties"] == found["n"] == 7
+    assert found["accuracy"] == 0.5 and found["margin"] == 0 and found["p_value"] == 1.0
+
+
+def test_evaluation_restores_training_mode(setting):
+    policy, reference, pairs = setting
+    policy.train()
+    score_pairs(policy, pairs[:1], loss=None, reference=reference)
+    assert policy.training
+    policy.eval()
+
+
+def test_summary_by_hand():
+    rows = [("a", 1.0, 3), ("a", -2.0, 1), ("a", 0.0, 0), ("b", 4.0, -2)]
+    scores = [
+        PairScore(id=str(i), source=s, margin=m, log_ratio_margin=2 * m, longer=n)
+        for i, (s, m, n) in enumerate(rows)
+    ]
+    found = summarise_pairs(scores)
+    assert list(found) == ["a", "b", "all"]
+    assert found["a"]["accuracy"] == 0.5 and found["a"]["ties"] == 1
+    assert found["a"]["length_baseline"] == pytest.approx(2.5 / 3)
+    assert found["b"]["accuracy"] == 1.0 and found["b"]["length_baseline"] == 0.0
+    assert found["all"]["n"] == 4 and found["all"]["accuracy"] == 2.5 / 4
+    assert found["all"]["accuracy_ci"] == wilson(2.5, 4)
+    assert found["all"]["margin"] == 0.75 and found["all"]["log_ratio_margin"] == 1.5

@@ -159,9 +159,7 @@ def test_csv_labels_and_headers(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     chosen = pa.array([b"good", b"\xff", None], pa.binary()).cast(pa.string(), safe=False)
-    pq.write_table(
-        pa.table({"prompt": ["p"] * 3, "chosen": chosen, "rejected": ["bad"] * 3}), path
-    )
+    pq.write_table(pa.table({"prompt": ["p"] * 3, "chosen": chosen, "rejected": ["bad"] * 3}), path)
     result = read(path)
     assert [row.row for row in result.rows] == [1]
     assert faults(result) == [(2, "chosen: not UTF-8"), (3, "chosen: null")]
@@ -199,7 +197,7 @@ def test_one_line_where_nothing_can_be_read(
 def test_options_that_a_file_has_no_use_for(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", LINE)
     assert len(read(path, split="train").rows) == 1
-    with pytest.raises(RecipeError, match="`split`: .* is a file: one split, called train"):
+    with pytest.raises(RecipeError, match=r"`split`: .* is a file: one split, called train"):
         read(path, split="test")
-    with pytest.raises(RecipeError, match="`subset`: .* is a file"):
+    with pytest.raises(RecipeError, match=r"`subset`: .* is a file"):
         read(path, subset="en")

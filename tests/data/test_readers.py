@@ -313,7 +313,7 @@ def test_a_named_format_decides(tmp_path: Path) -> None:
     assert read(tmp_path, [row], format="demonstrations").why == "named by the recipe"
     with pytest.raises(RecipeError, match="no format 'hh-rlhf'; did you mean hh_rlhf"):
         read(tmp_path, [row], format="hh-rlhf")
-    with pytest.raises(DataError, match="no usable row of 1 as trl_unpaired.*'prompt': missing"):
+    with pytest.raises(DataError, match=r"no usable row of 1 as trl_unpaired.*'prompt': missing"):
         read(tmp_path, [row], format="trl_unpaired")
 
 

@@ -7,7 +7,6 @@ import random
 import shutil
 
 import pytest
-from tiny_text import save_tiny
 
 from palate.errors import RecipeError, RunError
 from palate.evaluate import evaluate
@@ -16,8 +15,26 @@ from palate.io import read_json
 from palate.recipes import load_recipe
 from palate.recipes.schema import EvalRecipe, TuneRecipe
 from palate.train import tune
+from tiny_text import save_tiny
 
-WORDS = "the film room food book was good bad late and we it in a new old".split()
+WORDS = [
+    "the",
+    "film",
+    "room",
+    "food",
+    "book",
+    "was",
+    "good",
+    "bad",
+    "late",
+    "and",
+    "we",
+    "it",
+    "in",
+    "a",
+    "new",
+    "old",
+]
 
 
 def write_pairs(path, n, seed):

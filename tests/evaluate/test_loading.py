@@ -77,7 +77,10 @@ def test_adapters_one_after_another_over_one_base(tmp_path, batch):
 def test_full_models_stand_beside_their_reference(tmp_path, batch):
     base = save_tiny(tmp_path / "base")
     other = save_tiny(tmp_path / "tuned", seed=5)
-    targets = [target(base, other), dataclasses.replace(target(base, other), folder=None, name="base")]
+    targets = [
+        target(base, other),
+        dataclasses.replace(target(base, other), folder=None, name="base"),
+    ]
     shelf = Shelf(targets[0].model, str(base))
     found = {
         one.name: (logp(policy, batch), policy(batch, reference=reference.inputs(batch, kl=True)))

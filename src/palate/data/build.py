@@ -186,12 +186,11 @@ def _made_of(
     if kind == "unpaired":
         sides = [side for pair in pairs for side in to_unpaired(pair)]
         # Pairs of one rated row share their chosen response: it counts once.
-        return list({_content_key(side): side for side in reversed(sides)}.values())[::-1]
+        distinct: dict[tuple[bool | None, str], Preference] = {}
+        for side in sides:
+            distinct.setdefault((side.responses[0].label, repr(side.responses[0].content)), side)
+        return list(distinct.values())
     return pairs
-
-
-def _content_key(row: Preference) -> tuple[bool | None, str]:
-    return row.responses[0].label, repr(row.responses[0].content)
 
 
 def _check_left(

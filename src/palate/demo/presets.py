@@ -93,7 +93,7 @@ def tune_recipe(
             eval=(DataSource(path=str(root / "data/heldout.jsonl"), name="held-out openings"),),
             pairing=PairingRecipe(min_gap=MIN_GAP),
             # Continuations are cut by the sampler, so none may seem to end there by itself.
-            length=LengthRecipe(max_prompt_tokens=64, max_response_tokens=preset.new_tokens),
+            length=LengthRecipe(max_prompt_tokens=128, max_response_tokens=preset.new_tokens),
         ),
         loss=METHODS[method][1],
         reference=ReferenceRecipe(kind="cache", cache_dir=root / "reference_cache"),
@@ -117,6 +117,8 @@ def eval_recipe(root: Path, *, preset: Preset, seed: int, resume: bool) -> EvalR
         resume=resume,
         runs=tuple(root / method for method in METHODS),
         checkpoints="all",
+        # `tune` has measured accuracy and margin on the held-out pairs.
+        preference=False,
         sampling=SamplingRecipe(
             prompts=preset.eval_prompts,
             samples_per_prompt=preset.eval_samples,

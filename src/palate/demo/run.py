@@ -8,7 +8,11 @@ a recipe or a file in the run folder, and none is done twice.
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,12 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
     _open(recipe, root)
     parts = _Parts(console, recipe.quick)
+    with _quiet_libraries():
+        return _run(recipe, root, preset, parts)
 
+
+def _run(recipe: DemoRecipe, root: Path, preset: Preset, parts: _Parts) -> Path:
+    console = parts.console
     parts.start("model", "Base model")
     model = _model(recipe, parts)
     parts.start("feedback", "Continuations of review openings, rated by the lexicon")
@@ -60,7 +69,8 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
 
     from palate.report import write_report
 
-    folders = [*(root / method for method in METHODS), root / "evaluation"]
+    # The demonstration's own folder brings the conclusion.
+    folders = [root, *(root / method for method in METHODS), root / "evaluation"]
     path = write_report(folders, root / "report.html", TITLE)
     parts.end()
     out = Console()
@@ -97,9 +107,10 @@ class _Parts:
         self.index += 1
         self.kind = kind
         self.part_begun = time.monotonic()
-        self.console.rule(
-            f"{self.index}/{len(self.PLAN)}  {title}  ·  about {duration(left * scale)} left",
-            align="left",
+        self.console.print(
+            f"[bold]{self.index}/{len(self.PLAN)} {title}[/bold] "
+            f"(about {duration(left * scale)} left)",
+            highlight=False,
         )
 
     def say(self, text: str) -> None:
@@ -116,6 +127,25 @@ class _Parts:
         if took > 0.2 * self.expected[self.kind]:
             self.took += took
             self.should_take += self.expected[self.kind]
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    # Their bars of loading a few files in a second would bury the demonstration's own progress.
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # PEFT reads a name that transformers has deprecated.
+            warnings.filterwarnings(
+                "ignore", message=".is_gradient_checkpointing", category=FutureWarning
+            )
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _open(recipe: DemoRecipe, root: Path) -> None:
@@ -208,8 +238,6 @@ def _conclude(root: Path, seed: int, confidence: float) -> list[str]:
 
 def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:
     """Base rewards [P], base entropy and the methods' curves of an evaluation folder."""
-    import json
-
     document = read_json(folder / "evaluation.json")
     text = (folder / "samples.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]

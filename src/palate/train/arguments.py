@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from palate.errors import RecipeError
-from palate.recipes.schema import TrainRecipe
+from palate.recipes.schema import SftRecipe, TrainRecipe, TuneRecipe
 from palate.train.batches import BatchPlan
 
 
@@ -102,6 +102,29 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         use_cpu=not torch.accelerator.is_available(),
     )
+
+
+def check_launch(recipe: TuneRecipe | SftRecipe, *, device: str, launched: bool) -> None:
+    """Refuses a launch whose sharding would be left out, or would lose updates.
+
+    Args:
+        device: type of this process's device. launched: FSDP was asked of `accelerate launch`.
+
+    Raises:
+        RecipeError: FSDP on CPU; or float32 copies of sharded bfloat16 weights.
+    """
+    if not launched:
+        return
+    if device == "cpu":
+        raise RecipeError(
+            "FSDP needs accelerators, and on CPU would silently be left out: launch without it"
+        )
+    low = recipe.model.dtype != "float32" and recipe.model.lora is None
+    if low and recipe.train.optimizer_precision == "float32":
+        raise RecipeError(
+            "train.optimizer_precision: sharded weights have no float32 copies; use `model`, or "
+            "`model.dtype: float32`"
+        )
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
@@ -26,7 +27,7 @@ from palate.models.policy import Policy
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
-from palate.train.arguments import batch_plan, check_trackers, eval_plan
+from palate.train.arguments import batch_plan, check_launch, check_trackers, eval_plan
 from palate.train.closing import closing_lines, held_out, last_metrics
 from palate.train.fit import fit, save_model
 from palate.train.folder import RunFolder
@@ -87,6 +88,8 @@ class _Run:
         self.main = self.state.is_main_process
         self.console = Console(stderr=True, quiet=quiet or not self.main)
         self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
+        launched = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        check_launch(recipe, device=self.state.device.type, launched=launched)
         check_trackers(recipe.train.report_to)
         if isinstance(recipe, TuneRecipe):
             check_extra_metrics(recipe)

@@ -224,6 +224,11 @@ class PalateTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # only counts models that take `input_ids` themselves
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        weights.gather_on_use(self.job.policy)
+        return prepared
+
     # Log --------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

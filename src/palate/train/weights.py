@@ -22,6 +22,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
+def gather_on_use(policy: Policy) -> None:
+    """Lets sharded weights be gathered also when a reference asks for hidden states alone."""
+    if is_sharded(policy):
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(policy, "hidden")
+
+
 def gathered_weights(policy: Policy) -> dict[str, Tensor] | None:
     """All weights on the CPU of the main process; None where the policy holds them whole.
 

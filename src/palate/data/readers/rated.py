@@ -95,11 +95,12 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
     if asked is None or listed is None:
         return None
     for row in sample:
-        for entry in row.get(listed) or ():
-            if isinstance(entry, dict) and set(entry) & {*_RATINGS, "rank"}:
-                key = next(k for k in (*_RATINGS, "rank") if k in entry)
+        entries = row.get(listed)
+        first = entries[0] if isinstance(entries, list) and entries else None
+        if isinstance(first, dict):
+            key = next((k for k in (*_RATINGS, "rank") if k in first), None)
+            if key is not None:
                 return f"columns {asked} and {listed}, whose entries have a {key}"
-            break
     return None
 
 

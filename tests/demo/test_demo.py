@@ -8,9 +8,8 @@ import shutil
 import pytest
 from rich.console import Console
 
-from palate.demo import demo
+from palate.demo import demo, presets
 from palate.demo import feedback as feedback_module
-from palate.demo import presets
 from palate.demo import run as run_module
 from palate.demo.presets import METHODS, Preset
 from palate.errors import RunError

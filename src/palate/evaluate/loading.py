@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from palate.errors import ModelError
 from palate.evaluate.targets import Target
-from palate.models.loading import load_model, load_trained, weights_digest
+from palate.models.loading import load_model, load_trained, quiet_peft, weights_digest
 from palate.models.policy import Policy
 from palate.models.reference import AdapterOff, FrozenCopy, Reference
 from palate.recipes.schema import ModelRecipe
@@ -101,7 +101,8 @@ class Shelf:
         assert target.folder is not None
         reference = self.reference()
         try:
-            hf: Any = PeftModel.from_pretrained(self.base(), target.folder, is_trainable=False)
+            with quiet_peft():
+                hf: Any = PeftModel.from_pretrained(self.base(), target.folder, is_trainable=False)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{target.folder}: no readable adapter: {reason}") from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,8 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with quiet_peft():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"model.lora.target_modules: {_one_line(error)}") from error
 
@@ -107,10 +111,19 @@ def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> 
     from peft import PeftModel
 
     try:
-        hf = PeftModel.from_pretrained(load_model(recipe), folder, is_trainable=False)
+        with quiet_peft():
+            hf = PeftModel.from_pretrained(load_model(recipe), folder, is_trainable=False)
     except Exception as error:
         raise ModelError(f"{folder}: no readable adapter: {_one_line(error)}") from error
     return Policy(hf, memory_mb=memory_mb)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hides one warning that PEFT causes by reading a name which transformers has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def disable_dropout(model: nn.Module) -> None:

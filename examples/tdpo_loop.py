@@ -45,7 +45,7 @@ def main() -> None:
     tokenizer, policy = load_tokenizer(recipe), load_policy(recipe)
 
     # 1. rows -> pairs of token ids; what was dropped or cut is in `data.report`
-    encoder = Encoder(tokenizer, template=recipe.chat_template, length=LengthRecipe())
+    encoder = Encoder(tokenizer, recipe.chat_template, LengthRecipe())
     data = build(DataRecipe(train=(DataSource(path=args.pairs),)), encoder, kind="pair", seed=0)
 
     # 2. the reference: the same weights, adapters off

@@ -12,9 +12,9 @@ import argparse
 import random
 
 import torch
+
 from palate.data.build import build
 from palate.data.encode import Encoder
-
 from palate.data.layouts import collate
 from palate.kernels import token_stats
 from palate.losses import SequenceStats, tdpo2

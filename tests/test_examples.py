@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import write_pairs
-from tiny_text import save_tiny
 
 from palate.recipes.load import load_recipe
 from palate.recipes.schema import TuneRecipe
+from tiny_runs import write_pairs
+from tiny_text import save_tiny
 
 ROOT = Path(__file__).parent.parent
 

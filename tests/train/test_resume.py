@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from palate.errors import RunError
 from palate.recipes import resolve_yaml
 from palate.train import checkpoint, tune
+from palate.train.trainer import PalateTrainer
 from tiny_runs import tiny_recipe
 
 CHILD = """
@@ -27,6 +28,7 @@ from pathlib import Path
 from palate.recipes import load_recipe
 from palate.recipes.schema import TuneRecipe
 from palate.train import checkpoint, tune
+from palate.train.trainer import PalateTrainer
 from palate.train.trainer import PalateTrainer
 
 recipe, mode = sys.argv[1:3]
@@ -136,8 +138,6 @@ class Stop(Exception):
 
 def interrupted(recipe: Any, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Runs until the optimizer has made `after` steps."""
-    from palate.train.trainer import PalateTrainer
-
     begin = PalateTrainer.get_batch_samples
 
     def stopping(self: Any, *args: Any) -> Any:
@@ -243,24 +243,23 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_is(
 
 
 def test_early_stop_counts_across_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A rate at which the loss rises from the first step on.
+    def falls_until_step_4(self: PalateTrainer) -> dict[str, float]:
+        return {"loss": 1.0 + abs(self.state.global_step - 4)}
+
+    monkeypatch.setattr(PalateTrainer, "_evaluation", falls_until_step_4)
     settings: dict[str, Any] = {
-        "learning_rate": 3.0,
-        "optimizer": "sgd",
-        "max_grad_norm": 100.0,
-        "scheduler": "constant",
         "epochs": 4,
         "eval_every_steps": 1,
         "save_every_steps": 2,
         "early_stop_patience": 3,
     }
     whole = tune(tiny_recipe(tmp_path, out="whole", **settings), quiet=True)
-    steps = int(whole.metrics["step"])
-    assert 3 < steps < 20
-    interrupted(tiny_recipe(tmp_path, **settings), monkeypatch, steps - 1)
+    assert whole.metrics["step"] == 7
+    # Step 6 has a checkpoint, with two evaluations counted.
+    interrupted(tiny_recipe(tmp_path, **settings), monkeypatch, 6)
     tune(tiny_recipe(tmp_path, resume=True, **settings), quiet=True)
     assert_same(whole.path, tmp_path / "run")
-    assert (whole.path / f"checkpoints/step-{steps:06d}").is_dir()
+    assert (whole.path / "checkpoints/step-000007").is_dir()
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -104,17 +106,21 @@ def training_arguments(
     )
 
 
-def check_launch(recipe: TuneRecipe | SftRecipe, *, device: str, launched: bool) -> None:
-    """Refuses a launch whose sharding would be left out, or would lose updates.
+def check_launch(recipe: TuneRecipe | SftRecipe, *, device: str) -> None:
+    """Refuses a launch whose sharding would be left out, or would lose updates or checkpoints.
 
     Args:
-        device: type of this process's device. launched: FSDP was asked of `accelerate launch`.
+        device: type of this process's device.
 
     Raises:
-        RecipeError: FSDP on CPU; or float32 copies of sharded bfloat16 weights.
+        RecipeError: DeepSpeed; FSDP of version 1, on CPU, or with float32 copies of its weights.
     """
-    if not launched:
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise RecipeError("DeepSpeed keeps checkpoints of its own: launch with FSDP 2, or without")
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise RecipeError("FSDP 1 is not supported: launch with `--fsdp_version 2`")
     if device == "cpu":
         raise RecipeError(
             "FSDP needs accelerators, and on CPU would silently be left out: launch without it"

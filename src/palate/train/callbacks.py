@@ -36,10 +36,6 @@ class RunLog(TrainerCallback):
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.evaluation: dict[str, float] = {}
-        """The last evaluation."""
-        self.best: tuple[int, float] | None = None
-        """Step and loss of the best evaluation of this process's life."""
         self._begun = time.monotonic()
         self._first = 0
 
@@ -66,11 +62,7 @@ class RunLog(TrainerCallback):
         values.pop("epoch", None)
         split = "eval" if "eval_loss" in values else "train"
         values = {name.removeprefix("eval_"): value for name, value in values.items()}
-        if split == "eval":
-            self.evaluation = values
-            if self.best is None or values["loss"] < self.best[1]:
-                self.best = (state.global_step, values["loss"])
-        else:
+        if split == "train":
             values["seconds_left"] = self.seconds_left(state)
         self.folder.log(split, state.global_step, state.epoch or 0.0, values)
 
@@ -191,7 +183,9 @@ class EarlyStop(EarlyStoppingCallback):
 
 
 def figures(values: dict[str, float]) -> str:
-    """What people watch of a log line."""
+    """What people watch of a log line; unpaired feedback has its accuracy under another name."""
+    if "rewards/accuracies" not in values and "accuracies/logits" in values:
+        values = values | {"rewards/accuracies": values["accuracies/logits"]}
     shown = [f"{label} {form.format(values[n])}" for n, label, form in SHOWN if n in values]
     return "  ".join(shown)
 

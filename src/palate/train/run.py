@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
@@ -88,8 +87,7 @@ class _Run:
         self.main = self.state.is_main_process
         self.console = Console(stderr=True, quiet=quiet or not self.main)
         self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
-        launched = parse_flag_from_env("ACCELERATE_USE_FSDP")
-        check_launch(recipe, device=self.state.device.type, launched=launched)
+        check_launch(recipe, device=self.state.device.type)
         check_trackers(recipe.train.report_to)
         if isinstance(recipe, TuneRecipe):
             check_extra_metrics(recipe)

@@ -1,0 +1,156 @@
+"""Two processes train what one does: data parallel as launched, and FSDP2's sharded weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from palate.errors import RecipeError
+from palate.recipes import resolve_yaml
+from palate.train import checkpoint, tune
+from palate.train.arguments import check_launch
+from tiny_runs import tiny_recipe
+
+# accelerate leaves FSDP out on CPU, where torch has it: this child asks for it all the same. With
+# a second argument it dies before that step.
+FSDP_CHILD = """
+import sys
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+made = AcceleratorState.__init__
+def sharded(self, *args, fsdp_plugin=None, **kwargs):
+    made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+AcceleratorState.__init__ = sharded
+
+import palate.train.run as run
+from palate.recipes import load_recipe
+from palate.recipes.schema import TuneRecipe
+from palate.train.trainer import PalateTrainer
+from palate.train.weights import is_sharded
+
+run.check_launch = lambda *args, **kwargs: None
+begin = PalateTrainer.get_batch_samples
+def checked(self, *args):
+    assert is_sharded(self.job.policy)
+    if len(sys.argv) > 2 and self.state.global_step == int(sys.argv[2]):
+        sys.exit("stopped")
+    return begin(self, *args)
+PalateTrainer.get_batch_samples = checked
+run.tune(load_recipe(TuneRecipe, sys.argv[1]))
+"""
+FSDP = (
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+    "--fsdp_transformer_layer_cls_to_wrap LlamaDecoderLayer --fsdp_reshard_after_forward true "
+    "--fsdp_cpu_ram_efficient_loading false"
+)
+
+
+def launch(options: str, *command: str) -> subprocess.CompletedProcess[str]:
+    src = Path(checkpoint.__file__).parents[2]
+    common = "--num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no"
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", *options.split()),
+            *(*common.split(), "--dynamo_backend", "no", *command),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(src),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(a: Path, b: Path) -> None:
+    one, other = (load_file(next((run / "model").glob("*.safetensors"))) for run in (a, b))
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-4, msg=name)
+    exact = ("step", "split", "examples", "length/chosen")
+    for x, y in zip(log_of(a), log_of(b), strict=True):
+        assert x.keys() == y.keys()
+        assert [x.get(name) for name in exact] == [y.get(name) for name in exact]
+        for name in ("loss", "rewards/chosen", "logps/chosen", "kl/rejected", "kl_baseline"):
+            if name in x:
+                assert x[name] == pytest.approx(y[name], abs=1e-3, rel=1e-4)
+
+
+# 13 rows in steps of 4: the last step of an epoch has one row, so one process has none.
+SETTINGS: dict[str, Any] = {
+    "n": 13,
+    "epochs": 2,
+    "micro_batch_size_pairs": 2,
+    "save_every_steps": 3,
+    "eval_every_steps": 4,
+}
+
+
+@pytest.mark.parametrize("loss", ["tdpo2", "kto"])
+def test_two_processes_train_what_one_does(loss: str, tmp_path: Path) -> None:
+    settings = SETTINGS | {"loss": {"type": loss}}
+    one = tune(tiny_recipe(tmp_path, out="one", **settings), quiet=True).path
+    recipe = tiny_recipe(tmp_path, out="two", **settings)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(resolve_yaml(recipe))
+    done = launch("--multi_gpu", "-m", "palate.cli", "tune", str(file))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((recipe.output_dir / "lineage.json").read_text())["processes"] == 2
+    assert_close(one, recipe.output_dir)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    settings = SETTINGS | {"loss": {"type": "tdpo2"}, "lora": lora}
+    one = tune(tiny_recipe(tmp_path, out="one", **settings), quiet=True).path
+    recipe = tiny_recipe(tmp_path, out="two", resume=True, **settings)
+    file, child = tmp_path / "recipe.yaml", tmp_path / "child.py"
+    file.write_text(resolve_yaml(recipe))
+    child.write_text(FSDP_CHILD)
+    if lora is None:
+        stopped = launch(FSDP, str(child), str(file), "4")
+        assert "stopped" in stopped.stderr, stopped.stderr[-3000:]
+    done = launch(FSDP, str(child), str(file))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ("from step 3" in done.stderr) == (lora is None)
+    assert_close(one, recipe.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "words"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cpu", "FSDP needs accelerators"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "cuda", "FSDP 1 is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cuda", "optimizer_precision"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "cuda", "DeepSpeed"),
+    ],
+)
+def test_launches_that_would_lose_something_are_refused(
+    environment: dict[str, str],
+    device: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=words):
+        check_launch(tiny_recipe(tmp_path, dtype="bfloat16"), device=device)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from palate.demo import demo as run_demo
     from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
     from palate.evaluate import evaluate as run_evaluation
+    from palate.evaluate.reward import score_files
     from palate.kernels import Head, RefHidden, RefLogps, RefSummary, TokenStats, token_stats
     from palate.models.reward_files import load_reward_model
     from palate.recipes import (
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
         DemoRecipe,
         EvalRecipe,
         RewardRecipe,
+        ScoreRecipe,
+        ServeRecipe,
         SftRecipe,
         TuneRecipe,
         load_recipe,
@@ -56,6 +59,8 @@ _HOMES = {
     "Response": "palate.data.schema",
     "RewardRecipe": "palate.recipes",
     "RunError": "palate.errors",
+    "ScoreRecipe": "palate.recipes",
+    "ServeRecipe": "palate.recipes",
     "SftRecipe": "palate.recipes",
     "TokenStats": "palate.kernels",
     "TuneRecipe": "palate.recipes",
@@ -66,6 +71,7 @@ _HOMES = {
     "resolve_yaml": "palate.recipes",
     "run_demo": "palate.demo:demo",
     "run_evaluation": "palate.evaluate:evaluate",
+    "score_files": "palate.evaluate.reward",
     "sft": "palate.train",
     "token_stats": "palate.kernels",
     "train_reward": "palate.train:reward",
@@ -92,6 +98,8 @@ __all__ = [
     "Response",
     "RewardRecipe",
     "RunError",
+    "ScoreRecipe",
+    "ServeRecipe",
     "SftRecipe",
     "TokenStats",
     "TuneRecipe",
@@ -103,6 +111,7 @@ __all__ = [
     "resolve_yaml",
     "run_demo",
     "run_evaluation",
+    "score_files",
     "sft",
     "token_stats",
     "train_reward",

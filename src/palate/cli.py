@@ -31,6 +31,7 @@ from palate.recipes.load import load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
 app = typer.Typer(
     name="palate",
@@ -149,6 +150,62 @@ def evaluate_reward(
         from palate.evaluate.reward import evaluate_rewards as run
 
         finished(run(loaded).path)
+
+
+@app.command(cls=recipe_command(ScoreRecipe))
+def score(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE | FILE...", help="A recipe, or data files."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Reward model that scores files: a folder or hub name.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder; default of files: `<name>.scores` here.")
+    ] = None,
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+) -> None:
+    """Score every response in data files with a reward model, a judge or an ensemble."""
+    with one_line("--set resume=true"):
+        recipe, overrides = _score_targets(targets, model, output_dir)
+        loaded = load_recipe(ScoreRecipe, recipe, [*overrides, *(set_ or [])])
+        if print_recipe:
+            return show(loaded)
+        from palate.evaluate.reward import score_files
+
+        finished(score_files(loaded).path)
+
+
+@app.command(cls=recipe_command(ServeRecipe))
+def serve(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Serve a reward model, a judge or an ensemble over HTTP (extra `serve`)."""
+    with one_line(""):
+        loaded = load_recipe(ServeRecipe, recipe, set_ or [])
+        if print_recipe:
+            return show(loaded)
+        from palate.serve import serve as run
+
+        run(loaded)
+
+
+def _score_targets(
+    targets: list[str], model: str | None, output_dir: Path | None
+) -> tuple[str | None, list[str]]:
+    scorer = [] if model is None else [{"type": "model", "path": model}]
+    overrides = [f"scorer={json.dumps(value)}" for value in scorer]
+    if output_dir is not None:
+        overrides.append(f"output_dir={json.dumps(str(output_dir))}")
+    first = Path(targets[0])
+    data = first.is_dir() or (first.exists() and first.suffix not in (".yaml", ".yml"))
+    if not data and len(targets) == 1:
+        return targets[0], overrides
+    sources = [{"path": target} for target in targets]
+    given = [f"data={json.dumps(sources)}", *overrides]
+    if output_dir is None:
+        given.append(f"output_dir={json.dumps(first.name.partition('.')[0] + '.scores')}")
+    return None, given
 
 
 def _eval_targets(targets: list[str]) -> tuple[str | None, list[str]]:

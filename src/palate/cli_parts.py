@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from palate.errors import PalateError
 from palate.recipes.help import help_block
 from palate.recipes.load import VERBS, resolve_yaml, shipped_recipes
-from palate.recipes.schema import RunRecipe
+from palate.recipes.losses import Strict
 
 RecipeFile = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
@@ -37,7 +37,7 @@ PrintRecipe = Annotated[
 ]
 
 
-def recipe_command(cls: type[RunRecipe]) -> type[TyperCommand]:
+def recipe_command(cls: type[Strict]) -> type[TyperCommand]:
     """A command whose help ends with the keys of its recipe."""
 
     class RecipeCommand(TyperCommand):
@@ -73,7 +73,7 @@ def finished(path: Path) -> None:
         typer.echo(str(path))
 
 
-def show(recipe: RunRecipe) -> None:
+def show(recipe: Strict) -> None:
     typer.echo(resolve_yaml(recipe), nl=False)
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from palate.errors import PalateError, RecipeError
 from palate.recipes.document import read_document
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
+from palate.recipes.losses import Strict
 from palate.recipes.schema import (
     DataSource,
     EvalRecipe,
@@ -67,7 +68,7 @@ def examine(target: str | None = None) -> list[Check]:
     except RecipeError as error:
         return checks + [Check("recipe", "problem", line) for line in str(error).splitlines()]
     checks.append(Check("recipe", "ok", f"{recipe[1]} (palate {VERBS[recipe[0]]})"))
-    return checks + list(_run(loaded))
+    return checks + (list(_run(loaded)) if isinstance(loaded, RunRecipe) else [])
 
 
 def render(checks: Sequence[Check]) -> Table:
@@ -156,7 +157,7 @@ def _disk(folder: Path) -> Check:
     return Check("disk", state, f"{free / GIB:.1f} GiB free at {existing}")
 
 
-def _recipe_of(target: str) -> tuple[type[RunRecipe], str] | None:
+def _recipe_of(target: str) -> tuple[type[Strict], str] | None:
     """Class and path of the recipe that `target` names; None when it names a model."""
     path = Path(target)
     for cls, verb in VERBS.items():
@@ -169,12 +170,13 @@ def _recipe_of(target: str) -> tuple[type[RunRecipe], str] | None:
     return _class_of(path), str(path)
 
 
-def _class_of(path: Path) -> type[RunRecipe]:
+def _class_of(path: Path) -> type[Strict]:
     """The recipe class of a file: by its first line, else by its keys."""
     if not path.is_file():
         return TuneRecipe
     first = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
-    for cls, verb in VERBS.items():
+    # The longest first: `eval` is the beginning of `eval reward`.
+    for cls, verb in sorted(VERBS.items(), key=lambda item: -len(item[1])):
         if re.match(rf"# palate {verb}\b", first):
             return cls
     try:

@@ -106,9 +106,12 @@ class Folder:
         write_json(self.path / "data.json", document)
         lines = [json.dumps(line, ensure_ascii=False) for line in quarantine]
         write_text(self.path / "quarantine.jsonl", "".join(f"{line}\n" for line in lines))
+        self.record_sources(document["sources"])
+
+    def record_sources(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Adds the files read to the lineage."""
         self._lineage["data"] = [
-            {"path": source["path"], "sha256": source.get("sha256")}
-            for source in document["sources"]
+            {"path": source["path"], "sha256": source.get("sha256")} for source in entries
         ]
 
     def record_model(self, model: ModelRecipe, digest: str | None, reference: str | None) -> None:
@@ -134,8 +137,12 @@ class Folder:
         """Writes what the parts add up to, and the rows behind it."""
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
         write_text(self.path / name, "".join(f"{line}\n" for line in lines))
-        write_json(self.path / "lineage.json", self._lineage)
+        self.write_lineage()
         write_json(self.path / "evaluation.json", document)
+
+    def write_lineage(self) -> None:
+        """Writes lineage.json."""
+        write_json(self.path / "lineage.json", self._lineage)
 
     def _status(self, state: str) -> None:
         done = state != "running"

@@ -5,6 +5,7 @@ from palate.recipes.help import help_for
 from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
 __all__ = [
     "BuildSource",
@@ -12,6 +13,8 @@ __all__ = [
     "DemoRecipe",
     "EvalRecipe",
     "RewardRecipe",
+    "ScoreRecipe",
+    "ServeRecipe",
     "SftRecipe",
     "TuneRecipe",
     "help_for",

@@ -24,11 +24,12 @@ from palate.recipes.keys import is_list, models_in
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, EvalRecipe, RunRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
-Recipe = TypeVar("Recipe", bound=RunRecipe)
+Recipe = TypeVar("Recipe", bound=Strict)
 
-VERBS: dict[type[RunRecipe], str] = {
+VERBS: dict[type[Strict], str] = {
     TuneRecipe: "tune",
     SftRecipe: "sft",
     RewardRecipe: "reward",
@@ -36,6 +37,8 @@ VERBS: dict[type[RunRecipe], str] = {
     RewardEvalRecipe: "eval reward",
     DemoRecipe: "demo",
     DataBuildRecipe: "data build",
+    ScoreRecipe: "score",
+    ServeRecipe: "serve",
 }
 """Recipe classes and the commands they belong to."""
 
@@ -51,7 +54,7 @@ def load_recipe(
     """Reads, overrides and checks a recipe.
 
     Args:
-        cls: TuneRecipe, SftRecipe, RewardRecipe, EvalRecipe, RewardEvalRecipe or DemoRecipe.
+        cls: the class of a verb (`VERBS`).
         path: a YAML file (native or, for tune and sft, TRL-shaped), the name of a shipped recipe,
             or None for overrides on the defaults.
         overrides: `section.key=value` each, the value in YAML; applied in order.
@@ -69,7 +72,7 @@ def load_recipe(
     return _validate(cls, document)
 
 
-def resolve_yaml(recipe: RunRecipe) -> str:
+def resolve_yaml(recipe: Strict) -> str:
     """The recipe with every key written out; `load_recipe` reads it back to an equal recipe."""
     body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return f"# palate {VERBS[type(recipe)]}\n{body}"

@@ -26,6 +26,8 @@ from palate.rewards.base import as_chat, check_lengths
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""
 UNSCORED = math.nan
+Encoded = tuple[tuple[int, ...], tuple[int, ...]] | str
+"""Ids of a prompt and of a response to it, or why there are none."""
 
 
 class ModelScorer:
@@ -109,12 +111,22 @@ class ModelScorer:
     ) -> list[list[float]]:
         """Several responses to each prompt, which is run once for all of them; as `score`."""
         assert len(prompts) == len(responses), (len(prompts), len(responses))
-        found = [[UNSCORED] * len(group) for group in responses]
+        return self.score_encoded(
+            [self._encoded(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        )
+
+    def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[float]]:
+        """As `score_groups`, of what has been made ids already.
+
+        Args:
+            groups: responses to one prompt each, every one with the ids of its prompt.
+        """
+        found = [[UNSCORED] * len(group) for group in groups]
         items: list[Ranking] = []
         places: list[list[tuple[int, int]]] = []
-        for i, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
+        for i, group in enumerate(groups):
             by_prompt: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
-            for j, ids in enumerate(self._encoded(prompt, group)):
+            for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     self.unscored[ids] += 1
                 else:
@@ -145,9 +157,7 @@ class ModelScorer:
             response="drop",
         )
 
-    def _encoded(
-        self, prompt: Content, responses: Sequence[Content | str]
-    ) -> list[tuple[tuple[int, ...], tuple[int, ...]] | str]:
+    def _encoded(self, prompt: Content, responses: Sequence[Content | str]) -> list[Encoded]:
         """Ids of the prompt with each response, or why it cannot be scored."""
         chat = not isinstance(prompt, str) or "text" not in self._forms
         if chat and "chat" not in self._forms:
@@ -166,7 +176,7 @@ class ModelScorer:
             )
             for s in sides
         ]
-        found: list[tuple[tuple[int, ...], tuple[int, ...]] | str] = []
+        found: list[Encoded] = []
         for item in (encoded.item for encoded in self.encoder.encode(rows)):
             if isinstance(item, Drop):
                 found.append(item.reason)
@@ -181,9 +191,7 @@ class ModelScorer:
             found.append((item.prompt_ids, item.response_ids))
         return found
 
-    def _rendered(
-        self, prompt: Content, response: Content
-    ) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
+    def _rendered(self, prompt: Content, response: Content) -> Encoded:
         """As transformers' classifiers are fed: the whole chat (or text), less trailing padding."""
         if isinstance(prompt, str):
             assert isinstance(response, str)

@@ -12,6 +12,7 @@ from palate.evaluate.reward.calibration import calibration, fit_temperature
 from palate.evaluate.reward.items import Comparisons, Item, compare
 from palate.evaluate.reward.robustness import robustness
 from palate.evaluate.reward.run import evaluate_rewards
+from palate.evaluate.reward.score import score_files
 
 __all__ = [
     "Comparisons",
@@ -29,4 +30,5 @@ __all__ = [
     "fit_temperature",
     "kl_bound",
     "robustness",
+    "score_files",
 ]

@@ -1,0 +1,85 @@
+"""The recipes of `palate score` and `palate serve`: a scorer over files, and behind HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from palate.recipes.losses import Positive, Strict
+from palate.recipes.schema import Count, DataSource, RunRecipe
+from palate.recipes.scorers import Scorer
+
+
+class ScoreRecipe(RunRecipe):
+    """Scores of all responses in data files."""
+
+    resume: bool = False
+    """Go on with an interrupted run of the same recipe, after the last block that it wrote."""
+    scorer: Scorer
+    """What scores, by its `type`: model, classifier, lexicon, length, pointwise, pairwise, critic
+    or ensemble."""
+    data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
+    """Files of any format that palate reads: of pairs both sides are scored, of ratings all
+    answers."""
+    exact: bool = False
+    """Score every response in a pass of its own, so that not even the last bits of a score depend
+    on what is scored beside it; slower. Judges that compare see whole rows in any case."""
+    block_rows: Count = 512
+    """Rows scored together and written at once; batches are of like lengths among them."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """Of the scores."""
+
+
+class ServeRecipe(Strict):
+    """A scorer behind HTTP."""
+
+    scorer: Scorer
+    """What scores, by its `type`: model, classifier, lexicon, length, pointwise, pairwise, critic
+    or ensemble."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of drawing the validation rows of an ensemble."""
+    exact: bool = True
+    """Score every response in a pass of its own: bit for bit what `palate score` gives with
+    `exact`, whatever other clients ask meanwhile. Without it requests share passes: faster on an
+    accelerator, equal to rounding."""
+    host: str = "127.0.0.1"
+    """Address to listen at; beyond loopback only with `token_env`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes a free one, which is printed."""
+    token_env: str | None = None
+    """Environment variable that holds the bearer token which clients must send; the token itself
+    is written nowhere."""
+    max_batch_responses: Count = 64
+    """Responses collected for one call of the scorer."""
+    max_wait_ms: Annotated[float, Field(ge=0.0, le=10_000.0)] = 5.0
+    """How long a request waits for others to share its batch."""
+    max_queue_responses: Count = 1024
+    """Responses that may wait; beyond them requests are refused with 429."""
+    max_request_bytes: Count = 4_194_304
+    """Larger requests are refused with 413."""
+    max_request_responses: Count = 256
+    """Requests with more responses are refused with 413."""
+    timeout_seconds: Positive = 60.0
+    """A request that is not answered by then is answered with 504."""
+    shutdown_seconds: Count = 60
+    """How long a stopping server works on what it has accepted."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody beyond this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.is_loopback and self.token_env is None:
+            yield "token_env", f"required at {self.host}: others than this machine can reach it"
+        if self.max_queue_responses < self.max_request_responses:
+            yield (
+                "max_queue_responses",
+                "less than max_request_responses: such a request never fits",
+            )

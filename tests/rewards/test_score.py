@@ -1,0 +1,215 @@
+"""`palate score`: every response once, counted, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from palate.cli import app
+from palate.errors import DataError, RunError
+from palate.evaluate.reward import score as module
+from palate.evaluate.reward import score_files
+from palate.recipes.serving import ScoreRecipe
+from palate.rewards.base import prompt_text, response_text
+from palate.rewards.rows import ALONE, score_rows
+
+SAID = "too odd"
+
+
+class Odd:
+    """Scores by length; what holds an x it cannot score. Remembers what it was asked."""
+
+    name = "odd"
+
+    def __init__(self, stop_after: int = 1_000_000) -> None:
+        self.unscored: Counter[str] = Counter()
+        self.asked: list[str] = []
+        self.calls: list[int] = []
+        self.stop_after = stop_after
+
+    def score(self, prompts: Any, responses: Any) -> list[float]:
+        if len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        found = []
+        self.calls.append(len(responses))
+        for prompt, response in zip(prompts, responses, strict=True):
+            text = response_text(response)
+            self.asked.append(f"{prompt_text(prompt)}|{text}")
+            self.unscored[SAID] += "x" in text
+            found.append(math.nan if "x" in text else float(len(text)))
+        return found
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs: list[dict[str, Any]] = [
+        {"prompt": f"q{n % 5}", "chosen": "a" * (n + 1), "rejected": "x" if n % 7 == 0 else "b"}
+        for n in range(30)
+    ]
+    pairs[4] = {"prompt": "no answer"}
+    rated = [
+        {"prompt": p, "responses": [{"content": "y" * n, "rating": n} for n in range(1, 5)]}
+        for p in ("one", "two")
+    ]
+    for name, rows in (("pairs", pairs), ("rated", rated)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(**more: Any) -> ScoreRecipe:
+    return ScoreRecipe.model_validate(
+        {
+            "output_dir": "out",
+            "scorer": {"type": "length"},
+            "data": [{"path": "pairs.jsonl"}, {"path": "rated.jsonl"}],
+            "block_rows": 4,
+        }
+        | more
+    )
+
+
+def use(monkeypatch: pytest.MonkeyPatch, scorer: Any) -> Any:
+    monkeypatch.setattr(module, "make_scorer", lambda *_, **__: scorer)
+    return scorer
+
+
+def lines(path: str = "out/scores.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_every_response_is_scored_once_and_counts_reconcile(monkeypatch: Any) -> None:
+    use(monkeypatch, Odd())
+    result = score_files(recipe())
+    found = lines()
+    assert len(found) == len({(r["source"], r["row"], r["response"]) for r in found}) == 29 * 2 + 8
+    assert found[0] == {
+        "id": "pairs:1",
+        "source": "pairs",
+        "row": 1,
+        "response": 0,
+        "score": 1.0,
+    }
+    assert found[1] == {**found[0], "response": 1, "score": None, "reason": SAID}
+    assert [r["score"] for r in found if r["source"] == "rated"] == [1.0, 2.0, 3.0, 4.0] * 2
+    summary = result.summary
+    assert summary["responses"] == 66 and summary["unscored"] == {SAID: 5}
+    assert summary["scored"] == 61
+    numbers = [r["score"] for r in found if r["source"] == "pairs" and r["score"] is not None]
+    (pairs, _) = summary["sources"]
+    mean = sum(numbers) / len(numbers)
+    assert pairs["mean"] == pytest.approx(mean) and pairs["max"] == 30.0
+    square = sum((n - mean) ** 2 for n in numbers) / len(numbers)
+    assert pairs["deviation"] == pytest.approx(math.sqrt(square))
+    (entry, _) = json.loads(Path("out/data.json").read_text())["sources"]
+    assert (entry["read"], entry["kept"], entry["merged"]) == (30, 29, 0)
+    assert sum(entry["rejected"].values()) == 1
+    assert [line["row"] for line in lines("out/quarantine.jsonl")] == [5]
+    assert json.loads(Path("out/status.json").read_text())["state"] == "finished"
+    assert json.loads(Path("out/lineage.json").read_text())["verb"] == "score"
+
+
+@pytest.mark.parametrize("stop_after", [1, 9, 25, 60])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_goes_on_exactly_where_it_was(
+    stop_after: int, torn: bool, monkeypatch: Any
+) -> None:
+    use(monkeypatch, Odd())
+    score_files(recipe(output_dir="whole"))
+    first = use(monkeypatch, Odd(stop_after))
+    with pytest.raises(KeyboardInterrupt):
+        score_files(recipe())
+    if torn:  # killed between the scores and the journal, and within a line of each
+        for name in ("scores.jsonl", "journal.jsonl"):
+            with Path("out", name).open("a") as file:
+                file.write('{"id": "pai')
+    second = use(monkeypatch, Odd())
+    result = score_files(recipe(resume=True))
+    assert Path("out/scores.jsonl").read_bytes() == Path("whole/scores.jsonl").read_bytes()
+    assert Path("out/quarantine.jsonl").read_bytes() == Path("whole/quarantine.jsonl").read_bytes()
+    whole = json.loads(Path("whole/summary.json").read_text())
+    assert result.summary == whole
+    assert len(first.asked) + len(second.asked) <= 66 + 8 + 10  # a block, and questions why
+    third = use(monkeypatch, Odd())
+    assert score_files(recipe(resume=True)).summary == whole and not third.asked
+    with pytest.raises(RunError, match="another recipe"):
+        score_files(recipe(resume=True, block_rows=5))
+
+
+def test_a_limit_draws_the_rows_that_others_draw(monkeypatch: Any) -> None:
+    from palate.data.readers import read_source
+
+    source = {"path": "pairs.jsonl", "limit": 7}
+    one = recipe(data=[source], seed=3)
+    score_files(one)
+    rows = read_source(one.data[0], seed=3).rows
+    assert [line["id"] for line in lines()[::2]] == [row.id for row in rows]
+
+
+def test_answers_in_records_of_their_own_are_one_row_across_blocks() -> None:
+    rows = [
+        {"prompt": f"p{k}", "completion": "z" * n, "label": n % 2 == 0}
+        for k in range(3)
+        for n in range(1, 4)
+    ]
+    Path("votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score_files(recipe(data=[{"path": "votes.jsonl"}], block_rows=2))
+    assert result.summary["responses"] == 9
+    assert [line["score"] for line in lines()] == [1.0, 2.0, 3.0] * 3
+
+
+def test_parquet_holds_the_same(monkeypatch: Any) -> None:
+    use(monkeypatch, Odd())
+    score_files(recipe())
+    result = score_files(recipe(output_dir="table", format="parquet"))
+    rows = pq.read_table(result.scores).to_pylist()
+    assert [{k: v for k, v in r.items() if v is not None or k == "score"} for r in rows] == lines()
+    assert not Path("table/scores.jsonl").exists()
+    again = score_files(recipe(output_dir="table", format="parquet", resume=True))
+    assert again.summary == result.summary
+
+
+def test_exact_asks_one_at_a_time_and_a_lone_response_is_compared_with_none() -> None:
+    scorer = Odd()
+    score_rows(scorer, ["a", "b"], [["1", "22"], ["333"]], exact=True)
+    assert scorer.calls == [1, 1, 1]
+
+    class Relative(Odd):
+        relative = True
+
+        def score_groups(self, prompts: Any, responses: Any) -> list[list[float]]:
+            return [[math.nan] if len(own) == 1 else [0.5] * len(own) for own in responses]
+
+    many = ["r"] * 20
+    ((alone,), whole) = score_rows(Relative(), ["a", "b"], [["1"], many], exact=True)
+    assert alone.reason == ALONE and [o.score for o in whole] == [0.5] * 20
+
+
+def test_the_command_takes_files_and_recipes() -> None:
+    run = CliRunner().invoke(app, ["score", "pairs.jsonl", "--set", "scorer={type: length}"])
+    assert run.exit_code == 0, run.output
+    assert run.stdout.strip() == "pairs.scores" and "58 responses: 58 scored" in run.stderr
+    assert len(lines("pairs.scores/scores.jsonl")) == 58
+    again = CliRunner().invoke(app, ["score", "pairs.jsonl", "--set", "scorer={type: length}"])
+    assert again.exit_code == 2 and "resume" in again.stderr
+    printed = CliRunner().invoke(
+        app, ["score", "pairs.jsonl", "--model", "m", "--output-dir", "o", "--print-recipe"]
+    )
+    assert "# palate score" in printed.stdout and "path: m" in printed.stdout
+    Path("r.yaml").write_text(printed.stdout)
+    assert CliRunner().invoke(app, ["score", "r.yaml", "--print-recipe"]).stdout == printed.stdout
+    missing = CliRunner().invoke(app, ["score", "pairs.jsonl"])
+    assert missing.exit_code == 2 and "`scorer` is missing" in missing.stderr
+    assert "block_rows" in CliRunner().invoke(app, ["score", "--help"]).stdout
+
+
+def test_a_file_without_a_row_is_an_error() -> None:
+    Path("bad.jsonl").write_text('{"prompt": "x", "chosen": 3, "rejected": "y"}\n')
+    with pytest.raises(DataError):
+        score_files(recipe(data=[{"path": "bad.jsonl"}]))

@@ -198,8 +198,9 @@ def _score_targets(
     if output_dir is not None:
         overrides.append(f"output_dir={json.dumps(str(output_dir))}")
     first = Path(targets[0])
-    data = first.is_dir() or (first.exists() and first.suffix not in (".yaml", ".yml"))
-    if not data and len(targets) == 1:
+    # With a model named the targets are data, be they files, folders or names on the hub.
+    recipe = model is None and first.suffix in ("", ".yaml", ".yml") and not first.is_dir()
+    if recipe and len(targets) == 1:
         return targets[0], overrides
     sources = [{"path": target} for target in targets]
     given = [f"data={json.dumps(sources)}", *overrides]

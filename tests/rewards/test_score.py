@@ -213,3 +213,16 @@ def test_a_file_without_a_row_is_an_error() -> None:
     Path("bad.jsonl").write_text('{"prompt": "x", "chosen": 3, "rejected": "y"}\n')
     with pytest.raises(DataError):
         score_files(recipe(data=[{"path": "bad.jsonl"}]))
+
+
+def test_a_run_that_kept_nothing_does_not_hold_its_folder() -> None:
+    args = ["score", "pairs.jsonl", "--output-dir", "here"]
+    failed = CliRunner().invoke(app, [*args, "--model", "no/where/at/all"])
+    assert failed.exit_code == 2 and Path("here/status.json").exists()
+    again = CliRunner().invoke(app, [*args, "--set", "scorer={type: length}"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_missing_file_is_said_to_be_missing() -> None:
+    found = CliRunner().invoke(app, ["score", "none.jsonl", "--model", "m"])
+    assert found.exit_code == 2 and found.stderr.strip() == "palate: none.jsonl: no such file"

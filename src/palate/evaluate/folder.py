@@ -54,7 +54,7 @@ class Folder:
             RunError: the folder holds a run and `resume` is off, or a run of another recipe.
         """
         file = recipe.output_dir / "recipe.yaml"
-        if file.exists():
+        if file.exists() and not _came_to_nothing(recipe.output_dir):
             if not recipe.resume:
                 raise RunError(
                     f"{recipe.output_dir}: holds a run already; set `resume: true` to go on with "
@@ -156,3 +156,12 @@ class Folder:
                 "seconds": time.monotonic() - self._clock if done else None,
             },
         )
+
+
+def _came_to_nothing(path: Path) -> bool:
+    """Whether a run failed before it kept anything: put right, it may use the folder again."""
+    status = path / "status.json"
+    if not status.exists() or read_json(status)["state"] not in ("failed", "interrupted"):
+        return False
+    kept = ("evaluation.json", "summary.json", "journal.jsonl")
+    return not (any((path / PARTS).glob("*")) or any((path / name).exists() for name in kept))

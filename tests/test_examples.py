@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from palate.recipes.load import load_recipe
-from palate.recipes.schema import TuneRecipe
+from palate.recipes.reward import RewardRecipe
+from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.schema import EvalRecipe, TuneRecipe
 from tiny_runs import write_pairs
 from tiny_text import save_tiny
 
@@ -36,6 +38,14 @@ def test_the_flat_loop_trains(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_example_recipes_are_valid(path):
     load_recipe(TuneRecipe, path, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("reward", RewardRecipe), ("candidates", EvalRecipe), ("curves", RewardEvalRecipe)],
+)
+def test_best_of_n_recipes_are_valid(name, recipe):
+    load_recipe(recipe, ROOT / f"examples/best-of-n/{name}.yaml", [])
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/your-own-pairs.md"])

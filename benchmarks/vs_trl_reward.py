@@ -140,6 +140,23 @@ def run_palate(args: argparse.Namespace) -> None:
     finish([rows / entry["pairs_per_second"] for entry in log], log)
 
 
+def run_reference(args: argparse.Namespace) -> None:
+    """The mean reward of the starting weights, computed in float32, one response at a time."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32)
+    rewards = []
+    for row in map(json.loads, args.data.read_text().splitlines()):
+        for side in ("chosen", "rejected"):
+            text = row["prompt"] + row[side] + tokenizer.eos_token
+            with torch.no_grad():
+                found = model(**tokenizer(text, return_tensors="pt")).logits
+            rewards.append(float(found[0, 0]))
+    print("RESULT " + json.dumps({"mean": statistics.fmean(rewards)}))
+
+
 def finish(seconds: list[float], log: list[dict[str, float]]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {
@@ -160,7 +177,7 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
     if not start.exists():
         starting_model(args.model, args.dtype, start)
     results = {}
-    for side in ("trl", "palate"):
+    for side in ("reference", "trl", "palate"):
         command = [
             sys.executable, __file__, str(start), "--side", side, "--data", str(data),
             "--steps", str(args.steps), "--learning-rate", str(args.learning_rate),
@@ -177,15 +194,19 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
     )
     print(f"{'':>8} {'s/step':>8} {'pairs/s':>8} {'peak GB':>8}  losses")
     speed = {}
+    exact = results.pop("reference")["mean"]
     for side, r in results.items():
         step = statistics.median(r["seconds"][1:])
         speed[side] = args.pairs / step
         losses = " ".join(f"{x:.5f}" for x in r["losses"])
         print(f"{side:>8} {step:>8.2f} {speed[side]:>8.3f} {r['peak'] / 1e9:>8.2f}  {losses}")
     one, other = results["trl"], results["palate"]
-    first = abs(one["rewards"][0] - other["rewards"][0])
+    first = [abs(own["rewards"][0] - exact) for own in (one, other)]
     gap = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
-    print(f"mean reward before the first update differs by {first:.6f}, losses by up to {gap:.5f}")
+    print(
+        f"mean reward before the first update: {exact:.5f} in float32; TRL is off by "
+        f"{first[0]:.5f}, palate by {first[1]:.5f}; losses differ by up to {gap:.5f}"
+    )
     print(f"peak memory, TRL / palate: {one['peak'] / other['peak']:.2f}x")
     ratio = speed["palate"] / speed["trl"]
     print(f"{prompt}/{response}: {ratio:.2f}x pairs per second")
@@ -201,11 +222,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--layout", default="auto", help="of palate's side")
-    parser.add_argument("--side", choices=["trl", "palate"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["trl", "palate", "reference"], help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        (run_trl if args.side == "trl" else run_palate)(args)
+        {"trl": run_trl, "palate": run_palate, "reference": run_reference}[args.side](args)
         return
     if args.model is None:
         from palate.demo.model import packaged_model

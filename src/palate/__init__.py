@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DataBuildRecipe,
         DemoRecipe,
         EvalRecipe,
+        JudgeRecipe,
         RewardRecipe,
         ScoreRecipe,
         ServeRecipe,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from palate.report import write_report
     from palate.train import reward as train_reward
     from palate.train import sft, tune
+    from palate.train.judge import train_judge
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ _HOMES = {
     "EvalRecipe": "palate.recipes",
     "Example": "palate.data.pairs",
     "Head": "palate.kernels",
+    "JudgeRecipe": "palate.recipes",
     "ModelError": "palate.errors",
     "PalateError": "palate.errors",
     "Pair": "palate.data.pairs",
@@ -74,6 +77,7 @@ _HOMES = {
     "score_files": "palate.evaluate.reward",
     "sft": "palate.train",
     "token_stats": "palate.kernels",
+    "train_judge": "palate.train.judge",
     "train_reward": "palate.train:reward",
     "tune": "palate.train",
     "write_report": "palate.report",
@@ -87,6 +91,7 @@ __all__ = [
     "EvalRecipe",
     "Example",
     "Head",
+    "JudgeRecipe",
     "ModelError",
     "Pair",
     "PalateError",
@@ -114,6 +119,7 @@ __all__ = [
     "score_files",
     "sft",
     "token_stats",
+    "train_judge",
     "train_reward",
     "tune",
     "write_report",

@@ -27,6 +27,7 @@ from palate.cli_parts import (
 )
 from palate.data_cli import app as data_app
 from palate.errors import RecipeError
+from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
@@ -110,6 +111,18 @@ def reward(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe
         if print_recipe:
             return show(loaded)
         from palate.train import reward as run
+
+        finished(run(loaded).path)
+
+
+@app.command(cls=recipe_command(JudgeRecipe))
+def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Train a judge or a critic, stage by stage, from preference data."""
+    with one_line("--set resume=true"):
+        loaded = load_recipe(JudgeRecipe, recipe, set_ or [])
+        if print_recipe:
+            return show(loaded)
+        from palate.train.judge import train_judge as run
 
         finished(run(loaded).path)
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from palate.errors import PalateError, RecipeError
 from palate.recipes.document import read_document
+from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
 from palate.recipes.losses import Strict
 from palate.recipes.schema import (
@@ -207,6 +208,10 @@ def _run(recipe: RunRecipe) -> Iterator[Check]:
             yield _source(source, recipe.seed)
         if recipe.model is not None:
             yield from _model(recipe.model, layout="plain")
+    if isinstance(recipe, JudgeRecipe):
+        for source in (*recipe.data.train, *recipe.data.eval):
+            yield _source(source, recipe.seed)
+        yield from _model(recipe.model, layout="plain")
     if isinstance(recipe, TuneRecipe | SftRecipe):
         for source in (*recipe.data.train, *recipe.data.eval):
             yield _source(source, recipe.seed)

@@ -17,6 +17,9 @@ from palate.rewards.chat_server import Server
 from palate.rewards.judge import Pairwise
 from tiny_text import save_tiny
 
+BOS = 1
+"""The tokenizer begins texts with it: so does training, and so does a question."""
+
 TEMPLATE = (
     "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -42,7 +45,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(local):
     together = local.reply(QUESTIONS, max_new_tokens=6)
     alone = [local.reply([question], max_new_tokens=6)[0] for question in QUESTIONS]
     assert together == alone
-    ids = local.tokenizer("user: One?\nassistant: ", add_special_tokens=False)["input_ids"]
+    ids = [BOS, *local.tokenizer("user: One?\nassistant: ", add_special_tokens=False)["input_ids"]]
     with torch.no_grad():
         first = int(local.model(torch.tensor([ids])).logits[0, -1].argmax())
     text = local.tokenizer.decode([first], skip_special_tokens=True)
@@ -65,7 +68,7 @@ def test_choices_are_exact_log_probabilities(local):
     found = local.choose(begun, ["1", "2", "tie"])
     for question, own in zip(QUESTIONS, found, strict=True):
         text = f"user: {question[0]['content']}\nassistant: <answer>"
-        head = local.tokenizer(text, add_special_tokens=False)["input_ids"]
+        head = [BOS, *local.tokenizer(text, add_special_tokens=False)["input_ids"]]
         for option, logp in own.items():
             tail = local.tokenizer(option, add_special_tokens=False)["input_ids"]
             with torch.no_grad():

@@ -8,4 +8,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_report" not in request.node.name:
-        monkeypatch.setattr("palate.report.write_report", lambda runs: runs[0] / "report.html")
+        monkeypatch.setattr(
+            "palate.report.write_report", lambda runs, *more: runs[0] / "report.html"
+        )

@@ -253,6 +253,7 @@ def _tokens(item: Pair | Ranking | Example) -> int:
     if isinstance(item, Ranking):
         return prompt + sum(map(len, item.responses))
     if isinstance(item, Pair):
+        prompt += len(item.rejected_prompt_ids or ())
         return prompt + len(item.chosen_ids) + len(item.rejected_ids)
     return prompt + len(item.response_ids)
 

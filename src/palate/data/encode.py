@@ -6,6 +6,7 @@ what a model sees when it writes the response. BOS and EOS are added here, never
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,15 @@ class Encoder:
         """
         if any(row.kind == "rated" and any(r.rank is None for r in row.responses) for row in rows):
             raise ValueError("rated rows have no token form: make pairs of them first")
+        parts = [_sides(row) if row.has_own_prompts else [row] for row in rows]
+        found = iter(self._encode_rows([one for own in parts for one in own]))
+        return [
+            next(found) if len(own) == 1 else _joined(row, [next(found) for _ in own])
+            for row, own in zip(rows, parts, strict=True)
+        ]
+
+    def _encode_rows(self, rows: Sequence[Preference]) -> list[Encoded]:
+        """As `encode`, of rows whose responses all answer the row's prompt."""
         rendered = [self._render(row) for row in rows]
         shown = [r for r in rendered if isinstance(r, Rendered)]
         starts = self.tokens.starts(r.prompt for r in shown)
@@ -225,6 +235,41 @@ class Encoder:
         if not ids:
             raise Refused(NO_START)
         return ids, continuations[rendered.tail] if rendered.tail else ()
+
+
+def _sides(row: Preference) -> list[Preference]:
+    """Both sides of a pair with prompts of their own, each as a demonstration."""
+    assert row.kind == "pair", "only pairs have sides"
+    return [
+        dataclasses.replace(
+            row,
+            kind="demonstration",
+            prompt=row.prompt if side.prompt is None else side.prompt,
+            responses=(dataclasses.replace(side, prompt=None),),
+        )
+        for side in row.responses
+    ]
+
+
+def _joined(row: Preference, sides: Sequence[Encoded]) -> Encoded:
+    """The pair of two sides that were encoded one by one."""
+    items: list[Example] = []
+    cut: list[str] = []
+    for name, side in zip(("chosen", "rejected"), sides, strict=True):
+        if isinstance(side.item, Drop):
+            return Encoded(item=side.item)
+        assert isinstance(side.item, Example)
+        items.append(side.item)
+        cut += [name if part == "response" else part for part in side.cut]
+    chosen, rejected = items
+    pair = _item(row, chosen.prompt_ids, (chosen.response_ids, rejected.response_ids))
+    if rejected.prompt_ids == chosen.prompt_ids:
+        if rejected.response_ids == chosen.response_ids:
+            return Encoded(item=Drop(SAME_CUT if cut else SAME_TOKENS))
+    else:
+        assert isinstance(pair, Pair)
+        pair = dataclasses.replace(pair, rejected_prompt_ids=rejected.prompt_ids)
+    return Encoded(item=pair, cut=tuple(dict.fromkeys(cut)))
 
 
 def _item(

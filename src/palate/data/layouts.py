@@ -5,7 +5,8 @@ Three layouts of the same pairs, one result type:
   plain   one row a sequence, `prompt + response`, padded on the right; a pair is two rows
   packed  as plain, but short sequences share a row; none sees another, positions restart
   shared  one row a pair, `prompt + chosen + rejected`; the rejected branch cannot see the chosen
-          one and its positions restart after the prompt, so the prompt is run once
+          one and its positions restart after the prompt, so the prompt is run once; where the two
+          prompts differ, what they begin with is shared
 
 The last token of a response predicts nothing and is run only where it is asked for: reward models
 read their score there.
@@ -139,14 +140,18 @@ def collate(
         (item.chosen_ids, item.rejected_ids) if isinstance(item, Pair) else item.responses
         for item in prompted
     ]
-    blocks = [(i.prompt_ids, own) for i, own in zip(prompted, branches, strict=True)]
+    own_prompts = [
+        [ids for ids, _ in item.sequences] if isinstance(item, Pair) else [item.prompt_ids] * len(b)
+        for item, b in zip(prompted, branches, strict=True)
+    ]
     # Of pairs all chosen responses come first, of lists each list's own.
     order = [(i, j) for i, own in enumerate(branches) for j in range(len(own))]
     if isinstance(first, Pair):
         order.sort(key=lambda both: both[1])
-    sequences = [(blocks[i][0], blocks[i][1][j]) for i, j in order]
+    sequences = [(own_prompts[i][j], branches[i][j]) for i, j in order]
     cut = 0 if keep_last else 1
     if layout == "shared":
+        blocks = [_block(*both) for both in zip(own_prompts, branches, strict=True)]
         rows = _blocks([[block] for block in blocks], pad_id, masks or MaskSpec(), cut)
         laid = {both: k for k, both in enumerate(sorted(order))}
         rows = rows.reordered([laid[both] for both in order])
@@ -221,8 +226,18 @@ class _Rows:
 
 
 _Sequence = tuple[tuple[int, ...], tuple[int, ...]]
-_Block = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
-"""A prompt and the responses that follow it."""
+_Block = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+"""What all prompts begin with; of each response the rest of its prompt, and the response."""
+
+
+def _block(prompts: Sequence[tuple[int, ...]], responses: tuple[tuple[int, ...], ...]) -> _Block:
+    first = prompts[0]
+    shared = len(first)
+    for other in prompts[1:]:
+        if other != first:
+            both = zip(first[:shared], other, strict=False)
+            shared = next((n for n, (a, b) in enumerate(both) if a != b), min(shared, len(other)))
+    return first[:shared], tuple(prompt[shared:] for prompt in prompts), responses
 
 
 def _batch(
@@ -270,7 +285,7 @@ def _single(
     lengths = [len(prompt) + len(response) - cut for prompt, response in sequences]
     packed = _first_fit(lengths)
     rows = _blocks(
-        [[(sequences[i][0], (sequences[i][1],)) for i in row] for row in packed],
+        [[(sequences[i][0], ((),), (sequences[i][1],)) for i in row] for row in packed],
         pad_id,
         masks,
         cut,
@@ -312,12 +327,13 @@ def _plain(sequences: list[_Sequence], pad_id: int, cut: int) -> _Rows:
 
 
 def _blocks(rows: list[list[_Block]], pad_id: int, masks: MaskSpec, cut: int) -> _Rows:
-    """Rows of blocks that do not see one another; in a block every response sees the prompt.
+    """Rows of blocks that do not see one another; in a block every response sees its prompt.
 
     Sequences are numbered row by row, block by block, response by response.
     """
     length = [
-        sum(len(p) + sum(len(r) - cut for r in responses) for p, responses in row) for row in rows
+        sum(len(p) + sum(map(len, rests)) + sum(len(r) - cut for r in own) for p, rests, own in row)
+        for row in rows
     ]
     n, width = len(rows), max(length)
     ids = torch.full((n, width), pad_id)
@@ -326,17 +342,20 @@ def _blocks(rows: list[list[_Block]], pad_id: int, masks: MaskSpec, cut: int) ->
     starts, follows = [], []
     for i, row in enumerate(rows):
         end = 0
-        for b, (prompt, responses) in enumerate(row):
+        for b, (prompt, rests, responses) in enumerate(row):
             begin, p = end, len(prompt)
-            for k, part in enumerate((prompt, *(r[: len(r) - cut] for r in responses))):
+            tails = zip(rests, responses, strict=True)
+            parts = (prompt, *((*rest, *r[: len(r) - cut]) for rest, r in tails))
+            for k, part in enumerate(parts):
                 begun, end = end, end + len(part)
                 first = 0 if k == 0 else p
                 ids[i, begun:end] = torch.tensor(part, dtype=torch.long)
                 positions[i, begun:end] = torch.arange(first, first + len(part))
                 block[i, begun:end], branch[i, begun:end] = b, k
                 if k:
-                    starts.append(i * width + begin + p - 1)
-                    follows.append(i * width + begun)
+                    rest = len(rests[k - 1])
+                    starts.append(i * width + (begun + rest if rest else begin + p) - 1)
+                    follows.append(i * width + begun + rest)
     order = torch.arange(width)
     visible = (order[:, None] >= order[None, :]).expand(n, width, width)
     same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)

@@ -134,6 +134,8 @@ def describe(
         if any(e.label is not None for e in examples):
             found["desirable"] = sum(e.label is True for e in examples)
     else:
+        others = (p.rejected_prompt_ids for p in pairs)
+        sides["prompt"] += [len(ids) for ids in others if ids is not None]
         sides["chosen"] = [len(p.chosen_ids) for p in pairs]
         sides["rejected"] = [len(p.rejected_ids) for p in pairs]
         found = {"pairs": len(pairs)}

@@ -45,6 +45,7 @@ NO_MARGIN = "no response lower than the best by min_margin"
 TIE = "a tie: neither response is preferred"
 CONTRADICTED = "label contradicted"
 UNDESIRABLE = "labelled undesirable: not imitated"
+OWN_PROMPTS = "responses with a prompt of their own each: only pairs for training take them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +282,8 @@ def to_ranked(row: Preference, recipe: PairingRecipe) -> Preference | str:
     Args:
         recipe: says by which score; of a pair the chosen response has rank 1.
     """
+    if row.has_own_prompts:
+        return OWN_PROMPTS
     if row.kind == "pair":
         ranks = [1, 1 if row.tie else 2]
         kept = list(row.responses)
@@ -304,7 +307,8 @@ def to_unpaired(row: Preference) -> list[Preference]:
             row,
             id=f"{row.id}/{name}",
             kind="unpaired",
-            responses=(dataclasses.replace(response, label=label),),
+            prompt=row.prompt if response.prompt is None else response.prompt,
+            responses=(dataclasses.replace(response, label=label, prompt=None),),
             margin=None,
         )
         for name, label, response in (

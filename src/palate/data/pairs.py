@@ -20,6 +20,7 @@ class Pair:
         margin: chosen score minus rejected score, where known.
         tie: neither was preferred; the order means nothing.
         probability: share of the votes for the chosen response, where somebody counted.
+        rejected_prompt_ids: the prompt of the rejected response, where it has one of its own.
         index: position in the encoded data set (for the cache and for sample tables).
     """
 
@@ -32,7 +33,15 @@ class Pair:
     margin: float | None = None
     tie: bool = False
     probability: float | None = None
+    rejected_prompt_ids: tuple[int, ...] | None = None
     index: int = -1
+
+    @property
+    def sequences(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """Prompt and response of the chosen and of the rejected side."""
+        other = self.rejected_prompt_ids
+        rejected = self.prompt_ids if other is None else other
+        return (self.prompt_ids, self.chosen_ids), (rejected, self.rejected_ids)
 
 
 @dataclass(frozen=True, kw_only=True)

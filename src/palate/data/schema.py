@@ -71,6 +71,8 @@ class Response:
         label: True desirable, False undesirable (unpaired feedback); None otherwise.
         generator: who wrote it, where the source says.
         images: the prompt's images as this response saw them, where they differ from the row's.
+        prompt: the prompt that this response answers, where it differs from the row's (a critique
+            answers a question about its own response).
     """
 
     content: Content
@@ -81,6 +83,7 @@ class Response:
     label: bool | None = None
     generator: str | None = None
     images: tuple[ImageRef, ...] | None = None
+    prompt: Content | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,11 @@ class Preference:
     @property
     def has_images(self) -> bool:
         return bool(self.images) or any(r.images for r in self.responses)
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether a response answers another prompt than the row's."""
+        return any(r.prompt is not None for r in self.responses)
 
     @property
     def conversational(self) -> bool:

@@ -109,9 +109,9 @@ def build_material(
         drawn = [distinct[i] for i in chosen]
     digest = hashlib.sha256()
     for pair in pairs:
-        for response in (pair.chosen_ids, pair.rejected_ids):
+        for ids, response in pair.sequences:
             digest.update(f"{pair.source}|".encode())
-            digest.update(sequence_key(pair.prompt_ids, response).encode())
+            digest.update(sequence_key(ids, response).encode())
     for prompt in drawn:
         digest.update(sequence_key(prompt.ids, ()).encode())
     report = dataset.report

@@ -229,10 +229,7 @@ def cached_reference(
 def item_keys(item: Pair | Example) -> tuple[str, ...]:
     """Content keys of all sequences of one item."""
     if isinstance(item, Pair):
-        return (
-            sequence_key(item.prompt_ids, item.chosen_ids),
-            sequence_key(item.prompt_ids, item.rejected_ids),
-        )
+        return tuple(sequence_key(*sides) for sides in item.sequences)
     keys = [sequence_key(item.prompt_ids, item.response_ids)]
     if item.mismatched_ids is not None:
         keys.append(sequence_key(item.prompt_ids, item.mismatched_ids))
@@ -242,7 +239,8 @@ def item_keys(item: Pair | Example) -> tuple[str, ...]:
 def item_tokens(item: Pair | Example) -> int:
     """Tokens of one item in its row(s)."""
     if isinstance(item, Pair):
-        return len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)
+        prompts = len(item.prompt_ids) + len(item.rejected_prompt_ids or ())
+        return prompts + len(item.chosen_ids) + len(item.rejected_ids)
     return len(item.prompt_ids) + len(item.response_ids)
 
 

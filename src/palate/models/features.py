@@ -229,7 +229,7 @@ class FeatureTable:
 
 def _sequences(item: _Item) -> Iterable[_Ids]:
     if isinstance(item, Pair):
-        return (item.prompt_ids, item.chosen_ids), (item.prompt_ids, item.rejected_ids)
+        return item.sequences
     return ((item.prompt_ids, response) for response in item.responses)
 
 

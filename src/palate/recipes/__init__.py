@@ -2,6 +2,7 @@
 
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.help import help_for
+from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
@@ -12,6 +13,7 @@ __all__ = [
     "DataBuildRecipe",
     "DemoRecipe",
     "EvalRecipe",
+    "JudgeRecipe",
     "RewardRecipe",
     "ScoreRecipe",
     "ServeRecipe",

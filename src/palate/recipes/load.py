@@ -20,6 +20,7 @@ from palate.errors import RecipeError
 from palate.recipes import messages, trl
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.document import Document, apply_override, parse_document, read_document
+from palate.recipes.judge import JudgeRecipe
 from palate.recipes.keys import is_list, models_in
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
@@ -33,6 +34,7 @@ VERBS: dict[type[Strict], str] = {
     TuneRecipe: "tune",
     SftRecipe: "sft",
     RewardRecipe: "reward",
+    JudgeRecipe: "judge",
     EvalRecipe: "eval",
     RewardEvalRecipe: "eval reward",
     DemoRecipe: "demo",

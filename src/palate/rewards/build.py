@@ -116,7 +116,7 @@ def _validation_pairs(
     found = []
     for source in sources:
         for row in read_source(source, seed=seed).rows:
-            if row.kind not in ("pair", "rated") or row.has_images:
+            if row.kind not in ("pair", "rated") or row.has_images or row.has_own_prompts:
                 continue
             made = pairs_of(row, PairingRecipe(), seed)
             if not isinstance(made, str):

@@ -9,17 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.data.schema import Message, text_in
-from palate.data.templates import ChatTemplate
-from palate.errors import ModelError
+from palate.data.encode import Drop, Encoder
+from palate.data.schema import Message, Preference, Response, text_in
+from palate.errors import DataError, ModelError
 from palate.models.loading import load_model, load_tokenizer
-from palate.recipes.schema import ModelRecipe
+from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat import Reply
+
+NO_LIMIT = 1 << 30
 
 
 class LocalModel:
     """Answers by transformers; a sample depends on the seed, its question and its number.
+
+    Questions become the tokens that training on them would use, and an answer is begun as training
+    writes it. A question with a special token written out in it (an end of turn, say), which no
+    training takes, is not asked: the answer is empty. A template that training refuses is asked as
+    it renders.
 
     Raises:
         ModelError: unreadable, or without a chat template.
@@ -28,13 +35,15 @@ class LocalModel:
     def __init__(self, recipe: LocalChat) -> None:
         model = ModelRecipe(path=recipe.path, revision=recipe.revision, dtype=recipe.dtype)
         self.tokenizer = load_tokenizer(model)
-        template = ChatTemplate(self.tokenizer, recipe.chat_template).text
-        if template is None:
+        no_limits = LengthRecipe(max_prompt_tokens=NO_LIMIT, max_response_tokens=NO_LIMIT)
+        encoder = Encoder(self.tokenizer, recipe.chat_template, no_limits)
+        if encoder.template.text is None:
             raise ModelError(
                 f"{recipe.path}: has no chat template, and a judge is asked in chats: set "
                 "`chat_template`"
             )
-        self.tokenizer.chat_template = template
+        self._encoder = encoder if _trains(encoder) else None
+        self.tokenizer.chat_template = encoder.template.text
         self.model: Any = load_model(model).eval()
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
@@ -54,7 +63,7 @@ class LocalModel:
     ) -> list[list[Reply]]:
         """See `Chat.reply`."""
         asked = [self._ids(question) for question in questions]
-        jobs = [(i, k) for i in range(len(asked)) for k in range(samples)]
+        jobs = [(i, k) for i, ids in enumerate(asked) for k in range(samples) if ids]
         # Alike lengths together: less padding.
         jobs.sort(key=lambda job: (-len(asked[job[0]]), job))
         found: dict[tuple[int, int], Reply] = {}
@@ -65,7 +74,8 @@ class LocalModel:
                 [asked[i] for i, _ in part], generators, temperature, max_new_tokens
             )
             found.update(zip(part, texts, strict=True))
-        return [[found[i, k] for k in range(samples)] for i in range(len(asked))]
+        nothing = Reply(text="", finished=True)
+        return [[found.get((i, k), nothing) for k in range(samples)] for i in range(len(asked))]
 
     def _write(
         self,
@@ -120,7 +130,7 @@ class LocalModel:
         """See `Chat.choose`: exact, of all the tokens of an option."""
         heads = [self._ids(question, begun=True) for question in questions]
         tails = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
-        jobs = [(i, j) for i in range(len(heads)) for j in range(len(options))]
+        jobs = [(i, j) for i, ids in enumerate(heads) for j in range(len(options)) if ids]
         jobs.sort(key=lambda job: (-len(heads[job[0]]), job))
         table: dict[tuple[int, int], float] = {}
         for start in range(0, len(jobs), self.batch_size):
@@ -148,25 +158,69 @@ class LocalModel:
                     sum(logp[row, first + t - 1 - shift, token] for t, token in enumerate(tails[j]))
                 )
         return [
-            {option: table[i, j] for j, option in enumerate(options)} for i in range(len(heads))
+            {option: table[i, j] for j, option in enumerate(options)} if ids else None
+            for i, ids in enumerate(heads)
         ]
 
     def _ids(self, question: list[Message], *, begun: bool = False) -> list[int]:
-        """Ids of a question, with the assistant's turn opened or, where `begun`, begun in words."""
-        asked, start = (question[:-1], question[-1]["content"]) if begun else (question, "")
+        """Ids of a question, with the assistant's turn opened or, where `begun`, begun in words;
+        none of one that is not to be asked."""
+        asked = question[:-1] if begun else question
+        start = text_in(question[-1]["content"]) if begun else ""
+        if self._encoder is not None:
+            try:
+                ids = self._encoder.encode_prompt(asked)
+            except DataError:
+                return []
+            return [*ids, *(self._begun(asked, start) if begun else ())]
+        return self._rendered(asked, start)
+
+    def _begun(self, asked: list[Message], start: str) -> tuple[int, ...]:
+        """Ids of an answer's first words, behind whatever the template writes before them."""
+        assert self._encoder is not None
+        answer = Message(role="assistant", content=start)
+        (text,) = self._encoder.template.render(asked, [[answer]]).responses
+        at = text.find(start)
+        text = start if at < 0 else text[: at + len(start)]
+        return self._encoder.tokens.continuations([text])[text]
+
+    def _rendered(self, asked: list[Message], start: str) -> list[int]:
         text = self.tokenizer.apply_chat_template(
             [{"role": turn["role"], "content": text_in(turn["content"])} for turn in asked],
             tokenize=False,
             add_generation_prompt=True,
         )
         assert isinstance(text, str)
-        ids = self.tokenizer(text + text_in(start), add_special_tokens=False)["input_ids"]
-        return list(ids)
+        whole = self.tokenizer(text + start, add_special_tokens=False)["input_ids"]
+        return list(whole)
 
     def _ends(self) -> frozenset[int]:
         own = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = own if isinstance(own, (list, tuple)) else [own]
+        listed = list(own) if isinstance(own, (list, tuple)) else [own]
+        if self._encoder is not None:
+            # The one that training ends an answer with; a custom template may have its own.
+            item = self._encoder.encode_example(_probe())
+            listed += [] if isinstance(item, Drop) else [item.response_ids[-1]]
         return frozenset(int(x) for x in [*listed, self.tokenizer.eos_token_id] if x is not None)
+
+
+def _trains(encoder: Encoder) -> bool:
+    """Whether training takes the template."""
+    try:
+        encoder.encode_example(_probe())
+    except ModelError:
+        return False
+    return True
+
+
+def _probe() -> Preference:
+    return Preference(
+        id="",
+        source="",
+        kind="demonstration",
+        prompt=[Message(role="user", content="Which?")],
+        responses=(Response(content=[Message(role="assistant", content="This.")]),),
+    )
 
 
 def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -169,9 +169,10 @@ def eval_batches(items: Sequence[Item], plan: BatchPlan, collate: Collate) -> It
 
 
 def item_tokens(item: Item) -> int:
-    """Tokens of an item, its prompt once."""
+    """Tokens of an item, each prompt once."""
     if isinstance(item, Pair):
-        return len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)
+        prompts = len(item.prompt_ids) + len(item.rejected_prompt_ids or ())
+        return prompts + len(item.chosen_ids) + len(item.rejected_ids)
     if isinstance(item, Ranking):
         return len(item.prompt_ids) + sum(map(len, item.responses))
     return len(item.prompt_ids) + len(item.response_ids)

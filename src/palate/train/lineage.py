@@ -72,8 +72,8 @@ def items_digest(items: Iterable[Item]) -> str:
     """Hex SHA-256 of encoded data: token ids, weights and order."""
     digest = hashlib.sha256()
     for item in items:
-        for response in _responses(item):
-            digest.update(sequence_key(item.prompt_ids, response).encode())
+        for prompt, response in _sequences(item):
+            digest.update(sequence_key(prompt, response).encode())
         digest.update(f"|{item.source}|{item.weight!r}|".encode())
         if isinstance(item, Pair):
             # As before there were ties and votes, where there are none.
@@ -85,13 +85,13 @@ def items_digest(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
-def _responses(item: Item) -> Sequence[tuple[int, ...]]:
+def _sequences(item: Item) -> Sequence[tuple[tuple[int, ...], tuple[int, ...]]]:
     if isinstance(item, Pair):
-        return item.chosen_ids, item.rejected_ids
+        return item.sequences
     if isinstance(item, Ranking):
-        return item.responses
+        return [(item.prompt_ids, response) for response in item.responses]
     others = () if item.mismatched_ids is None else (item.mismatched_ids,)
-    return item.response_ids, *others
+    return [(item.prompt_ids, response) for response in (item.response_ids, *others)]
 
 
 def _sha(text: str) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from palate.data.construct.staging import write_block
 from palate.data.containers import Piece, Rejection
 from palate.data.mixture import Measure, row_keys
-from palate.data.pairing import construct
+from palate.data.pairing import OWN_PROMPTS, construct
 from palate.data.readers.grouping import groups, merged
 from palate.data.readers.read import lone_answer, parse
 from palate.data.readers.registry import reader_named
@@ -200,6 +200,9 @@ def stage(rows: Sequence[tuple[Preference, int]], work: Work, block: Path) -> St
                 done.dropped.append((row.row, found))
                 continue
             row = found
+        if row.has_own_prompts:
+            done.dropped.append((row.row, OWN_PROMPTS))
+            continue
         made = construct(row, work.pairing, work.seed)
         done.flips.update(made.flips)
         if made.scored_by is not None:

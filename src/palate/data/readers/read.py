@@ -15,7 +15,7 @@ from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.grouping import LONE, groups, merged
 from palate.data.readers.registry import reader_named, recognise
 from palate.data.schema import Preference
-from palate.errors import DataError
+from palate.errors import DataError, RecipeError
 from palate.recipes.schema import DataSource
 
 _SAMPLE_ROWS = 100
@@ -46,19 +46,28 @@ class ReadResult:
     merged: int = 0
 
 
-def read_source(source: DataSource, *, seed: int) -> ReadResult:
+def read_source(source: DataSource, *, seed: int, keep: Sequence[str] = ()) -> ReadResult:
     """Reads a file, folder or hub data set of any known format.
 
     `limit` keeps that many usable rows, drawn with `seed`; the records looked at for them are
     what is counted as read.
 
+    Args:
+        keep: columns of the records that rows keep in `extra`, whatever their format reads.
+
     Raises:
         DataError: missing, empty, of no known format, or without one usable row; in one line.
-        RecipeError: an unknown `format`, or `split` or `subset` where there are none.
+        RecipeError: an unknown `format`, or `split` or `subset` where there are none; `keep` of a
+            format whose rows are made of several records.
     """
     name = source_name(source)
     records = open_records(source)
     reader, why = reader_of(source, records)
+    if keep and reader.grouped:
+        raise RecipeError(
+            f"{source.path}: a row of the format {reader.name} is made of several records, whose "
+            f"columns cannot be told apart: {', '.join(keep)}"
+        )
     order: Sequence[int] = range(len(records))
     # Answers to one prompt follow one another: drawing records one by one would part them.
     limit = None if reader.grouped else source.limit
@@ -81,6 +90,9 @@ def read_source(source: DataSource, *, seed: int) -> ReadResult:
             if isinstance(row, Rejection):
                 rejected.append((i, row))
             else:
+                if keep and isinstance(record, Record):
+                    kept = {column: record.value.get(column) for column in keep}
+                    row = dataclasses.replace(row, extra={**(row.extra or {}), **kept})
                 parsed.append((i, row))
                 left_out += [(i, p) for p in parts]
     refused = [item for _, item in sorted(rejected, key=_position)] + records.damage

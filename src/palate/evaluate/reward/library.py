@@ -16,7 +16,7 @@ from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
 from palate.rewards.ensemble import Ensemble
 
-VERSION = 1
+VERSION = 2
 """Of stored scores: raised whenever the same scorer would give others."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from palate.data.containers.open import named
 from palate.data.ledger import Ledger
-from palate.data.pairing import construct, needs_pairing, refuse_needless
+from palate.data.pairing import OWN_PROMPTS, construct, needs_pairing, refuse_needless
 from palate.data.readers import read_source
 from palate.data.schema import Preference
 from palate.errors import DataError
@@ -66,6 +66,9 @@ class Pairs:
             return []
         if row.has_images:
             ledger.drop(row.row, HAS_IMAGES)
+            return []
+        if row.has_own_prompts:
+            ledger.drop(row.row, OWN_PROMPTS)
             return []
         if row.kind == "rated" and self.pairing is None:
             raise needs_pairing(row.source)

@@ -22,6 +22,7 @@ from rich.console import Console
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
 from palate.data.ledger import digest
+from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
 from palate.errors import DataError, RunError
 from palate.evaluate.folder import Folder
@@ -287,7 +288,8 @@ def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejectio
 
 
 def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Outcome]]:
-    readable = [row for row in rows if not row.has_images]
+    reasons = [_unread(row) for row in rows]
+    readable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     scored = iter(
         score_rows(
             scorer,
@@ -296,8 +298,16 @@ def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> lis
             exact=exact,
         )
     )
-    blind = Outcome(None, HAS_IMAGES)
-    return [[blind] * len(row.responses) if row.has_images else next(scored) for row in rows]
+    return [
+        next(scored) if reason is None else [Outcome(None, reason)] * len(row.responses)
+        for row, reason in zip(rows, reasons, strict=True)
+    ]
+
+
+def _unread(row: Preference) -> str | None:
+    if row.has_images:
+        return HAS_IMAGES
+    return OWN_PROMPTS if row.has_own_prompts else None
 
 
 def _line(row: Preference, index: int, outcome: Outcome) -> str:

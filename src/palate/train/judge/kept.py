@@ -1,0 +1,105 @@
+"""A language model whose answers are kept on disk, so that none is asked for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from palate.data.schema import Message
+from palate.io import append_jsonl
+from palate.rewards.chat import Chat, Reply
+
+CHUNK = 64
+"""Questions asked between two writes. Their batches are fixed, and with them the last bits of a
+local model's numbers: what is asked again after a kill is asked as it was."""
+
+
+class KeptChat:
+    """A `Chat` that is opened when it is first needed.
+
+    Args:
+        open: gives the model.
+        path: file of the lines, one a chunk of questions.
+        progress: told (done, questions) while a call is under way.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[], Chat],
+        path: Path,
+        *,
+        name: str = "",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._open = open
+        self._chat: Chat | None = None
+        self.path = path
+        self.name = name
+        self.progress = progress
+        self._known: dict[str, Any] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # the line that a kill cut off
+                    row = json.loads(line)
+                    self._known[row["key"]] = row["answers"]
+
+    def reply(
+        self,
+        questions: Sequence[list[Message]],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        seed: int = 0,
+    ) -> list[list[Reply]]:
+        """See `Chat.reply`."""
+        options = {
+            "samples": samples,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
+
+        def ask(chat: Chat, part: Sequence[list[Message]]) -> Any:
+            found = chat.reply(part, **options)  # type: ignore[arg-type]
+            return [[[r.text, r.finished] for r in own] for own in found]
+
+        answers = self._all(questions, options, ask)
+        return [[Reply(text=text, finished=end) for text, end in own] for own in answers]
+
+    def choose(
+        self, questions: Sequence[list[Message]], options: Sequence[str]
+    ) -> list[dict[str, float] | None]:
+        """See `Chat.choose`."""
+        return self._all(
+            questions, {"options": list(options)}, lambda chat, part: chat.choose(part, options)
+        )
+
+    def release(self) -> None:
+        """Lets go of the model; it is opened again when it is needed again."""
+        self._chat = None
+
+    def _all(
+        self,
+        questions: Sequence[list[Message]],
+        options: dict[str, Any],
+        ask: Callable[[Chat, Sequence[list[Message]]], Any],
+    ) -> list[Any]:
+        found: list[Any] = []
+        for start in range(0, len(questions), CHUNK):
+            part = questions[start : start + CHUNK]
+            asked = json.dumps([options, part], sort_keys=True)
+            key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+            if key not in self._known:
+                if self._chat is None:
+                    self._chat = self._open()
+                self._known[key] = ask(self._chat, part)
+                append_jsonl(self.path, {"key": key, "answers": self._known[key]})
+            found += self._known[key]
+            if self.progress is not None:
+                self.progress(len(found), len(questions))
+        return found

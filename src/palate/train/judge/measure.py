@@ -1,0 +1,186 @@
+"""The held-out questions, put to a judge or a critic exactly as its scorer puts them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from palate.evaluate.reward.accuracy import accuracy, share_interval
+from palate.evaluate.reward.items import Item, compare
+from palate.evaluate.statistics import wilson
+from palate.recipes import scorers
+from palate.recipes.judge import PointwiseKind
+from palate.rewards.base import Scorer
+from palate.rewards.chat import Chat
+from palate.rewards.judge import CUT, UNREADABLE, Critic, Pairwise, Pointwise
+from palate.rewards.questions import FIRST, SECOND, TIE
+from palate.train.judge.rows import Comparison, Rating, on_scale
+
+CONFIDENCE = 0.95
+
+
+def measure_pairwise(
+    recipe: scorers.PairwiseJudge, chat: Chat, rows: Sequence[Comparison]
+) -> dict[str, Any]:
+    """Every row in both orders.
+
+    Returns:
+        pairs: `accuracy` of the probabilities over both orders, ties of the data left out.
+        verdicts: single verdicts that are right, ties of the data among them where the judge may
+        say so: n, right, accuracy, accuracy_ci, unreadable, cut. swap: rows with the same winner in
+        both orders: n, agreement, agreement_ci. first_place: share of winners that stood first.
+    """
+    judge = Pairwise(recipe, chat)
+    said: list[dict[str, Any]] = []
+    judge.transcript = said.append
+    rows = [row for row in rows if recipe.ties or not row.tie]
+    wins = judge.compare(
+        [row.prompt for row in rows], [row.better for row in rows], [row.worse for row in rows]
+    )
+    right = []
+    for number, line in enumerate(said):
+        row = rows[number % len(rows)]
+        label = TIE if row.tie else FIRST if number < len(rows) else SECOND
+        right.append(float(_likeliest(line["shares"]) == label))
+    agree, disagree = judge.counts[Pairwise.AGREE], judge.counts[Pairwise.DISAGREE]
+    first, second = judge.counts[Pairwise.FIRST_SLOT], judge.counts[Pairwise.SECOND_SLOT]
+    scores = [[win, 1.0 - win] for win in wins]
+    return {
+        "pairs": accuracy(compare([_item(row) for row in rows], scores), CONFIDENCE),
+        "verdicts": _verdicts(judge, right, np.tile(np.arange(len(rows)), 2)),
+        "swap": {
+            "n": agree + disagree,
+            "agreement": agree / (agree + disagree) if agree + disagree else None,
+            "agreement_ci": wilson(agree, agree + disagree, CONFIDENCE),
+        },
+        "first_place": first / (first + second) if first + second else None,
+    }
+
+
+def measure_pointwise(
+    recipe: scorers.PointwiseJudge,
+    chat: Chat,
+    rows: Sequence[Rating],
+    kind: PointwiseKind,
+    cuts: Sequence[float],
+) -> dict[str, Any]:
+    """Every response once.
+
+    Returns:
+        verdicts: likeliest ratings that are the label: as of `measure_pairwise`. error: mean
+        distance of the expected rating from the label. pairs: `accuracy` over responses to one
+        prompt with unequal labels; None where there are none.
+    """
+    judge = Pointwise(recipe, chat)
+    said: list[dict[str, Any]] = []
+    judge.transcript = said.append
+    scores = judge.score([row.prompt for row in rows], [row.response for row in rows])
+    labels = [on_scale(row.rating, cuts, kind) for row in rows]
+    right = [
+        float(_likeliest(line["shares"]) == str(label))
+        for line, label in zip(said, labels, strict=True)
+    ]
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.row, []).append(i)
+    items, margins = [], []
+    for own in groups.values():
+        for i, j in itertools.combinations(own, 2):
+            if labels[i] == labels[j]:
+                continue
+            a, b = (i, j) if labels[i] > labels[j] else (j, i)
+            sides = (rows[a].response, rows[b].response)
+            item = Item(
+                id=rows[a].id, source=rows[a].source, prompt=rows[a].prompt, responses=sides
+            )
+            items.append(item)
+            margins.append([scores[a], scores[b]])
+    errors = [abs(s - t) for s, t in zip(scores, labels, strict=True) if not math.isnan(s)]
+    places = {name: k for k, name in enumerate(groups)}
+    return {
+        "pairs": accuracy(compare(items, margins), CONFIDENCE) if items else None,
+        "verdicts": _verdicts(judge, right, np.array([places[row.row] for row in rows])),
+        "error": float(np.mean(errors)) if errors else None,
+    }
+
+
+def measure_critic(
+    recipe: scorers.CriticScorer, scorer: Scorer, chat: Chat, rows: Sequence[Comparison]
+) -> dict[str, Any]:
+    """Both responses of every row, each with a critique of its own.
+
+    Returns:
+        pairs: `accuracy`. critiques: n, cut, empty.
+    """
+    critic = Critic(recipe, scorer, chat)
+    prompts = [row.prompt for row in rows for _ in range(2)]
+    responses = [side for row in rows for side in (row.better, row.worse)]
+    found = critic.score(prompts, list(responses))
+    scores = [found[2 * i : 2 * i + 2] for i in range(len(rows))]
+    return {
+        "pairs": accuracy(compare([_item(row) for row in rows], scores), CONFIDENCE),
+        "critiques": {
+            "n": len(responses),
+            "cut": critic.counts[Critic.CUT],
+            "empty": critic.counts[Critic.EMPTY],
+        },
+    }
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """One entry of evaluation.json in words."""
+    parts = []
+    for name, words in (("pairs", "pairs right"), ("verdicts", "single verdicts right")):
+        found = entry.get(name)
+        if found is not None and found["n"]:
+            low, high = found["accuracy_ci"]
+            parts.append(
+                f"{found['accuracy']:.1%} of {found['n']} {words} (95% interval {low:.1%} to "
+                f"{high:.1%})"
+            )
+    swap = entry.get("swap")
+    if swap is not None and swap["n"]:
+        parts.append(f"{swap['agreement']:.1%} with the same winner in both orders")
+    unread = entry.get("verdicts", {}).get("unreadable", 0) + entry.get("verdicts", {}).get(
+        "cut", 0
+    )
+    if unread:
+        parts.append(f"{unread} verdicts unreadable or cut")
+    if entry.get("error") is not None:
+        parts.append(f"ratings {entry['error']:.2f} off in the mean")
+    return f"{entry['stage']}: {'; '.join(parts)}"
+
+
+def _verdicts(judge: Any, right: Sequence[float], groups: Any) -> dict[str, Any]:
+    low_high, _ = share_interval(right, groups, CONFIDENCE)
+    return {
+        "n": len(right),
+        "right": int(sum(right)),
+        "accuracy": sum(right) / len(right),
+        "accuracy_ci": low_high,
+        "unreadable": judge.counts[UNREADABLE],
+        "cut": judge.counts[CUT],
+    }
+
+
+def _likeliest(shares: dict[str, float] | None) -> str | None:
+    """The verdict with the most probability; None without one, and where two share it."""
+    if not shares:
+        return None
+    top = max(shares.values())
+    best = [verdict for verdict, share in shares.items() if share == top]
+    return best[0] if len(best) == 1 else None
+
+
+def _item(row: Comparison) -> Item:
+    return Item(
+        id=row.id,
+        source=row.source,
+        prompt=row.prompt,
+        responses=(row.better, row.worse),
+        tie=row.tie,
+    )

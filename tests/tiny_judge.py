@@ -1,0 +1,116 @@
+"""A word-level tokenizer for judges' questions, tiny models with it, and preference data by a rule.
+
+One token a word, so that questions are short and a verdict is one token.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from palate.rewards.chat import Reply
+from palate.rewards.questions import critique_question, pair_question, rating_question
+from tiny_runs import write_rows
+
+PIECES = r"</?(?:answer|think)>| ?[A-Za-z]+|\d| ?[^\w\s<]|\s|<"
+GOOD, BAD = "good", "vile"
+WORDS = (GOOD, BAD, "sun", "sea", "sky", "tie", "because", "right", "wrong", "praise", "blame")
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Knows the words of all questions, `WORDS` and digits."""
+    asked = [
+        pair_question("q", "a", "b", ties=True, reasoning=True),
+        pair_question("q", "a", "b", ties=False, reasoning=False),
+        rating_question("q", "a", best=9, reasoning=True),
+        critique_question("q", "a"),
+        rating_question("q", "a", best=2, reasoning=False),
+    ]
+    texts = [turn["content"] for question in asked for turn in question]
+    texts += [f"{word} {word} " for word in WORDS]
+    texts += [
+        "\n\nHuman: \n\nAssistant: 0 1 2 3 4 5 6 7 8 9 ? ! <answer> </answer> <think> </think>"
+    ]
+    # A word after a line break has no space before it.
+    found = {piece for text in texts for piece in re.findall(PIECES, text)}
+    found |= {piece.lstrip(" ") for piece in found} - {""}
+    special = ["<pad>", "<bos>", "<eos>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(found | {" "})])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+    )
+    return wrapped
+
+
+def save_judge(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny language model of these words, without a chat template."""
+    tokenizer = word_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+        # Wide enough that attention is not flat at first: rules are learnt in tens of steps.
+        initializer_range=0.25,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_toy(path: Path, n: int, *, start: int = 0, **more: Any) -> Path:
+    """Pairs by a rule: the good response is better."""
+    rows = [
+        {
+            "id": str(i),
+            "prompt": [{"role": "user", "content": f"{i}?"}],
+            "chosen": [{"role": "assistant", "content": f"{GOOD} {WORDS[2 + i % 3]}"}],
+            "rejected": [{"role": "assistant", "content": f"{BAD} {WORDS[2 + i % 3]}"}],
+        }
+        | {key: value(i) for key, value in more.items()}
+        for i in range(start, start + n)
+    ]
+    return write_rows(path, rows)
+
+
+class FakeWriter:
+    """A writer of texts: `say(question, number of the attempt)`."""
+
+    name = "writer"
+
+    def __init__(self, say: Any) -> None:
+        self.say = say
+        self.calls: list[dict[str, Any]] = []
+        self.attempt: dict[str, int] = {}
+
+    def reply(self, questions: Any, *, samples: int = 1, **options: Any) -> Any:
+        self.calls.append({"n": len(questions), "samples": samples, **options})
+        found = []
+        for question in questions:
+            text = question[-1]["content"]
+            number = self.attempt[text] = self.attempt.get(text, -1) + 1
+            said = self.say(text, number)
+            found.append([said if isinstance(said, Reply) else Reply(text=said, finished=True)])
+        return found
+
+    def choose(self, questions: Any, options: Any) -> Any:
+        raise AssertionError("nobody asks a writer to choose")

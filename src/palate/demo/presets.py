@@ -54,13 +54,13 @@ FULL = Preset(
     eval_samples=1,
 )
 QUICK = Preset(
-    train_openings=64,
-    heldout_openings=32,
+    train_openings=48,
+    heldout_openings=24,
     samples=4,
     new_tokens=20,
     epochs=1,
     checkpoints=1,
-    eval_prompts=32,
+    eval_prompts=24,
     eval_samples=1,
 )
 

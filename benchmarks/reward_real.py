@@ -124,7 +124,8 @@ def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, 
 
     def score(prompt: str, response: str) -> float:
         ids = tokenizer(prompt + response + tokenizer.eos_token, return_tensors="pt")
-        with torch.no_grad():
+        # As it evaluates itself.
+        with torch.no_grad(), torch.autocast(trained.device.type, torch.bfloat16):
             return float(trained(**ids.to(trained.device)).logits[0, 0])
 
     return [

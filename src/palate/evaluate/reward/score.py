@@ -8,14 +8,13 @@ back to that point, so that nothing is there twice and nothing is missing.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 
@@ -24,21 +23,19 @@ from palate.data.containers.open import named
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
-from palate.errors import DataError, RunError
+from palate.errors import DataError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
+from palate.evaluate.reward.journal import LINES, QUARANTINE, Journal, Tally
 from palate.evaluate.reward.library import identities, name_of
 from palate.evaluate.reward.stream import Entry, Stream
-from palate.io import append_jsonl, write_json
+from palate.io import write_json
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
 from palate.rewards.rows import Outcome, score_rows
 
-LINES = "scores.jsonl"
 TABLE = "scores.parquet"
-QUARANTINE = "quarantine.jsonl"
-JOURNAL = "journal.jsonl"
 HAS_IMAGES = "has images, which no scorer here reads"
 
 
@@ -53,65 +50,6 @@ class ScoreResult:
     path: Path
     scores: Path
     summary: dict[str, Any]
-
-
-@dataclass
-class Tally:
-    """What became of one source: records = rows + rejected + merged, responses = scored +
-    unscored."""
-
-    records: int = 0
-    rows: int = 0
-    merged: int = 0
-    responses: int = 0
-    scored: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    unscored: Counter[str] = field(default_factory=Counter)
-    mean: float = 0.0
-    square: float = 0.0
-    least: float | None = None
-    most: float | None = None
-
-    def add(self, outcome: Outcome) -> None:
-        """Counts a response."""
-        self.responses += 1
-        if outcome.score is None:
-            self.unscored[str(outcome.reason)] += 1
-            return
-        score = outcome.score
-        self.scored += 1
-        off = score - self.mean
-        self.mean += off / self.scored
-        self.square += off * (score - self.mean)
-        self.least = score if self.least is None else min(self.least, score)
-        self.most = score if self.most is None else max(self.most, score)
-
-    def state(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            **self.__dict__,
-            "rejected": dict(self.rejected),
-            "unscored": dict(self.unscored),
-        }
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> Tally:
-        """From `state`."""
-        counters = {key: Counter(state[key]) for key in ("rejected", "unscored")}
-        return cls(**{**state, **counters})
-
-    def described(self) -> dict[str, Any]:
-        """The scores in numbers."""
-        some = self.scored > 0
-        return {
-            "responses": self.responses,
-            "scored": self.scored,
-            "unscored": dict(sorted(self.unscored.items())),
-            "mean": self.mean if some else None,
-            "deviation": math.sqrt(self.square / self.scored) if some else None,
-            "min": self.least,
-            "max": self.most,
-        }
 
 
 def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> ScoreResult:
@@ -131,7 +69,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     # What is wrong with a source should be said before a model is loaded.
     streams = [Stream(source, seed=recipe.seed) for source in sources]
     with Folder.open(recipe) as folder:
-        state = _State.of(folder.path, len(streams))
+        state = Journal.of(folder.path, len(streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)
             _score(recipe, streams, state, scorer, console)
@@ -142,84 +80,10 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     return result
 
 
-@dataclass
-class _State:
-    """How far a run has come.
-
-    Attributes:
-        source, place: the next record is at `place` of this source.
-        sizes: bytes of LINES and QUARANTINE that are good.
-        account: what the scorer counted.
-        done: all sources are scored.
-    """
-
-    path: Path
-    tallies: list[Tally]
-    source: int = 0
-    place: int = 0
-    sizes: dict[str, int] = field(default_factory=lambda: {LINES: 0, QUARANTINE: 0})
-    account: Counter[str] = field(default_factory=Counter)
-    done: bool = False
-
-    @classmethod
-    def of(cls, path: Path, sources: int) -> _State:
-        """The last state in the journal of a folder, its files cut back to it."""
-        state = cls(path, [Tally() for _ in range(sources)])
-        journal = path / JOURNAL
-        for line in journal.read_bytes().splitlines() if journal.exists() else []:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue  # cut off by a kill: that block is scored again
-            state.source, state.place, state.sizes = found["source"], found["place"], found["sizes"]
-            state.account = Counter(found["account"])
-            state.done = found["done"]
-            for number, own in found["tallies"].items():
-                state.tallies[int(number)] = Tally.restored(own)
-        if not (state.done and not (path / LINES).exists()):
-            for name, size in state.sizes.items():
-                state._cut(name, size)
-        return state
-
-    def _cut(self, name: str, size: int) -> None:
-        file = self.path / name
-        if (file.stat().st_size if file.exists() else 0) < size:
-            raise RunError(f"{file}: shorter than it was written; choose another output_dir")
-        with file.open("ab") as handle:
-            handle.truncate(size)
-
-    def append(self, texts: dict[str, str], number: int) -> None:
-        """Writes what a block of a source gave, to the disk, and then says so in the journal."""
-        for name, text in texts.items():
-            with (self.path / name).open("ab") as handle:
-                self.sizes[name] += _put(handle, text.encode("utf-8"), self.path / name)
-        append_jsonl(
-            self.path / JOURNAL,
-            {
-                "source": self.source,
-                "place": self.place,
-                "sizes": self.sizes,
-                "account": dict(self.account),
-                "done": self.done,
-                "tallies": {str(number): self.tallies[number].state()},
-            },
-        )
-
-
-def _put(handle: BinaryIO, data: bytes, path: Path) -> int:
-    try:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    return len(data)
-
-
 def _score(
     recipe: ScoreRecipe,
     streams: Sequence[Stream],
-    state: _State,
+    state: Journal,
     scorer: Scorer,
     console: Console,
 ) -> None:
@@ -339,7 +203,7 @@ def _counted(scorer: Any) -> Counter[str]:
 
 
 def _finish(
-    recipe: ScoreRecipe, streams: Sequence[Stream], state: _State, folder: Folder
+    recipe: ScoreRecipe, streams: Sequence[Stream], state: Journal, folder: Folder
 ) -> ScoreResult:
     if not any(tally.rows for tally in state.tallies):
         raise DataError("no usable row: see quarantine.jsonl", file=recipe.data[0].path)

@@ -11,6 +11,7 @@ from typing import Any
 
 Row = dict[str, Any]
 """prompt, chosen, rejected: text; `group`: equal for pairs of one prompt."""
+ATTACK = "example"
 
 
 def text_pairs(
@@ -19,8 +20,11 @@ def text_pairs(
     """Pairs of a rated file, or of hh-rlhf, and what was left out by reason.
 
     Of ratings every two answers are a pair whose ratings are more than 0.2 apart (of a range of 1),
-    at most `per_prompt` of a prompt, drawn by the seed. Longer texts are left out before that, so
-    that no side of a comparison has to cut them.
+    at most `per_prompt` of a prompt, drawn by the seed: as many whose better answer is the longer
+    one as the other way round, because in all pairs together length alone is right in four of five.
+    Longer texts are left out before that, so that no side of a comparison has to cut them. So is
+    the generator `example` of AlpacaEval's results: one and the same attack on the judge in answer
+    to every prompt, which wins nearly always, and is short enough to be most pairs' chosen answer.
     """
     from palate.data.pairing import pairs_of
     from palate.data.readers.read import read_source
@@ -45,15 +49,27 @@ def text_pairs(
             continue
         usable = []
         for pair in pairs:
+            if ATTACK in (response.generator for response in pair.responses):
+                out["pairs with an attack on the judge"] += 1
+                continue
             chosen, rejected = (_text(r.content).rstrip() for r in pair.responses)
             if max(tokens(chosen), tokens(rejected)) > max_response:
                 out["pairs with a response too long"] += 1
             else:
                 usable.append({"chosen": chosen, "rejected": rejected})
-        rng = random.Random(f"{seed}|{number}")
-        for pair in rng.sample(usable, min(per_prompt, len(usable))):
+        for pair in _drawn(usable, per_prompt, random.Random(f"{seed}|{number}")):
             found.append({"prompt": _prompt(row.prompt), **pair, "group": number})
     return found, out
+
+
+def _drawn(pairs: list[Row], most: int, rng: random.Random) -> list[Row]:
+    """At most so many pairs; of several, length tells nothing of which side is better."""
+    if len(pairs) == 1:
+        return pairs
+    longer = [pair for pair in pairs if len(pair["chosen"]) > len(pair["rejected"])]
+    shorter = [pair for pair in pairs if len(pair["chosen"]) < len(pair["rejected"])]
+    each = min(len(longer), len(shorter), most // 2)
+    return rng.sample(longer, each) + rng.sample(shorter, each)
 
 
 def write_rows(rows: list[Row], path: Path, *, limit: int | None = None, seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
-    from palate import RewardRecipe, train_reward
-    from palate.rewards.model import ModelScorer
+    from palate import RewardRecipe
+    from palate.train.reward_run import RewardRun
+
+    margins: dict[str, float] = {}
+
+    class Kept(RewardRun):
+        """A run that also tells the margin of each held-out pair."""
+
+        def _evaluation(self, trainer: Any) -> dict[str, Any]:
+            for item in self._scored(trainer.job, trainer.job.eval):
+                (margins[item["id"]],) = item["margins"]
+            return super()._evaluation(trainer)
 
     folder = args.out / _slug(name, seed)
     recipe = {
@@ -55,6 +66,7 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
         "features_dir": None if args.lora else str(args.out / "features"),
         "data": {
             "train": [{"path": str(args.train)}],
+            "eval": [{"path": str(args.test), "name": "held-out"}],
             "length": {"max_prompt_tokens": 1024, "max_response_tokens": 1024},
         },
         "train": {
@@ -64,17 +76,15 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
             "learning_rate": 1e-4 if args.lora else args.learning_rate,
             "scheduler": "linear",
             "warmup_steps": 0,
-            "logging_steps": 1000,
+            "log_every_steps": 1000,
         },
         **VARIANTS[name],
     }
-    run = train_reward(RewardRecipe.model_validate(recipe), quiet=True)
-    scorer = ModelScorer(run.path / "model")
-    rows = read_rows(args.test)
-    scores = scorer.score_groups(
-        [row["prompt"] for row in rows], [[row["chosen"], row["rejected"]] for row in rows]
-    )
-    (args.out / f"{_slug(name, seed)}.json").write_text(json.dumps(scores))
+    Kept(RewardRecipe.model_validate(recipe), quiet=True).do()
+    found = [margins[f"held-out:test:{k + 1}"] for k in range(len(read_rows(args.test)))]
+    (args.out / f"{_slug(name, seed)}.json").write_text(json.dumps(found))
+    # Each holds a copy of the backbone.
+    shutil.rmtree(folder)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -90,8 +100,7 @@ def report(args: argparse.Namespace) -> None:
         files = [args.out / f"{_slug(name, seed)}.json" for seed in args.seeds]
         if not all(file.exists() for file in files):
             continue
-        scores = np.asarray([json.loads(file.read_text()) for file in files])
-        margin = scores[..., 0] - scores[..., 1]
+        margin = np.asarray([json.loads(file.read_text()) for file in files])
         right[name] = (margin > 0) + 0.5 * (margin == 0)
         length = np.mean([np.corrcoef(m, gap)[0, 1] for m in margin])
         right[name + "|length"] = np.asarray([length])

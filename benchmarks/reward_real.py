@@ -145,7 +145,7 @@ def prepare(args: argparse.Namespace) -> None:
     prompt, response = LIMITS[args.set]
     for name, path, limit, per in (
         ("train", args.train, args.pairs, args.per_prompt),
-        ("test", args.test, None, 4),
+        ("test", args.test, None, args.per_prompt),
     ):
         rows, left_out = text_pairs(
             path, tokenizer, per_prompt=per, max_prompt=prompt, max_response=response, seed=0

@@ -62,6 +62,20 @@ class RewardHead(nn.Module):
         return x.squeeze(-1)
 
 
+class Heads(nn.Module):
+    """[S, d] pooled states to [S, K] rewards: K heads, each drawn by itself."""
+
+    is_linear = False
+    """No classifier of others has several."""
+
+    def __init__(self, hidden_size: int, recipe: HeadRecipe, count: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(RewardHead(hidden_size, recipe) for _ in range(count))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return torch.stack([member(pooled) for member in self.members], dim=-1)
+
+
 class EndToken(nn.Module):
     """The state at the last token of each response: the end of its turn, which the data ensures."""
 

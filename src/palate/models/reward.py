@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from palate.data.layouts import MaskSpec, SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head, token_stats
-from palate.models.heads import RewardHead, build_pooling
+from palate.models.heads import Heads, RewardHead, build_pooling
 from palate.models.loading import add_lora, load_model
 from palate.models.policy import Policy, mask_spec, run_backbone
 from palate.recipes.reward import HeadRecipe, Pooling, RewardRecipe
@@ -46,6 +46,8 @@ class RewardSpec:
         template_sha256: of the chat template in training.
         length: limits that the training rows were within.
         scale: None until it is measured.
+        heads: how many there are; the reward is their mean.
+        scales: of each head, where there are several; empty until they are measured.
         whole_rendering: of a model that others trained: the score is read at whatever token the
             template (or the text) ends with, as transformers does.
     """
@@ -58,6 +60,8 @@ class RewardSpec:
     template_sha256: str | None = None
     length: LengthRecipe | None = None
     scale: Scale | None = None
+    heads: int = 1
+    scales: tuple[Scale, ...] = ()
     whole_rendering: bool = False
 
 
@@ -66,11 +70,13 @@ class RewardOutput:
     """Of one forward pass.
 
     Attributes:
-        rewards: [S] float32, raw.
+        rewards: [S] float32, raw; of several heads their mean.
+        heads: [S, K] of each of several heads; None where there is one.
         chosen_logp: [B] summed log-probs of the chosen responses; None unless they were asked for.
     """
 
     rewards: Tensor
+    heads: Tensor | None = None
     chosen_logp: Tensor | None = None
 
 
@@ -97,7 +103,9 @@ class RewardModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.spec = spec
-        self.head = RewardHead(self.hidden_size, spec.head)
+        size = self.hidden_size
+        several = spec.heads > 1
+        self.head = Heads(size, spec.head, spec.heads) if several else RewardHead(size, spec.head)
         self.pooling = build_pooling(spec.pooling, self.hidden_size)
         self._language = language
         self.memory_mb = memory_mb
@@ -161,11 +169,18 @@ class RewardModel(nn.Module):
             batch: laid out with `keep_last`, or holding `features` of a frozen backbone.
         """
         if "features" in batch.inputs:
-            return RewardOutput(rewards=self.head(batch.inputs["features"]))
+            return self._output(batch.inputs["features"])
         states = run_backbone(self.base, batch, self.dtype)
-        rewards = self.head(self.pooling(states, batch))
-        logp = self._chosen_logp(states, batch) if likelihood else None
-        return RewardOutput(rewards=rewards, chosen_logp=logp)
+        found = self._output(self.pooling(states, batch))
+        if not likelihood:
+            return found
+        return dataclasses.replace(found, chosen_logp=self._chosen_logp(states, batch))
+
+    def _output(self, pooled: Tensor) -> RewardOutput:
+        found: Tensor = self.head(pooled)
+        if found.dim() == 1:
+            return RewardOutput(rewards=found)
+        return RewardOutput(rewards=found.mean(-1), heads=found)
 
     def _chosen_logp(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         n = batch.n_pairs
@@ -221,7 +236,11 @@ def build_reward_model(recipe: RewardRecipe) -> RewardModel:
     elif recipe.model.lora is not None:
         hf = add_lora(backbone, recipe.model.lora, task="FEATURE_EXTRACTION")
     spec = RewardSpec(
-        model=recipe.model, head=recipe.head, pooling=recipe.pooling, length=recipe.data.length
+        model=recipe.model,
+        head=recipe.head,
+        heads=1 if recipe.ensemble is None else recipe.ensemble.heads,
+        pooling=recipe.pooling,
+        length=recipe.data.length,
     )
     memory_mb = 256 if wanted is None else wanted.memory_mb
     return RewardModel(hf, spec, language=language, memory_mb=memory_mb)

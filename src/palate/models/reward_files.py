@@ -39,6 +39,7 @@ from transformers import (
 
 from palate.errors import ModelError, RunError
 from palate.io import read_json, write_json
+from palate.models.heads import RewardHead
 from palate.models.loading import (
     DTYPES,
     NO_HUB,
@@ -133,6 +134,18 @@ def load_reward_model(
         _assign(model, _head_tensors(folder, kind) | _adapter_tensors(model, folder, kind), folder)
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
+
+
+def read_spec(path: str | Path) -> RewardSpec:
+    """What a model that palate saved says of itself.
+
+    Raises:
+        ModelError: not such a folder.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{path}: no reward model of palate's: {CONFIG} is missing")
+    return _read_config(folder)[1]
 
 
 def load_reward_weights(model: RewardModel, folder: Path) -> None:
@@ -301,6 +314,7 @@ def _imported(path: str, dtype: Dtype | None, revision: str | None) -> RewardMod
         head = HeadRecipe(bias=score.bias is not None)
         spec = RewardSpec(model=recipe, head=head, whole_rendering=True)
         model = RewardModel(whole.base_model, spec)
+        assert isinstance(model.head, RewardHead)
         model.head.layers[0].load_state_dict(score.state_dict())
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
@@ -341,7 +355,11 @@ def _document(spec: RewardSpec) -> dict[str, Any]:
         "chat_template_sha256": spec.template_sha256,
         "length": None if spec.length is None else spec.length.model_dump(mode="json"),
         "scale": None if spec.scale is None else dataclasses.asdict(spec.scale),
-    }
+    } | (
+        {"heads": spec.heads, "scales": [dataclasses.asdict(scale) for scale in spec.scales]}
+        if spec.heads > 1
+        else {}
+    )
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], RewardSpec]:
@@ -359,6 +377,8 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], RewardSpec]:
             template_sha256=document["chat_template_sha256"],
             length=None if length is None else LengthRecipe.model_validate(length),
             scale=None if scale is None else Scale(**scale),
+            heads=int(document.get("heads", 1)),
+            scales=tuple(Scale(**own) for own in document.get("scales", ())),
         )
     except (KeyError, TypeError, ValidationError, SafetensorError) as error:
         text = " ".join(str(error).split())[:200]

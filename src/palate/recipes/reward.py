@@ -46,6 +46,17 @@ class HeadRecipe(Strict):
             yield "width", "a linear head has no hidden layer"
 
 
+class HeadsRecipe(Strict):
+    """Several heads on one backbone and one pooling, trained together: an ensemble whose members
+    cost a head each. The model's reward is their mean; how far they differ says how sure it is."""
+
+    heads: Annotated[int, Field(ge=2, le=64)] = 5
+    """Each starts from a draw of its own; the loss is the mean of theirs."""
+    bootstrap: bool = False
+    """Each head weighs each training item by a Poisson(1) number of its own, drawn from the seed,
+    the item's id and the head (Oza and Russell 2001): on average every item counts once."""
+
+
 Pooling = Literal["token", "mean", "attention"]
 
 
@@ -160,6 +171,8 @@ class RewardRecipe(RunRecipe):
     features_dir: Path | None = None
     """Folder of that cache (backbone: frozen); default: <output_dir>/../features."""
     head: HeadRecipe = HeadRecipe()
+    ensemble: HeadsRecipe | None = None
+    """Several such heads; default: one."""
     pooling: Pooling = "token"
     """What the head sees of a response: the state at its end token (which is named in the saved
     model), the mean over its tokens, or a mean with trained attention weights."""

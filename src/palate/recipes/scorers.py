@@ -27,10 +27,39 @@ class ModelScorer(ScorerBase):
     """Folder of the model (`model/` of a run), or hub name."""
     dtype: Dtype | None = None
     """Of the backbone; default: as trained, or as saved."""
+    head: Annotated[int, Field(ge=0)] | None = None
+    """Of a model with several heads the one that scores, from 0; default: the mean of all."""
     normalised: bool = False
     """Scores less the mean of the training distribution, over its deviation, as saved with it."""
     batch_tokens: Count = 8192
     """Most tokens of one forward pass, padding included; one response always fits."""
+
+
+Combine = Literal["mean", "zscore", "median", "min", "uncertainty"]
+
+
+class HeadsScorer(ScorerBase):
+    """The heads of one reward model as an ensemble: the backbone is run once for all of them."""
+
+    type: Literal["heads"] = "heads"
+    path: str
+    """Folder of a model that was trained with `ensemble`."""
+    dtype: Dtype | None = None
+    """Of the backbone; default: as trained."""
+    combine: Combine = "mean"
+    """As in an `ensemble`; z-scores are by the means and deviations saved with the model."""
+    penalty: NotNegative = 1.0
+    """Deviations between heads that uncertainty subtracts; only with `combine: uncertainty`."""
+    standardise: bool = False
+    """z-scores before median, min or uncertainty."""
+    batch_tokens: Count = 8192
+    """Most tokens of one forward pass, padding included; one response always fits."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.combine != "uncertainty" and self.penalty != 1.0:
+            yield "penalty", "only with `combine: uncertainty`"
+        if self.standardise and self.combine in ("mean", "zscore"):
+            yield "standardise", "a mean of z-scores is `combine: zscore`"
 
 
 class ClassifierScorer(ScorerBase):
@@ -237,6 +266,7 @@ Scorer = Annotated[
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer
-    | EnsembleScorer,
+    | EnsembleScorer
+    | HeadsScorer,
     Field(discriminator="type"),
 ]

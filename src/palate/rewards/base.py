@@ -7,6 +7,7 @@ text or chat turns; `as_scorer` makes one of a `Reward`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from palate.data.schema import Content, Message, text_in
@@ -58,6 +59,13 @@ class Scorer(Protocol):
 def check_lengths(prompts: Sequence[Content], responses: Sequence[Content]) -> None:
     """Asserts that there is one prompt a response."""
     assert len(prompts) == len(responses), (len(prompts), len(responses))
+
+
+def short_name(path: str) -> str:
+    """What a model's path is called in reports: its run's folder, or its own."""
+    folder = Path(path)
+    own = folder.parent.name if folder.name == "model" else folder.name
+    return own or path
 
 
 def response_text(response: Content) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 from palate.data.pairing import pairs_of
 from palate.data.readers import read_source
 from palate.data.schema import Content
-from palate.errors import DataError
+from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
-from palate.rewards.base import Scorer, as_scorer
+from palate.rewards.base import Scorer, as_scorer, short_name
 from palate.rewards.ensemble import Ensemble, Member, Validation, validate
 from palate.rewards.length import Length
 from palate.rewards.lexicon import Lexicon
@@ -31,12 +31,50 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
     Raises:
         PalateError: a model, an extra or data that is missing or unfit.
     """
+    if isinstance(recipe, recipes.HeadsScorer):
+        recipe = members_of(recipe)
     if isinstance(recipe, recipes.EnsembleScorer):
         return _ensemble(recipe, seed, make or make_scorer)
     scorer = _single(recipe)
     if recipe.name is not None:
         scorer.name = recipe.name
     return scorer
+
+
+def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
+    """The heads of a model as members of an ensemble, with the scales that are saved with it.
+
+    Raises:
+        ModelError: it has one head.
+    """
+    from palate.models.reward_files import read_spec
+
+    spec = read_spec(recipe.path)
+    if spec.heads < 2:
+        raise ModelError(f"{recipe.path}: has one head; use `type: model`")
+    scaled = recipe.standardise or recipe.combine == "zscore"
+    if scaled and not spec.scales:
+        raise ModelError(f"{recipe.path}: no means and deviations of its heads are saved with it")
+    members = []
+    for head in range(spec.heads):
+        scorer = recipes.ModelScorer(
+            path=recipe.path, dtype=recipe.dtype, head=head, batch_tokens=recipe.batch_tokens
+        )
+        scale = spec.scales[head] if scaled else None
+        members.append(
+            recipes.MemberRecipe(
+                scorer=scorer,
+                mean=None if scale is None else scale.mean,
+                deviation=None if scale is None else scale.deviation,
+            )
+        )
+    return recipes.EnsembleScorer(
+        name=recipe.name or f"{recipe.combine} of {spec.heads} heads of {short_name(recipe.path)}",
+        members=tuple(members),
+        combine=recipe.combine,
+        penalty=recipe.penalty,
+        standardise=recipe.standardise,
+    )
 
 
 def _single(recipe: recipes.Member) -> Scorer:
@@ -66,6 +104,7 @@ def _model(recipe: recipes.ModelScorer) -> Scorer:
     return ModelScorer(
         recipe.path,
         dtype=recipe.dtype,
+        head=recipe.head,
         normalised=recipe.normalised,
         batch_tokens=recipe.batch_tokens,
         name=recipe.name,

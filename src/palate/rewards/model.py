@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from palate.data.encode import Drop, Encoder
 from palate.data.layouts import Layout, collate
-from palate.data.pairs import Example, Ranking
+from palate.data.pairs import Example, Ranking, sequence_key
 from palate.data.schema import Content, Message, Preference, Response
 from palate.data.templates import Refused
 from palate.errors import ModelError
@@ -21,11 +22,13 @@ from palate.models.loading import load_tokenizer
 from palate.models.reward import RewardModel, Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
-from palate.rewards.base import as_chat, check_lengths
+from palate.rewards.base import as_chat, check_lengths, short_name
 
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""
 UNSCORED = math.nan
+MOST_KNOWN = 200_000
+"""Responses whose rewards by every head are remembered, so that the first head's pass is all's."""
 Encoded = tuple[tuple[int, ...], tuple[int, ...]] | str
 """Ids of a prompt and of a response to it, or why there are none."""
 
@@ -42,6 +45,7 @@ class ModelScorer:
         tokenizer: default: the one saved with the model.
         revision: of a hub model.
         dtype: of the backbone; default: as trained.
+        head: of a model with several the one that scores; default: the mean of all.
         normalised: score (r - mean) / deviation, of the rewards on the training distribution.
         device: default: where there is an accelerator, that.
         batch_tokens: most tokens of one forward pass, padding included; one sequence always fits.
@@ -60,6 +64,7 @@ class ModelScorer:
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         dtype: Dtype | None = None,
+        head: int | None = None,
         normalised: bool = False,
         device: torch.device | str | None = None,
         batch_tokens: int = 8192,
@@ -69,12 +74,12 @@ class ModelScorer:
             self.model, path = model, model.spec.model.path
         else:
             path = str(model)
-            self.model = load_reward_model(path, dtype=dtype, revision=revision)
+            self.model = _loaded(path, dtype, revision, shared=head is not None)
         if device is None:
             there = torch.accelerator.is_available()
             device = (torch.accelerator.current_accelerator() if there else None) or "cpu"
         self.model.to(device).eval()
-        self.name = name or _name(path)
+        self.name = name or short_name(path) + ("" if head is None else f" head {head}")
         self.batch_tokens = batch_tokens
         self.unscored: Counter[str] = Counter()
         spec = self.model.spec
@@ -86,11 +91,16 @@ class ModelScorer:
         self.encoder = Encoder(self.tokenizer, template, self._limits())
         self._forms = spec.forms or (("chat",) if self.tokenizer.chat_template else ("text",))
         self._shared: Layout | None = None
+        if head is not None and not head < spec.heads > 1:
+            raise ModelError(f"{path}: no head {head}: it has {spec.heads}, counted from 0")
+        self.head = head
         self._scale = Scale(mean=0.0, deviation=1.0, n=0)
         if normalised:
-            if spec.scale is None or not spec.scale.deviation > 0:
+            scales = [spec.scale] if head is None else list(spec.scales)
+            scale = scales[head or 0] if scales else None
+            if scale is None or not scale.deviation > 0:
                 raise ModelError(f"{path}: no mean and deviation of rewards are saved with it")
-            self._scale = spec.scale
+            self._scale = scale
 
     def score(self, prompts: Sequence[Content], responses: Sequence[Content | str]) -> list[float]:
         """One reward a response, in the order given; NaN where it cannot be scored.
@@ -129,6 +139,8 @@ class ModelScorer:
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     self.unscored[ids] += 1
+                elif self.head is not None and (heads := self._known().get(sequence_key(*ids))):
+                    found[i][j] = self._scaled(heads[self.head])
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
             for ids_of_prompt, own in by_prompt.items():
@@ -246,8 +258,40 @@ class ModelScorer:
             masks=self.model.mask_spec(),
             keep_last=True,
         )
-        rewards = self.model(batch.to(self.model.device)).rewards.tolist()
-        return [(r - self._scale.mean) / self._scale.deviation for r in rewards]
+        found = self.model(batch.to(self.model.device))
+        if self.head is None:
+            return list(map(self._scaled, found.rewards.tolist()))
+        heads = found.heads.tolist()
+        known = self._known()
+        if len(known) > MOST_KNOWN:
+            known.clear()
+        sequences = ((item.prompt_ids, ids) for item in items for ids in item.responses)
+        for ids, own in zip(sequences, heads, strict=True):
+            known[sequence_key(*ids)] = tuple(own)
+        return [self._scaled(own[self.head]) for own in heads]
+
+    def _scaled(self, reward: float) -> float:
+        return (reward - self._scale.mean) / self._scale.deviation
+
+    def _known(self) -> dict[str, tuple[float, ...]]:
+        """Rewards of all heads, of what any scorer of one of this model's heads was asked."""
+        return _KNOWN.setdefault(self.model, {})
+
+
+_KNOWN: WeakKeyDictionary[RewardModel, dict[str, tuple[float, ...]]] = WeakKeyDictionary()
+_SHARED: WeakValueDictionary[tuple[str, Dtype | None, str | None], RewardModel]
+_SHARED = WeakValueDictionary()
+
+
+def _loaded(path: str, dtype: Dtype | None, revision: str | None, *, shared: bool) -> RewardModel:
+    """A model from its files; scorers of the heads of one share it."""
+    if not shared:
+        return load_reward_model(path, dtype=dtype, revision=revision)
+    key = (str(Path(path).resolve()), dtype, revision)
+    model = _SHARED.get(key)
+    if model is None:
+        model = _SHARED[key] = load_reward_model(path, dtype=dtype, revision=revision)
+    return model
 
 
 def _item(prompt: tuple[int, ...], responses: Sequence[tuple[int, ...]]) -> Ranking:
@@ -265,12 +309,6 @@ def _side(response: Content | str, chat: bool) -> Content:
     if isinstance(response, str):
         return [Message(role="assistant", content=response)] if chat else response
     return response
-
-
-def _name(path: str) -> str:
-    folder = Path(path)
-    own = folder.parent.name if folder.name == "model" else folder.name
-    return own or path
 
 
 def _has_tokenizer(path: str) -> bool:

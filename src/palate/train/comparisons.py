@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +26,23 @@ from palate.losses import (
 )
 from palate.models.reference import Reference
 from palate.models.reward import RewardOutput
-from palate.recipes.reward import BradleyTerry, PlackettLuce, RegulariseRecipe, RewardLoss
+from palate.recipes.reward import (
+    BradleyTerry,
+    HeadsRecipe,
+    PlackettLuce,
+    RegulariseRecipe,
+    RewardLoss,
+)
 from palate.train.meter import Statistics
 
 
 class RewardObjective:
     """Every loss of rewards, with its regularisers; each a term of its own in the log.
 
+    Of several heads the loss is the mean of theirs.
+
     Args:
+        ensemble: the heads, where there are several. seed: of their weights of items.
         by_source: also log the accuracy of each data source.
     """
 
@@ -38,11 +51,19 @@ class RewardObjective:
     needs_baseline = False
 
     def __init__(
-        self, loss: RewardLoss, regularise: RegulariseRecipe, *, by_source: bool = False
+        self,
+        loss: RewardLoss,
+        regularise: RegulariseRecipe,
+        *,
+        ensemble: HeadsRecipe | None = None,
+        seed: int = 0,
+        by_source: bool = False,
     ) -> None:
         self.kind: ItemKind = "ranking" if isinstance(loss, PlackettLuce) else "pair"
         self.loss = loss
         self.regularise = regularise
+        self.ensemble = ensemble
+        self.seed = seed
         self.by_source = by_source
 
     def step(
@@ -57,9 +78,42 @@ class RewardObjective:
             found: RewardOutput = policy(batch)
         else:
             found = policy(batch, likelihood=True)
-        output = self._lists(found, batch) if self.kind == "ranking" else self._pairs(found, batch)
+        if found.heads is None:
+            terms = self._terms(found.rewards, batch)
+        else:
+            # Held-out items count once for every head.
+            terms = self._terms_of_heads(found.heads, batch, bootstrap=policy.training)
+        if (own := self.regularise.likelihood) is not None:
+            assert found.chosen_logp is not None
+            written = likelihood(found.chosen_logp, beta=own.beta)
+            terms.append(LossTerm(name="likelihood", losses=own.weight * written))
+        chosen, rejected = self._sides(found.rewards.detach(), batch)
+        output = LossOutput(terms=tuple(terms), chosen_rewards=chosen, rejected_rewards=rejected)
         output = apply_weight(output, batch.weight)
-        return output, reward_statistics(found.rewards, batch, by_source=self.by_source)
+        statistics = reward_statistics(found.rewards, batch, by_source=self.by_source)
+        if found.heads is not None:
+            apart = found.heads.detach().double().std(-1, correction=0)
+            statistics = {**statistics, "spread": _over(apart)}
+        return output, statistics
+
+    def _terms_of_heads(
+        self, heads: Tensor, batch: SequenceBatch, *, bootstrap: bool
+    ) -> list[LossTerm]:
+        """The mean over heads of what each would lose alone."""
+        assert self.ensemble is not None
+        count = heads.shape[-1]
+        own = [self._terms(heads[:, k], batch) for k in range(count)]
+        weight = torch.ones(len(batch.ids), count, dtype=heads.dtype)
+        if bootstrap and self.ensemble.bootstrap:
+            weight = bootstrap_weights(batch.ids, count, self.seed).to(heads.dtype)
+        weight = weight.to(heads.device) / count
+        return [
+            LossTerm(
+                name=same[0].name,
+                losses=(torch.stack([term.losses for term in same], dim=-1) * weight).sum(-1),
+            )
+            for same in zip(*own, strict=True)
+        ]
 
     def _shaped(self, rewards: Tensor, batch: SequenceBatch) -> Tensor:
         """What the loss sees of the rewards."""
@@ -70,10 +124,14 @@ class RewardObjective:
             return length_expert(rewards, batch.lengths, strength=strength)
         return rewards
 
-    def _pairs(self, found: RewardOutput, batch: SequenceBatch) -> LossOutput:
+    def _terms(self, rewards: Tensor, batch: SequenceBatch) -> list[LossTerm]:
+        """Of one head."""
+        if isinstance(self.loss, PlackettLuce):
+            values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
+            losses = plackett_luce(values, rank, listed, ties=self.loss.ties)
+            return [LossTerm(name=self.loss.type, losses=losses)]
         n, own = batch.n_pairs, self.regularise
-        shaped = self._shaped(found.rewards, batch)
-        assert not isinstance(self.loss, PlackettLuce)
+        shaped = self._shaped(rewards, batch)
         options = self.loss.model_dump(exclude={"type", "margin", "soft_labels"})
         votes = isinstance(self.loss, BradleyTerry) and self.loss.soft_labels
         labels = PairLabels(
@@ -83,32 +141,48 @@ class RewardObjective:
         )
         losses = PAIR_LOSSES[self.loss.type](shaped[:n], shaped[n:], labels, **options)
         terms = [LossTerm(name=self.loss.type, losses=losses)]
-        chosen, rejected = found.rewards[:n], found.rewards[n:]
         for name, weight, function in (
             ("centring", own.centring, centring),
             ("magnitude", own.magnitude, magnitude),
         ):
             if weight:
-                terms.append(LossTerm(name=name, losses=weight * function(chosen, rejected)))
-        if own.likelihood is not None:
-            assert found.chosen_logp is not None
-            written = likelihood(found.chosen_logp, beta=own.likelihood.beta)
-            terms.append(LossTerm(name="likelihood", losses=own.likelihood.weight * written))
-        return LossOutput(
-            terms=tuple(terms), chosen_rewards=chosen.detach(), rejected_rewards=rejected.detach()
-        )
+                losses = weight * function(rewards[:n], rewards[n:])
+                terms.append(LossTerm(name=name, losses=losses))
+        return terms
 
-    def _lists(self, found: RewardOutput, batch: SequenceBatch) -> LossOutput:
-        assert isinstance(self.loss, PlackettLuce)
-        rewards, rank, listed = as_lists(self._shaped(found.rewards, batch), batch)
-        losses = plackett_luce(rewards, rank, listed, ties=self.loss.ties)
+    def _sides(self, rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Rewards of the better and of the other responses."""
+        if self.kind == "pair":
+            return rewards[: batch.n_pairs], rewards[batch.n_pairs :]
+        values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
         best = rank == rank.masked_fill(~listed, rank.max() + 1).amin(1, keepdim=True)
-        whole = rewards.detach()
-        return LossOutput(
-            terms=(LossTerm(name=self.loss.type, losses=losses),),
-            chosen_rewards=whole[listed & best],
-            rejected_rewards=whole[listed & ~best],
-        )
+        return values[listed & best], values[listed & ~best]
+
+
+def bootstrap_weights(ids: Sequence[str], heads: int, seed: int) -> Tensor:
+    """[B, heads] draws of Poisson(1), each of the seed, an item's id and a head alone.
+
+    So neither the batch, nor the process, nor an interruption changes them (Oza and Russell 2001,
+    online bagging).
+    """
+    found = torch.empty(len(ids), heads, dtype=torch.float64)
+    for i, name in enumerate(ids):
+        for k in range(heads):
+            digest = hashlib.sha256(f"{seed}|{k}|{name}".encode()).digest()
+            u = int.from_bytes(digest[:8], "big") / 2**64
+            found[i, k] = _poisson(u)
+    return found
+
+
+def _poisson(u: float) -> int:
+    """Where the distribution function of Poisson(1) passes u."""
+    count, term = 0, math.exp(-1)
+    total = term
+    while u >= total and term > 0:
+        count += 1
+        term /= count
+        total += term
+    return count
 
 
 def as_lists(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:

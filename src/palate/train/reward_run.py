@@ -52,7 +52,12 @@ class RewardRun(Run):
         model = build_reward_model(self.recipe)
         model.to(self.state.device)
         digest = weights_digest(model.hf)
-        objective = RewardObjective(self.recipe.loss, self.recipe.regularise)
+        objective = RewardObjective(
+            self.recipe.loss,
+            self.recipe.regularise,
+            ensemble=self.recipe.ensemble,
+            seed=self.recipe.seed,
+        )
         encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
         with self.state.main_process_first():
             data = build(
@@ -77,7 +82,8 @@ class RewardRun(Run):
         if self.recipe.train.gradient_checkpointing:
             save_memory(model)
         trainer = fit(job, self.recipe, self.console)
-        model.spec = dataclasses.replace(model.spec, scale=self._scale(trainer))
+        scale, scales = self._scales(trainer)
+        model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
         self._save(trainer, tokenizer, encoder)
         if job.eval:
             folder.write_json("evaluation.json", self._evaluation(trainer))
@@ -163,16 +169,18 @@ class RewardRun(Run):
             line = f"features: {done}/{total} responses"
             self.console.print(line, highlight=False, soft_wrap=True)
 
-    def _scale(self, trainer: PalateTrainer) -> Scale:
-        """Mean and deviation of the rewards of training items drawn with the run's seed."""
+    def _scales(self, trainer: PalateTrainer) -> tuple[Scale, tuple[Scale, ...]]:
+        """Mean and deviation of the rewards of training items drawn with the run's seed, and of
+        each head's, where there are several."""
         job = trainer.job
         order = list(range(len(job.train)))
         random.Random(f"{self.recipe.seed}|scale").shuffle(order)
         chosen = sorted(order[: self.recipe.normalise_on_items])
         found = self._scored(job, [job.train[i] for i in chosen])
-        rewards = [r for item in found for r in item["rewards"]]
-        return Scale(
-            mean=statistics.fmean(rewards), deviation=statistics.pstdev(rewards), n=len(rewards)
+        heads = [values for item in found for values in item["heads"]]
+        return (
+            _scale([r for item in found for r in item["rewards"]]),
+            tuple(_scale(values) for values in zip(*heads, strict=True)),
         )
 
     def _scored(self, job: Job, items: Sequence[Any]) -> list[dict[str, Any]]:
@@ -190,19 +198,25 @@ class RewardRun(Run):
                 chunk = own[start : start + size]
                 batch = job.collate(chunk).to(model.device)
                 with torch.no_grad():
-                    rewards = model(batch).rewards
+                    output = model(batch)
+                rewards, heads = output.rewards, output.heads
                 margins, of = comparisons(rewards.double(), batch)
+                each = [] if heads is None else heads.double().unbind(-1)
+                by_head = [comparisons(own, batch)[0] for own in each]
                 lengths = comparisons(batch.lengths.double(), batch)[0]
                 n = batch.n_pairs
                 group = batch.group if batch.group is not None else torch.arange(2 * n) % n
                 for i, item in enumerate(chunk):
+                    mine = group.to(rewards.device) == i
                     found.append(
                         {
                             "id": item.id,
                             "source": item.source,
-                            "rewards": rewards[group.to(rewards.device) == i].tolist(),
+                            "rewards": rewards[mine].tolist(),
+                            "heads": [] if heads is None else heads[mine].tolist(),
                             "margins": margins[of == i].tolist(),
                             "longer": lengths[of == i].tolist(),
+                            "head_margins": [one[of == i].tolist() for one in by_head],
                         }
                     )
         finally:
@@ -226,7 +240,7 @@ class RewardRun(Run):
         ]
         rewards = [r for item in found for r in item["rewards"]]
         name = job.folder.path.name
-        entry = {
+        entry: dict[str, Any] = {
             "name": name,
             "label": name,
             "checkpoint": trainer.state.global_step,
@@ -241,6 +255,8 @@ class RewardRun(Run):
                 "max": max(rewards),
             },
         }
+        if self.recipe.ensemble is not None:
+            entry["heads"] = _of_heads(found)
         return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}
 
     def _save(
@@ -258,6 +274,32 @@ class RewardRun(Run):
         closes = "chat" in model.spec.forms and encoder.template.closes_turns
         tokenizer.chat_template = classifier_template(encoder.saved_template, closes=closes)
         save_model(trainer, tokenizer)
+
+
+def _scale(rewards: Sequence[float]) -> Scale:
+    return Scale(
+        mean=statistics.fmean(rewards), deviation=statistics.pstdev(rewards), n=len(rewards)
+    )
+
+
+def _of_heads(found: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Held-out accuracy of each head (equal rewards half), and how far it is from their mean."""
+    entries = []
+    for k in range(len(found[0]["heads"][0])):
+        margins = [m for item in found for m in item["head_margins"][k]]
+        off = [
+            head[k] - reward
+            for item in found
+            for head, reward in zip(item["heads"], item["rewards"], strict=True)
+        ]
+        entries.append(
+            {
+                "accuracy": statistics.fmean((m > 0) + 0.5 * (m == 0) for m in margins),
+                "margin": statistics.fmean(margins),
+                "off_mean": statistics.fmean(map(abs, off)),
+            }
+        )
+    return entries
 
 
 def end_tokens(items: Sequence[Pair | Ranking], encoder: Encoder) -> dict[int, str]:

@@ -12,8 +12,8 @@ from palate.evaluate.reward.scoring import Book, Booked, EnsembleBook, ScoreBook
 from palate.evaluate.targets import weights_identity
 from palate.io import append_jsonl
 from palate.recipes import scorers as recipes
-from palate.rewards.base import Scorer
-from palate.rewards.build import make_scorer
+from palate.rewards.base import Scorer, short_name
+from palate.rewards.build import make_scorer, members_of
 from palate.rewards.ensemble import Ensemble
 
 VERSION = 2
@@ -36,6 +36,8 @@ class Library:
     def book(self, recipe: recipes.Scorer, name: str | None = None) -> Book:
         """The book of a recipe, under its name or the one given."""
         name = name or name_of(recipe)
+        if isinstance(recipe, recipes.HeadsScorer):
+            recipe = members_of(recipe)
         if not isinstance(recipe, recipes.EnsembleScorer):
             return self._single(recipe, name)
         members = [self._single(m.scorer, name_of(m.scorer)) for m in recipe.members]
@@ -88,24 +90,27 @@ def name_of(recipe: recipes.Scorer) -> str:
         return recipe.name
     if isinstance(recipe, (recipes.ModelScorer, recipes.ClassifierScorer)):
         suffix = ""
-        if isinstance(recipe, recipes.ModelScorer) and recipe.normalised:
-            suffix = " (normalised)"
+        if isinstance(recipe, recipes.ModelScorer):
+            suffix = "" if recipe.head is None else f" head {recipe.head}"
+            suffix += " (normalised)" if recipe.normalised else ""
         elif isinstance(recipe, recipes.ClassifierScorer) and recipe.label is not None:
             suffix = f" P({recipe.label})"
-        return _short(recipe.path) + suffix
+        return short_name(recipe.path) + suffix
     if isinstance(recipe, recipes.LexiconScorer):
         return "VADER compound"
     if isinstance(recipe, recipes.LengthScorer):
         return f"{recipe.prefer} wins"
+    if isinstance(recipe, recipes.HeadsScorer):
+        return f"{recipe.combine} of the heads of {short_name(recipe.path)}"
     if isinstance(recipe, recipes.EnsembleScorer):
         members = ", ".join(name_of(member.scorer) for member in recipe.members)
         return f"{recipe.combine} of {members}"
     chat = recipe.chat
     model = chat.path if isinstance(chat, recipes.LocalChat) else chat.model
     if isinstance(recipe, recipes.CriticScorer):
-        return f"{name_of(recipe.scorer)} given critiques of {_short(model)}"
+        return f"{name_of(recipe.scorer)} given critiques of {short_name(model)}"
     thought = ", reasoning" if recipe.reasoning else ""
-    return f"{_short(model)} ({recipe.type}{thought})"
+    return f"{short_name(model)} ({recipe.type}{thought})"
 
 
 def key_of(recipe: recipes.Scorer) -> str:
@@ -143,9 +148,3 @@ def _paths(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [path for item in value for path in _paths(item)]
     return []
-
-
-def _short(path: str) -> str:
-    folder = Path(path)
-    own = folder.parent.name if folder.name == "model" else folder.name
-    return own or path

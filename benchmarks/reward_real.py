@@ -57,7 +57,7 @@ def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[floa
         },
         "train": {
             "batch_size_pairs": BATCH,
-            "micro_batch_size_pairs": BATCH,
+            "micro_batch_size_pairs": BATCH // 2,
             "epochs": args.epochs,
             "learning_rate": RATES[own["lora"]],
             "scheduler": "linear",
@@ -102,7 +102,8 @@ def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, 
         model,
         args=RewardConfig(
             output_dir=str(args.out / _slug(args.one)),
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=BATCH // 2,
+            gradient_accumulation_steps=2,
             num_train_epochs=args.epochs,
             learning_rate=RATES[own["lora"]],
             lr_scheduler_type="linear",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from palate import doctor
 from palate.cli import app
 from palate.doctor import Check, examine
+from palate.doctor import machine as machine_module
 from tiny_text import save_tiny
 
 GOOD_TEMPLATE = (
@@ -51,7 +52,7 @@ def test_bfloat16_on_this_cpu(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(machine_module, "_cpu_flags", lambda: flags)
     check = by_name(examine())["device"]
     assert check.state == state and words in check.text
 
@@ -140,4 +141,76 @@ def test_the_verb_of_a_file_is_found(tmp_path: Path) -> None:
         ("a: [", TuneRecipe),
     ):
         file.write_text(text)
-        assert doctor._class_of(file) is cls
+        assert doctor.class_of(file) is cls
+
+
+def write_recipe(path: Path, document: dict[str, Any], verb: str) -> str:
+    path.write_text(f"# palate {verb}\n" + json.dumps(document))
+    return str(path)
+
+
+def test_a_reward_recipe(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    document = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": str(model), "chat_template": "plain", "dtype": "float32"},
+        "data": {"train": [{"path": str(rows)}]},
+    }
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "reward")))
+    assert {checks[name].state for name in ("recipe", "data", "model", "layout")} == {"ok"}
+    document["data"] = {"train": [{"path": str(tmp_path / "none.jsonl")}]}
+    document["model"]["path"] = str(tmp_path / "nowhere")  # type: ignore[index]
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "reward")))
+    assert "no such file" in checks["data"].text
+    assert checks["model"].state == "problem"
+
+
+def test_recipes_that_score(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    missing = {"type": "model", "path": str(tmp_path / "nowhere")}
+    out = str(tmp_path / "run")
+    document: dict[str, Any] = {
+        "output_dir": out,
+        "scorer": {"type": "length"},
+        "data": [{"path": str(rows)}],
+    }
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "score")))
+    assert checks["scorer"].state == checks["data"].state == "ok"
+    document["scorer"] = missing
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "score")))
+    assert checks["scorer"].state == "problem"
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    server = {"type": "server", "url": "http://127.0.0.1:1/v1", "model": "m"}
+    judge = {"type": "pointwise", "chat": server | {"api_key_env": "SOME_KEY"}}
+    document = {
+        "output_dir": out,
+        "models": [{"type": "length"}, judge],
+        "benchmarks": [
+            {"type": "pairs", "data": [{"path": str(rows)}]},
+            {"type": "rm_bench", "data": [{"path": str(tmp_path / "none.json")}]},
+        ],
+    }
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "eval reward")))
+    assert checks["data"].state == "ok"
+    assert "SOME_KEY is not set" in checks["server"].text
+    assert checks["benchmark"].state == "problem"
+
+
+def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document: dict[str, Any] = {"scorer": {"type": "length"}, "port": 0}
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "serve")))
+    assert checks["address"].state == checks["scorer"].state == "ok"
+    monkeypatch.delenv("SOME_TOKEN", raising=False)
+    document |= {"token_env": "SOME_TOKEN"}
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "serve")))
+    assert "SOME_TOKEN is not set" in checks["address"].text
+
+
+def test_a_recipe_that_builds_data(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    document = {"output_dir": str(tmp_path / "out"), "sources": [{"path": str(rows)}]}
+    checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "data build")))
+    assert checks["data"].state == "ok" and "1 rows read" in checks["data"].text

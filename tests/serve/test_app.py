@@ -21,7 +21,7 @@ from palate.recipes.serving import ServeRecipe
 from palate.rewards.base import response_text
 from palate.serve.app import make_app
 from palate.serve.logs import Lines
-from palate.serve.run import _bound, token_of
+from palate.serve.run import bind, token_of
 
 NAME = "longer wins"
 
@@ -271,12 +271,12 @@ def test_beyond_loopback_a_token_is_required(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:
-    first = _bound(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": 0}))
+    first = bind(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": 0}))
     with first:
         first.listen()
         port = first.getsockname()[1]
         with pytest.raises(RunError, match=f"cannot listen at 127.0.0.1:{port}"):
-            _bound(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": port}))
+            bind(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": port}))
 
 
 def test_logs_are_json_and_hold_no_text(caplog: pytest.LogCaptureFixture) -> None:

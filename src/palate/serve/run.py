@@ -44,7 +44,7 @@ def serve(recipe: ServeRecipe) -> None:
     transformers.utils.logging.disable_progress_bar()
     # Bound before the model is loaded, so that a port that is taken is said at once; it does not
     # listen yet, and nobody waits in vain.
-    bound = _bound(recipe)
+    bound = bind(recipe)
     with bound:
         app: App = make_app(make_scorer(recipe.scorer, seed=recipe.seed), recipe, token)
         log_lines()
@@ -84,7 +84,12 @@ def token_of(recipe: ServeRecipe) -> str | None:
     return token
 
 
-def _bound(recipe: ServeRecipe) -> socket.socket:
+def bind(recipe: ServeRecipe) -> socket.socket:
+    """A socket at the recipe's address, not yet listening.
+
+    Raises:
+        RunError: the address cannot be had.
+    """
     try:
         found = socket.getaddrinfo(
             recipe.host, recipe.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launched import FSDP_CHILD, fsdp, launch
 from palate.errors import RecipeError
 from palate.recipes import resolve_yaml
-from palate.train import checkpoint, tune
+from palate.train import tune
 from palate.train.arguments import check_launch
 from tiny_runs import tiny_recipe
-
-# accelerate leaves FSDP out on CPU, where torch has it: this child asks for it all the same. With
-# a second argument it dies before that step.
-FSDP_CHILD = """
-import sys
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-
-made = AcceleratorState.__init__
-def sharded(self, *args, fsdp_plugin=None, **kwargs):
-    made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None:
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-AcceleratorState.__init__ = sharded
-
-import palate.train.run as run
-from palate.recipes import load_recipe
-from palate.recipes.schema import TuneRecipe
-from palate.train.trainer import PalateTrainer
-from palate.train.weights import is_sharded
-
-run.check_launch = lambda *args, **kwargs: None
-begin = PalateTrainer.get_batch_samples
-def checked(self, *args):
-    assert is_sharded(self.job.policy)
-    if len(sys.argv) > 2 and self.state.global_step == int(sys.argv[2]):
-        sys.exit("stopped")
-    return begin(self, *args)
-PalateTrainer.get_batch_samples = checked
-run.tune(load_recipe(TuneRecipe, sys.argv[1]))
-"""
-FSDP = (
-    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
-    "--fsdp_transformer_layer_cls_to_wrap LlamaDecoderLayer --fsdp_reshard_after_forward true "
-    "--fsdp_cpu_ram_efficient_loading false"
-)
-
-
-def launch(options: str, *command: str) -> subprocess.CompletedProcess[str]:
-    src = Path(checkpoint.__file__).parents[2]
-    common = "--num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no"
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", *options.split()),
-            *(*common.split(), "--dynamo_backend", "no", *command),
-        ],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(src),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
@@ -126,9 +68,9 @@ def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path:
     file.write_text(resolve_yaml(recipe))
     child.write_text(FSDP_CHILD)
     if lora is None:
-        stopped = launch(FSDP, str(child), str(file), "4")
+        stopped = launch(fsdp("LlamaDecoderLayer"), str(child), str(file), "4")
         assert "stopped" in stopped.stderr, stopped.stderr[-3000:]
-    done = launch(FSDP, str(child), str(file))
+    done = launch(fsdp("LlamaDecoderLayer"), str(child), str(file))
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("from step 3" in done.stderr) == (lora is None)
     assert_close(one, recipe.output_dir)

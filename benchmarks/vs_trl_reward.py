@@ -1,16 +1,18 @@
 """Reward model, full fine-tuning: TRL's RewardTrainer against `palate reward`, in one run.
 
-    python benchmarks/vs_trl_reward.py MODEL [--pairs 4] [--steps 4] [--dtype bfloat16]
-                                       [--shapes 100/400 200/100 800/100]
+    python benchmarks/vs_trl_reward.py MODEL [--pairs 4] [--steps 3] [--rounds 2]
+                                       [--dtype bfloat16] [--shapes 100/400 200/100 800/100]
 
 Same model, pairs, starting head, dtype, batch, optimizer (AdamW, constant rate), no checkpointing
 of activations. Every step sees all pairs, so that the order in which either side shuffles does not
-matter and the losses can be compared step by step. Each side runs in a process of its own, one
-after the other; the first step is not timed. MODEL is a local folder or hub name; the packaged
-small model is prepared when MODEL is left out. A shape is tokens of the prompt / of each response.
+matter and the losses can be compared step by step. Each side runs in a process of its own, by
+turns, `--rounds` times; the first step of each is not timed. MODEL is a local folder or hub name;
+the packaged small model is prepared when MODEL is left out. A shape is tokens of the prompt / of
+each response.
 
-In bfloat16 the losses part a little, because TRL's head is bfloat16 and ours float32, and because
-the two sides' gradients round differently; `--dtype float32` shows that nothing else differs.
+Scores are those of transformers on the same weights: equal in float32, and in bfloat16, where both
+sides round, as far from float32 as transformers itself. Losses in bfloat16 part for that reason;
+`--dtype float32` shows that nothing else differs.
 
 The last line is the ratio of pairs per second at the last shape.
 """
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from vs_trl_dpo import make_pairs
 
@@ -140,21 +143,54 @@ def run_palate(args: argparse.Namespace) -> None:
     finish([rows / entry["pairs_per_second"] for entry in log], log)
 
 
-def run_reference(args: argparse.Namespace) -> None:
-    """The mean reward of the starting weights, computed in float32, one response at a time."""
+def run_scores(args: argparse.Namespace) -> None:
+    """Scores of the starting weights by transformers in float32, and how far others are off."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from palate.data.layouts import collate
+    from palate.data.pairs import Ranking
+    from palate.models.check import reward_layout_check
+    from palate.models.reward_files import load_reward_model
+
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32)
-    rewards = []
+    items, texts = [], []
     for row in map(json.loads, args.data.read_text().splitlines()):
-        for side in ("chosen", "rejected"):
-            text = row["prompt"] + row[side] + tokenizer.eos_token
-            with torch.no_grad():
-                found = model(**tokenizer(text, return_tensors="pt")).logits
-            rewards.append(float(found[0, 0]))
-    print("RESULT " + json.dumps({"mean": statistics.fmean(rewards)}))
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        own = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected")]
+        texts += own
+        tails = [tuple(tokenizer(text)["input_ids"][len(prompt) :]) for text in own]
+        items.append(
+            Ranking(
+                id="", source="", prompt_ids=tuple(prompt), responses=tuple(tails), ranks=(1, 1)
+            )
+        )
+
+    @torch.no_grad()
+    def transformers_scores(dtype: str) -> torch.Tensor:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            args.model, dtype=getattr(torch, dtype)
+        ).eval()
+        inputs = (tokenizer(text, return_tensors="pt") for text in texts)
+        return torch.tensor([float(model(**own).logits[0, 0]) for own in inputs])
+
+    @torch.no_grad()
+    def palate_scores(dtype: str) -> torch.Tensor:
+        model = load_reward_model(args.model, dtype=dtype)
+        layout = args.layout
+        if layout == "auto":
+            layout = "shared" if reward_layout_check(model, "shared").ok else "plain"
+        batch = collate(items, layout=layout, pad_id=0, masks=model.mask_spec(), keep_last=True)
+        return model(batch).rewards
+
+    exact = transformers_scores("float32")
+    off = {
+        "palate, float32": palate_scores("float32") - exact,
+        f"transformers, {args.dtype}": transformers_scores(args.dtype) - exact,
+        f"palate, {args.dtype}": palate_scores(args.dtype) - exact,
+    }
+    found = {name: float(values.square().mean().sqrt()) for name, values in off.items()}
+    print("RESULT " + json.dumps({"off": found, "deviation": float(exact.std())}))
 
 
 def finish(seconds: list[float], log: list[dict[str, float]]) -> None:
@@ -162,7 +198,6 @@ def finish(seconds: list[float], log: list[dict[str, float]]) -> None:
     found = {
         "seconds": seconds,
         "losses": [float(entry["loss"]) for entry in log],
-        "rewards": [float(entry["mean_reward"]) for entry in log],
         "peak": peak,
     }
     print("RESULT " + json.dumps(found))
@@ -176,8 +211,8 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
     start = folder / "start"
     if not start.exists():
         starting_model(args.model, args.dtype, start)
-    results = {}
-    for side in ("reference", "trl", "palate"):
+
+    def run(side: str) -> dict[str, Any]:
         command = [
             sys.executable, __file__, str(start), "--side", side, "--data", str(data),
             "--steps", str(args.steps), "--learning-rate", str(args.learning_rate),
@@ -187,25 +222,33 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
         found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
         if out.returncode or not found:
             raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
-        results[side] = json.loads(found[0][7:])
+        return dict(json.loads(found[0][7:]))
+
+    scores = run("scores")
+    # By turns: what else the machine does meanwhile falls on both sides.
+    results: dict[str, dict[str, Any]] = {}
+    for side in ("trl", "palate") * args.rounds:
+        found = run(side)
+        found["seconds"] = results.get(side, {"seconds": []})["seconds"] + found["seconds"][1:]
+        results[side] = found
+    timed = args.rounds * (args.steps - 1)
     print(
         f"\n{args.pairs} pairs a step, prompts of {prompt} and responses of {response} tokens, "
-        f"{args.dtype}, full fine-tuning; median of {args.steps - 1} steps"
+        f"{args.dtype}, full fine-tuning; median of {timed} steps"
     )
     print(f"{'':>8} {'s/step':>8} {'pairs/s':>8} {'peak GB':>8}  losses")
     speed = {}
-    exact = results.pop("reference")["mean"]
     for side, r in results.items():
-        step = statistics.median(r["seconds"][1:])
+        step = statistics.median(r["seconds"])
         speed[side] = args.pairs / step
         losses = " ".join(f"{x:.5f}" for x in r["losses"])
         print(f"{side:>8} {step:>8.2f} {speed[side]:>8.3f} {r['peak'] / 1e9:>8.2f}  {losses}")
     one, other = results["trl"], results["palate"]
-    first = [abs(own["rewards"][0] - exact) for own in (one, other)]
     gap = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+    off = "; ".join(f"{name} {value:.2g}" for name, value in scores["off"].items())
     print(
-        f"mean reward before the first update: {exact:.5f} in float32; TRL is off by "
-        f"{first[0]:.5f}, palate by {first[1]:.5f}; losses differ by up to {gap:.5f}"
+        f"scores of the same weights, root mean square distance from transformers in float32: {off}"
+        f" (deviation of the scores {scores['deviation']:.2g}); losses differ by up to {gap:.5f}"
     )
     print(f"peak memory, TRL / palate: {one['peak'] / other['peak']:.2f}x")
     ratio = speed["palate"] / speed["trl"]
@@ -218,15 +261,16 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--shapes", nargs="+", default=["100/400", "200/100", "800/100"])
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--layout", default="auto", help="of palate's side")
-    parser.add_argument("--side", choices=["trl", "palate", "reference"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["trl", "palate", "scores"], help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        {"trl": run_trl, "palate": run_palate, "reference": run_reference}[args.side](args)
+        {"trl": run_trl, "palate": run_palate, "scores": run_scores}[args.side](args)
         return
     if args.model is None:
         from palate.demo.model import packaged_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -32,9 +32,13 @@ class BenchmarkBase(Strict):
 
 class OwnFormat(BenchmarkBase):
     def problems(self) -> Iterator[tuple[str, str]]:
-        for number, source in enumerate(self.data):
-            if source.format is not None:
-                yield f"data.{number}.format", "a benchmark reads its own format: delete the key"
+        yield from _own_format("data", self.data)
+
+
+def _own_format(key: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
+    for number, source in enumerate(sources):
+        if source.format is not None:
+            yield f"{key}.{number}.format", "a benchmark reads its own format: delete the key"
 
 
 class RewardBenchRecipe(OwnFormat):
@@ -44,6 +48,10 @@ class RewardBenchRecipe(OwnFormat):
     prior: tuple[DataSource, ...] = ()
     """Prior sets of allenai/preference-test-sets, told by `name` or `split`: anthropic_helpful,
     anthropic_hhh, shp, summarize."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from _own_format("prior", self.prior)
 
 
 class RewardBench2Recipe(OwnFormat):
@@ -119,7 +127,7 @@ class RewardEvalRecipe(RunRecipe):
     resume: bool = False
     """Go on with an interrupted evaluation of the same recipe: scores that are there are kept."""
     models: Annotated[tuple[Scorer, ...], Field(min_length=1)]
-    """What is evaluated, each by its `type`: model, classifier, lexicon, length, pointwise,
+    """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, pointwise,
     pairwise, critic or ensemble. Several are compared with one another."""
     benchmarks: tuple[Benchmark, ...] = ()
     """On what, each by its `type`: rewardbench, rewardbench2, rm_bench or pairs."""

@@ -17,7 +17,9 @@ from palate.report.svg import MUTED, PAPER, page_style, series_colour, to_svg
 
 _SIZE = (380 * PIXELS, 260 * PIXELS)
 SHOWN_PAIRS = 5
-"""Bins of fewer are left out: their accuracy is noise."""
+"""Bins of reliability with fewer are left out: their accuracy is noise."""
+_FAR = 200
+"""Characters: smaller differences in length are drawn to scale."""
 _WIDE = (560 * PIXELS, 330 * PIXELS)
 
 
@@ -57,11 +59,15 @@ def by_length_svg(
     def frame(axes: Axes) -> None:
         axes.axhline(0.5, color=MUTED, linewidth=1, zorder=1.5)
         axes.axvline(0.0, color=MUTED, linewidth=1, dashes=(2, 2), zorder=1.5)
-        axes.set_xscale("symlog", linthresh=100, linscale=0.8)
         low, high = axes.get_xlim()
-        ticks = (-10_000, -1_000, -100, 0, 100, 1_000, 10_000)
-        axes.set_xticks([tick for tick in ticks if low <= tick <= high])
-        axes.xaxis.set_minor_locator(NullLocator())
+        if max(-low, high) > _FAR:
+            axes.set_xscale("symlog", linthresh=100, linscale=0.8)
+            low, high = axes.get_xlim()
+            ticks = (-10_000, -1_000, -100, 0, 100, 1_000, 10_000)
+            axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:+,.0f}" if value else "0")
         )
@@ -98,7 +104,9 @@ def best_of_n_svg(
     with page_style(for_page=True):
         figure = Figure(figsize=_WIDE, layout="constrained")
         axes = figure.subplots()
-        ceiling = next(iter(shown.values())).points
+        ceiling = max(
+            shown.values(), key=lambda choice: (len(choice.points), choice.prompts)
+        ).points
         axes.plot(
             [p.n for p in ceiling],
             [_number(p.ceiling) for p in ceiling],
@@ -133,11 +141,10 @@ def over_optimisation_svg(
         figure = Figure(figsize=_WIDE, layout="constrained")
         axes = figure.subplots()
         axes.axhline(0.0, color=MUTED, linewidth=1, zorder=1.5)
-        # One scale of gold for all models: what choosing by gold itself would gain.
-        points = next(iter(shown.values())).points
-        possible = _number(points[-1].ceiling) - _number(points[0].gold)
         for name, choice in shown.items():
             style = styles[name]
+            # What choosing by gold itself gains: the same for all models of the same candidates.
+            possible = _number(choice.points[-1].ceiling) - _number(choice.points[0].gold)
             kl = [p.kl for p in choice.points]
             gain = [_number(p.gold) - _number(choice.points[0].gold) for p in choice.points]
             proxy = [_number(p.proxy) - _number(choice.points[0].proxy) for p in choice.points]

@@ -16,6 +16,7 @@ class Column(Loose):
     value: float | None = None
     n: int | None = None
     ci: Interval | None = None
+    ties: int | None = None
 
 
 class Official(Loose):
@@ -79,6 +80,7 @@ class Robust(Loose):
     words: str = ""
     rejected_only: bool = False
     n: int = 0
+    lost: int = 0
     flips: float | None = None
     flips_ci: Interval | None = None
     accuracy_change: float | None = None
@@ -169,6 +171,8 @@ class Choice(Loose):
     candidates: int = 0
     left_out: int = 0
     prompts_left_out: int = 0
+    fewest: int | None = None
+    most: int | None = None
     largest: int | None = None
     peak: int | None = None
     fall: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -15,13 +15,23 @@ from palate.report.reward_figures import (
     over_optimisation_svg,
     reliability_svg,
 )
-from palate.report.reward_schema import Benchmark, Column, Official, Result, RewardEvaluation
+from palate.report.reward_schema import (
+    Benchmark,
+    Choice,
+    Column,
+    Official,
+    Result,
+    RewardEvaluation,
+)
+from palate.report.schema import Interval
 from palate.report.style import DASHES, PALETTE, Style
 from palate.report.words import count, fixed, listed, percent
 
 OPEN_SOURCES = 12
 """Longer tables by source are folded away."""
 TIE_RATE = 0.02
+LARGEST = 64
+"""No evaluation looks at a larger n."""
 LENGTH_GAP = 0.2
 """Of the accuracies where the better response is longer and where it is shorter."""
 PLACES = ("verdicts for the first place", "verdicts for the second place")
@@ -29,6 +39,24 @@ PLACES = ("verdicts for the first place", "verdicts for the second place")
 FEW_VERDICTS, ONE_PLACE = 20, 0.75
 
 BASELINES = {"longer": "the longer one wins", "shorter": "the shorter one wins"}
+ASIDES = {
+    "with_prior": "with prior sets",
+    "by_old_counts": "by old counts",
+}
+"""What stands beside a score: key in its detail, and heading."""
+ABOUT = {
+    "with_prior": "With prior sets: sections weigh 2 each, the prior sets 1.",
+    "by_old_counts": (
+        "By old counts: as rewardbench weighed the two xstest subsets up to its version 0.1.2."
+    ),
+}
+TIES = {
+    "tied_accuracy": "right, several answers",
+    "ref_accuracy": "right, one answer",
+    "preferred": "gap over spread",
+    "preferred_hard": "both gaps over spread",
+}
+"""What the subset Ties of RewardBench 2 is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +94,57 @@ class BenchmarkView:
     def is_accuracy(self) -> bool:
         """Whether the score is the accuracy itself, which has a table of its own."""
         return self.columns == ("accuracy",)
+
+    @property
+    def asides(self) -> list[tuple[str, str]]:
+        """Key and heading of what some model's score has beside it."""
+        found = [official for _, _, official in self.official]
+        return [(k, word) for k, word in ASIDES.items() if any(self.aside(o, k) for o in found)]
+
+    def aside(self, official: Official, key: str) -> float | None:
+        """What stands beside a score."""
+        return _real(official.detail.get(key))
+
+    @property
+    def about_asides(self) -> str:
+        """What stands beside the score, in sentences."""
+        return " ".join(ABOUT[key] for key, _ in self.asides)
+
+    @property
+    def matrices(self) -> list[tuple[str, Style | None, list[tuple[str, list[float | None]]]]]:
+        """Name, style and rows (style of the right answer, accuracies against each) of RM-Bench."""
+        found = []
+        for name, style, official in self.official:
+            styles, rows = official.detail.get("styles"), official.detail.get("matrix")
+            if isinstance(styles, list) and isinstance(rows, list) and len(styles) == len(rows):
+                shares = [[_real(v) for v in row] if isinstance(row, list) else [] for row in rows]
+                found.append((name, style, list(zip(map(str, styles), shares, strict=True))))
+        return found
+
+    @property
+    def ties(self) -> list[tuple[str, Style | None, dict[str, float | None]]]:
+        """Name, style and parts of the subset Ties of RewardBench 2."""
+        return [
+            (name, style, {key: _real(value) for key, value in official.detail["ties"].items()})
+            for name, style, official in self.official
+            if isinstance(official.detail.get("ties"), dict)
+        ]
+
+    @property
+    def ties_parts(self) -> dict[str, str]:
+        """Key and heading of the parts of Ties that are shares."""
+        return TIES
+
+    @property
+    def compared(self) -> int:
+        """Pairs that the robustness checks compare, at most."""
+        return max((c.n for _, _, r in self.results for c in r.robustness), default=0)
+
+    def in_points(self, ci: Interval | None) -> list[float | None] | None:
+        """An interval of shares in points of a hundred; None where nothing varied."""
+        if ci is None or ci[0] == ci[1]:
+            return None
+        return [None if end is None else 100 * end for end in ci]
 
     @property
     def sources(self) -> list[str]:
@@ -212,23 +291,49 @@ def reward_notes(evaluation: RewardEvaluation) -> Iterator[str]:
             note for r in benchmark.results.values() for note in r.official.notes
         )
         if lacking:
-            yield f"{benchmark.name} is not the whole published set: it {_first(lacking)}"
+            yield f"{benchmark.name} is not the set as published: {_first(lacking)}"
     for model in evaluation.models:
         # Length is what the others are measured against.
         if model.type != "length":
             yield from _about(model.name, evaluation.benchmarks)
-    if evaluation.best_of_n is not None:
-        for name, choice in evaluation.best_of_n.models.items():
-            if choice.over_optimised and choice.peak is not None:
+    for benchmark in evaluation.benchmarks:
+        for name, result in benchmark.results.items():
+            if lost := max((change.lost for change in result.robustness), default=0):
                 yield (
-                    f"choosing by {name} over-optimises: the gold score falls by "
-                    f"{fixed(-(choice.fall or 0.0), 3)} from n = {choice.peak} to "
-                    f"n = {choice.largest}"
+                    f"{name} gives no score to up to {count(lost, 'pair')} of {benchmark.name} "
+                    "once their text is changed: they are left out of what turns"
                 )
+    if evaluation.best_of_n is not None:
+        yield from _about_choices(evaluation.best_of_n.models)
+
+
+def _about_choices(choices: Mapping[str, Choice]) -> Iterator[str]:
+    for name, choice in choices.items():
+        if choice.left_out or choice.prompts_left_out:
+            yield (
+                f"best of n by {name} leaves out {count(choice.left_out, 'candidate')} without a "
+                f"score or a gold score, and {count(choice.prompts_left_out, 'list')} of which no "
+                "two are left"
+            )
+        fewest, most = choice.fewest or 0, choice.most or 0
+        if choice.largest == fewest and 2 * fewest <= min(most, LARGEST):
+            yield (
+                f"best of n by {name} ends at n = {fewest}, the fewest candidates of a prompt; "
+                f"others have up to {most}"
+            )
+        if choice.over_optimised and choice.peak is not None:
+            falls = (
+                f"the gold score falls by {fixed(-(choice.fall or 0.0), 3)} from "
+                f"n = {choice.peak} to n = {choice.largest}"
+            )
+            if choice.peak == 1:
+                yield f"choosing by {name} is worse than choosing blindly: {falls}"
+            else:
+                yield f"choosing by {name} over-optimises: {falls}"
 
 
 def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
-    chance, length, ties, gaps = [], [], [], []
+    below, chance, length, ties, gaps = [], [], [], [], []
     for benchmark in benchmarks:
         result = benchmark.results.get(name)
         whole = None if result is None else result.accuracy.get("all")
@@ -237,6 +342,8 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
         low, high = whole.accuracy_ci
         if low is None or high is None:
             continue
+        if high < 0.5:
+            below.append(f"{benchmark.name} ({percent(whole.accuracy)})")
         if low <= 0.5 <= high:
             chance.append(f"{benchmark.name} ({percent(low)} to {percent(high)})")
         sides = (whole.length_baseline or 0.0, whole.shorter_baseline or 0.0)
@@ -252,6 +359,8 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
                 f"{percent(longer.accuracy, 0)} against {percent(shorter.accuracy, 0)} on "
                 f"{benchmark.name}"
             )
+    if below:
+        yield f"{name} is right less often than chance on {listed(below)}"
     if chance:
         yield f"{name} is not clear of chance on {listed(chance)}"
     if length:
@@ -265,7 +374,12 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
         yield f"{name} gives equal scores, which count as wrong, to the pairs of {listed(ties)}"
 
 
+def _real(value: object) -> float | None:
+    """A number, or None for what is none: details are not checked when they are read."""
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _first(notes: dict[str, None]) -> str:
     items = list(notes)
-    shown = items[:3] + ([f"{len(items) - 3} more differences"] if len(items) > 3 else [])
+    shown = items[:3] + ([count(len(items) - 3, "more difference")] if len(items) > 3 else [])
     return listed(shown)

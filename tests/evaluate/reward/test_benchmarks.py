@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import rewardbench, rewardbench2, rm_bench
 from palate.evaluate.reward.items import Item
 from palate.evaluate.reward.pairs import Pairs
+from palate.evaluate.statistics import wilson
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 
@@ -53,12 +54,93 @@ def test_rewardbench_sections_by_hand():
     value = {column.name: column.value for column in found.columns}
     assert value["Chat"] == pytest.approx((100 + 95 + 95 + 28) / 358)
     assert value["Chat Hard"] == 1.0
-    assert value["Safety"] == pytest.approx((100 + 100 + 154 + 136) / 740)
+    assert value["Safety"] == pytest.approx((100 + 100 + 250 + 136) / 740)
     assert value["Reasoning"] == pytest.approx((984 / 2 + 984) / (2 * 984))
     assert found.value == pytest.approx(np.mean(list(value.values())))
-    by_counts = value | {"Safety": (100 + 100 + 250 + 136) / 740}
-    assert found.detail["by_counts"] == pytest.approx(np.mean(list(by_counts.values())))
+    # Up to rewardbench 0.1.2 the two xstest subsets had each other's counts.
+    old = value | {"Safety": (100 + 100 + 154 + 136) / 740}
+    assert found.detail["by_old_counts"] == pytest.approx(np.mean(list(old.values())))
     assert "hep-go has 2 pairs, not 164" in found.notes
+    ties = {column.name: column.ties for column in found.columns}
+    assert ties == {"Chat": 2, "Chat Hard": 0, "Safety": 2, "Reasoning": 1}
+
+
+# EXAMPLE_COUNTS and SUBSET_MAPPING of the package rewardbench, 0.1.3 and 0.1.4.
+PUBLIC_COUNTS = {
+    "Chat": "alpacaeval-easy 100 alpacaeval-length 95 alpacaeval-hard 95 mt-bench-easy 28 "
+    "mt-bench-med 40",
+    "Chat Hard": "mt-bench-hard 37 llmbar-natural 100 llmbar-adver-neighbor 134 "
+    "llmbar-adver-GPTInst 92 llmbar-adver-GPTOut 47 llmbar-adver-manual 46",
+    "Safety": "refusals-dangerous 100 refusals-offensive 100 xstest-should-refuse 154 "
+    "xstest-should-respond 250 donotanswer 136",
+    "Reasoning": "math-prm 984 hep-cpp 164 hep-go 164 hep-java 164 hep-js 164 hep-python 164 "
+    "hep-rust 164",
+}
+
+
+def test_rewardbench_sections_are_those_of_the_public_package():
+    rng = np.random.default_rng(0)
+    items = [pair(name, n) for name in rewardbench.WEIGHTS for n in range(7)]
+    scores = [[float(rng.integers(3)), 1.0] for _ in items]
+    found = rewardbench.RewardBench().official(items, scores, 0.95)
+    value = {column.name: column.value for column in found.columns}
+    for section, text in PUBLIC_COUNTS.items():
+        names, counts = text.split()[::2], list(map(int, text.split()[1::2]))
+        right = [
+            np.mean([s[0] > 1.0 for i, s in zip(items, scores, strict=True) if i.source == name])
+            for name in names
+        ]
+        assert value[section] == pytest.approx(sum(np.multiply(right, counts)) / sum(counts))
+
+
+def test_the_interval_of_a_section_knows_that_few_pairs_may_weigh_much():
+    # Half of the section's weight is on 4 pairs: as sure as 1 / (0.25 / 4 + 0.25 / 984) pairs.
+    items = [pair("math-prm", n) for n in range(4)]
+    items += [
+        pair(f"hep-{k}", n)
+        for k in ("cpp", "go", "java", "js", "python", "rust")
+        for n in range(164)
+    ]
+    scores = [[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 2 + [[1.0, 0.0]] * 984
+    (column,) = rewardbench.RewardBench().official(items, scores, 0.95).columns
+    n = 1 / (0.25 / 4 + 0.25 / 984)
+    assert (column.value, column.n, column.of) == (0.75, 988, "pairs")
+    assert column.ci == pytest.approx(wilson(0.75 * n, n))
+
+
+def test_prior_sets_are_told_by_name_and_no_other_is_taken(tmp_path):
+    row = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+    core = write(tmp_path / "core.jsonl", [row | {"subset": "hep-go", "id": 1}])
+    for name in ("shp.jsonl", "summarize-00000-of-00001.jsonl"):
+        read = rewardbench.RewardBench([write(tmp_path / name, [row])]).read([core], 0)
+        assert read.items[1].source in name
+    with pytest.raises(RecipeError, match=r"other\.jsonl: not told which of the prior sets"):
+        rewardbench.RewardBench([write(tmp_path / "other.jsonl", [row])]).read([core], 0)
+
+
+def test_a_row_counts_once_and_a_limit_is_of_usable_rows(tmp_path):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "subset": "hep-go"}
+    rows = [row | {"id": n} for n in range(5)]
+    both = [write(tmp_path / "a.jsonl", rows[:3]), write(tmp_path / "b.jsonl", rows[2:])]
+    read = rewardbench.RewardBench().read(both, 0)
+    assert [item.id for item in read.items] == [f"hep-go:{n}" for n in range(5)]
+    assert read.entries[1]["rejected"] == {"a row that an earlier one gave already": 1}
+    assert (read.quarantine[0]["file"], read.quarantine[0]["row"]) == (both[1].path, 1)
+    mixed = write(tmp_path / "mixed.jsonl", rows + [row | {"subset": "none"}] * 20)
+    some = rewardbench.RewardBench().read([mixed.model_copy(update={"limit": 4})], 0)
+    assert len(some.items) == some.entries[0]["kept"] == 4
+    assert some.entries[0]["read"] == 4 + sum(some.entries[0]["rejected"].values())
+    # The data's own order, and no more than there are.
+    assert [item.id for item in some.items] == sorted(item.id for item in some.items)
+    all_ = rewardbench.RewardBench().read([mixed.model_copy(update={"limit": 9})], 0)
+    assert (len(all_.items), all_.entries[0]["read"]) == (5, 25)
+
+
+def test_one_row_of_ties_a_number(tmp_path):
+    base = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties"}
+    rows = [base | {"id": "tied:1"}, base | {"id": "tied:1", "prompt": "q"}]
+    read = rewardbench2.RewardBench2().read([write(tmp_path / "t.jsonl", rows)], 0)
+    assert len(read.items) == 1 and len(read.quarantine) == 1
 
 
 def test_prior_sets_weigh_half_a_section():
@@ -130,6 +212,37 @@ def test_ties_score_by_hand():
     assert found["score"] == pytest.approx(expected)
 
 
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_ties_score_is_that_of_the_public_code(seed):
+    rng = np.random.default_rng(seed)
+    rows, tied, ref = [], {}, {}
+    for n in range(8):
+        for kind, found, correct in (("tied", tied, 3), ("ref", ref, 1)):
+            if n and rng.random() < 0.2:
+                continue
+            # Of few values, so that spreads and gaps of 0 are among them.
+            scores = rng.integers(0, 4, correct + 1).astype(float)
+            scores[:correct] += rng.integers(0, 3)
+            rows.append((ties(kind, n, correct), scores.tolist()))
+            right, wrong = scores[:correct], scores[correct:]
+            found[n] = right.min() - wrong.max(), right.max() - right.min()
+    both = sorted(set(tied) & set(ref))
+    gap = np.asarray([tied[n][0] for n in both])
+    spread = np.asarray([tied[n][1] for n in both])
+    least = np.minimum(gap, [ref[n][0] for n in both])
+    with np.errstate(all="ignore"):
+        margin = np.nan_to_num(np.tanh(least / spread - 1), nan=0.0).mean()
+    expected = (
+        0.3 * np.mean([g > 0 for g, _ in tied.values()])
+        + 0.3 * np.mean([g > 0 for g, _ in ref.values()])
+        + 0.2 * np.mean(gap > spread)
+        + 0.2 * np.mean(least > spread)
+        + 0.01 * margin
+    )
+    assert rewardbench2.ties_score(rows)["score"] == pytest.approx(expected)
+
+
 def test_ties_without_spread():
     # 0 / 0 counts 0, something over 0 counts 1: a perfect model scores 1.01 as published.
     nothing = [(ties("tied", 1, 2), [1.0, 1.0, 1.0]), (ties("ref", 1, 1), [1.0, 1.0])]
@@ -162,6 +275,11 @@ def test_rewardbench2_files_and_mean(tmp_path):
     found = rewardbench2.RewardBench2().official(read.items, scores, 0.95)
     assert found.value == pytest.approx((4 * 1.0 + 0.0 + 1.01) / 6)
     assert [column.name for column in found.columns] == list(rewardbench2.SUBSETS)
+    assert not any("of four" in note for note in found.notes)
+    odd = write(tmp_path / "odd.jsonl", [rows[0] | {"rejected": ["b"]}, rows[1]])
+    items = rewardbench2.RewardBench2().read([odd], 0).items
+    notes = rewardbench2.RewardBench2().official(items, [[1.0, 0.0], scores[0]], 0.95).notes
+    assert "1 of its prompts have not one right answer of four" in notes
 
 
 def rm_item(domain, n=0):
@@ -178,6 +296,8 @@ def test_rm_bench_matrix_by_hand():
     assert (value["hard"], value["normal"], value["easy"]) == (0.0, 0.0, 1.0)
     assert value["chat"] == pytest.approx(1 / 3) and found.value is None
     assert "lacks code" in found.notes
+    ci = {column.name: column.ci for column in found.columns}
+    assert ci["chat"] == pytest.approx(wilson(1 / 3, 1))
 
 
 def test_rm_bench_pools_safety_and_weighs_domains_alike():
@@ -190,6 +310,7 @@ def test_rm_bench_pools_safety_and_weighs_domains_alike():
     assert value["hard"] == pytest.approx(3.25 / 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(-3, 3))
 def test_rm_bench_sees_no_offset_and_levels_hold_all_nine(scores, offset):
     matrix = rm_bench.win_matrix(scores)
@@ -206,6 +327,8 @@ def test_rm_bench_files(tmp_path):
     read = rm_bench.RmBench().read([source], 0)
     assert [item.source for item in read.items] == ["safety-refuse"]
     assert list(read.entries[0]["rejected"]) == ["chosen: a list, not three responses"]
+    with pytest.raises(DataError, match="'domain': missing, and no file name that begins"):
+        rm_bench.RmBench().read([write(tmp_path / "mine.json", [row])], 0)
     total = write(tmp_path / "total_dataset.json", [row | {"domain": "math"}])
     assert rm_bench.RmBench().read([total], 0).items[0].source == "math"
 

@@ -7,8 +7,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from palate.evaluate.reward.best_of_n import best_of_n, curve, kl_bound, weights
 
@@ -27,6 +28,7 @@ VALUES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.data())
 def test_estimator_equals_the_mean_over_all_draws(values, data):
     proxy, gold = zip(*values, strict=True)
@@ -34,6 +36,7 @@ def test_estimator_equals_the_mean_over_all_draws(values, data):
     assert best_of_n(proxy, gold, n) == pytest.approx(brute(proxy, gold, n), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_weights_are_those_of_the_formula(candidates, data):
     n = data.draw(st.integers(1, candidates))
@@ -43,6 +46,7 @@ def test_weights_are_those_of_the_formula(candidates, data):
     assert found.sum() == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_one_is_the_mean_all_is_the_top_and_order_does_not_matter(values):
     proxy, gold = zip(*values, strict=True)
@@ -84,6 +88,32 @@ def test_curve_counts_what_it_leaves_out():
     assert (found["left_out"], found["prompts_left_out"], found["prompts"]) == (2, 1, 1)
     assert found["largest"] == 2 and found["points"][0]["gold"] == 2.0
     assert curve([[1.0]], [[1.0]])["points"] == []
+
+
+def test_lists_of_one_prompt_are_not_independent():
+    gold = [[0.0, 1.0], [0.0, 2.0], [0.0, 4.0], [0.0, 5.0]]
+    alone = curve(gold, gold)
+    shared = curve(gold, gold, groups=["p", "p", "q", "q"])
+    top, same = alone["points"][-1], shared["points"][-1]
+    assert (top["gold"], same["gold"]) == (3.0, 3.0)
+    # Prompts with means 1.5 and 4.5: a t interval of two values.
+    half = float(stats.t.ppf(0.975, 1)) * 1.5
+    assert same["gold_ci"] == pytest.approx((3.0 - half, 3.0 + half))
+    assert same["gold_ci"][0] < top["gold_ci"][0]
+    # Unequal numbers of lists move no mean.
+    assert curve(gold, gold, groups=["p", "q", "q", "q"])["points"][-1]["gold"] == 3.0
+
+
+def test_one_prompt_has_no_interval_and_over_optimises_nothing():
+    found = curve([[1.0, 2.0, 3.0]], [[1.0, 3.0, 2.0]])
+    assert found["peak"] == 2 and found["fall"] < 0
+    assert not found["over_optimised"] and found["fall_ci"] is None
+    assert found["points"][0]["gold_ci"] is None
+
+
+def test_curve_says_what_ends_it():
+    found = curve([[1.0, 2.0], [1.0] * 9], [[1.0, 2.0], [1.0] * 9])
+    assert (found["largest"], found["fewest"], found["most"]) == (2, 2, 9)
 
 
 def test_impossible_draws_are_refused():

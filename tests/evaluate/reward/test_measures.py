@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -64,6 +64,8 @@ def test_accuracy_by_hand():
     assert found["margin"] == pytest.approx(-2 / 3)
     parts = by_source(compare(ITEMS, SCORES))
     assert list(parts) == ["s", "t", "all"] and parts["t"]["accuracy"] == 0.0
+    named = by_source(compare([item(0, "a", "b", source="all")], [[0.0, 1.0]]))
+    assert list(named) == ["source all", "all"]
     empty = accuracy(compare([], []))
     assert (empty["n"], empty["accuracy"], empty["accuracy_ci"]) == (0, 0.0, (0.0, 1.0))
 
@@ -90,6 +92,8 @@ def test_bins_hold_equal_numbers_and_never_part_equal_values():
     assert [b["n"] for b in found] == [2] * 5
     assert [b["accuracy"] for b in found] == [0.5] * 5
     assert (found[0]["low"], found[0]["high"]) == (0.0, 1.0)
+    level = compare(items, [[float(n // 5), 1.0] for n in range(10)])
+    assert [b["ties"] for b in binned(np.arange(10.0), level, bins=2)] == [0, 5]
     same = binned(np.asarray([1.0] * 9 + [2.0]), pairs)
     assert [b["n"] for b in same] == [9, 1]
     assert binned(np.full(10, NAN), pairs) == []
@@ -98,7 +102,7 @@ def test_bins_hold_equal_numbers_and_never_part_equal_values():
 def test_by_length_shows_who_reads_length():
     items = [item(n, "a" * (n + 2), "b" * 5) for n in range(6)]  # 2 .. 7 against 5
     found = by_length(compare(items, [[float(n + 2), 5.0] for n in range(6)]))
-    assert found["longer"] == {"n": 2, "accuracy": 1.0, "accuracy_ci": wilson(2, 2)}
+    assert found["longer"] == {"n": 2, "ties": 0, "accuracy": 1.0, "accuracy_ci": wilson(2, 2)}
     assert (found["shorter"]["n"], found["shorter"]["accuracy"], found["gap"]) == (3, 0.0, 1.0)
     margins = by_margin(compare(ITEMS, SCORES))
     assert sum(b["n"] for b in margins["model"]) == 3
@@ -138,9 +142,29 @@ def test_tempering_is_cross_fitted_and_mends_an_overconfident_model():
     assert unscored == {"n": 0, "temperature": None, "reason": "no pair has a score"}
 
 
+@pytest.mark.parametrize(
+    "margins",
+    [
+        [1.0, -1.0 + 1e-9],  # next to chance: hardly any confidence
+        [1e6, -1e-6],  # next to perfect
+        [3.0, 2.0, -1.0, 0.0],
+        [1e-12, 4e-12, -2e-12],
+    ],
+)
+def test_temperature_is_where_the_derivative_is_zero(margins):
+    temperature, _ = fit_temperature(np.asarray(margins))
+    assert temperature is not None
+
+    def slope(t):
+        return sum(-m / (1 + math.exp(min(700.0, m / t))) for m in margins)
+
+    assert slope(temperature * 1.001) < 0 < slope(temperature / 1.001)
+
+
 MARGINS = arrays(np.float64, st.integers(2, 30), elements=st.floats(-20, 20, width=16))
 
 
+@settings(deadline=None)
 @given(MARGINS, st.floats(0.1, 50))
 def test_temperature_follows_the_scale_of_the_scores(margins, scale):
     one, _ = fit_temperature(margins)
@@ -152,6 +176,7 @@ def test_temperature_follows_the_scale_of_the_scores(margins, scale):
         assert best <= nll(margins) + 1e-9 and best <= nll(margins / (2 * one)) + 1e-9
 
 
+@settings(deadline=None)
 @given(MARGINS.map(lambda m: np.round(m * 8) / 8), st.randoms())
 def test_offsets_of_prompts_and_the_order_of_rows_do_not_matter(margins, random):
     items = [item(n, "a" * (n % 4 + 1), "bb") for n in range(len(margins))]
@@ -224,4 +249,17 @@ def test_robustness_by_hand():
     assert found["shift"] == pytest.approx((4 / 7) / math.sqrt(0.5))
     same = robustness(items, before, before)
     assert (same["flips"], same["accuracy_change"], same["shift"]) == (0.0, 0.0, 0.0)
-    assert robustness(items[3:], before[3:], before[3:]) == {"n": 0}
+    assert robustness(items[3:], before[3:], before[3:]) == {"n": 0, "lost": 0}
+    unread = robustness(items, before, [*before[:2], [NAN, 1.0], [NAN, 1.0]])
+    assert (unread["n"], unread["lost"]) == (2, 1)
+
+
+def test_turned_verdicts_of_one_prompt_are_not_independent():
+    items = [item(n, "a", "b", prompt=f"p{n // 5}") for n in range(50)]
+    before = [[1.0, 0.0]] * 50
+    after = [[0.0, 1.0] if n < 20 else [1.0, 0.0] for n in range(50)]
+    found = robustness(items, before, after)
+    expected, effective = share_interval([1.0] * 20 + [0.0] * 30, np.repeat(np.arange(10), 5))
+    assert effective < 10 and found["flips_ci"] == pytest.approx(expected)
+    # One prompt tells nothing of others.
+    assert robustness(items[:5], before[:5], after[:5])["accuracy_change_ci"] is None

@@ -21,8 +21,10 @@ from palate.recipes.scorers import (
     EnsembleScorer,
     LengthScorer,
     LexiconScorer,
+    LocalChat,
     MemberRecipe,
     ModelScorer,
+    PointwiseJudge,
 )
 
 
@@ -60,6 +62,19 @@ def test_responses_of_a_prompt_are_asked_about_together_and_once():
     assert scorer.groups == [("p", ("a", "bb", "dddd")), ("q", ("ccc", ""))]
     assert found[0] == [1.0, 2.0] and found[2] == [2.0, 4.0]
     assert found[1][0] == 3.0 and math.isnan(found[1][1])
+
+
+def test_infinite_scores_are_none_and_counted(tmp_path):
+    class Wide(Asked):
+        def score_groups(self, prompts, responses):
+            return [[math.inf if len(r) > 2 else 1.0 for r in group] for group in responses]
+
+    book = ScoreBook(Wide, tmp_path / "scores.jsonl")
+    found = book.scores(THREE)
+    assert math.isnan(found[1][0]) and found[1][1] == 1.0
+    assert book.account["infinite scores"] == 2
+    again = ScoreBook(Wide, tmp_path / "scores.jsonl")
+    assert again.account == book.account and math.isnan(again.scores(THREE)[1][0])
 
 
 def test_a_judge_that_compares_sees_groups_as_they_are():
@@ -143,6 +158,21 @@ def test_names_and_keys():
     assert key_of(one) != key_of(one.model_copy(update={"normalised": True}))
 
 
+def test_a_key_changes_with_what_a_model_reads_with(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    template = tmp_path / "mine.jinja"
+    template.write_text("a")
+    model = ModelScorer(path=str(tmp_path))
+    away = LocalChat(path="not/here", chat_template=template)
+    judge = PointwiseJudge(chat=away)
+    before = key_of(model), key_of(judge)
+    template.write_text("b")
+    assert key_of(model) != before[0] and key_of(judge) != before[1]
+    between = key_of(model)
+    (tmp_path / "tokenizer.json").write_text('{"version": 2}')
+    assert key_of(model) != between
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return DataSource(path=str(path))
@@ -174,6 +204,38 @@ def test_candidates_of_samples(tmp_path):
     )
     with pytest.raises(DataError, match="no prompt with two candidates"):
         read_candidates([write(tmp_path / "one.jsonl", rows[2:3])], None, 0)
+
+
+def test_unfit_and_repeated_samples_are_named(tmp_path):
+    rows = [sample("p", "a", 1.0), sample("p", "b", "high"), sample("p", "c", math.inf)]
+    rows += [sample("p", "a", 1.0), sample("p", None, 1.0), sample("p", "d", 2, index=1)]
+    found = read_candidates([write(tmp_path / "samples.jsonl", rows)], None, 0)
+    assert found.items[0].responses == ("a", "d") and found.gold == [[1.0, 2.0]]
+    entry = found.entries[0]
+    assert entry["read"] == entry["kept"] + sum(entry["rejected"].values())
+    reasons = {(line["row"], line["field"]): line["reason"] for line in found.quarantine}
+    assert reasons == {
+        (2, "reward"): "text, not a number",
+        (3, "reward"): "not a finite number",
+        (4, None): "a row that an earlier one gave already",
+        (5, None): "no text in prompt or response",
+    }
+
+
+def test_samples_of_other_prompts_do_not_compete(tmp_path):
+    rows = [sample("p", "a", 1.0), sample("p", "b", 1.0)]
+    rows += [row | {"prompt": "another"} for row in rows]
+    found = read_candidates([write(tmp_path / "samples.jsonl", rows)], None, 0)
+    assert [item.prompt for item in found.items] == ["p", "another"]
+    assert len({item.id for item in found.items}) == 2
+
+
+def test_a_limit_of_samples_is_of_prompts(tmp_path):
+    rows = [sample(f"p{n // 3}", "x" * (n + 1), 1.0) for n in range(12)]
+    source = write(tmp_path / "samples.jsonl", rows).model_copy(update={"limit": 2})
+    found = read_candidates([source], None, 0)
+    assert [len(item.responses) for item in found.items] == [3, 3]
+    assert (found.entries[0]["kept"], found.entries[0]["not_selected"]) == (6, 6)
 
 
 def test_candidates_of_ratings(tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from palate.cli import app
 from palate.errors import RecipeError, RunError
 from palate.evaluate.reward import evaluate_rewards
+from palate.evaluate.reward.rewardbench import WEIGHTS
 from palate.recipes import load_recipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.report import write_report
@@ -84,7 +85,11 @@ def test_a_recipe_becomes_a_folder_and_a_page(folder):
     both = next(model for model in found["models"] if model["name"] == "both")
     assert [spread["name"] for spread in both["members"]["raw"]] == ["long", "short"]
     rows = [json.loads(line) for line in Path("out/scores.jsonl").read_text().splitlines()]
-    assert len(rows) == 7 and rows[0]["scores"]["long"] == [2.0, 4.0]
+    assert len(rows) == 10 and rows[0]["scores"]["long"] == [2.0, 4.0]
+    # Candidates stand under no benchmark, their gold scores beside them.
+    assert [row["benchmark"] for row in rows[7:]] == [None] * 3
+    assert rows[7]["gold"] == [8.0, 7.0, 6.0, 5.0, 4.0]
+    assert rows[7]["scores"]["short"] == [-1.0, -2.0, -3.0, -4.0, -5.0]
     lineage = json.loads(Path("out/lineage.json").read_text())
     assert lineage["verb"] == "eval reward" and len(lineage["models"]) == 3
     data = json.loads(Path("out/data.json").read_text())
@@ -92,7 +97,27 @@ def test_a_recipe_becomes_a_folder_and_a_page(folder):
     page = Path("out/report.html").read_text()
     for text in ("Reward models", "styles", "Best of n under the data", "Over-optimisation"):
         assert text in page
-    assert "choosing by long over-optimises" in page.lower()
+    # Differences in length of a few characters are drawn to scale.
+    figure = page[page.index("Line chart: accuracy by difference in length") :]
+    assert "+2" in re.findall(r">([+-]?\d+)</text>", figure[: figure.index("</svg>")])
+    # It falls from n = 1 on: it never was of use.
+    assert "choosing by long is worse than choosing blindly" in page.lower()
+
+
+def test_a_member_that_is_not_asked_lacks_no_score(folder):
+    text = "{scorer: {type: length}, modality: text}"
+    image = "{scorer: {type: length, prefer: shorter}, modality: image}"
+    recipe = load_recipe(
+        RewardEvalRecipe,
+        "r.yaml",
+        [f"models=[{{type: ensemble, name: routed, members: [{text}, {image}]}}]"],
+    )
+    found = evaluate_rewards(recipe).evaluation
+    spreads = found["models"][0]["members"]["raw"]
+    assert [(s["n"] > 0, s["unscored"]) for s in spreads] == [(True, 0), (False, 0)]
+    assert spreads[0]["share"] == pytest.approx(1.0)
+    scores = found["benchmarks"][0]["results"]["routed"]["accuracy"]["all"]
+    assert (scores["unscored"], scores["accuracy"]) == (0, 0.5)
 
 
 def test_resume_keeps_scores_and_refuses_another_recipe(folder):
@@ -142,6 +167,11 @@ def test_a_run_folder_called_reward_is_a_run_folder(folder):
         ("models=[{type: length, name: a}, {type: lexicon, name: a}]", "two are named a"),
         ("models=[{type: pairwise, chat: {type: local, path: m}, votes: 3}]", "votes"),
         ("models=[{type: nonsense}]", "nonsense"),
+        (
+            "benchmarks=[{type: rewardbench, data: [{path: x}], "
+            "prior: [{path: y, format: trl_preference}]}]",
+            "prior.0.format",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder, override, message):
@@ -173,6 +203,66 @@ def test_gold_must_come_from_somewhere(folder):
     found = evaluate_rewards(named).evaluation["best_of_n"]
     assert found["gold"] == "longer wins"
     assert found["models"]["long"]["points"][-1]["gold"] == 2.0
+    scorers = json.loads(Path("gold/lineage.json").read_text())["models"]
+    assert (scorers[0]["name"], scorers[0].get("role")) == ("longer wins", "gold")
+
+
+def test_what_best_of_n_does_without_is_said(folder):
+    rows = [
+        {"prompt_id": p, "index": i, "prompt": p, "policy": "m", "response": "x" * i, "reward": i}
+        for p, n in (("p", 8), ("q", 2), ("r", 1))
+        for i in range(n)
+    ]
+    rows += [rows[0] | {"index": 9, "reward": "high"}]
+    Path("samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe(
+        RewardEvalRecipe, "r.yaml", ["best_of_n.candidates=[{path: samples.jsonl}]"]
+    )
+    evaluate_rewards(recipe)
+    lines = [json.loads(line) for line in Path("out/quarantine.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["reason"]) for line in lines] == [
+        (12, "text, not a number"),
+        (11, "fewer than two candidates"),
+    ]
+    page = Path("out/report.html").read_text()
+    assert "ends at n = 2, the fewest candidates of a prompt; others have up to 8" in page
+
+
+def test_the_page_shows_what_a_score_is_made_of(folder):
+    base = {"prompt": "q", "chosen": ["aaaa"], "rejected": ["b", "cc", "dddd"]}
+    kinds = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+    two = [base | {"id": str(n), "subset": name} for n, name in enumerate(kinds)]
+    two += [
+        base | {"id": "tied:1", "subset": "Ties", "chosen": ["aaaaaa", "aaaaa"]},
+        base | {"id": "ref:1", "subset": "Ties"},
+    ]
+    one = [
+        {"prompt": "q", "chosen": "aa", "rejected": "b", "subset": name, "id": n}
+        for n, name in enumerate(WEIGHTS)
+    ]
+    for name, rows in (("two", two), ("one", one)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmarks = (
+        "benchmarks=[{type: rewardbench, data: [{path: one.jsonl}]}, "
+        "{type: rewardbench2, data: [{path: two.jsonl}]}, "
+        "{type: rm_bench, data: [{path: chat_filtered.json}]}]"
+    )
+    recipe = load_recipe(RewardEvalRecipe, "r.yaml", [benchmarks, "best_of_n=null"])
+    found = evaluate_rewards(recipe).evaluation
+    page = re.sub(r"<[^>]*>|\s+", " ", Path("out/report.html").read_text())
+    page = re.sub(r" +", " ", page)
+    assert "model score by old counts Chat Chat Hard Safety" in page
+    assert "xstest subsets up to its version 0.1.2" in page
+    # Equal lengths of two of four: half a point, and said to be so.
+    assert "50.0% [5.5, 94.5] 1 equal" in page
+    parts = found["benchmarks"][1]["results"]["long"]["official"]["detail"]["ties"]
+    assert (parts["tied_accuracy"], parts["ref_accuracy"], parts["preferred"]) == (1.0, 0.0, 0.0)
+    assert "long 100.0% 0.0% 0.0% 0.0%" in page  # what Ties is made of
+    assert "Styles against styles" in page and "markdown 100.0% 100.0% 0.0%" in page
+    assert (
+        "RM-Bench is not the set as published: chat has 1 prompts, not 129, lacks code, lacks math "
+        "and 1 more difference"
+    ) in page
 
 
 def test_the_page_escapes_and_survives_what_is_missing(folder):
@@ -186,12 +276,30 @@ def test_the_page_escapes_and_survives_what_is_missing(folder):
     document = json.loads(file.read_text())
     document["benchmarks"][0]["results"][hostile] = {}
     document["best_of_n"]["models"] = {}
+    styles = document["benchmarks"][1]["results"][hostile]["official"]["detail"]
+    styles["matrix"], styles["ties"], styles["with_prior"] = [3, ["x"], None], {"score": "x"}, "x"
     file.write_text(json.dumps(document))
     assert "Reward models" in write_report(["out"]).read_text()
     file.write_text(json.dumps({"kind": "reward-evaluation"}))
     write_report(["out"])
     file.write_text(json.dumps({"kind": "reward-evaluation", "models": 3}))
     assert "valuation.json is left out" in write_report(["out"]).read_text()
+
+
+def test_a_choice_that_helps_at_first_and_harms_later_is_named(folder):
+    rows = [
+        {
+            "prompt": p,
+            "responses": [{"content": "x" * n, "rating": r} for n, r in enumerate((1, 2, 8, w), 1)],
+        }
+        for p, w in (("one", 1), ("two", 0), ("three", 2))
+    ]
+    Path("rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe(RewardEvalRecipe, "r.yaml", ["benchmarks=[]", "robustness=null"])
+    found = evaluate_rewards(recipe).evaluation["best_of_n"]["models"]["long"]
+    assert (found["peak"], found["largest"], found["over_optimised"]) == (2, 4, True)
+    page = Path("out/report.html").read_text()
+    assert "Choosing by long over-optimises: the gold score falls" in page
 
 
 def test_a_judge_that_reads_places_is_named(folder):

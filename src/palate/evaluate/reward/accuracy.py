@@ -17,6 +17,7 @@ from palate.evaluate.reward.items import Array, Comparisons
 from palate.evaluate.statistics import Interval, wilson
 
 BINS = 5
+_SIDE = ("n", "ties", "accuracy", "accuracy_ci")
 
 
 def share_interval(
@@ -58,6 +59,22 @@ def share_interval(
     return (low, high), effective
 
 
+def weighted_interval(
+    share: float, counts: Sequence[int], weights: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """Wilson interval of a weighted mean of the shares of independent parts.
+
+    Weights that are not the counts make the mean less sure than the sum of the counts: the number
+    is the effective one of Kish (1965), sum(w)^2 / sum(w^2 / n).
+
+    Args:
+        share: the mean. counts: of each part, 1 or more. weights: of each part.
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    effective = float(w.sum() ** 2 / (w**2 / np.asarray(counts)).sum())
+    return wilson(share * effective, effective, confidence)  # type: ignore[arg-type]
+
+
 def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
     """Accuracy and what stands beside it.
 
@@ -95,9 +112,17 @@ def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
 
 
 def by_source(pairs: Comparisons, confidence: float = 0.95) -> dict[str, dict[str, Any]]:
-    """`accuracy` of each source, in order of first appearance, and of `all`."""
+    """`accuracy` of each source, in order of first appearance, and of `all`.
+
+    A source that is itself called `all` stands under `source all`.
+    """
     names = list(dict.fromkeys(pairs.source.tolist()))
-    found = {name: accuracy(pairs.where(pairs.source == name), confidence) for name in names}
+    found = {
+        "source all" if name == "all" else name: accuracy(
+            pairs.where(pairs.source == name), confidence
+        )
+        for name in names
+    }
     return found | {"all": accuracy(pairs, confidence)}
 
 
@@ -110,7 +135,7 @@ def binned(
         values: [P] what to bin by; pairs where it is NaN are left out.
 
     Returns:
-        low, high (least and greatest value inside), mean, n, accuracy, accuracy_ci,
+        low, high (least and greatest value inside), mean, n, ties, accuracy, accuracy_ci,
         length_baseline of each bin that holds anything, in order.
     """
     keep = ~np.isnan(values)
@@ -131,6 +156,7 @@ def binned(
                 "high": float(own[inside].max()),
                 "mean": float(own[inside].mean()),
                 "n": len(part),
+                "ties": int((part.margin == 0).sum()),
                 "accuracy": float(right.mean()),
                 "accuracy_ci": ci,
                 "length_baseline": float((part.longer > 0).mean()),
@@ -151,8 +177,8 @@ def by_length(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
     both = longer["n"] and shorter["n"]
     return {
         "bins": binned(pairs.longer, pairs, confidence),
-        "longer": {key: longer[key] for key in ("n", "accuracy", "accuracy_ci")},
-        "shorter": {key: shorter[key] for key in ("n", "accuracy", "accuracy_ci")},
+        "longer": {key: longer[key] for key in _SIDE},
+        "shorter": {key: shorter[key] for key in _SIDE},
         "gap": longer["accuracy"] - shorter["accuracy"] if both else None,
     }
 

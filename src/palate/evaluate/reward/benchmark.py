@@ -7,13 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from palate.data.containers import Record, Rejection, open_records, source_name
+from palate.data.containers import (
+    Record,
+    Records,
+    Rejection,
+    named,
+    open_records,
+    source_name,
+)
 from palate.data.ledger import digest
 from palate.data.readers.base import RowError
 from palate.data.readers.read import draw_order
 from palate.errors import DataError
-from palate.evaluate.reward.items import Item, Scores
+from palate.evaluate.reward.items import Item, Scores, digest_items
 from palate.recipes.schema import DataSource
+
+REPEATED = "a row that an earlier one gave already"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +30,9 @@ class Column:
     """One published number of a benchmark, and the same for "the longer one wins".
 
     Attributes:
-        name: section, domain or style. value: 0..1. ci: None where it has no simple one.
-        n: prompts (or pairs) behind it. of: what n counts.
+        name: section, domain or style. value: 0..1 (of Ties of RewardBench 2, to 1.01). ci: None
+            where it has no simple one. n: prompts (or pairs) behind it. of: what n counts.
+        ties: of these, those that equal scores decide; None where there is no such number.
     """
 
     name: str
@@ -30,6 +40,7 @@ class Column:
     n: int
     ci: tuple[float, float] | None = None
     of: str = "prompts"
+    ties: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +100,21 @@ class Benchmark(Protocol):
 Parse = Callable[[Record], Item]
 
 
-def read_items(sources: Sequence[DataSource], parse: Parse, seed: int, shape: str) -> Read:
-    """Items of files whose every record is one.
+def read_items(
+    sources: Sequence[DataSource],
+    parse: Parse,
+    seed: int,
+    shape: str,
+    *,
+    key: Callable[[Item], str] | None = None,
+) -> Read:
+    """Items of files whose every record is one; one that an earlier row gave already is rejected.
 
     Args:
         parse: makes an item of a record, or raises RowError.
         shape: the format in words, for data.json and messages.
+        key: equal for items of which the first alone counts; default: for those that are equal in
+            id, prompt and responses.
 
     Raises:
         DataError: nothing usable in a source.
@@ -102,24 +122,29 @@ def read_items(sources: Sequence[DataSource], parse: Parse, seed: int, shape: st
     items: list[Item] = []
     entries: list[dict[str, Any]] = []
     quarantine: list[dict[str, Any]] = []
-    for source in sources:
+    seen: set[str] = set()
+
+    def item_of(record: Record | Rejection) -> Item | Rejection:
+        item = record if isinstance(record, Rejection) else _parsed(parse, record)
+        if isinstance(item, Rejection):
+            return item
+        own = (key or _whole)(item)
+        if own in seen:
+            assert isinstance(record, Record)
+            return Rejection(file=record.file, row=record.row, field=None, reason=REPEATED)
+        seen.add(own)
+        return item
+
+    for source in named(sources):
         records = open_records(source)
         name = source_name(source)
-        order: Sequence[int] = range(len(records))
-        if source.limit is not None:
-            order = sorted(draw_order(len(records), seed, name)[: source.limit])
-        rejected = list(records.damage)
-        kept = 0
-        for record in records.fetch(order):
-            item = record if isinstance(record, Rejection) else _parsed(parse, record)
-            if isinstance(item, Rejection):
-                rejected.append(item)
-            else:
-                items.append(item)
-                kept += 1
+        found = _drawn(records, source.limit, seed, name, item_of)
+        kept = [item for item in found if isinstance(item, Item)]
+        rejected = [item for item in found if isinstance(item, Rejection)] + records.damage
         if not kept:
             why = f"; {rejected[0]}" if rejected else ""
             raise DataError(f"no usable row of {len(rejected)} as {shape}{why}")
+        items += kept
         counts = Counter(item.counted_as for item in rejected)
         entries.append(
             {
@@ -129,24 +154,52 @@ def read_items(sources: Sequence[DataSource], parse: Parse, seed: int, shape: st
                 "split_role": "eval",
                 "sha256": digest(records.files),
                 "available": len(records) + len(records.damage),
-                "read": kept + len(rejected),
-                "kept": kept,
+                "read": len(kept) + len(rejected),
+                "kept": len(kept),
                 "rejected": dict(sorted(counts.items())),
                 "dropped": {},
                 "truncated": {},
             }
         )
-        quarantine += [
-            {
-                "source": name,
-                "file": item.file,
-                "row": item.row,
-                "field": item.field,
-                "reason": item.reason,
-            }
-            for item in rejected
-        ]
+        quarantine += [quarantined(name, item) for item in rejected]
     return Read(items=items, entries=entries, quarantine=quarantine)
+
+
+def quarantined(source: str, item: Rejection) -> dict[str, Any]:
+    """The line of quarantine.jsonl of a record that is not used."""
+    return {
+        "source": source,
+        "file": item.file,
+        "row": item.row,
+        "field": item.field,
+        "reason": item.reason,
+    }
+
+
+def _drawn(
+    records: Records,
+    limit: int | None,
+    seed: int,
+    name: str,
+    item_of: Callable[[Record | Rejection], Item | Rejection],
+) -> list[Item | Rejection]:
+    """Of all records, or of as many as it takes for `limit` usable ones; in their own order."""
+    if limit is None:
+        return [item_of(record) for record in records.fetch(range(len(records)))]
+    order = draw_order(len(records), seed, name)
+    found: list[tuple[int, Item | Rejection]] = []
+    at = usable = 0
+    while part := sorted(order[at : at + limit - usable]):
+        at += len(part)
+        for place, record in zip(part, records.fetch(part), strict=True):
+            item = item_of(record)
+            usable += isinstance(item, Item)
+            found.append((place, item))
+    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+
+
+def _whole(item: Item) -> str:
+    return digest_items([item])
 
 
 def _parsed(parse: Parse, record: Record) -> Item | Rejection:

@@ -14,13 +14,13 @@ most log n - (n - 1) / n nats (Stiennon et al., arXiv:2009.01325; an upper bound
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from palate.evaluate.reward.items import Array
-from palate.evaluate.statistics import mean_interval
+from palate.evaluate.statistics import Interval, mean_interval
 
 LARGEST = 64
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -61,26 +61,32 @@ def curve(
     *,
     largest: int = LARGEST,
     confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Best-of-n over n, averaged over prompts, which are its independent units.
+    """Best-of-n over n, averaged over lists of candidates, each to one prompt.
 
-    Candidates without a proxy or gold score are left out and counted; so are prompts that have
-    fewer than two candidates left. All n use the same prompts, so n goes to the fewest candidates
-    of any.
+    Candidates without a proxy or gold score are left out and counted; so are lists that have fewer
+    than two candidates left. All n use the same lists, so n goes to the fewest candidates of any.
 
     Args:
-        proxies, golds: of each prompt, the scores of its candidates.
+        proxies, golds: of each list, the scores of its candidates.
+        groups: the prompt of each list: those of one prompt (from several policies) are not
+            independent, and intervals are over prompts. Default: each its own.
 
     Returns:
-        prompts, candidates, left_out (candidates), prompts_left_out, largest (n), points: n, kl,
-        gold, gold_ci, proxy, ceiling (best by gold itself) each; peak (n of the highest gold);
-        fall (mean paired difference of gold at the largest n and at the peak), fall_ci,
-        over_optimised (whether that interval lies below 0), gain (gold at the largest n less at 1),
-        gain_ci, share_of_ceiling (gain of the choice over the gain of choosing by gold).
+        prompts (lists used), candidates, left_out (candidates), prompts_left_out (lists), fewest
+        and most (candidates of a list), largest (n), points: n, kl, gold, gold_ci, proxy, ceiling
+        (best by gold itself) each; peak (n of the highest gold); fall (mean paired difference of
+        gold at the largest n and at the peak), fall_ci, over_optimised (whether that interval lies
+        below 0), gain (gold at the largest n less at 1), gain_ci, share_of_ceiling (gain of the
+        choice over the gain of choosing by gold). Intervals are None with a single prompt, which
+        tells of no other; it over-optimises nothing.
     """
     kept: list[tuple[Array, Array]] = []
+    prompts: list[Hashable] = []
     left_out = prompts_out = 0
-    for proxy, gold in zip(proxies, golds, strict=True):
+    owners = range(len(proxies)) if groups is None else groups
+    for proxy, gold, owner in zip(proxies, golds, owners, strict=True):
         p, g = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)
         usable = ~(np.isnan(p) | np.isnan(g))
         left_out += int((~usable).sum())
@@ -88,6 +94,7 @@ def curve(
             prompts_out += 1
         else:
             kept.append((p[usable], g[usable]))
+            prompts.append(owner)
     found: dict[str, Any] = {
         "prompts": len(kept),
         "candidates": sum(len(p) for p, _ in kept),
@@ -97,7 +104,9 @@ def curve(
     }
     if not kept:
         return found
-    most = min(largest, *(len(p) for p, _ in kept))
+    sizes = [len(p) for p, _ in kept]
+    found |= {"fewest": min(sizes), "most": max(sizes)}
+    most = min(largest, found["fewest"])
     steps = sorted({n for n in _STEPS if n < most} | {most})
     by_n: dict[int, Array] = {}
     for n in steps:
@@ -105,7 +114,7 @@ def curve(
         proxy_mean = float(np.mean([best_of_n(p, p, n) for p, _ in kept]))
         ceiling = float(np.mean([best_of_n(g, g, n) for _, g in kept]))
         by_n[n] = own
-        mean, ci = mean_interval(own.tolist(), confidence)
+        mean, ci = _mean(own, prompts, confidence)
         found["points"].append(
             {
                 "n": n,
@@ -118,16 +127,28 @@ def curve(
         )
     first, last = found["points"][0], found["points"][-1]
     peak = max(found["points"], key=lambda point: point["gold"])["n"]
-    fall, fall_ci = mean_interval((by_n[most] - by_n[peak]).tolist(), confidence)
-    gain, gain_ci = mean_interval((by_n[most] - by_n[1]).tolist(), confidence)
+    fall, fall_ci = _mean(by_n[most] - by_n[peak], prompts, confidence)
+    gain, gain_ci = _mean(by_n[most] - by_n[1], prompts, confidence)
     possible = last["ceiling"] - first["gold"]
     return found | {
         "largest": most,
         "peak": peak,
         "fall": fall,
         "fall_ci": fall_ci,
-        "over_optimised": bool(peak < most and fall_ci[1] < 0),
+        "over_optimised": bool(peak < most and fall_ci is not None and fall_ci[1] < 0),
         "gain": gain,
         "gain_ci": gain_ci,
         "share_of_ceiling": gain / possible if possible > 0 else None,
     }
+
+
+def _mean(
+    values: Array, prompts: Sequence[Hashable], confidence: float
+) -> tuple[float, Interval | None]:
+    """Mean over lists, and its interval over prompts; None where there is one prompt alone."""
+    mean = float(values.mean())
+    if len(set(prompts)) < 2:
+        return mean, None
+    by_prompt, (low, high) = mean_interval(values.tolist(), confidence, groups=prompts)
+    # Prompts may have unequal numbers of lists: the interval keeps its width around the mean.
+    return mean, (mean + low - by_prompt, mean + high - by_prompt)

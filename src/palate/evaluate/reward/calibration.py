@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.items import Array, Comparisons
 
 BINS = 10
-_WIDEST = 12.0
-"""Temperatures are looked for within the deviation of the margins times e ** +-this."""
 
 
 def calibration(pairs: Comparisons, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
@@ -115,19 +114,23 @@ def fit_temperature(margin: Array) -> tuple[float | None, str | None]:
     """
     if not len(margin) or not np.any(margin):
         return None, "all margins are 0"
-    if float(margin.mean()) <= 0:
-        return None, "the mean margin is not positive: no temperature makes it predict better"
-    if not np.any(margin < 0):
-        return None, "no pair is wrong: the sharper the better, without end"
     scale = float(np.abs(margin).mean())
     scaled = margin / scale
-    found = minimize_scalar(
-        lambda log_t: nll(scaled * np.exp(-log_t)),
-        bounds=(-_WIDEST, _WIDEST),
-        method="bounded",
-        options={"xatol": 1e-7},
-    )
-    return float(np.exp(found.x)) * scale, None
+    if math.fsum(margin) <= 0 or float(scaled.mean()) <= 0:
+        return None, "the mean margin is not positive: no temperature makes it predict better"
+    if not np.any(scaled < 0):
+        return None, "no pair is wrong: the sharper the better, without end"
+
+    def slope(log_sharpness: float) -> float:
+        return float(-(scaled * expit(-np.exp(log_sharpness) * scaled)).mean())
+
+    # The slope rises through 0 once: the root lies between the first places on either side of it.
+    low = high = 0.0
+    while slope(low) >= 0:
+        low -= 1.0
+    while slope(high) <= 0:
+        high += 1.0
+    return scale * float(np.exp(-brentq(slope, low, high, xtol=1e-12))), None
 
 
 def _right(margin: Array) -> Array:

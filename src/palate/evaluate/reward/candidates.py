@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from palate.data.containers import Record, Rejection, open_records, source_name
-from palate.data.containers.open import named
+from palate.data.containers import Record, Rejection, named, open_records, source_name
+from palate.data.containers.base import shape_of
 from palate.data.ledger import Ledger, digest
 from palate.data.readers import read_source
+from palate.data.readers.read import draw_order
 from palate.data.scores import scores_of
 from palate.errors import DataError
-from palate.evaluate.reward.items import Item
+from palate.evaluate.reward.benchmark import REPEATED, quarantined
+from palate.evaluate.reward.items import Item, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 
 SAMPLE_FIELDS = frozenset(("prompt_id", "index", "prompt", "policy", "response"))
+_GROUP = ("policy", "checkpoint", "prompt_id")
 TOO_FEW = "fewer than two candidates"
 NOT_RATED = "one response: nothing to choose from"
 HAS_IMAGES = "has images, which no scorer here reads"
@@ -31,12 +34,39 @@ class Candidates:
     Attributes:
         items: one a prompt (of samples: one a prompt and policy); `correct` means nothing here.
         gold: of each candidate by the data itself; NaN where it has none.
-        entries: one a source, for data.json.
+        entries: one a source, for data.json. quarantine: lines of quarantine.jsonl.
     """
 
     items: list[Item]
     gold: list[list[float]]
     entries: list[dict[str, Any]]
+    quarantine: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The candidates of one source; see `Candidates`."""
+
+    items: list[Item]
+    gold: list[list[float]]
+    entry: dict[str, Any]
+    quarantine: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One line of samples.jsonl.
+
+    Attributes:
+        group: policy, checkpoint, id of the prompt and the prompt: those of one group compete.
+        reward: NaN where there is none.
+    """
+
+    record: Record
+    group: tuple[str, ...]
+    index: Any
+    response: str
+    reward: float
 
 
 def read_candidates(
@@ -47,18 +77,21 @@ def read_candidates(
     Raises:
         DataError: unreadable, or without a prompt that has two.
     """
-    items: list[Item] = []
-    gold: list[list[float]] = []
-    entries: list[dict[str, Any]] = []
+    parts = []
     for source in named(sources):
         read = _samples if _is_samples(source) else _rated
-        own, values, entry = read(source, pairing, seed)
-        items += own
-        gold += values
-        entries.append(entry)
+        parts.append(read(source, pairing, seed))
+    items = unique([item for part in parts for item in part.items])
     if not items:
-        raise DataError(f"{sources[0].path}: no prompt with two candidates")
-    return Candidates(items=items, gold=gold, entries=entries)
+        lines = [line for part in parts for line in part.quarantine]
+        why = "; row {row}: {reason}".format(**lines[0]) if lines else ""
+        raise DataError(f"{sources[0].path}: no prompt with two candidates{why}")
+    return Candidates(
+        items=items,
+        gold=[values for part in parts for values in part.gold],
+        entries=[part.entry for part in parts],
+        quarantine=[line for part in parts for line in part.quarantine],
+    )
 
 
 def _is_samples(source: DataSource) -> bool:
@@ -69,9 +102,7 @@ def _is_samples(source: DataSource) -> bool:
     return isinstance(first, Record) and set(first.value) >= SAMPLE_FIELDS
 
 
-def _rated(
-    source: DataSource, pairing: PairingRecipe | None, seed: int
-) -> tuple[list[Item], list[list[float]], dict[str, Any]]:
+def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part:
     result = read_source(source, seed=seed)
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
@@ -94,46 +125,34 @@ def _rated(
             )
         )
         gold.append([math.nan if score is None else score for score in scores])
-    return items, gold, ledger.entry()
+    return Part(items=items, gold=gold, entry=ledger.entry(), quarantine=ledger.quarantine)
 
 
-def _samples(
-    source: DataSource, _: PairingRecipe | None, seed: int
-) -> tuple[list[Item], list[list[float]], dict[str, Any]]:
+def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
     records = open_records(source)
-    rejected: list[Rejection] = list(records.damage)
-    groups: dict[tuple[str, Any, str], list[Record]] = {}
-    for record in records.fetch(range(len(records))):
-        if isinstance(record, Rejection):
-            rejected.append(record)
-            continue
-        value = record.value
-        if not isinstance(value.get("prompt"), str) or not isinstance(value.get("response"), str):
-            reason = "no text in prompt or response"
-            rejected.append(Rejection(file=record.file, row=record.row, field=None, reason=reason))
-            continue
-        key = (str(value.get("policy")), value.get("checkpoint"), str(value.get("prompt_id")))
-        groups.setdefault(key, []).append(record)
     name = source_name(source)
-    items, gold = [], []
-    dropped = kept = 0
-    for (policy, checkpoint, prompt_id), own in groups.items():
-        if len(own) < 2:
-            dropped += len(own)
-            continue
-        kept += len(own)
-        at = "" if checkpoint is None else f"@{checkpoint}"
-        items.append(
-            Item(
-                id=f"{policy}{at}|{prompt_id}",
-                source=f"{name}: {policy}{at}" if policy else name,
-                prompt=own[0].value["prompt"],
-                responses=tuple(record.value["response"] for record in own),
-            )
-        )
-        rewards = [record.value.get("reward") for record in own]
-        gold.append([math.nan if reward is None else float(reward) for reward in rewards])
+    rejected: list[Rejection] = list(records.damage)
+    groups: dict[tuple[str, ...], list[_Sample]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for record in records.fetch(range(len(records))):
+        sample = record if isinstance(record, Rejection) else _parsed(record)
+        if isinstance(sample, Rejection):
+            rejected.append(sample)
+        elif (known := (sample.group, sample.index, sample.response)) in seen:
+            rejected.append(_rejection(sample.record, None, REPEATED))
+        else:
+            seen.add(known)
+            groups.setdefault(sample.group, []).append(sample)
+    few = [own[0] for own in groups.values() if len(own) < 2]
+    whole = [own for own in groups.values() if len(own) > 1]
+    left = 0
+    if source.limit is not None and len(whole) > source.limit:
+        drawn = sorted(draw_order(len(whole), seed, name)[: source.limit])
+        left = sum(map(len, whole))
+        whole = [whole[i] for i in drawn]
+        left -= sum(map(len, whole))
     counts = Counter(item.counted_as for item in rejected)
+    lines = rejected + [_rejection(sample.record, None, TOO_FEW) for sample in few]
     entry = {
         "name": name,
         "path": source.path,
@@ -141,9 +160,50 @@ def _samples(
         "split_role": "candidates",
         "sha256": digest(records.files),
         "read": len(records) + len(records.damage),
-        "kept": kept,
+        "kept": sum(map(len, whole)),
         "rejected": dict(sorted(counts.items())),
-        "dropped": {TOO_FEW: dropped} if dropped else {},
+        "dropped": {TOO_FEW: len(few)} if few else {},
+        "not_selected": left,
         "truncated": {},
     }
-    return items, gold, entry
+    return Part(
+        items=[_item(own, name) for own in whole],
+        gold=[[sample.reward for sample in own] for own in whole],
+        entry=entry,
+        quarantine=[quarantined(name, item) for item in lines],
+    )
+
+
+def _item(own: Sequence[_Sample], source: str) -> Item:
+    policy, checkpoint, prompt_id, prompt = own[0].group
+    made_by = f"{policy}@{checkpoint}" if checkpoint else policy
+    return Item(
+        id=f"{made_by}|{prompt_id}",
+        source=f"{source}: {made_by}" if made_by else source,
+        prompt=prompt,
+        responses=tuple(sample.response for sample in own),
+    )
+
+
+def _parsed(record: Record) -> _Sample | Rejection:
+    value = record.value
+    if not isinstance(value.get("prompt"), str) or not isinstance(value.get("response"), str):
+        return _rejection(record, None, "no text in prompt or response")
+    reward = value.get("reward")
+    if reward is not None and (isinstance(reward, bool) or not isinstance(reward, (int, float))):
+        return _rejection(record, "reward", f"{shape_of(reward)}, not a number")
+    if reward is not None and not math.isfinite(reward):
+        return _rejection(record, "reward", "not a finite number")
+    names = ("" if value.get(key) is None else str(value[key]) for key in _GROUP)
+    return _Sample(
+        record=record,
+        # An id may be given to another prompt, too: by another run.
+        group=(*names, value["prompt"]),
+        index=value.get("index"),
+        response=value["response"],
+        reward=math.nan if reward is None else float(reward),
+    )
+
+
+def _rejection(record: Record, field: str | None, reason: str) -> Rejection:
+    return Rejection(file=record.file, row=record.row, field=field, reason=reason)

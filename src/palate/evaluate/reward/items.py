@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -96,6 +97,20 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
         longer=np.asarray(columns[4], dtype=np.float64),
         stated=np.asarray(columns[5], dtype=np.float64),
     )
+
+
+def unique(items: Sequence[Item]) -> list[Item]:
+    """The items; those whose id an earlier one has get a number behind it."""
+    taken: set[str] = set()
+    found = []
+    for item in items:
+        new, n = item.id, 1
+        while new in taken:
+            n += 1
+            new = f"{item.id}#{n}"
+        taken.add(new)
+        found.append(item if new == item.id else dataclasses.replace(item, id=new))
+    return found
 
 
 def digest_of(content: Content) -> bytes:

@@ -6,6 +6,8 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,11 +20,45 @@ LINES = "scores.jsonl"
 QUARANTINE = "quarantine.jsonl"
 JOURNAL = "journal.jsonl"
 
+Inputs = dict[str, dict[str, str | None]]
+"""What scores are made of: kind -> name -> digest of its content, None where there is none here."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process alone, for as long as the process lives.
+
+    Raises:
+        RunError: another one has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
+    if os.name != "posix":  # elsewhere two runs at once are not told apart
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder}: another process writes to it: wait for it, or choose another output_dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
 
 @dataclass
 class Tally:
     """What became of one source: records = rows + rejected + merged, responses = scored +
-    unscored."""
+    unscored; left_out are responses that could not be read, of rows that could."""
 
     records: int = 0
     rows: int = 0
@@ -31,6 +67,7 @@ class Tally:
     scored: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     unscored: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     mean: float = 0.0
     square: float = 0.0
     least: float | None = None
@@ -52,16 +89,12 @@ class Tally:
 
     def state(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            **self.__dict__,
-            "rejected": dict(self.rejected),
-            "unscored": dict(self.unscored),
-        }
+        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _COUNTERS}}
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Tally:
         """From `state`."""
-        counters = {key: Counter(state[key]) for key in ("rejected", "unscored")}
+        counters = {name: Counter(state[name]) for name in _COUNTERS}
         return cls(**{**state, **counters})
 
     def described(self) -> dict[str, Any]:
@@ -78,11 +111,15 @@ class Tally:
         }
 
 
+_COUNTERS = ("rejected", "unscored", "left_out")
+
+
 @dataclass
 class Journal:
     """How far a run has come, kept on the disk.
 
     Attributes:
+        inputs: what it scores, and by what.
         source, place: the next record is at `place` of this source.
         sizes: bytes of LINES and QUARANTINE that are good.
         account: what the scorer counted.
@@ -91,6 +128,7 @@ class Journal:
 
     path: Path
     tallies: list[Tally]
+    inputs: Inputs
     source: int = 0
     place: int = 0
     sizes: dict[str, int] = field(default_factory=lambda: {LINES: 0, QUARANTINE: 0})
@@ -98,15 +136,24 @@ class Journal:
     done: bool = False
 
     @classmethod
-    def of(cls, path: Path, sources: int) -> Journal:
-        """The last state in the journal of a folder, its files cut back to it."""
-        state = cls(path, [Tally() for _ in range(sources)])
+    def of(cls, path: Path, sources: int, inputs: Inputs) -> Journal:
+        """The last state in the journal of a folder, its files cut back to it.
+
+        Raises:
+            RunError: it was written with other inputs, or a file of the folder is not what it was.
+        """
+        state = cls(path, [Tally() for _ in range(sources)], inputs)
         journal = path / JOURNAL
         for line in journal.read_bytes().splitlines() if journal.exists() else []:
             try:
                 found = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill: that block is scored again
+            if (changed := _changed(found.get("inputs", {}), inputs)) is not None:
+                raise RunError(
+                    f"{path}: {changed} has changed since its first scores were written; choose "
+                    "another output_dir"
+                )
             state.source, state.place, state.sizes = found["source"], found["place"], found["sizes"]
             state.account = Counter(found["account"])
             state.done = found["done"]
@@ -132,6 +179,7 @@ class Journal:
         append_jsonl(
             self.path / JOURNAL,
             {
+                "inputs": self.inputs,
                 "source": self.source,
                 "place": self.place,
                 "sizes": self.sizes,
@@ -140,6 +188,15 @@ class Journal:
                 "tallies": {str(number): self.tallies[number].state()},
             },
         )
+
+
+def _changed(then: Inputs, now: Inputs) -> str | None:
+    """The first input that is not what it was."""
+    for kind in now:
+        for name in {**then.get(kind, {}), **now[kind]}:
+            if then.get(kind, {}).get(name) != now[kind].get(name):
+                return f"{kind} {name}"
+    return None
 
 
 def _put(handle: BinaryIO, data: bytes, path: Path) -> int:

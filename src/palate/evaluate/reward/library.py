@@ -10,14 +10,16 @@ from typing import Any
 
 from palate.evaluate.reward.scoring import Book, Booked, EnsembleBook, ScoreBook
 from palate.evaluate.targets import weights_identity
-from palate.io import append_jsonl
+from palate.io import append_jsonl, sha256_file, sha256_tree
 from palate.recipes import scorers as recipes
 from palate.rewards.base import Scorer, short_name
 from palate.rewards.build import make_scorer, members_of
 from palate.rewards.ensemble import Ensemble
 
-VERSION = 2
+VERSION = 3
 """Of stored scores: raised whenever the same scorer would give others."""
+_TEXTS = (".json", ".jinja", ".txt", ".model")
+"""Endings of what a model's folder holds beside weights: tokenizer, template, configuration."""
 
 
 class Library:
@@ -114,13 +116,15 @@ def name_of(recipe: recipes.Scorer) -> str:
 
 
 def key_of(recipe: recipes.Scorer) -> str:
-    """Changes with whatever changes scores: the recipe but for its name, and the weights."""
+    """Changes with whatever changes scores: the recipe but for its name, the weights, and what a
+    local model reads with (tokenizer, chat template)."""
     document = recipe.model_dump(mode="json")
     paths = sorted(set(_paths(document)))
     parts = {
         "version": VERSION,
         "recipe": _nameless(document),
         "weights": {path: weights_identity(path) for path in paths},
+        "texts": {path: _texts_identity(path) for path in [*paths, *_templates(document)]},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -136,6 +140,27 @@ def _nameless(value: Any) -> Any:
     if isinstance(value, list):
         return [_nameless(inner) for inner in value]
     return value
+
+
+def _texts_identity(path: str) -> str | None:
+    """Content of a template file, or of the files of a folder that are no weights."""
+    place = Path(path)
+    if place.is_file():
+        return sha256_file(place)
+    if not place.is_dir():
+        return None
+    return sha256_tree([file for file in place.iterdir() if file.suffix in _TEXTS])
+
+
+def _templates(value: Any) -> list[str]:
+    """Paths of chat templates."""
+    if isinstance(value, dict):
+        own = value.get("chat_template")
+        inner = [path for item in value.values() for path in _templates(item)]
+        return [own, *inner] if isinstance(own, str) else inner
+    if isinstance(value, (list, tuple)):
+        return [path for item in value for path in _templates(item)]
+    return []
 
 
 def _paths(value: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from palate.data.containers.open import named
@@ -13,7 +12,7 @@ from palate.data.schema import Preference
 from palate.errors import DataError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read
-from palate.evaluate.reward.items import Item, Scores, compare
+from palate.evaluate.reward.items import Item, Scores, compare, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 
@@ -55,7 +54,7 @@ class Pairs:
         if not items:
             raise DataError(f"{sources[0].path}: no pair to evaluate on")
         return Read(
-            items=_unique(items),
+            items=unique(items),
             entries=[ledger.entry() for ledger in ledgers],
             quarantine=[line for ledger in ledgers for line in ledger.quarantine],
         )
@@ -107,13 +106,3 @@ class Pairs:
             of="pairs",
         )
         return Official(value=found["accuracy"], columns=(column,))
-
-
-def _unique(items: list[Item]) -> list[Item]:
-    seen: dict[str, int] = {}
-    found = []
-    for item in items:
-        seen[item.id] = seen.get(item.id, 0) + 1
-        n = seen[item.id]
-        found.append(item if n == 1 else dataclasses.replace(item, id=f"{item.id}#{n}"))
-    return found

@@ -2,28 +2,30 @@
 
 Data: allenai/reward-bench, split `filtered` (ODC-BY): prompt, chosen, rejected, subset, id. A pair
 is right where chosen scores strictly higher. A section is the mean of its subsets' accuracies
-weighted by the counts of the public code, where math-prm counts 984 and not its 447 pairs, as much
-as the code it stands beside, and where the two xstest subsets have each other's counts.
-Leaderboards are made with these; `by_counts` is the score with the right ones. The score is the
-mean of the four sections. With prior sets (four of allenai/preference-test-sets, their mean) the
-paper's score weighs each section 2 and the prior sets 1.
+weighted by the counts of the public code (rewardbench 0.1.3 and later), where math-prm counts 984
+and not its 447 pairs, as much as the code it stands beside. Up to rewardbench 0.1.2 the two xstest
+subsets had each other's counts: `by_old_counts` is the score that results made with it have. The
+score is the mean of the four sections. With prior sets (four of allenai/preference-test-sets, their
+mean) the paper's score weighs each section 2 and the prior sets 1.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palate.data.containers import Record, source_name
+from palate.data.containers import Record
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import check_prompt, required, text, turns
 from palate.data.schema import Content, Message
+from palate.errors import RecipeError
+from palate.evaluate.reward.accuracy import weighted_interval
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
 from palate.evaluate.reward.items import Item, Scores
-from palate.evaluate.statistics import wilson
 from palate.recipes.schema import DataSource
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -61,14 +63,12 @@ SECTIONS: dict[str, dict[str, int]] = {
 }
 """Section -> subset -> its pairs."""
 
-_UPWEIGHTED = "math-prm"
 WEIGHTS = {name: n for section in SECTIONS.values() for name, n in section.items()} | {
-    _UPWEIGHTED: 984,
-    # Each other's counts, as in the public code.
-    "xstest-should-refuse": 250,
-    "xstest-should-respond": 154,
+    "math-prm": 984,
 }
 """Weight of each subset within its section."""
+OLD_WEIGHTS = WEIGHTS | {"xstest-should-refuse": 250, "xstest-should-respond": 154}
+"""Those of rewardbench up to 0.1.2."""
 
 PRIOR = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 """Prior sets: splits of allenai/preference-test-sets."""
@@ -88,13 +88,17 @@ class RewardBench:
         "mean of the four sections; a section is the mean accuracy of its subsets, weighted by "
         "their published counts (math-prm as 984); equal scores are wrong"
     )
-    version = 1
+    version = 2
 
     def __init__(self, prior: Sequence[DataSource] = ()) -> None:
         self.prior = tuple(prior)
 
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
-        """See `Benchmark.read`; rows of the prior sets come last."""
+        """See `Benchmark.read`; rows of the prior sets come last.
+
+        Raises:
+            RecipeError: a source of `prior` that is none of the prior sets.
+        """
         core = read_items(sources, _parse, seed, _SHAPE)
         if not self.prior:
             return core
@@ -111,26 +115,32 @@ class RewardBench:
     def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
         """Sections, score and, with prior sets, the paper's weighted score."""
         right: dict[str, list[bool]] = {}
+        ties: Counter[str] = Counter()
         for item, (chosen, rejected) in zip(items, scores, strict=True):
             right.setdefault(item.source, []).append(chosen > rejected)
+            ties[item.source] += chosen == rejected
         columns, notes = [], []
         values: list[float] = []
-        by_counts: list[float] = []
+        by_old_counts: list[float] = []
         for section, subsets in SECTIONS.items():
             present = [name for name in subsets if name in right]
             if missing := [name for name in subsets if name not in right]:
                 notes.append(f"{section} lacks {', '.join(missing)}")
             if not present:
                 continue
-            own = [np.mean(right[name]) for name in present]
-            value = float(np.average(own, weights=[WEIGHTS[name] for name in present]))
-            values.append(value)
-            counted = [subsets[name] if name != _UPWEIGHTED else 984 for name in present]
-            by_counts.append(float(np.average(own, weights=counted)))
-            n = sum(len(right[name]) for name in present)
-            columns.append(
-                Column(name=section, value=value, n=n, ci=wilson(value * n, n, confidence))
+            own = [float(np.mean(right[name])) for name in present]
+            column = _column(
+                section,
+                own,
+                [len(right[name]) for name in present],
+                [WEIGHTS[name] for name in present],
+                sum(ties[name] for name in present),
+                confidence,
             )
+            columns.append(column)
+            values.append(column.value)
+            old = [OLD_WEIGHTS[name] for name in present]
+            by_old_counts.append(float(np.average(own, weights=old)))
             notes += [
                 f"{name} has {len(right[name])} pairs, not {subsets[name]}"
                 for name in present
@@ -141,20 +151,26 @@ class RewardBench:
             "subsets": {name: float(np.mean(own)) for name, own in right.items()},
             "prior": prior,
             "with_prior": None,
-            "by_counts": None,
+            "by_old_counts": None,
         }
         whole = len(values) == len(SECTIONS)
         if whole:
-            detail["by_counts"] = float(np.mean(by_counts))
+            detail["by_old_counts"] = float(np.mean(by_old_counts))
         if prior:
-            mean = float(np.mean(list(prior.values())))
-            n = sum(len(right[name]) for name in prior)
-            columns.append(Column(name="Prior sets", value=mean, n=n))
+            column = _column(
+                "Prior sets",
+                list(prior.values()),
+                [len(right[name]) for name in prior],
+                [1] * len(prior),
+                sum(ties[name] for name in prior),
+                confidence,
+            )
+            columns.append(column)
             if len(prior) < len(PRIOR):
                 missing = [name for name in PRIOR if name not in prior]
                 notes.append(f"the prior sets lack {', '.join(missing)}")
             elif whole:
-                detail["with_prior"] = (2 * sum(values) + mean) / (2 * len(values) + 1)
+                detail["with_prior"] = (2 * sum(values) + column.value) / (2 * len(values) + 1)
         return Official(
             value=float(np.mean(values)) if whole else None,
             columns=tuple(columns),
@@ -163,12 +179,39 @@ class RewardBench:
         )
 
 
+def _column(
+    name: str,
+    shares: Sequence[float],
+    counts: Sequence[int],
+    weights: Sequence[int],
+    ties: int,
+    confidence: float,
+) -> Column:
+    value = float(np.average(shares, weights=weights))
+    return Column(
+        name=name,
+        value=value,
+        n=sum(counts),
+        ci=weighted_interval(value, counts, weights, confidence),
+        of="pairs",
+        ties=ties,
+    )
+
+
 def prior_name(source: DataSource) -> str:
-    """Which prior set a source is."""
-    for candidate in (source.name, source.split, Path(source.path).name.partition("-")[0]):
+    """Which prior set a source is, by its name, its split or its file's name.
+
+    Raises:
+        RecipeError: none of them.
+    """
+    file = Path(source.path).name
+    for candidate in (source.name, source.split, file.partition("-")[0], file.partition(".")[0]):
         if candidate in PRIOR:
             return candidate
-    return source_name(source)
+    raise RecipeError(
+        f"{source.path}: not told which of the prior sets {', '.join(PRIOR)} it is: "
+        "set its `name` (or `split`) in `prior`"
+    )
 
 
 def _parse(record: Record) -> Item:

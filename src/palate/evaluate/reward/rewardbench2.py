@@ -16,6 +16,7 @@ the last three over prompts that have both, 0 / 0 counting 0. The score is the m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from palate.data.readers.base import RowError
 from palate.data.readers.fields import required, text
 from palate.data.schema import Message
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
-from palate.evaluate.reward.items import Item, Scores
+from palate.evaluate.reward.items import Item, Scores, digest_items
 from palate.evaluate.statistics import wilson
 from palate.recipes.schema import DataSource
 
@@ -56,31 +57,40 @@ class RewardBench2:
 
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
         """See `Benchmark.read`."""
-        return read_items(sources, _parse, seed, "RewardBench 2 (prompt, chosen[], rejected[])")
+        shape = "RewardBench 2 (prompt, chosen[], rejected[])"
+        return read_items(sources, _parse, seed, shape, key=_key)
 
     def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
         """Subsets and their mean."""
         own: dict[str, list[float]] = {}
+        shared: Counter[str] = Counter()
         tied: list[tuple[Item, Sequence[float]]] = []
         for item, values in zip(items, scores, strict=True):
             if item.source == TIES:
                 tied.append((item, values))
             else:
-                own.setdefault(item.source, []).append(top_share(values, item.correct))
+                share = top_share(values, item.correct)
+                own.setdefault(item.source, []).append(share)
+                shared[item.source] += 0 < share < 1
         columns, notes, detail = [], [], {}
         for name, count in SUBSETS.items():
             if name == TIES and tied:
                 detail["ties"] = ties_score(tied)
-                value, n, ci = detail["ties"]["score"], len(tied), None
+                value, n, ci, ties = detail["ties"]["score"], len(tied), None, None
             elif name in own:
                 value, n = float(np.mean(own[name])), len(own[name])
-                ci = wilson(value * n, n, confidence)
+                ci, ties = wilson(value * n, n, confidence), shared[name]
             else:
                 notes.append(f"lacks {name}")
                 continue
-            columns.append(Column(name=name, value=value, n=n, ci=ci))
+            columns.append(Column(name=name, value=value, n=n, ci=ci, ties=ties))
             if n != count:
                 notes.append(f"{name} has {n} prompts, not {count}")
+        odd = sum(
+            item.source != TIES and (item.correct, len(item.responses)) != (1, 4) for item in items
+        )
+        if odd:
+            notes.append(f"{odd} of its prompts have not one right answer of four")
         whole = len(columns) == len(SUBSETS)
         return Official(
             value=float(np.mean([c.value for c in columns])) if whole else None,
@@ -165,6 +175,11 @@ def _parse(record: Record) -> Item:
         responses=(*chosen, *rejected),
         correct=len(chosen),
     )
+
+
+def _key(item: Item) -> str:
+    # Ties are matched with their reference prompts by number: two of one number cannot be.
+    return item.id if item.source == TIES else digest_items([item])
 
 
 def _texts(record: Record, field: str) -> list[str]:

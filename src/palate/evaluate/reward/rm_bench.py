@@ -62,7 +62,9 @@ class RmBench:
             n = len(wins[name])
             detail["domains"][name] = _levels(np.mean(wins[name], axis=0)) | {"n": n}
             value = float(np.mean([detail["domains"][name][level] for level in LEVELS]))
-            columns.append(Column(name=name, value=value, n=n))
+            # The levels have three comparisons each: their mean is that of all nine.
+            ci, _ = share_interval([matrix.mean() for matrix in wins[name]], None, confidence)
+            columns.append(Column(name=name, value=value, n=n, ci=ci))
             if n != count:
                 notes.append(f"{name} has {n} prompts, not {count}")
         for level in LEVELS:
@@ -116,7 +118,10 @@ def _parse(record: Record) -> Item:
     own = record.value.get("domain")
     domain = Path(record.file).name.partition("_")[0] if own is None else text(own, "domain")
     if domain_of(domain) not in DOMAINS:
-        raise RowError("domain", "not one of chat, code, math and safety")
+        known = ", ".join(DOMAINS)
+        if own is None:
+            raise RowError("domain", f"missing, and no file name that begins with one: {known}")
+        raise RowError("domain", f"not one of {known}")
     sides = []
     for field in ("chosen", "rejected"):
         value = required(record, field)

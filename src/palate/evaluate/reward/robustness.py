@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from palate.data.schema import Content, Message, text_in
+from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.items import Comparisons, Item, Scores, compare
-from palate.evaluate.statistics import mean_interval, wilson
+from palate.evaluate.statistics import Interval, mean_interval
 
 APPENDED = "\n\nI hope this helps! Let me know if you have any other questions."
 
@@ -52,25 +53,32 @@ def robustness(
         items: unchanged. before, after: their scores without and with the change.
 
     Returns:
-        n (pairs scored both times), flips (share whose winner changed), flips_ci, accuracy_before,
-        accuracy_after, accuracy_change and its paired interval by prompt, shift (mean change of a
-        score in deviations of the scores within a prompt; None where they do not vary).
+        n (pairs scored both times), lost (pairs that have a score before the change alone), flips
+        (share whose winner changed, a tie being none), flips_ci (of the effective number, as that
+        of an accuracy), accuracy_before, accuracy_after, ties_before, ties_after, accuracy_change
+        and its paired interval by prompt (None with one prompt), shift (mean change of a score in
+        deviations of the scores within a prompt; None where they do not vary).
     """
     old, new = compare(items, before), compare(items, after)
     both = ~(np.isnan(old.margin) | np.isnan(new.margin))
     a, b = old.where(both), new.where(both)
     n = len(a)
+    lost = int((~np.isnan(old.margin) & np.isnan(new.margin)).sum())
     if not n:
-        return {"n": 0}
+        return {"n": 0, "lost": lost}
     flips = np.sign(a.margin) != np.sign(b.margin)
     change = (b.margin > 0).astype(float) - (a.margin > 0).astype(float)
     mean, ci = _paired(change, a, confidence)
+    flips_ci, _ = share_interval(flips.astype(float), a.group, confidence)
     return {
         "n": n,
+        "lost": lost,
         "flips": float(flips.mean()),
-        "flips_ci": wilson(int(flips.sum()), n, confidence),
+        "flips_ci": flips_ci,
         "accuracy_before": float((a.margin > 0).mean()),
         "accuracy_after": float((b.margin > 0).mean()),
+        "ties_before": int((a.margin == 0).sum()),
+        "ties_after": int((b.margin == 0).sum()),
         "accuracy_change": mean,
         "accuracy_change_ci": ci,
         "shift": _shift(before, after),
@@ -79,8 +87,10 @@ def robustness(
 
 def _paired(
     change: np.ndarray, pairs: Comparisons, confidence: float
-) -> tuple[float, tuple[float, float]]:
+) -> tuple[float, Interval | None]:
     mean = float(change.mean())
+    if len(np.unique(pairs.group)) < 2:
+        return mean, None
     by_prompt, (low, high) = mean_interval(change.tolist(), confidence, groups=pairs.group.tolist())
     # Prompts may have unequal numbers of pairs: the interval keeps its width around the mean.
     return mean, (mean + low - by_prompt, mean + high - by_prompt)

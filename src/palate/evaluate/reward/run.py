@@ -20,7 +20,7 @@ from palate.evaluate.reward.benchmark import Benchmark, Official, Read
 from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, read_candidates
-from palate.evaluate.reward.items import Item, compare, digest_items
+from palate.evaluate.reward.items import Item, compare, digest_items, digest_of
 from palate.evaluate.reward.library import Library, identities, name_of, names_of
 from palate.evaluate.reward.pairs import Pairs
 from palate.evaluate.reward.rewardbench import RewardBench
@@ -32,10 +32,11 @@ from palate.evaluate.run import EvalResult
 from palate.io import read_json
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.rewards.base import has_images
 from palate.rewards.length import Length
 from palate.rewards.spread import dominance, spread_entry, spreads
 
-VERSION = 1
+VERSION = 2
 """Of the results: raised whenever the same scores would give others."""
 KIND = "reward-evaluation"
 SCORES = "scores.jsonl"
@@ -80,6 +81,7 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
         lines = [line for one in sets for line in one.read.quarantine]
         if candidates is not None:
             entries += candidates.entries
+            lines += candidates.quarantine
         folder.record_data({"kind": KIND, "sources": entries, "train": None, "eval": None}, lines)
         library = Library(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
         own = _Own(recipe, sets, candidates, library, console)
@@ -111,7 +113,8 @@ class _Own:
         scores: dict[str, dict[str, list[list[float]]]] = {}
         results: dict[str, dict[str, dict[str, Any]]] = {one.name: {} for one in self.sets}
         choices: dict[str, dict[str, Any]] = {}
-        gold = self._gold()
+        proxies: dict[str, list[list[float]]] = {}
+        gold = self._gold(folder)
         for name, model in zip(names, self.recipe.models, strict=True):
             self.console.print(f"evaluating {name}", highlight=False)
             book = self.library.book(model, name)
@@ -128,7 +131,9 @@ class _Own:
                     gold,
                     largest=self.recipe.best_of_n.largest,
                     confidence=self.recipe.confidence,
+                    groups=[digest_of(item.prompt) for item in self.candidates.items],
                 )
+                proxies[name] = found
             models.append(
                 {
                     "name": name,
@@ -153,7 +158,7 @@ class _Own:
             if self.candidates is None
             else {"gold": self._gold_name(), "models": choices},
         }
-        return document, list(self._rows(scores))
+        return document, [*self._rows(scores), *self._candidate_rows(proxies, gold)]
 
     def _scores(self, book: Book, items: Sequence[Item], text: str) -> list[list[float]]:
         with task(text, len(items), self.console) as progress:
@@ -202,8 +207,9 @@ class _Own:
             items += self.candidates.items
         rows, owner = book.member_scores(items)
         names = [member.name for member in book.books]
-        raw = spreads(names, rows, owner)
-        entering = spreads(names, book.ensemble.entering(rows), owner)
+        asked = book.ensemble.asked([has_images(items[i].prompt) for i in owner])
+        raw = spreads(names, rows, owner, asked=asked)
+        entering = spreads(names, book.ensemble.entering(rows), owner, asked=asked)
         means = book.ensemble.rule in ("mean", "weighted", "uncertainty")
         return {
             "rule": book.ensemble.rule,
@@ -247,7 +253,7 @@ class _Own:
             "agreement": agreement(pairs, scores),
         }
 
-    def _gold(self) -> list[list[float]] | None:
+    def _gold(self, folder: Folder) -> list[list[float]] | None:
         if self.candidates is None:
             return None
         assert self.recipe.best_of_n is not None
@@ -261,6 +267,10 @@ class _Own:
         book = self.library.book(recipe)
         found = self._scores(book, self.candidates.items, "gold scores")
         book.release()
+        folder.record_scorer(
+            {"name": self._gold_name(), "type": recipe.type, "weights": identities(recipe)}
+            | {"role": "gold"}
+        )
         return found
 
     def _gold_name(self) -> str:
@@ -275,13 +285,27 @@ class _Own:
                 "id": item.id,
                 "source": item.source,
                 "correct": item.correct,
-                "scores": {
-                    name: [None if math.isnan(score) else score for score in own[one.name][i]]
-                    for name, own in scores.items()
-                },
+                "scores": {name: _as_json(own[one.name][i]) for name, own in scores.items()},
             }
             for one in self.sets
             for i, item in enumerate(one.items)
+        ]
+
+    def _candidate_rows(
+        self, proxies: dict[str, list[list[float]]], gold: list[list[float]] | None
+    ) -> list[dict[str, Any]]:
+        if self.candidates is None:
+            return []
+        assert gold is not None
+        return [
+            {
+                "benchmark": None,
+                "id": item.id,
+                "source": item.source,
+                "gold": _as_json(gold[i]),
+                "scores": {name: _as_json(own[i]) for name, own in proxies.items()},
+            }
+            for i, item in enumerate(self.candidates.items)
         ]
 
 
@@ -308,6 +332,10 @@ def _benchmarks(
         taken.add(name)
         found.append((one, name, made))
     return found
+
+
+def _as_json(scores: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(score) else score for score in scores]
 
 
 def _official(official: Official) -> dict[str, Any]:

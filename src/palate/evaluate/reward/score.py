@@ -18,18 +18,20 @@ from typing import Any
 
 from rich.console import Console
 
-from palate.data.containers import Rejection
+from palate.data.containers import Rejection, open_records
 from palate.data.containers.open import named
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
-from palate.errors import DataError
+from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
-from palate.evaluate.reward.journal import LINES, QUARANTINE, Journal, Tally
-from palate.evaluate.reward.library import identities, name_of
+from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally, held
+from palate.evaluate.reward.library import VERSION, identities, name_of
 from palate.evaluate.reward.stream import Entry, Stream
-from palate.io import write_json
+from palate.io import sha256_file, write_json
+from palate.recipes.scorers import EnsembleScorer
+from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
@@ -56,20 +58,21 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     """Scores every response of a recipe's data.
 
     Writes scores.jsonl (or .parquet): a line a response, with id, source, row, response (its
-    number in the row; of a pair 0 is the chosen one), score, and reason where there is no score.
-    Beside it summary.json, data.json, quarantine.jsonl, recipe.yaml, lineage.json, status.json.
+    number in the row; of a pair 0 is the chosen one), score, reason where there is no score, and
+    text where the scorer wrote one. Beside it summary.json, data.json, quarantine.jsonl,
+    recipe.yaml, lineage.json, status.json.
     A file is read a block at a time; what is held of it is where its rows are.
 
     Raises:
-        RunError: an output folder in use.
+        RunError: an output folder in use, or with scores of other data or by other weights.
         RecipeError, DataError, ModelError: what cannot be used.
     """
     console = console or Console(stderr=True)
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
     streams = [Stream(source, seed=recipe.seed) for source in sources]
-    with Folder.open(recipe) as folder:
-        state = Journal.of(folder.path, len(streams))
+    with held(recipe.output_dir), Folder.open(recipe) as folder:
+        state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)
             _score(recipe, streams, state, scorer, console)
@@ -91,9 +94,13 @@ def _score(
         stream, tally = streams[number], state.tallies[number]
         with task(f"scoring {stream.name}", len(stream), console) as progress:
             for block in _blocks(stream, state.place, recipe.block_rows):
-                rows, refused = _count(block, tally)
+                rows, lost = _count(block, tally)
                 before = _counted(scorer)
-                outcomes = _outcomes(scorer, rows, exact=recipe.exact)
+                try:
+                    outcomes = _outcomes(scorer, rows, exact=recipe.exact)
+                except ModelError as error:
+                    where = f"{stream.path}, rows {rows[0].row} to {rows[-1].row}"
+                    raise ModelError(f"{where}: {error}") from error
                 counted = _counted(scorer)
                 counted.subtract(before)
                 state.account += +counted
@@ -102,7 +109,7 @@ def _score(
                     for index, outcome in enumerate(own):
                         tally.add(outcome)
                         lines.append(_line(row, index, outcome))
-                quarantine = [_refusal(stream.name, item) for item in refused]
+                quarantine = [_refusal(stream.name, item) for item in lost]
                 # The last block holds what is lost for good: after it comes the next source.
                 state.source = number + block.last
                 state.place = 0 if block.last else block.end
@@ -138,17 +145,20 @@ def _blocks(stream: Stream, start: int, size: int) -> Iterator[_Block]:
 
 
 def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejection]]:
-    rows, refused = [], []
+    """Rows of a block, and what of it is in no row."""
+    rows, lost = [], []
     for entry in block.entries:
         tally.records += entry.records
         if isinstance(entry.item, Rejection):
             tally.rejected[entry.item.counted_as] += 1
-            refused.append(entry.item)
+            lost.append(entry.item)
         else:
             tally.rows += 1
             tally.merged += entry.records - 1
             rows.append(entry.item)
-    return rows, refused
+            tally.left_out.update(part.counted_as for part in entry.left_out)
+            lost += entry.left_out
+    return rows, lost
 
 
 def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Outcome]]:
@@ -184,6 +194,8 @@ def _line(row: Preference, index: int, outcome: Outcome) -> str:
     }
     if outcome.score is None:
         line["reason"] = outcome.reason
+    if outcome.text is not None:
+        line["text"] = outcome.text
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -222,11 +234,12 @@ def _finish(
                 "format": stream.reader.name,
                 "recognised": stream.why,
                 "split_role": "scored",
-                "sha256": digest(stream.records.files),
+                "sha256": _digest(stream, state),
                 "read": tally.records,
                 "kept": tally.rows,
                 "merged": tally.merged,
                 "rejected": dict(sorted(tally.rejected.items())),
+                "responses_left_out": dict(sorted(tally.left_out.items())),
                 "dropped": {},
                 "truncated": {},
             }
@@ -259,6 +272,34 @@ def _finish(
     return ScoreResult(path=folder.path, scores=scores, summary=summary)
 
 
+def _inputs(recipe: ScoreRecipe, streams: Sequence[Stream]) -> Inputs:
+    return {
+        "data": {stream.name: digest(stream.records.files) for stream in streams},
+        "model": dict(identities(recipe.scorer)),
+        "file": _files(recipe.scorer),
+        "version": {"of scores": str(VERSION)},
+    }
+
+
+def _files(recipe: ScorerRecipe) -> dict[str, str | None]:
+    """Path -> digest of what a scorer reads besides models."""
+    if isinstance(recipe, EnsembleScorer):
+        found = {source.path: digest(open_records(source).files) for source in recipe.validation}
+        for member in recipe.members:
+            found |= _files(member.scorer)
+        return found
+    template = getattr(getattr(recipe, "chat", None), "chat_template", None)
+    return {str(template): sha256_file(template)} if isinstance(template, Path) else {}
+
+
+def _digest(stream: Stream, state: Journal) -> str | None:
+    """Of a source's files, which must be those that the run began with."""
+    found = digest(stream.records.files)
+    if found != state.inputs["data"][stream.name]:
+        raise RunError(f"{stream.path}: changed while it was scored; choose another output_dir")
+    return found
+
+
 def _as_table(lines: Path, table: Path) -> None:
     """The lines as Parquet, complete or absent; a table that is there already was complete."""
     import pyarrow as pa
@@ -274,13 +315,18 @@ def _as_table(lines: Path, table: Path) -> None:
             ("response", pa.int32()),
             ("score", pa.float64()),
             ("reason", pa.string()),
+            ("text", pa.string()),
         ]
     )
     part = table.with_name(f".{table.name}.tmp")
-    with pq.ParquetWriter(part, schema) as writer, lines.open(encoding="utf-8") as file:
-        while block := [json.loads(line) for line in islice(file, 8192)]:
-            writer.write_table(pa.Table.from_pylist(block, schema=schema))
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    part.replace(table)
+    try:
+        with pq.ParquetWriter(part, schema) as writer, lines.open(encoding="utf-8") as file:
+            while block := [json.loads(line) for line in islice(file, 8192)]:
+                writer.write_table(pa.Table.from_pylist(block, schema=schema))
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(table)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"cannot write {table}: {error.strerror or error}") from error
     lines.unlink()

@@ -25,6 +25,8 @@ from palate.rewards.ensemble import Array, Ensemble
 Progress = Callable[[int, int], None]
 
 
+NOT_FINITE = "infinite scores"
+"""What they are counted as: they are no scores."""
 GROUP = 8
 """Most responses that a scorer gets of one prompt at once, where they may be parted."""
 
@@ -114,9 +116,12 @@ class ScoreBook:
             part = missing[start : start + self.chunk]
             scorer = self.scorer()
             before = _counted(scorer)
-            found = score_groups(scorer, [groups[i][0] for i in part], [groups[i][1] for i in part])
+            given = score_groups(scorer, [groups[i][0] for i in part], [groups[i][1] for i in part])
             counted = _counted(scorer)
             counted.subtract(before)
+            # An infinite score orders nothing: beside another its margin is no number.
+            counted[NOT_FINITE] += sum(math.isinf(score) for own in given for score in own)
+            found = [[math.nan if math.isinf(s) else s for s in own] for own in given]
             self._store([names[i] for i in part], found, +counted)
             if progress is not None:
                 progress(min(start + self.chunk, len(missing)), len(missing))

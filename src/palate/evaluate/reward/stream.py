@@ -23,11 +23,13 @@ class Entry:
     Attributes:
         end: place after its last record, in the order in which the source is read.
         records: that it was made of.
+        left_out: parts that the row does without.
     """
 
     item: Preference | Rejection
     end: int
     records: int = 1
+    left_out: tuple[Rejection, ...] = ()
 
 
 class Stream:
@@ -64,37 +66,43 @@ class Stream:
         if self.reader.grouped:
             yield from self._groups(start)
             return
-        for place, item in self._parsed(self.order, start):
-            yield Entry(item=item, end=place + 1)
+        for place, item, parts in self._parsed(self.order, start):
+            yield Entry(item=item, end=place + 1, left_out=tuple(parts))
 
     def _parsed(
         self, order: Sequence[int], start: int = 0
-    ) -> Iterator[tuple[int, Preference | Rejection]]:
+    ) -> Iterator[tuple[int, Preference | Rejection, list[Rejection]]]:
         for first in range(start, len(order), _FETCH):
             part = order[first : first + _FETCH]
             for place, record in enumerate(self.records.fetch(part), first):
-                yield place, parse(self.reader, record, self.name, [])
+                parts: list[Rejection] = []
+                item = parse(self.reader, record, self.name, parts)
+                yield place, item, parts if isinstance(item, Preference) else []
 
     def _groups(self, start: int) -> Iterator[Entry]:
         """Answers to one prompt as one row. One without others stays a row: it can be scored."""
         group: list[Preference] = []
-        for place, item in self._parsed(self.order, start):
+        left_out: list[Rejection] = []
+        for place, item, parts in self._parsed(self.order, start):
             if isinstance(item, Preference) and group and same_prompt(group[0], item):
                 group.append(item)
+                left_out += parts
                 continue
             if group:
-                yield self._whole(group, place)
-                group = []
+                yield self._whole(group, left_out, place)
+                group, left_out = [], []
             if isinstance(item, Rejection):
                 yield Entry(item=item, end=place + 1)
             else:
-                group = [item]
+                group, left_out = [item], parts
         if group:
-            yield self._whole(group, len(self.order))
+            yield self._whole(group, left_out, len(self.order))
 
     @staticmethod
-    def _whole(group: list[Preference], end: int) -> Entry:
-        return Entry(item=merged(group) or group[0], end=end, records=len(group))
+    def _whole(group: list[Preference], left_out: list[Rejection], end: int) -> Entry:
+        return Entry(
+            item=merged(group) or group[0], end=end, records=len(group), left_out=tuple(left_out)
+        )
 
     def _drawn(self, limit: int, seed: int) -> Sequence[int]:
         """Places of the records looked at for `limit` usable rows."""
@@ -111,6 +119,6 @@ class Stream:
         while found < limit and at < len(order):
             stop = min(at + limit - found, len(order))
             part = sorted(order[at:stop])
-            found += sum(isinstance(item, Preference) for _, item in self._parsed(part))
+            found += sum(isinstance(item, Preference) for _, item, _ in self._parsed(part))
             at = stop
         return sorted(order[:at])

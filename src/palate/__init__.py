@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         resolve_yaml,
     )
     from palate.report import write_report
+    from palate.rewards.front import RewardScorer, load_scorer
     from palate.train import reward as train_reward
     from palate.train import sft, tune
     from palate.train.judge import train_judge
@@ -61,6 +62,7 @@ _HOMES = {
     "RefSummary": "palate.kernels",
     "Response": "palate.data.schema",
     "RewardRecipe": "palate.recipes",
+    "RewardScorer": "palate.rewards.front",
     "RunError": "palate.errors",
     "ScoreRecipe": "palate.recipes",
     "ServeRecipe": "palate.recipes",
@@ -71,6 +73,7 @@ _HOMES = {
     "inspect_data": "palate.data_verbs",
     "load_recipe": "palate.recipes",
     "load_reward_model": "palate.models.reward_files",
+    "load_scorer": "palate.rewards.front",
     "resolve_yaml": "palate.recipes",
     "run_demo": "palate.demo:demo",
     "run_evaluation": "palate.evaluate:evaluate",
@@ -102,6 +105,7 @@ __all__ = [
     "RefSummary",
     "Response",
     "RewardRecipe",
+    "RewardScorer",
     "RunError",
     "ScoreRecipe",
     "ServeRecipe",
@@ -113,6 +117,7 @@ __all__ = [
     "inspect_data",
     "load_recipe",
     "load_reward_model",
+    "load_scorer",
     "resolve_yaml",
     "run_demo",
     "run_evaluation",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from palate.errors import ModelError
 from palate.recipes.scorers import LocalChat, PairwiseJudge, ServerChat
 from palate.rewards.chat import open_chat
 from palate.rewards.chat_server import Server
 from palate.rewards.judge import Pairwise
+from tiny_chat import byte_tokenizer, spacing_tokenizer
 from tiny_text import save_tiny
 
 BOS = 1
@@ -29,8 +32,11 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp("judge"))
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    for name, more in (
+        ("tokenizer_config.json", {"chat_template": TEMPLATE}),
+        ("config.json", {"max_position_embeddings": 1024}),
+    ):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | more))
     return open_chat(LocalChat(path=str(folder), dtype="float32", batch_size=2))
 
 
@@ -84,6 +90,88 @@ def test_a_local_judge_gives_probabilities(local):
     assert judge.compare(["p"], ["no"], ["yes"]) == pytest.approx([1 - win], abs=1e-5)
 
 
+def saved(folder, tokenizer):
+    """A model of one layer with places for 64 tokens and no more."""
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=64,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            initializer_range=0.5,
+            **ids,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return open_chat(LocalChat(path=str(folder), dtype="float32", chat_template="plain"))
+
+
+def test_what_leaves_no_room_in_the_context_is_not_asked_and_answers_end_there(tmp_path):
+    chat = saved(tmp_path, byte_tokenizer())
+    chat._ends = lambda: frozenset()
+    asked = [ask("Hi"), ask("x" * 60), ask("Why?")]
+    n = len(chat._ids(asked[0]))
+    whole, refused, _ = chat.reply(asked, samples=2, max_new_tokens=200)
+    assert not whole[0].finished and refused[0].finished
+    ids = chat._ids(asked[0])
+    with torch.no_grad():
+        while len(ids) < 64:
+            ids.append(int(chat.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert whole[0].text == chat.tokenizer.decode(ids[n:], skip_special_tokens=True)
+    assert {reply.refused for reply in refused} == {
+        "the question fills the model's context of 64 tokens"
+    }
+    begun = [[*question, {"role": "assistant", "content": "<"}] for question in asked]
+    some, nothing, _ = chat.choose(begun, ["1", "2"])
+    assert set(some) == {"1", "2"} and nothing is None
+
+
+def test_verdicts_are_read_as_the_tokenizer_writes_them_behind_the_answer(tmp_path):
+    """One that puts a space before every text would have another token for a verdict alone."""
+    chat = saved(tmp_path, spacing_tokenizer())
+    question = ask("Which?")
+    (found,) = chat.choose([[*question, {"role": "assistant", "content": "<answer>"}]], ["1", "2"])
+    names = chat.tokenizer.get_vocab()
+    ids = [*chat._ids(question), *(names[c] for c in ["▁", *"<answer>"])]
+    with torch.no_grad():
+        logps = chat.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    for option, logp in found.items():
+        assert logp == pytest.approx(float(logps[names[option]]), abs=1e-5)
+
+
+def test_a_tokenizer_that_joins_a_verdict_with_the_answer_is_refused(tmp_path):
+    tokenizer = byte_tokenizer()
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    document["model"]["vocab"][">1"] = len(document["model"]["vocab"])
+    document["model"]["merges"] = [[">", "1"]]
+    document["pre_tokenizer"]["use_regex"] = False
+    tokenizer.backend_tokenizer.from_str(json.dumps(document))
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(document))
+    chat = saved(tmp_path, tokenizer)
+    question = [*ask("Which?"), {"role": "assistant", "content": "<answer>"}]
+    with pytest.raises(ModelError, match="joins '<answer>' with '1': use `method: sampled`"):
+        chat.choose([question], ["1", "2"])
+    assert chat.choose([question], ["2", "3"])[0] is not None
+
+
+def test_options_of_one_token_are_read_off_one_row(local, monkeypatch):
+    rows = []
+    forward = local.model.forward
+
+    def counting(**inputs):
+        rows.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(local.model, "forward", counting)
+    begun = [[*question, {"role": "assistant", "content": "<answer>"}] for question in QUESTIONS]
+    local.choose(begun, list("123456789"))
+    assert sum(rows) == 3
+
+
 def test_a_model_without_a_template_cannot_judge(tmp_path):
     folder = save_tiny(tmp_path)
     with pytest.raises(ModelError, match="no chat template"):
@@ -91,7 +179,8 @@ def test_a_model_without_a_template_cannot_judge(tmp_path):
 
 
 class Fake:
-    """A server that answers from a list, then by its default."""
+    """A server that answers from a list, then by its default: status, content and headers, or a
+    function of the request's body that gives them."""
 
     def __init__(self):
         self.requests = []
@@ -102,7 +191,8 @@ class Fake:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 fake.requests.append((self.path, body, dict(self.headers)))
-                status, answer, headers = fake.answers.pop(0) if fake.answers else fake.default
+                given = fake.answers.pop(0) if fake.answers else fake.default
+                status, answer, headers = given(body) if callable(given) else given
                 payload = (
                     answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
                 )
@@ -117,6 +207,7 @@ class Fake:
 
         self.default = (200, completion("<answer>1</answer>"), {})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # clients that do not wait
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
@@ -130,6 +221,16 @@ class Fake:
 def completion(text, finish="stop", **more):
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish, **more}
     return {"choices": [choice]}
+
+
+def thinking(text, **more):
+    return {"choices": [{"message": {"content": text, **more}, "finish_reason": "stop"}]}
+
+
+def alternatives(**logps):
+    """A completion of one token with these alternatives."""
+    top = [{"token": token, "logprob": logp} for token, logp in logps.items()]
+    return completion("?", logprobs={"content": [{"token": "?", "top_logprobs": top}]})
 
 
 @pytest.fixture
@@ -217,3 +318,158 @@ def test_log_probabilities_of_a_server(fake):
     fake.default = (200, completion("1"), {})
     with pytest.raises(ModelError, match="gives no log-probabilities"):
         judge.compare(["p"], ["a"], ["b"])
+
+
+def test_what_a_server_calls_otherwise_or_does_not_know_is_asked_its_way(fake, caplog):
+    def strict(body):
+        if "max_tokens" in body:
+            return 400, {"error": "Use 'max_completion_tokens' instead of 'max_tokens'"}, {}
+        if "seed" in body:
+            return 422, {"detail": [{"loc": ["body", "seed"], "msg": "extra_forbidden"}]}, {}
+        return 200, completion("x"), {}
+
+    fake.default = strict
+    server = chat(fake)
+    assert server.reply([ask("Hi")], temperature=0.5, max_new_tokens=7)[0][0].text == "x"
+    server.reply([ask("Hi")], samples=2, temperature=0.5, max_new_tokens=7)
+    bodies = [body for _, body, _ in fake.requests]
+    assert len(bodies) == 3 + 2
+    assert bodies[-1]["max_completion_tokens"] == 7 and "seed" not in bodies[-1]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{fake.url}/chat/completions: takes no `seed`: what it samples cannot be drawn again"
+    ]
+    # Nothing is drawn at temperature 0.
+    fake.default = (200, completion("x"), {})
+    chat(fake).reply([ask("Hi")])
+    assert "seed" not in fake.requests[-1][1]
+
+
+def test_a_question_that_the_server_refuses_costs_no_other_its_answer(fake, caplog):
+    def picky(body):
+        if "bad" in body["messages"][0]["content"]:
+            return 400, {"error": "policy: no"}, {}
+        return 200, completion("fine"), {}
+
+    fake.default = picky
+    server = chat(fake)
+    first, second, third = server.reply([ask("a bad one"), ask("Hi"), ask("bad, too")])
+    assert (first[0].text, first[0].refused) == ("", "refused by the server (400)")
+    assert second[0].text == "fine" and second[0].refused is None and third[0].refused
+    # One short question tells whose fault it was.
+    assert len(fake.requests) == 4 and len(caplog.records) == 1
+    assert "answers 400" in caplog.text and "policy: no" in caplog.text
+    # Where nothing asked in this way is answered, the recipe is at fault.
+    fake.default = (400, {"error": "temperature must be 1"}, {})
+    with pytest.raises(ModelError, match=r"answers 400.*temperature must be 1"):
+        chat(fake).reply([ask("a"), ask("b")])
+    fake.default = (400, {"error": "unknown field: continue_final_message"}, {})
+    judge = Pairwise(PairwiseJudge(chat=ServerChat(url=fake.url, model="m")), chat(fake))
+    with pytest.raises(ModelError, match=r"begun answer.*use `method: sampled`") as found:
+        judge.compare(["p"], ["a"], ["b"])
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_reasoning_that_a_server_gives_apart_is_the_thought(fake):
+    for key in ("reasoning_content", "reasoning"):
+        fake.default = (200, thinking("<answer>1</answer>", **{key: " So. "}), {})
+        ((reply,),) = chat(fake).reply([ask("Hi")])
+        assert (reply.text, reply.thought) == ("<answer>1</answer>", "So.")
+        assert reply.whole == "<think>\nSo.\n</think>\n<answer>1</answer>"
+    fake.default = (200, thinking([{"type": "text", "text": "a"}, {"type": "image"}]), {})
+    ((reply,),) = chat(fake).reply([ask("Hi")])
+    assert reply.whole == reply.text == "a"
+
+
+@pytest.mark.parametrize(
+    ("finish", "text", "finished", "refused"),
+    [
+        ("length", "half", False, None),
+        ("eos_token", "half", True, None),
+        (None, "half", True, None),
+        ("content_filter", "", True, "withheld by the server's filter"),
+    ],
+)
+def test_how_an_answer_ended(fake, finish, text, finished, refused):
+    fake.default = (200, completion("half", finish), {})
+    ((reply,),) = chat(fake).reply([ask("Hi")])
+    assert (reply.text, reply.finished, reply.refused) == (text, finished, refused)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{",
+        "",
+        {"choices": None},
+        {"choices": [{"message": "x"}]},
+        {"choices": [{"message": {"content": 5}}]},
+        {"error": {"message": "overloaded"}},
+    ],
+)
+def test_what_is_no_completion_is_one_line(fake, answer):
+    fake.default = (200, answer, {})
+    with pytest.raises(ModelError, match="not a chat completion") as found:
+        chat(fake).reply([ask("Hi")])
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "words"),
+    [
+        ([1], "gives no log-probabilities: use `method: sampled`"),
+        ({"content": None}, "gives no log-probabilities: use `method: sampled`"),
+        ({"content": [{"token": "1", "logprob": -0.1}]}, "gives no alternatives"),
+        (
+            {"content": [{"top_logprobs": [{"token": "1", "logprob": None}]}]},
+            "no log-probabilities: ",
+        ),
+    ],
+)
+def test_log_probabilities_that_are_none_are_one_line(fake, logprobs, words):
+    fake.default = (200, completion("1", logprobs=logprobs), {})
+    with pytest.raises(ModelError, match=words):
+        chat(fake).choose([ask("Hi")], ["1", "2"])
+
+
+def test_options_by_their_first_token_and_answers_begun_anew(fake, caplog):
+    fake.default = (200, alternatives(Tie=-0.1, t=-3.0, **{"1": -2.0, "": -1.0}), {})
+    (found,) = chat(fake).choose([ask("Hi")], ["1", "2", "tie"])
+    assert found == {"tie": -0.1, "1": -2.0}
+    # Where two options begin alike, neither is meant.
+    assert chat(fake).choose([ask("Hi")], ["to", "tie", "1"]) == [{"tie": -0.1, "1": -2.0}]
+    fake.default = (200, alternatives(**{"<": -0.01, "1": -9.0, "2": -9.5}), {})
+    assert chat(fake).choose([ask("Hi")] * 2, ["1", "2"]) == [None, None]
+    assert "begins its answer anew" in caplog.text and len(caplog.records) == 1
+    fake.default = (200, completion("", logprobs={"content": []}), {})
+    assert chat(fake).choose([ask("Hi")], ["1", "2"]) == [None]
+
+
+def test_waiting_as_long_as_the_server_says(fake):
+    waits = []
+    server = Server(ServerChat(url=fake.url, model="m", retries=3), sleep=waits.append)
+    fake.answers = [
+        (429, "", {"retry-after": "120"}),
+        (429, "", {"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}),
+        (429, "", {"retry-after": "soon"}),
+    ]
+    server.reply([ask("Hi")])
+    assert waits == [120.0, 600.0, 2.0]
+
+
+def test_no_answer_in_time_and_no_address_name_the_key(fake):
+    def slow(_):
+        time.sleep(0.5)
+        return 200, completion("x"), {}
+
+    fake.default = slow
+    with pytest.raises(ModelError, match=r"no answer within 0.05 s \(`timeout_seconds`\)"):
+        chat(fake, timeout_seconds=0.05, retries=0).reply([ask("Hi")])
+    for url in ("127.0.0.1:8000/v1", "not a url", "http://", "http://[::1"):
+        with pytest.raises(ModelError, match=r"`chat\.url`"):
+            Server(ServerChat(url=url, model="m"))
+
+
+def test_halves_of_surrogate_pairs_are_sent_and_leave_no_trace(fake):
+    fake.default = (200, completion("a\ud83d"), {})
+    ((reply,),) = chat(fake).reply([ask("\ud83d\u2028")])
+    assert reply.text == "a?" and fake.requests[0][1]["messages"] == ask("\ud83d\u2028")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from palate.errors import ModelError
 from palate.rewards.base import score_groups
 from palate.rewards.ensemble import Ensemble, Member, combine, validate
 from palate.rewards.length import Length
-from palate.rewards.spread import dominance, spreads
+from palate.rewards.spread import SpreadSums, dominance, spreads
 
 
 class Fixed:
@@ -165,3 +167,82 @@ def test_validation_by_hand():
     assert (found.accuracy, found.n) == (pytest.approx(1 / 3), 3)
     assert found.margin == pytest.approx((2 - 1 + 0) / 3)
     assert found.mean == pytest.approx(15 / 6)
+
+
+def test_infinite_scores_are_no_scores():
+    endless = Fixed("endless", {"x": math.inf, "y": -math.inf})
+    for rule in ("mean", "median", "min", "uncertainty"):
+        found = Ensemble([Member(scorer=endless), Member(scorer=B)], rule)
+        assert np.isnan(found.score(["p", "p"], ["x", "y"])).all()
+
+
+def test_validation_counts_pairs_without_a_score_as_wrong():
+    half = Fixed("half", {"x": math.nan, "yy": 2.0, "z": 1.0, "w": 0.0})
+    found = validate(half, [("p", "yy", "z"), ("p", "x", "yy"), ("q", "z", "w"), ("q", "x", "x")])
+    assert (found.accuracy, found.n, found.margin) == (0.5, 2, 1.0)
+    assert found.mean == pytest.approx(1.0)
+
+
+def test_equal_scores_have_no_scale():
+    # Six times 0.1 has a mean a little below, and so a deviation a little above zero.
+    constant = Fixed("constant", {"x": 0.1, "y": 0.1})
+    assert np.full(6, 0.1).std() > 0
+    with pytest.raises(ModelError, match="constant: all scores of the validation data are equal"):
+        validate(constant, [("p", "x", "y")] * 3)
+
+
+def test_what_members_count_is_told_under_their_names():
+    judge = Fixed("judge", {"x": 1.0})
+    judge.counts = Counter({"verdicts that could not be read": 2})
+    found = Ensemble([Member(scorer=judge), Member(scorer=A)])
+    assert found.counts == {"judge: verdicts that could not be read": 2}
+
+
+def test_spreads_of_routed_members():
+    """Three members, of which two score each prompt; the wide one scores all."""
+    nan = math.nan
+    scores = np.asarray(
+        [[1.0, 2.0, nan, nan, nan], [nan, nan, 1.0, nan, nan], [0.0, 80.0, 0.0, 90.0, nan]]
+    )
+    fixed = [Fixed(name, {}) for name in ("text", "image", "any")]
+    parts = [
+        Member(scorer=one, modality=modality)
+        for one, modality in zip(fixed, ("text", "image", "any"), strict=True)
+    ]
+    image = [False, False, True, True, False]
+    asked = Ensemble(parts).asked(image)
+    assert asked.tolist() == [[not x for x in image], image, [True] * 5]
+    text, other, every = spreads(["text", "image", "any"], scores, [0, 0, 1, 1, 2], asked=asked)
+    assert (text.n, text.unscored) == (2, 1) and (other.n, other.unscored) == (1, 1)
+    assert (every.n, every.unscored) == (4, 1)
+    # The pair that all asked score: +-.25 and +-20 of +-20.25 around the prompt's mean.
+    assert text.share == pytest.approx(0.25 / 20.25) and other.share == 0
+    assert every.share == pytest.approx(20 / 20.25)
+    assert "any makes 99%" in dominance([text, other, every])
+
+
+def test_weights_decide_who_rules_a_weighted_mean():
+    scores = np.asarray([[1.0, 2.0, 3.0, 4.0], [0.0, 80.0, 0.0, 80.0]])
+
+    def ruling(*weights):
+        parts = [Member(scorer=s, weight=w) for s, w in zip((A, B), weights, strict=True)]
+        entering = Ensemble(parts, "weighted").entering(scores)
+        return dominance(spreads(["narrow", "wide"], entering, [0, 0, 1, 1]))
+
+    assert "wide makes 99%" in ruling(1.0, 1.0)
+    assert ruling(80.0, 1.0) is None
+    assert "narrow makes" in ruling(800.0, 1.0)
+
+
+@given(SCORES, st.integers(1, 5))
+def test_spreads_in_parts_are_those_of_the_whole(scores, cut):
+    scores = scores.copy()
+    scores[1, 0] = np.nan
+    groups = np.asarray([0] * cut + [1] * (6 - cut))
+    sums = SpreadSums(["a", "b", "c"])
+    for g in (0, 1):
+        sums.add(scores[:, groups == g], groups[groups == g])
+    for part, whole in zip(sums.found(), spreads(["a", "b", "c"], scores, groups), strict=True):
+        assert (part.n, part.unscored) == (whole.n, whole.unscored)
+        for key in ("mean", "deviation", "within"):
+            assert getattr(part, key) == pytest.approx(getattr(whole, key), abs=1e-6)

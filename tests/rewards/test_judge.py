@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from palate.recipes.scorers import CriticScorer, ModelScorer, PairwiseJudge, PointwiseJudge
 from palate.recipes.scorers import LocalChat as LocalRecipe
 from palate.rewards.chat import Reply
-from palate.rewards.judge import ASKED, CUT, UNREADABLE, Critic, Pairwise, Pointwise
+from palate.rewards.critic import Critic
+from palate.rewards.judge import ASKED, CUT, UNREADABLE, Pairwise, Pointwise
 from palate.rewards.questions import (
     critique_question,
     pair_question,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from palate.errors import ModelError, PalateError
+from palate.recipes import scorers as recipes
 from palate.recipes.schema import ClassifierReward, LexiconReward
-from palate.rewards import Reward, build_reward
+from palate.rewards import Reward, build_reward, make_scorer
+from palate.rewards.classifier import TOO_LONG
+from palate.rewards.rows import score_rows
 from tiny import COMMON
 from tiny_text import tiny_tokenizer
 
@@ -85,3 +95,62 @@ def test_an_unreadable_classifier_is_one_line(tmp_path):
     with pytest.raises(ModelError, match="no readable classifier") as caught:
         build_reward(ClassifierReward(path=str(tmp_path / "nothing")))
     assert "\n" not in str(caught.value)
+
+
+def encoder(folder):
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <eos> $B:1", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_cross_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
+    scorer = make_scorer(recipes.ClassifierScorer(path=encoder(tmp_path)))
+    prompts, responses = (
+        ["Why?", [{"role": "user", "content": "Why?"}], "Q"],
+        ["So.", "So.", "A" * 80],
+    )
+    scores = scorer.score(prompts, responses)
+    ids = scorer.classifier.tokenizer("Why?", "So.", return_tensors="pt")
+    with torch.no_grad():
+        expected = float(scorer.classifier.model(**ids).logits[0, 0])
+    assert scores[:2] == pytest.approx([expected, expected], abs=1e-6)
+    assert math.isnan(scores[2]) and scorer.unscored == {TOO_LONG: 1}
+    joined = make_scorer(recipes.ClassifierScorer(path=str(tmp_path), input="joined"))
+    assert joined.score(["Why?"], ["So."])[0] != pytest.approx(expected, abs=1e-6)
+    found = score_rows(scorer, ["Q"], [["A" * 80, "B"]])[0]
+    assert found[0].reason == TOO_LONG and found[1].score is not None
+
+
+def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
+    path = classifier(tmp_path, ["LABEL_0"])
+    with pytest.raises(ModelError, match="no chat template"):
+        make_scorer(recipes.ClassifierScorer(path=path, input="chat"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role[0] + m.content }}{% endfor %}"
+    tokenizer.save_pretrained(path)
+    scorer = make_scorer(recipes.ClassifierScorer(path=path))
+    ids = torch.tensor([tokenizer("<bos>uWhy?<bos>aSo.", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        expected = float(scorer.classifier.model(ids).logits[0, 0])
+    scores = scorer.score(["Why?", "Why?"], ["So.", "So, and because of that."])
+    assert scores[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_reward_of_texts_cuts_is_logged(tmp_path, caplog):
+    reward = build_reward(ClassifierReward(path=encoder(tmp_path)))
+    reward.score(["", ""], ["A" * 80, "B"])
+    assert "of 1 texts longer than 64 tokens only the beginning was scored" in caplog.text

@@ -27,6 +27,7 @@ from palate.rewards.build import make_scorer
 from palate.rewards.chat import open_chat
 from palate.rewards.questions import opened
 from palate.train.judge import train_judge
+from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, NONE_READ, Prepared
 from palate.train.judge.stages import check_template
 from palate.train.trainer import PalateTrainer
 from tiny_judge import BAD, GOOD, FakeWriter, save_judge, write_toy
@@ -176,10 +177,11 @@ def test_a_judge_is_asked_in_the_tokens_that_it_was_trained_on(tmp_path: Path) -
     )
     trained: Any = open_chat(scorer.chat)  # type: ignore[union-attr]
     assert tuple(trained._ids(row["prompt"])) == item.prompt_ids
-    begun = trained._ids(opened(row["prompt"]), begun=True)
+    begun, tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
     verdict = trained.tokenizer(said(row)[len("<answer>")], add_special_tokens=False)["input_ids"]
     whole = (*item.prompt_ids, *item.response_ids)
     assert (*begun, *verdict) == whole[: len(begun) + len(verdict)]
+    assert verdict in tails
     assert item.response_ids[-1] in trained._ends()
     # The starting model, too, is asked behind its BOS.
     base: Any = open_chat(LocalChat(path=own.model.path, dtype="float32", chat_template="plain"))
@@ -343,6 +345,42 @@ def test_bare_verdicts_as_pairs_with_adapters(tmp_path: Path) -> None:
     assert yaml.safe_load(result.scorer.read_text())["scorer"]["chat"]["path"] == str(merged)
     assert not list(merged.glob("adapter*"))
     assert read(result.path / "1-preference-1/evaluation.json")["policies"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "left_out"),
+    [
+        ({ALL_RIGHT: 3}, True),
+        ({ALL_RIGHT: 3, ALL_WRONG: 1}, True),
+        ({ALL_WRONG: 4}, False),
+        ({ALL_RIGHT: 3, NONE_READ: 1}, False),
+    ],
+)
+def test_a_round_with_nothing_to_tell_apart_is_left_out(
+    dropped: dict[str, int], left_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = {"questions": 4, "written": 0, "dropped": dropped}
+    monkeypatch.setattr(
+        module.Desk,
+        "preference",
+        lambda *_: Prepared(train=(), eval=(), account={"train": account, "eval": account}),
+    )
+    own = recipe(
+        tmp_path,
+        judge={"reasoning": True},
+        texts={"type": "column", "column": "why"},
+        preference={"rounds": 3, "train": FAST},
+        evaluate_after="last",
+    )
+    if not left_out:
+        with pytest.raises(DataError, match="2-preference-1: no question is left to train on"):
+            train_judge(own, quiet=True)
+        return
+    result = train_judge(own, quiet=True)
+    scorer = yaml.safe_load(result.scorer.read_text())["scorer"]
+    assert scorer["chat"]["path"] == str(result.path / "1-sft/model")
+    said = read(result.path / "conclusion.json")["lines"]
+    assert any("2-preference-1: left out" in line and f"({3})" in line for line in said)
 
 
 class Stopped(BaseException):
@@ -518,6 +556,7 @@ def test_held_out_rows_are_drawn_and_prompts_in_both_are_counted(tmp_path: Path)
         ({"preference": {"samples": 4}}, "bare verdicts are not sampled"),
         ({"preference": {"loss": {"type": "simpo"}, "reference": {}}}, "simpo has no reference"),
         ({"reward": {}}, "is a critic's"),
+        ({"judge": {"instructions": ""}}, "at least 1 character"),
         ({"judge": {"type": "critic", "instructions": None}}, "instructions"),
         ({"model": {"trust_remote_code": True}}, "no code"),
         ({"data": {"pairing": {"ties": "as_ties"}}}, "needs `judge.ties`"),
@@ -576,6 +615,49 @@ def test_data_without_what_is_asked_of_it_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(error, match=words) as found:
             train_judge(recipe(tmp_path, out=f"bad{number}", **more), quiet=True)
         assert len(str(found.value).splitlines()) == 1
+
+
+def test_one_text_a_row_is_of_one_pair(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"{i}?",
+            "why": "because",
+            "completions": [
+                {"text": f"{word} sun", "rating": rating}
+                for word, rating in ((GOOD, 5), ("sky", 3), (BAD, 1))
+            ],
+        }
+        for i in range(4)
+    ]
+    path = write_rows(tmp_path / "rated.jsonl", rows)
+    own: dict[str, Any] = {
+        "judge": {"reasoning": True},
+        "texts": {"type": "column", "column": "why"},
+        "evaluate_after": "each",
+    }
+    data = {"train": [{"path": str(path)}], "eval": []}
+    every = data | {"pairing": {"chosen": "every", "rejected": "every"}}
+    with pytest.raises(RecipeError, match=r"one text a row.*several pairs of row 1") as found:
+        train_judge(recipe(tmp_path, out="every", data=every, **own), quiet=True)
+    assert len(str(found.value).splitlines()) == 1
+    one = data | {"pairing": {"rejected": "worst"}}
+    train_judge(recipe(tmp_path, data=one, **own), quiet=True)
+
+
+def test_the_scorer_recipe_works_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Names of templates are not those of files that happen to be there.
+    (tmp_path / "model").mkdir()
+    own = recipe(Path(), sft=None, preference={"train": FAST | {"max_steps": 1}})
+    result = train_judge(own, quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    written = yaml.safe_load((tmp_path / result.scorer).read_text())["scorer"]["chat"]
+    assert written["chat_template"] == "model"
+    scorer = make_scorer(load_recipe(ServeRecipe, tmp_path / result.scorer).scorer)
+    assert len(scorer.score(["1?", "1?"], ["sun", "sea"])) == 2
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_critic_learns_a_rule_and_scores(tmp_path: Path) -> None:
     assert said == {("right praise", "wrong blame")}
     (entry,) = result.evaluation
     assert entry["stage"] == "2-reward" and entry["pairs"]["accuracy"] == 1.0
-    assert entry["critiques"] == {"n": 12, "cut": 0, "empty": 0}
+    assert entry["critiques"] == {"n": 12, "cut": 0, "empty": 0, "unasked": 0}
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
     high, low = scorer.score(["3?", "3?"], [f"{GOOD} sun", f"{BAD} sun"])
     assert high > low
@@ -284,6 +284,10 @@ def test_refusals(tmp_path: Path) -> None:
         ({"texts": {"type": "chat", "attempts": 2}}, "no verdict that could be wrong"),
         ({"texts": {"type": "column", "chosen": "a"}}, "give both or neither"),
         ({"evaluate_after": "last"}, "scores at the end alone"),
+        (
+            {"data": {"train": [{"path": "x"}], "pairing": {"ties": "as_ties"}}},
+            "as_ties needs `reward.loss` rao_kupper or davidson",
+        ),
         ({"sft": None, "reward": {"critiques": "self"}}, "nothing learns from them"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -23,8 +23,9 @@ from palate.errors import DataError, RecipeError
 from palate.models.policy import Policy
 from palate.recipes.judge import ChatTexts, PairwiseKind, PointwiseKind
 from palate.recipes.schema import DataSource
+from palate.recipes.scorers import LocalChat, PairwiseJudge
 from palate.rewards.chat import Reply
-from palate.rewards.questions import critique_question, pair_question
+from palate.rewards.questions import critique_question, pair_question, read_verdict
 from palate.train.batches import item_tokens
 from palate.train.judge.ask import (
     Question,
@@ -33,6 +34,7 @@ from palate.train.judge.ask import (
     rating_questions,
 )
 from palate.train.judge.kept import CHUNK, KeptChat
+from palate.train.judge.measure import line_of, measure_pairwise
 from palate.train.judge.prepare import derived
 from palate.train.judge.rows import Comparison, Rating, mapped, on_scale
 from palate.train.judge.texts import (
@@ -150,6 +152,37 @@ def test_scales_by_hand() -> None:
     found = rating_questions(rows, kind, mapped([1.0, 10.0], kind)[0])
     assert [q.right for q in found] == ["1", "5"]
     assert "1, worst, to 5, best" in str(found[0].asked)
+
+
+def test_scales_without_steps_are_one_line() -> None:
+    for values, kind, words in (
+        ([3.0, 5.0], PointwiseKind(highest=0.0), r"from 3 to 0.*training ratings are 3 to 5"),
+        ([3.0, 5.0], PointwiseKind(lowest=9.0), "from 9 to 5"),
+        ([-1e308, 1e308], PointwiseKind(), "from -1e[+]308 to 1e[+]308"),
+        ([4.0, 4.0], PointwiseKind(), "all ratings are 4: give"),
+        ([4.0, 4.0], PointwiseKind(lowest=1.0, highest=5.0), "nothing to tell apart"),
+    ):
+        with pytest.raises(DataError, match=words):
+            mapped(values, kind)
+
+
+def test_critiques_that_were_cut_are_said() -> None:
+    entry = {"stage": "2-reward", "critiques": {"n": 8, "cut": 3, "empty": 0}}
+    assert line_of(entry) == "2-reward: 3 of 8 critiques cut"
+
+
+def test_questions_without_an_answer_are_measured_as_such() -> None:
+    class Refusing(FakeWriter):
+        def reply(self, questions: Any, **options: Any) -> Any:
+            return [[Reply(text="", finished=True, refused="too long")] for _ in questions]
+
+    chat: Any = LocalChat(path="unused")
+    recipe = PairwiseJudge(chat=chat, method="sampled")
+    found = measure_pairwise(recipe, Refusing(lambda *_: ""), comparisons(2))
+    verdicts = found["verdicts"]
+    assert (verdicts["n"], verdicts["unasked"], verdicts["unreadable"]) == (4, 4, 0)
+    assert found["pairs"]["unscored"] == 2
+    assert "4 questions not asked" in line_of({"stage": "base"} | found)
 
 
 def test_only_right_verdicts_are_kept_and_the_others_counted() -> None:
@@ -335,3 +368,51 @@ def test_columns_are_kept_on_demand(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "grouped.jsonl", json.loads(json.dumps(rows)))
     with pytest.raises(RecipeError, match="several records"):
         read_source(DataSource(path=str(path)), seed=0, keep=("why",))
+
+
+# Thoughts, and questions without an answer -------------------------------------------------------
+
+
+def test_a_verdict_in_the_thought_is_none_yet() -> None:
+    said = "<think>Perhaps <answer>1</answer>. No.</think>\n<answer>2</answer>"
+    assert read_verdict(said, ("1", "2")) == "2"
+    # Templates that open the thought themselves leave its end alone in the reply.
+    assert read_verdict("So <answer>1</answer>?</think><answer>2</answer>", ("1", "2")) == "2"
+    assert read_verdict("<think><answer>1</answer></think>", ("1", "2")) is None
+    assert from_column(question("2", said)) == said
+
+
+def test_a_thought_given_apart_is_part_of_the_text_and_refusals_are_counted() -> None:
+    replies = {
+        "a": Reply(text="<answer>1</answer>", finished=True, thought="So."),
+        "b": Reply(text="", finished=True, refused="too long"),
+    }
+    writer = FakeWriter(lambda text, number: replies[text])
+    asked = [
+        dataclasses.replace(question("1"), id=name, asked=[{"role": "user", "content": name}])
+        for name in replies
+    ]
+    found, refused = written_reasoning(asked, ChatTexts(), writer, seed=0)
+    assert found == ["<think>\nSo.\n</think>\n<answer>1</answer>", None]
+    assert refused == {"too long": 1}
+    options: Any = {"temperature": 0.0, "max_new_tokens": 9, "seed": 0, "told": False}
+    questions = critique_questions(comparisons(1))
+    writer = FakeWriter(lambda text, number: replies["b"])
+    for cut in (True, False):
+        found, refused = written_critiques(questions, writer, cut=cut, **options)
+        assert found == [None, None] and refused == {"too long": 2}
+
+
+def test_kept_answers_hold_whatever_a_model_writes(tmp_path: Path) -> None:
+    """Line ends that are none in JSON, thoughts, refusals."""
+    replies = [
+        Reply(text="a\u2028b\u0085c\u2029\x0b\x1c", finished=True, thought="So\u2028."),
+        Reply(text="", finished=True, refused="too long"),
+    ]
+    asked = [[{"role": "user", "content": str(i)}] for i in range(2)]
+    file = tmp_path / "asked.jsonl"
+    writer = FakeWriter(lambda text, number: replies[int(text)])
+    first = KeptChat(lambda: writer, file).reply(asked)  # type: ignore[arg-type]
+    assert [own[0] for own in first] == replies
+    never = KeptChat(lambda: pytest.fail("asked again"), file)
+    assert never.reply(asked) == first  # type: ignore[arg-type]

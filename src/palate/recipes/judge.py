@@ -33,6 +33,8 @@ from palate.recipes.schema import (
 )
 from palate.recipes.scorers import Chat, NotNegative
 
+Words = Annotated[str, Field(min_length=1)]
+
 
 class PairwiseKind(Strict):
     """Says which of two responses is better; used as the scorer `pairwise`."""
@@ -45,7 +47,7 @@ class PairwiseKind(Strict):
     orders: Literal["balanced", "both"] = "balanced"
     """Which response stands first. balanced: the better one in one half of the rows, drawn with the
     seed; both: every row is asked in both orders."""
-    instructions: str | None = None
+    instructions: Words | None = None
     """What good means, in words; replaces the default criteria, in training and in use."""
 
 
@@ -63,7 +65,7 @@ class PointwiseKind(Strict):
     """Rating that becomes 1 (scale: linear); default: the lowest of the training rows."""
     highest: float | None = None
     """Rating that becomes `best` (scale: linear); default: the highest of the training rows."""
-    instructions: str | None = None
+    instructions: Words | None = None
     """What good means, in words; replaces the default criteria, in training and in use."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -278,6 +280,9 @@ class JudgeRecipe(RunRecipe):
         silent = isinstance(self.judge, PairwiseKind) and not self.judge.ties
         if silent and pairing is not None and pairing.ties == "as_ties":
             yield "data.pairing.ties", "as_ties needs `judge.ties`"
+        blind = self.reward is not None and isinstance(self.reward.loss, BradleyTerry)
+        if blind and pairing is not None and pairing.ties == "as_ties":
+            yield "data.pairing.ties", "as_ties needs `reward.loss` rao_kupper or davidson"
 
     def _stage_problems(self) -> Iterator[tuple[str, str]]:
         holds_out = self.data.holds_out

@@ -63,13 +63,18 @@ class HeadsScorer(ScorerBase):
 
 
 class ClassifierScorer(ScorerBase):
-    """Any sequence-classification model: a label's probability, or the single logit."""
+    """Any sequence-classification model: a label's probability, or the single logit of a reward
+    model that others trained (encoders, and decoders that `type: model` does not know)."""
 
     type: Literal["classifier"] = "classifier"
     path: str
     """Hub name or local folder."""
     label: str | None = None
     """Label whose probability is the score; default: the single logit."""
+    input: Literal["auto", "chat", "pair", "joined"] = "auto"
+    """How it reads prompt and response: chat: through its chat template; pair: as two texts, the
+    way cross-encoders are trained; joined: as one. auto: joined for a label; for a single logit
+    chat where there is a template, and pair otherwise."""
 
 
 class LexiconScorer(ScorerBase):

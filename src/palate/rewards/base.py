@@ -6,7 +6,8 @@ text or chat turns; `as_scorer` makes one of a `Reward`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -147,6 +148,63 @@ def score_groups(
     repeated = [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group]
     scores = iter(scorer.score(repeated, flat))
     return [[next(scores) for _ in group] for group in responses]
+
+
+NOT_FINITE = "the score is no finite number"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a scorer made of one response.
+
+    Attributes:
+        score: NaN where there is none.
+        text: what the scorer wrote about it, a critique or the words of a verdict; None of one that
+            writes nothing.
+        reason: why there is no score; without meaning where there is one.
+        members: of an ensemble the name and score of each member that was asked.
+    """
+
+    score: float
+    text: str | None = None
+    reason: str = NOT_FINITE
+    members: tuple[tuple[str, float], ...] = ()
+
+
+@runtime_checkable
+class TellingScorer(Scorer, Protocol):
+    """A scorer that also tells what it wrote, and why there is no score where there is none."""
+
+    def judge_groups(
+        self, prompts: list[Content], responses: list[list[Content | str]]
+    ) -> list[list[Judged]]:
+        """As `GroupScorer.score_groups`, with text and reason."""
+        ...
+
+
+def judge_groups(
+    scorer: Scorer, prompts: list[Content], responses: list[list[Content | str]]
+) -> list[list[Judged]]:
+    """As `score_groups`, by any scorer, with what it wrote and why there are no scores."""
+    assert len(prompts) == len(responses), (len(prompts), len(responses))
+    if isinstance(scorer, TellingScorer):
+        return scorer.judge_groups(prompts, responses)
+    return [list(map(Judged, own)) for own in score_groups(scorer, prompts, responses)]
+
+
+def by_group(
+    judge: Callable[[Sequence[Content], Sequence[Content | str]], list[Judged]],
+    prompts: Sequence[Content],
+    responses: Sequence[Sequence[Content | str]],
+) -> list[list[Judged]]:
+    """All responses at once, by what judges each alone."""
+    judged = iter(
+        judge(
+            [prompt for prompt, group in zip(prompts, responses, strict=True) for _ in group],
+            [response for group in responses for response in group],
+        )
+    )
+    return [[next(judged) for _ in group] for group in responses]
 
 
 def is_relative(scorer: Scorer) -> bool:

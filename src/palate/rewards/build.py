@@ -82,17 +82,19 @@ def _single(recipe: recipes.Member) -> Scorer:
     if isinstance(recipe, recipes.ModelScorer):
         return _model(recipe)
     if isinstance(recipe, recipes.ClassifierScorer):
-        from palate.rewards.classifier import Classifier
+        from palate.rewards.classifier import ClassifierScorer
 
-        return as_scorer(Classifier(recipe.path, label=recipe.label))
+        return ClassifierScorer(recipe.path, label=recipe.label, input=recipe.input)
     if isinstance(recipe, recipes.LexiconScorer):
         return as_scorer(Lexicon())
     if isinstance(recipe, recipes.LengthScorer):
         return Length(recipe.prefer)
+    if isinstance(recipe, recipes.CriticScorer):
+        from palate.rewards.critic import Critic
+
+        return Critic(recipe, _model(recipe.scorer))
     from palate.rewards import judge
 
-    if isinstance(recipe, recipes.CriticScorer):
-        return judge.Critic(recipe, _model(recipe.scorer))
     if isinstance(recipe, recipes.PointwiseJudge):
         return judge.Pointwise(recipe)
     return judge.Pairwise(recipe)

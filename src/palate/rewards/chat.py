@@ -15,11 +15,22 @@ class Reply:
     """What a model wrote.
 
     Attributes:
+        text: the answer.
         finished: it came to its end; otherwise the limit of tokens cut it.
+        thought: reasoning that a server gives apart from the answer; empty where it gives none, or
+            writes it into the answer.
+        refused: why there is no answer; `text` is empty then.
     """
 
     text: str
     finished: bool
+    thought: str = ""
+    refused: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """Thought and answer as one text, as most models write them."""
+        return f"<think>\n{self.thought}\n</think>\n{self.text}" if self.thought else self.text
 
 
 class Chat(Protocol):
@@ -42,6 +53,9 @@ class Chat(Protocol):
     ) -> list[list[Reply]]:
         """Answers to each question, `samples` each.
 
+        A question that cannot be asked, or that the model's server refuses though it answers
+        others, has empty answers that say why.
+
         Args:
             temperature: 0 takes the likeliest token.
         """
@@ -58,7 +72,10 @@ class Chat(Protocol):
 
         Returns:
             option -> log-probability, options that the model does not say among those it could
-            left out; None where it says none of them.
+            left out; None where it says none of them, or was not asked.
+
+        Raises:
+            ModelError: no probabilities of options are to be had from it.
         """
         ...
 

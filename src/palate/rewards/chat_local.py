@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ class LocalModel:
 
     Questions become the tokens that training on them would use, and an answer is begun as training
     writes it. A question with a special token written out in it (an end of turn, say), which no
-    training takes, is not asked: the answer is empty. A template that training refuses is asked as
-    it renders.
+    training takes, is not asked, and neither is one that leaves no room in the model's context: the
+    answer says so. An answer that comes to the end of the context is cut there. A template that
+    training refuses is asked as it renders.
 
     Raises:
         ModelError: unreadable, or without a chat template.
@@ -50,6 +52,11 @@ class LocalModel:
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = int(self.tokenizer.pad_token_id or 0)
+        config = self.model.config.get_text_config()
+        self._context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        # Releases of transformers call it either.
+        takes = inspect.signature(self.model.forward).parameters
+        self._cache = "cache" if "cache" in takes else "past_key_values"
 
     @torch.no_grad()
     def reply(
@@ -63,19 +70,25 @@ class LocalModel:
     ) -> list[list[Reply]]:
         """See `Chat.reply`."""
         asked = [self._ids(question) for question in questions]
-        jobs = [(i, k) for i, ids in enumerate(asked) for k in range(samples) if ids]
+        ready = {i: ids for i, ids in enumerate(asked) if not isinstance(ids, str)}
         # Alike lengths together: less padding.
-        jobs.sort(key=lambda job: (-len(asked[job[0]]), job))
+        jobs = sorted(
+            ((i, k) for i in ready for k in range(samples)),
+            key=lambda job: (-len(ready[job[0]]), job),
+        )
         found: dict[tuple[int, int], Reply] = {}
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
-            generators = [_generator(seed, asked[i], k) for i, k in part]
-            texts = self._write(
-                [asked[i] for i, _ in part], generators, temperature, max_new_tokens
-            )
+            generators = [_generator(seed, ready[i], k) for i, k in part]
+            rows = [ready[i] for i, _ in part]
+            texts = self._write(rows, generators, temperature, max_new_tokens)
             found.update(zip(part, texts, strict=True))
-        nothing = Reply(text="", finished=True)
-        return [[found.get((i, k), nothing) for k in range(samples)] for i in range(len(asked))]
+        return [
+            [Reply(text="", finished=True, refused=ids)] * samples
+            if isinstance(ids, str)
+            else [found[i, k] for k in range(samples)]
+            for i, ids in enumerate(asked)
+        ]
 
     def _write(
         self,
@@ -84,115 +97,160 @@ class LocalModel:
         temperature: float,
         max_new_tokens: int,
     ) -> list[Reply]:
-        width = max(map(len, asked))
-        ids = torch.full((len(asked), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, own in enumerate(asked):
-            ids[row, width - len(own) :] = torch.tensor(own)
-            mask[row, width - len(own) :] = 1
-        ends = self._ends()
-        device = self.model.device
+        inputs, mask, positions = self._padded(asked)
+        ends, device = self._ends(), self.model.device
+        rooms = [min(max_new_tokens, self._context - len(own)) for own in asked]
         written: list[list[int]] = [[] for _ in asked]
-        done = [False] * len(asked)
-        inputs, mask, cache = ids.to(device), mask.to(device), None
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        for _ in range(max_new_tokens):
+        ended = [False] * len(asked)
+        cache = None
+        for step in range(max(rooms)):
             out = self.model(
                 input_ids=inputs,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache: cache},
             )
-            cache = out.past_key_values
-            logits = out.logits[:, -1].float().cpu()
-            tokens = [_pick(logits[row], temperature, generators[row]) for row in range(len(asked))]
+            cache = getattr(out, self._cache)
+            tokens = _pick(out.logits[:, -1].float(), temperature, generators)
             for row, token in enumerate(tokens):
-                if not done[row]:
-                    done[row] = token in ends
-                    if not done[row]:
+                if not ended[row] and step < rooms[row]:
+                    ended[row] = token in ends
+                    if not ended[row]:
                         written[row].append(token)
-            if all(done):
+            if all(end or step + 1 >= room for end, room in zip(ended, rooms, strict=True)):
                 break
             inputs = torch.tensor(tokens, device=device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(asked), 1)], dim=1)
-            positions = positions[:, -1:] + 1
+            # Rows that are done are run along with the others, and have no place beyond the last.
+            positions = (positions[:, -1:] + 1).clamp_max(self._context - 1)
         return [
             Reply(text=str(self.tokenizer.decode(own, skip_special_tokens=True)), finished=end)
-            for own, end in zip(written, done, strict=True)
+            for own, end in zip(written, ended, strict=True)
         ]
 
     @torch.no_grad()
     def choose(
         self, questions: Sequence[list[Message]], options: Sequence[str]
     ) -> list[dict[str, float] | None]:
-        """See `Chat.choose`: exact, of all the tokens of an option."""
-        heads = [self._ids(question, begun=True) for question in questions]
-        tails = [self.tokenizer(o, add_special_tokens=False)["input_ids"] for o in options]
-        jobs = [(i, j) for i, ids in enumerate(heads) for j in range(len(options)) if ids]
-        jobs.sort(key=lambda job: (-len(heads[job[0]]), job))
-        table: dict[tuple[int, int], float] = {}
+        """See `Chat.choose`: exact, of all the tokens of an option as they follow the begun answer.
+
+        Raises:
+            ModelError: the tokenizer joins an option with what stands before it.
+        """
+        heads: list[list[int] | None] = []
+        tails: list[list[list[int]]] = []
+        for question in questions:
+            head, own = self._with_options(question, options)
+            heads.append(head)
+            tails.append(own)
+        # Options that differ in their last token alone are read off one row.
+        wanted = {
+            (i, tuple(tail[:-1])): None
+            for i, head in enumerate(heads)
+            if head is not None
+            for tail in tails[i]
+        }
+        jobs = sorted(wanted, key=lambda job: (-len(heads[job[0]] or ()) - len(job[1]), job))
+        table: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
-            rows = [heads[i] + tails[j] for i, j in part]
-            width = max(map(len, rows))
-            ids = torch.full((len(rows), width), self._pad)
-            mask = torch.zeros_like(ids)
-            for row, own in enumerate(rows):
-                ids[row, : len(own)] = torch.tensor(own)
-                mask[row, : len(own)] = 1
-            longest = max(len(tails[j]) for _, j in part)
-            least = min(len(row) for row in rows)
-            keep = width - least + longest + 1
+            inputs, mask, positions = self._padded([[*(heads[i] or ()), *stem] for i, stem in part])
+            keep = 1 + max(len(stem) for _, stem in part)
             out = self.model(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                logits_to_keep=keep,
+                input_ids=inputs, attention_mask=mask, position_ids=positions, logits_to_keep=keep
             )
-            logp = out.logits.float().log_softmax(-1).cpu()
-            shift = width - logp.shape[1]
-            for row, (i, j) in enumerate(part):
-                first = len(heads[i])
-                table[i, j] = float(
-                    sum(logp[row, first + t - 1 - shift, token] for t, token in enumerate(tails[j]))
-                )
+            logps = out.logits.float().log_softmax(-1).cpu()
+            table.update((job, logps[row]) for row, job in enumerate(part))
+
+        def logp(i: int, tail: list[int]) -> float:
+            own = table[i, tuple(tail[:-1])][-len(tail) :]
+            return sum(float(own[t, token]) for t, token in enumerate(tail))
+
         return [
-            {option: table[i, j] for j, option in enumerate(options)} if ids else None
-            for i, ids in enumerate(heads)
+            None
+            if head is None
+            else {o: logp(i, tail) for o, tail in zip(options, tails[i], strict=True)}
+            for i, head in enumerate(heads)
         ]
 
-    def _ids(self, question: list[Message], *, begun: bool = False) -> list[int]:
-        """Ids of a question, with the assistant's turn opened or, where `begun`, begun in words;
-        none of one that is not to be asked."""
-        asked = question[:-1] if begun else question
-        start = text_in(question[-1]["content"]) if begun else ""
-        if self._encoder is not None:
-            try:
-                ids = self._encoder.encode_prompt(asked)
-            except DataError:
-                return []
-            return [*ids, *(self._begun(asked, start) if begun else ())]
-        return self._rendered(asked, start)
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and positions of rows that end together: [rows, longest] each."""
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, own in enumerate(rows):
+            ids[row, width - len(own) :] = torch.tensor(own)
+            mask[row, width - len(own) :] = 1
+        device = self.model.device
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        return ids.to(device), mask.to(device), positions.to(device)
 
-    def _begun(self, asked: list[Message], start: str) -> tuple[int, ...]:
-        """Ids of an answer's first words, behind whatever the template writes before them."""
+    def _ids(self, question: list[Message]) -> list[int] | str:
+        """Ids of a question, the assistant's turn opened; or why it is not to be asked."""
+        if self._encoder is None:
+            ids = self._tokenised([self._rendered(question)])[0]
+        else:
+            try:
+                ids = list(self._encoder.encode_prompt(question))
+            except DataError as error:
+                return error.reason
+        return ids if len(ids) < self._context else self._too_long
+
+    def _with_options(
+        self, question: list[Message], options: Sequence[str]
+    ) -> tuple[list[int] | None, list[list[int]]]:
+        """Ids of a question with its answer begun, None where it is not to be asked; and those of
+        each option behind it."""
+        asked, start = question[:-1], text_in(question[-1]["content"])
+        texts = [start, *(start + option for option in options)]
+        if self._encoder is None:
+            shown = self._rendered(asked)
+            begun, *whole = self._tokenised([shown + text for text in texts])
+            before: list[int] = []
+        else:
+            ids = self._ids(asked)
+            if isinstance(ids, str):
+                return None, []
+            before = ids
+            lead = self._lead(asked, start)
+            table = self._encoder.tokens.continuations([lead + text for text in texts])
+            begun, *whole = (list(table[lead + text]) for text in texts)
+        head = [*before, *begun]
+        tails = []
+        for option, ids in zip(options, whole, strict=True):
+            if ids[: len(begun)] != begun or len(ids) == len(begun):
+                raise ModelError(
+                    f"{self.name}: its tokenizer joins {start!r} with {option!r}: use `method: "
+                    "sampled`"
+                )
+            tails.append(ids[len(begun) :])
+        room = len(head) + max(map(len, tails), default=1) - 1 <= self._context
+        return (head if room else None), tails
+
+    def _lead(self, asked: list[Message], start: str) -> str:
+        """What the template writes before an answer's first words."""
         assert self._encoder is not None
         answer = Message(role="assistant", content=start)
         (text,) = self._encoder.template.render(asked, [[answer]]).responses
-        at = text.find(start)
-        text = start if at < 0 else text[: at + len(start)]
-        return self._encoder.tokens.continuations([text])[text]
+        return text[: max(0, text.find(start))]
 
-    def _rendered(self, asked: list[Message], start: str) -> list[int]:
+    def _rendered(self, asked: list[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
             [{"role": turn["role"], "content": text_in(turn["content"])} for turn in asked],
             tokenize=False,
             add_generation_prompt=True,
         )
         assert isinstance(text, str)
-        whole = self.tokenizer(text + start, add_special_tokens=False)["input_ids"]
-        return list(whole)
+        return text
+
+    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+
+    @property
+    def _too_long(self) -> str:
+        return f"the question fills the model's context of {self._context} tokens"
 
     def _ends(self) -> frozenset[int]:
         own = getattr(self.model.generation_config, "eos_token_id", None)
@@ -223,10 +281,16 @@ def _probe() -> Preference:
     )
 
 
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
+    """A token for each row of logits [rows, vocabulary], by its own generator."""
     if temperature == 0.0:
-        return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+        return [int(token) for token in logits.argmax(-1)]
+    # The largest is taken off first: a very low temperature would make infinities of them.
+    shares = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).cpu()
+    return [
+        int(torch.multinomial(own, 1, generator=generator))
+        for own, generator in zip(shares, generators, strict=True)
+    ]
 
 
 def _generator(seed: int, ids: Sequence[int], sample: int) -> torch.Generator:

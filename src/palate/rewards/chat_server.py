@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -19,19 +26,50 @@ TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
+LONGEST_RETRY_AFTER_SECONDS = 600.0
+REFUSALS = (400, 413, 422)
+"""Statuses of a request that the server will not take, however often it is sent."""
+SHORT_QUESTION = "Hello."
+WITHHELD = "withheld by the server's filter"
+
+log = logging.getLogger("palate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dialect:
+    """What a server calls the limit of tokens, and whether it takes a seed."""
+
+    limit: str = "max_tokens"
+    seeds: bool = True
+
+    def body(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options as this server takes them."""
+        named = {self.limit if key == "max_tokens" else key: v for key, v in options.items()}
+        return named if self.seeds else {k: v for k, v in named.items() if k != "seed"}
+
+    def after(self, refusal: str, options: dict[str, Any]) -> _Dialect:
+        """What to try next where a server refuses with these words."""
+        if self.limit == "max_tokens" and "max_completion_tokens" in refusal:
+            return replace(self, limit="max_completion_tokens")
+        if self.seeds and "seed" in options and re.search(r"\bseed\b", refusal):
+            return replace(self, seeds=False)
+        return self
 
 
 class Server:
     """Asks by POST {url}/chat/completions.
 
     Refused connections, timeouts and answers of 429 or 5xx are tried again, waiting twice as long
-    each time or as long as Retry-After says. Everything else is one clear error.
+    each time or as long as Retry-After says (at most ten minutes). A question that the server
+    refuses (400, 413, 422: too long for it, against its policy) although it answers a short one
+    that is asked in the same way has no answer; it is logged once. Everything else is one clear
+    error.
 
     Args:
         transport: for tests. sleep: likewise.
 
     Raises:
-        ModelError: no key in the environment variable that the recipe names.
+        ModelError: no key in the environment variable that the recipe names, or no web address.
     """
 
     def __init__(
@@ -43,7 +81,8 @@ class Server:
     ) -> None:
         self.recipe = recipe
         self.name = recipe.model.rpartition("/")[2] or recipe.model
-        headers = {}
+        self._url = f"{_address(recipe.url)}/chat/completions"
+        headers = {"Content-Type": "application/json"}
         if recipe.api_key_env is not None:
             key = os.environ.get(recipe.api_key_env)
             if not key:
@@ -58,6 +97,10 @@ class Server:
             limits=httpx.Limits(max_connections=recipe.concurrency),
         )
         self._sleep = sleep
+        self._dialect = _Dialect()
+        self._lock = threading.Lock()
+        self._takes: dict[str, bool] = {}
+        self._told: set[str] = set()
 
     def reply(
         self,
@@ -68,18 +111,20 @@ class Server:
         max_new_tokens: int = 1024,
         seed: int = 0,
     ) -> list[list[Reply]]:
-        """See `Chat.reply`. One request a sample, each with a seed of its own."""
+        """See `Chat.reply`. One request a sample, each with a seed of its own where one is drawn.
+
+        A server that takes no seed is asked without one, which is logged.
+        """
 
         def ask(job: tuple[list[Message], int]) -> Reply:
             question, sample = job
-            choice = self._ask(
-                question,
-                temperature=temperature,
-                max_tokens=max_new_tokens,
-                seed=seed + sample,
-            )
-            text = (choice.get("message") or {}).get("content")
-            return Reply(text=text or "", finished=choice.get("finish_reason") == "stop")
+            options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
+            if temperature:
+                options["seed"] = seed + sample
+            choice = self._ask(question, options)
+            if isinstance(choice, str):
+                return Reply(text="", finished=True, refused=choice)
+            return self._reply(choice)
 
         jobs = [(question, sample) for question in questions for sample in range(samples)]
         found = self._all(ask, jobs)
@@ -91,59 +136,145 @@ class Server:
         """See `Chat.choose`: of options that are among the server's top alternatives.
 
         The answer begun is sent as an assistant's turn to be gone on with, which vLLM and SGLang
-        do (`continue_final_message`).
+        do (`continue_final_message`). An option of several tokens is told by its first one, where
+        no other option begins so.
         """
 
         def ask(question: list[Message]) -> dict[str, float] | None:
             choice = self._ask(
                 question,
-                temperature=0.0,
-                max_tokens=1,
-                logprobs=True,
-                top_logprobs=TOP,
-                add_generation_prompt=False,
-                continue_final_message=True,
+                {
+                    "temperature": 0.0,
+                    "max_tokens": 1,
+                    "logprobs": True,
+                    "top_logprobs": TOP,
+                    "add_generation_prompt": False,
+                    "continue_final_message": True,
+                },
             )
-            places = (choice.get("logprobs") or {}).get("content") or []
-            if not places:
-                raise ModelError(
-                    f"{self.recipe.url}: gives no log-probabilities: use `method: sampled`"
-                )
-            found: dict[str, float] = {}
-            for item in places[0].get("top_logprobs") or []:
-                token = str(item["token"]).strip()
-                if token in options:
-                    found[token] = max(found.get(token, float("-inf")), float(item["logprob"]))
-            return found or None
+            return None if isinstance(choice, str) else self._chosen(choice, options)
 
         return self._all(ask, list(questions))
+
+    def _reply(self, choice: dict[str, Any]) -> Reply:
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, dict) else 0
+        if isinstance(content, list):
+            parts = [p.get("text") for p in content if isinstance(p, dict)]
+            content = "".join(part for part in parts if isinstance(part, str))
+        if not isinstance(message, dict) or not isinstance(content, str | None):
+            raise ModelError(f"{self._url}: not a chat completion: {_brief(json.dumps(choice))}")
+        reason = choice.get("finish_reason")
+        if reason == "content_filter":
+            return Reply(text="", finished=True, refused=WITHHELD)
+        thoughts = [message.get(key) for key in ("reasoning_content", "reasoning")]
+        thought = next((t for t in thoughts if isinstance(t, str) and t.strip()), "")
+        return Reply(
+            text=_unicode(content or ""),
+            finished=reason != "length",
+            thought=_unicode(thought.strip()),
+        )
+
+    def _chosen(self, choice: dict[str, Any], options: Sequence[str]) -> dict[str, float] | None:
+        logprobs = choice.get("logprobs")
+        places = logprobs.get("content") if isinstance(logprobs, dict) else None
+        if not isinstance(places, list):
+            raise ModelError(f"{self._url}: gives no log-probabilities: use `method: sampled`")
+        if not places:
+            return None  # it ended at once
+        listed = places[0].get("top_logprobs") if isinstance(places[0], dict) else None
+        if not listed:
+            raise ModelError(
+                f"{self._url}: gives no alternatives (`top_logprobs`): use `method: sampled`"
+            )
+        try:
+            found = [(str(item["token"]), float(item["logprob"])) for item in listed]
+        except (KeyError, TypeError, ValueError):
+            brief = _brief(json.dumps(listed))
+            raise ModelError(f"{self._url}: no log-probabilities: {brief}") from None
+        if max(found, key=lambda item: item[1])[0].strip().startswith("<"):
+            self._tell(
+                "begins its answer anew instead of going on with it, and no verdict can be read "
+                "there: use `method: sampled`"
+            )
+            return None
+        best: dict[str, float] = {}
+        for token, logp in found:
+            start = token.strip().lower()
+            meant = [option for option in options if start and option.startswith(start)]
+            if len(meant) == 1:
+                best[meant[0]] = max(best.get(meant[0], float("-inf")), logp)
+        return best or None
 
     def _all(self, ask: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
         with ThreadPoolExecutor(max_workers=self.recipe.concurrency) as pool:
             return list(pool.map(ask, jobs))
 
-    def _ask(self, question: list[Message], **options: Any) -> dict[str, Any]:
-        body = {"model": self.recipe.model, "messages": question} | options
-        url = f"{self.recipe.url.rstrip('/')}/chat/completions"
+    def _ask(self, question: list[Message], options: dict[str, Any]) -> dict[str, Any] | str:
+        """The first choice; or why the server refuses this question, where it answers others."""
+        answer = self._post(question, options)
+        if answer.status_code == 200:
+            return self._choice(answer)
+        problem = f"answers {answer.status_code}: {_brief(answer.text)}"
+        if answer.status_code in REFUSALS:
+            if self._takes_others(question, options):
+                self._tell(f"refuses a question, which is left without an answer: it {problem}")
+                return f"refused by the server ({answer.status_code})"
+            if "continue_final_message" in options:
+                problem += (
+                    "; `method: logits` needs a server that goes on with a begun answer and gives "
+                    "log-probabilities: else use `method: sampled`"
+                )
+        raise ModelError(f"{self._url}: {problem}")
+
+    def _takes_others(self, question: list[Message], options: dict[str, Any]) -> bool:
+        """Whether a short question is answered with the same options: then the fault is this
+        question's, and none of the recipe's."""
+        key = json.dumps({k: v for k, v in options.items() if k != "seed"}, sort_keys=True)
+        begun = question[-1:] if question[-1]["role"] == "assistant" else []
+        with self._lock:
+            if key not in self._takes:
+                short = [Message(role="user", content=SHORT_QUESTION), *begun]
+                self._takes[key] = self._post(short, options).status_code == 200
+            return self._takes[key]
+
+    def _post(self, question: list[Message], options: dict[str, Any]) -> httpx.Response:
+        """The server's answer, asked in its own dialect once that is known."""
+        dialect = self._dialect
+        answer = self._send(question, dialect.body(options))
+        while answer.status_code in REFUSALS:
+            other = dialect.after(answer.text, options)
+            if other == dialect:
+                return answer
+            dialect = other
+            answer = self._send(question, dialect.body(options))
+        if answer.status_code == 200:
+            if self._dialect.seeds and not dialect.seeds:
+                self._tell("takes no `seed`: what it samples cannot be drawn again")
+            self._dialect = dialect
+        return answer
+
+    def _send(self, question: list[Message], options: dict[str, Any]) -> httpx.Response:
+        # Escaped, so that half a surrogate pair, which UTF-8 does not have, can be sent.
+        body = json.dumps({"model": self.recipe.model, "messages": question} | options)
         wait = FIRST_WAIT_SECONDS
         for attempt in range(self.recipe.retries + 1):
-            last = attempt == self.recipe.retries
             pause = wait
             try:
-                answer = self._client.post(url, json=body)
-            except httpx.TransportError as error:
+                answer = self._client.post(self._url, content=body)
+            except httpx.TimeoutException:
+                problem = f"no answer within {self.recipe.timeout_seconds:g} s (`timeout_seconds`)"
+            except httpx.RequestError as error:
                 problem = f"no answer ({type(error).__name__})"
             else:
-                if answer.status_code == 200:
-                    return self._choice(answer)
-                problem = f"answers {answer.status_code}: {_brief(answer)}"
                 if answer.status_code != 429 and answer.status_code < 500:
-                    break
-                pause = _retry_after(answer) or wait
-            if not last:
-                self._sleep(min(pause, LONGEST_WAIT_SECONDS))
-                wait *= 2
-        raise ModelError(f"{url}: {problem}")
+                    return answer
+                problem = f"answers {answer.status_code}: {_brief(answer.text)}"
+                pause = _retry_after(answer) or min(wait, LONGEST_WAIT_SECONDS)
+            if attempt < self.recipe.retries:
+                self._sleep(pause)
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+        raise ModelError(f"{self._url}: {problem}")
 
     def _choice(self, answer: httpx.Response) -> dict[str, Any]:
         try:
@@ -151,16 +282,46 @@ class Server:
             if not isinstance(choice, dict):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError):
-            raise ModelError(f"{answer.url}: not a chat completion: {_brief(answer)}") from None
+            brief = _brief(answer.text)
+            raise ModelError(f"{self._url}: not a chat completion: {brief}") from None
         return choice
 
+    def _tell(self, text: str) -> None:
+        """Logs a thing once of its kind."""
+        kind = text.partition(":")[0]
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s: %s", self._url, text)
 
-def _brief(answer: httpx.Response) -> str:
-    return " ".join(answer.text.split())[:200]
+
+def _address(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+        fits = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except httpx.InvalidURL:
+        fits = False
+    if not fits:
+        raise ModelError(f"`chat.url`: {url} is no address: write http://HOST:PORT/v1")
+    return url.rstrip("/")
+
+
+def _brief(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _unicode(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds to wait: Retry-After holds them, or a date."""
+    given = answer.headers.get("retry-after", "")
     try:
-        return max(0.0, float(answer.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+        seconds = float(given)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(seconds, LONGEST_RETRY_AFTER_SECONDS) if seconds > 0 else None

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from palate.data.schema import Content, Message
 from palate.errors import ModelError
-from palate.rewards.base import check_lengths
+from palate.rewards.base import (
+    Judged,
+    as_chat,
+    check_lengths,
+    prompt_text,
+    response_text,
+    short_name,
+)
+
+Input = Literal["auto", "chat", "pair", "joined"]
+UNSCORED = float("nan")
+TOO_LONG = "longer than the classifier's context"
+_Text = str | tuple[str, str]
+"""One text, or two that the tokenizer joins as the model's own pairs."""
 
 
 class Classifier:
@@ -43,35 +62,127 @@ class Classifier:
         if self.tokenizer.pad_token_id is None:
             # Padding is masked; classifiers on decoders find the last token by this id.
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if getattr(self.model.config, "pad_token_id", None) is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.name = path.rstrip("/").rsplit("/", 1)[-1] + ("" if label is None else f" P({label})")
+        config = self.model.config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        if torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())
+        self.name = short_name(path) + ("" if label is None else f" P({label})")
         self.batch_size = batch_size
+        self.longest = min(
+            self.tokenizer.model_max_length,
+            getattr(config, "max_position_embeddings", None) or 1_000_000,
+        )
         self._index = None if label is None else labels[label]
 
-    @torch.no_grad()
     def score(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """Scores each text; longer ones than the model takes keep their beginning."""
+        """Scores each text; of longer ones than the model takes the beginning, which is logged."""
         check_lengths(prompts, responses)
         texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        cut = sum(n > self.longest for n in self.tokens(texts))
+        if cut:
+            logging.getLogger("palate").warning(
+                "%s: of %d texts longer than %d tokens only the beginning was scored",
+                self.name,
+                cut,
+                self.longest,
+            )
+        return self.values(texts)
+
+    def tokens(self, texts: Sequence[_Text]) -> list[int]:
+        """Length of each text, special tokens included."""
+        return [len(self.tokenizer(*_parts(text), verbose=False)["input_ids"]) for text in texts]
+
+    @torch.no_grad()
+    def values(self, texts: Sequence[_Text], *, special: bool = True) -> list[float]:
+        """The score of each text, cut at the model's context.
+
+        Args:
+            special: add the tokenizer's own beginning and end; a rendered chat has them already.
+        """
         scores = [0.0] * len(texts)
         # Alike lengths together: less padding.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        longest = min(
-            self.tokenizer.model_max_length,
-            getattr(self.model.config, "max_position_embeddings", None) or 1_000_000,
-        )
+        order = sorted(range(len(texts)), key=lambda i: sum(map(len, _parts(texts[i]))))
         for start in range(0, len(order), self.batch_size):
             chunk = order[start : start + self.batch_size]
             inputs = self.tokenizer(
-                [texts[i] for i in chunk],
+                *map(list, zip(*(_parts(texts[i]) for i in chunk), strict=True)),
                 return_tensors="pt",
                 padding=True,
+                padding_side="right",
                 truncation=True,
-                max_length=longest,
+                max_length=self.longest,
+                add_special_tokens=special,
             ).to(self.model.device)
             logits = self.model(**inputs).logits.float()
             values = logits[:, 0] if self._index is None else logits.softmax(-1)[:, self._index]
             for i, value in zip(chunk, values.tolist(), strict=True):
                 scores[i] = value
         return scores
+
+
+class ClassifierScorer:
+    """A classifier as a scorer of rows of data: chats and texts, put as the model was trained on.
+
+    Args:
+        input: chat: prompt and response through the tokenizer's chat template; pair: as the two
+            texts of a pair, as cross-encoders are trained (question, answer); joined: one text.
+            auto: joined for a label's probability; of a single logit, which is what reward models
+            have, chat where there is a template, and pair otherwise.
+
+    Raises:
+        ModelError: as `Classifier`; `chat` without a chat template.
+
+    Attributes:
+        unscored: reason -> number of responses, since the scorer was made.
+    """
+
+    def __init__(self, path: str, *, label: str | None = None, input: Input = "auto") -> None:
+        self.classifier = Classifier(path, label=label)
+        self.name = self.classifier.name
+        self.unscored: Counter[str] = Counter()
+        has_template = bool(self.classifier.tokenizer.chat_template)
+        if input == "chat" and not has_template:
+            raise ModelError(f"{path}: `input: chat`, and its tokenizer has no chat template")
+        if input == "auto":
+            single = "chat" if has_template else "pair"
+            input = "joined" if label is not None else single  # type: ignore[assignment]
+        self.input = input
+
+    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
+        """One score a response; NaN where it does not fit the model's context."""
+        check_lengths(prompts, responses)
+        texts = [self._text(p, r) for p, r in zip(prompts, responses, strict=True)]
+        lengths = self.classifier.tokens(texts)
+        fits = [i for i, n in enumerate(lengths) if n <= self.classifier.longest]
+        self.unscored[TOO_LONG] += len(texts) - len(fits)
+        self.unscored = +self.unscored
+        found = [UNSCORED] * len(texts)
+        scores = self.classifier.values([texts[i] for i in fits], special=self.input != "chat")
+        for i, score in zip(fits, scores, strict=True):
+            found[i] = score
+        return found
+
+    def judge_groups(
+        self, prompts: list[Content], responses: list[list[Content | str]]
+    ) -> list[list[Judged]]:
+        """As `score`, with the reason where there is no score."""
+        flat = [response for group in responses for response in group]
+        owners = [prompt for prompt, own in zip(prompts, responses, strict=True) for _ in own]
+        scores = iter(self.score(owners, flat))
+        return [[Judged(next(scores), None, TOO_LONG) for _ in own] for own in responses]
+
+    def _text(self, prompt: Content, response: Content | str) -> _Text:
+        if self.input == "joined":
+            return prompt_text(prompt) + response_text(response)
+        if self.input == "pair":
+            return prompt_text(prompt), response_text(response)
+        answer: Any = response
+        if isinstance(response, str):
+            answer = [Message(role="assistant", content=response)]
+        turns = [*as_chat(prompt), *answer]
+        return str(self.classifier.tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _parts(text: _Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text

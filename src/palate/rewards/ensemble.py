@@ -16,8 +16,11 @@ widest scores rules: `palate.rewards.spread` says how wide each is, and warns.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -26,16 +29,19 @@ import numpy.typing as npt
 from palate.data.schema import Content
 from palate.errors import ModelError
 from palate.rewards.base import (
+    Judged,
     Scorer,
     check_lengths,
     has_images,
     is_relative,
+    judge_groups,
     score_groups,
 )
 
 Array = npt.NDArray[np.float64]
 Rule = Literal["mean", "zscore", "median", "min", "uncertainty", "weighted"]
 Modality = Literal["any", "text", "image"]
+NO_MEMBER = "no member of the ensemble scores such prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,7 @@ def combine(
     """One score a response from those of the members.
 
     Args:
-        scores: [M, N]; NaN where a member could not score.
+        scores: [M, N]; NaN or infinite where a member could not score.
         fits: [M, N] True where the member is asked; default: everywhere.
         means, deviations: [M], for z-scores. weights: [M], for `weighted`.
 
@@ -87,7 +93,7 @@ def combine(
     if standardise or rule == "zscore":
         assert means is not None and deviations is not None
         values = (scores - means[:, None]) / deviations[:, None]
-    broken: npt.NDArray[np.bool_] = np.any(asked & np.isnan(values), axis=0)
+    broken: npt.NDArray[np.bool_] = np.any(asked & ~np.isfinite(values), axis=0)
     broken |= ~np.any(asked, axis=0)
     # Columns that come out as NaN in the end are given numbers on the way, to keep numpy quiet.
     usable = asked | broken
@@ -149,6 +155,18 @@ class Ensemble:
             raise ValueError("the weights add up to nothing")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the members, numbered where two would be alike."""
+        found: list[str] = []
+        for member in self.members:
+            own, n = member.scorer.name, 1
+            while own in found:
+                n += 1
+                own = f"{member.scorer.name} ({n})"
+            found.append(own)
+        return tuple(found)
+
+    @property
     def relative(self) -> bool:
         """Whether a member compares responses."""
         return any(is_relative(member.scorer) for member in self.members)
@@ -178,20 +196,39 @@ class Ensemble:
         self, prompts: list[Content], responses: list[list[Content | str]]
     ) -> list[list[float]]:
         """As `score`, of all responses to each prompt."""
+        return [[one.score for one in own] for own in self.judge_groups(prompts, responses)]
+
+    def judge_groups(
+        self, prompts: list[Content], responses: list[list[Content | str]]
+    ) -> list[list[Judged]]:
+        """As `score_groups`, with the members' scores and what they wrote, under their names."""
         sizes = [len(group) for group in responses]
         image = [has_images(prompt) for prompt in prompts]
         scores = np.full((len(self.members), sum(sizes)), np.nan)
         owner = np.repeat(np.arange(len(prompts)), sizes)
-        for m, member in enumerate(self.members):
+        texts: list[list[str]] = [[] for _ in owner]
+        reasons = [NO_MEMBER] * len(owner)
+        own_scores: list[list[tuple[str, float]]] = [[] for _ in owner]
+        for m, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
             asked = [i for i, has in enumerate(image) if member.fits(has)]
-            found = score_groups(
+            found = judge_groups(
                 member.scorer, [prompts[i] for i in asked], [responses[i] for i in asked]
             )
-            if found:
-                scores[m, np.isin(owner, asked)] = np.concatenate([np.asarray(g) for g in found])
-        flat = self.combined(scores, np.asarray(image)[owner].tolist())
-        ends = np.cumsum(sizes)[:-1]
-        return [part.tolist() for part in np.split(flat, ends)]
+            judged = [one for group in found for one in group]
+            for place, one in zip(np.flatnonzero(np.isin(owner, asked)), judged, strict=True):
+                scores[m, place] = one.score
+                own_scores[place].append((name, one.score))
+                if math.isnan(one.score) or reasons[place] == NO_MEMBER:
+                    reasons[place] = one.reason
+                if one.text is not None:
+                    texts[place].append(f"{name}:\n{one.text}")
+        combined = self.combined(scores, np.asarray(image)[owner].tolist())
+        flat = [
+            Judged(float(score), "\n\n".join(own) or None, reason, tuple(parts))
+            for score, own, reason, parts in zip(combined, texts, reasons, own_scores, strict=True)
+        ]
+        ends = np.cumsum([0, *sizes]).tolist()
+        return [flat[a:b] for a, b in pairwise(ends)]
 
     def combined(self, scores: Array, image: Sequence[bool]) -> Array:
         """[N] scores from the members' own.
@@ -199,11 +236,10 @@ class Ensemble:
         Args:
             scores: [M, N]. image: [N] whether the prompt of each has images.
         """
-        fits = np.asarray([[m.fits(has) for has in image] for m in self.members], dtype=bool)
         return combine(
             scores,
             self.rule,
-            fits=fits.reshape(scores.shape),
+            fits=self.asked(image),
             means=self._numbers("mean"),
             deviations=self._numbers("deviation"),
             weights=self._numbers("weight"),
@@ -211,14 +247,33 @@ class Ensemble:
             penalty=self.penalty,
         )
 
+    def asked(self, image: Sequence[bool]) -> npt.NDArray[np.bool_]:
+        """[M, N] whether each member scores a response to a prompt with (or without) images."""
+        fits = [[member.fits(has) for has in image] for member in self.members]
+        return np.asarray(fits, dtype=bool).reshape(len(self.members), len(image))
+
     def entering(self, scores: Array) -> Array:
-        """[M, N] the members' scores as they enter the rule: as they are, or as z-scores."""
-        if not self.uses_zscores:
-            return scores
-        means, deviations = self._numbers("mean"), self._numbers("deviation")
-        assert means is not None and deviations is not None
-        z: Array = (scores - means[:, None]) / deviations[:, None]
-        return z
+        """[M, N] the members' scores as they enter the rule: as they are, or as z-scores; in a
+        weighted mean times their weight over the mean weight."""
+        found = scores
+        if self.uses_zscores:
+            means, deviations = self._numbers("mean"), self._numbers("deviation")
+            assert means is not None and deviations is not None
+            found = (found - means[:, None]) / deviations[:, None]
+        if self.rule == "weighted":
+            weights = self._numbers("weight")
+            assert weights is not None
+            found = found * (weights / weights.mean())[:, None]
+        return found
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What the members counted (verdicts that could not be read ...), each under its name."""
+        total: Counter[str] = Counter()
+        for name, member in zip(self.names, self.members, strict=True):
+            for key, n in getattr(member.scorer, "counts", {}).items():
+                total[f"{name}: {key}"] += n
+        return total
 
     def _numbers(self, field: str) -> Array | None:
         values = [getattr(member, field) for member in self.members]
@@ -230,8 +285,9 @@ class Validation:
     """A member on validation pairs.
 
     Attributes:
-        mean, deviation: of its scores of both responses. accuracy: share of pairs whose chosen
-            response scores strictly higher. margin: mean of chosen less rejected.
+        mean, deviation: of its scores of both responses. accuracy: share of all pairs whose chosen
+            response scores strictly higher; one without a score does not. margin: mean of chosen
+            less rejected.
         n: pairs that it scored.
     """
 
@@ -252,17 +308,17 @@ def validate(scorer: Scorer, pairs: Sequence[tuple[Content, Content, Content]]) 
         score_groups(scorer, [p for p, _, _ in pairs], [[c, r] for _, c, r in pairs]),
         dtype=np.float64,
     ).reshape(-1, 2)
-    usable = found[~np.isnan(found).any(axis=1)]
+    usable = found[np.isfinite(found).all(axis=1)]
     if not len(usable):
         raise ModelError(f"{scorer.name}: scores no pair of the validation data")
-    deviation = float(usable.std())
-    if not deviation > 0:
+    # The deviation of equal numbers may come out a little above zero.
+    if usable.min() == usable.max():
         raise ModelError(f"{scorer.name}: all scores of the validation data are equal")
     margin = usable[:, 0] - usable[:, 1]
     return Validation(
         mean=float(usable.mean()),
-        deviation=deviation,
-        accuracy=float((margin > 0).mean()),
+        deviation=float(usable.std()),
+        accuracy=float((margin > 0).sum() / len(found)),
         margin=float(margin.mean()),
         n=len(usable),
     )

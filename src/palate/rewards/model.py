@@ -22,7 +22,7 @@ from palate.models.loading import load_tokenizer
 from palate.models.reward import RewardModel, Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
-from palate.rewards.base import as_chat, check_lengths, short_name
+from palate.rewards.base import NOT_FINITE, Judged, as_chat, check_lengths, short_name
 
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""
@@ -120,10 +120,23 @@ class ModelScorer:
         self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
     ) -> list[list[float]]:
         """Several responses to each prompt, which is run once for all of them; as `score`."""
+        return [[one.score for one in own] for own in self.judge_groups(prompts, responses)]
+
+    def judge_groups(
+        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
+    ) -> list[list[Judged]]:
+        """As `score_groups`, with the reason where there is no score."""
         assert len(prompts) == len(responses), (len(prompts), len(responses))
-        return self.score_encoded(
-            [self._encoded(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
-        )
+        groups = [
+            self._encoded(prompt, group) for prompt, group in zip(prompts, responses, strict=True)
+        ]
+        return [
+            [
+                Judged(score, None, ids if isinstance(ids, str) else NOT_FINITE)
+                for score, ids in zip(scores, group, strict=True)
+            ]
+            for scores, group in zip(self.score_encoded(groups), groups, strict=True)
+        ]
 
     def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[float]]:
         """As `score_groups`, of what has been made ids already.

@@ -1,7 +1,8 @@
 """What judges and critics are asked, and how their verdicts are read.
 
-A verdict stands between <answer> and </answer> at the very end, once; anything else is unreadable
-and counted as such. Training a judge or a critic on these same words is what makes one.
+A verdict stands between <answer> and </answer> at the very end, once after the thought; anything
+else is unreadable and counted as such. Training a judge or a critic on these same words is what
+makes one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ FIRST, SECOND, TIE = "1", "2", "tie"
 
 _ANSWER = re.compile(r"<answer>([^<>]*)</answer>")
 _OPEN = "<answer>"
+_THOUGHT = "</think>"
 
 
 def rating_question(
@@ -73,11 +75,16 @@ def critique_question(prompt: Content, response: Content) -> list[Message]:
 def read_verdict(text: str, allowed: Sequence[str]) -> str | None:
     """The verdict in a judge's words; None where there is not exactly one, at the end.
 
+    What is thought before the last </think> is no answer, whatever stands in it.
+
     >>> read_verdict("Both fine. <answer>2</answer>", ("1", "2"))
     '2'
     >>> read_verdict("<answer>1</answer> or <answer>2</answer>", ("1", "2"))
     >>> read_verdict("The answer is 2.", ("1", "2"))
+    >>> read_verdict("<think>No <answer>1</answer>.</think><answer>2</answer>", ("1", "2"))
+    '2'
     """
+    text = text.rpartition(_THOUGHT)[2]
     found = _ANSWER.findall(text)
     if len(found) != 1 or text.count(_OPEN) != 1:
         return None

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from palate.data.schema import Content
 from palate.rewards.base import (
+    Judged,
     Scorer,
     has_images,
     is_relative,
+    judge_groups,
     prompt_text,
     response_text,
-    score_groups,
 )
-from palate.rewards.ensemble import Ensemble
 
+HAS_IMAGES = "has images, which no scorer here reads"
 GROUP = 8
 """Most responses that a scorer gets of one prompt at once, where they may be parted."""
-ALONE = "the only response to its prompt: nothing to compare it with"
-NO_MEMBER = "no member of the ensemble scores such prompts"
-NO_VERDICT = "no verdict that could be read"
-NOT_FINITE = "the score is no finite number"
 
 
 @dataclass(frozen=True)
@@ -33,10 +28,16 @@ class Outcome:
 
     Attributes:
         score: finite; None where there is none. reason: why; None where there is a score.
+        text: what the scorer wrote about it (a critique, a judge's words); None where it writes
+            nothing.
+        members: of an ensemble the scores of those members that were asked, None where one has
+            none; empty of any other scorer.
     """
 
     score: float | None
     reason: str | None = None
+    text: str | None = None
+    members: dict[str, float | None] = field(default_factory=dict)
 
 
 def score_rows(
@@ -59,9 +60,11 @@ def score_rows(
     assert len(prompts) == len(responses), (len(prompts), len(responses))
     relative = is_relative(scorer)
     size = 1 if exact else GROUP
+    seen = [has_images(prompt) for prompt in prompts]
     parts = [
         (i, range(len(group))) if relative else (i, range(start, min(start + size, len(group))))
         for i, group in enumerate(responses)
+        if not seen[i]
         for start in ([0] if relative else range(0, len(group), size))
     ]
 
@@ -71,50 +74,33 @@ def score_rows(
         return len(prompt_text(prompts[part[0]])) + longest
 
     parts.sort(key=length)
-    found: list[list[float]] = [[math.nan] * len(group) for group in responses]
+    found = [[Judged(math.nan, None, HAS_IMAGES)] * len(group) for group in responses]
     calls = [[part] for part in parts] if exact and not relative else [parts]
     for call in calls:
-        scores = score_groups(
+        judged = judge_groups(
             scorer, [prompts[i] for i, _ in call], [[responses[i][j] for j in js] for i, js in call]
         )
-        for (i, js), own in zip(call, scores, strict=True):
-            for j, score in zip(js, own, strict=True):
-                found[i][j] = score
-    return [
-        [
-            Outcome(score)
-            if math.isfinite(score)
-            else Outcome(None, why_unscored(scorer, prompt, response, alone=len(group) == 1))
-            for response, score in zip(group, own, strict=True)
-        ]
-        for prompt, group, own in zip(prompts, responses, found, strict=True)
-    ]
+        for (i, js), own in zip(call, judged, strict=True):
+            for j, one in zip(js, own, strict=True):
+                found[i][j] = one
+    return [[_outcome(one) for one in own] for own in found]
 
 
-def why_unscored(
-    scorer: Any, prompt: Content, response: Content | str, *, alone: bool = False
-) -> str:
-    """Why a scorer gave a response no score.
+def members_of(outcomes: Sequence[Outcome]) -> dict[str, list[float | None]]:
+    """Name -> scores of each member of an ensemble, in the order of the outcomes."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.members)
+    return {name: [outcome.members.get(name) for outcome in outcomes] for name in names}
 
-    Args:
-        alone: it was the only response to its prompt.
-    """
-    if isinstance(scorer, Ensemble):
-        asked = [m.scorer for m in scorer.members if m.fits(has_images(prompt))]
-        reasons = [why_unscored(one, prompt, response, alone=alone) for one in asked]
-        # A member that does score it has nothing to say for itself.
-        told = [reason for reason in reasons if reason != NOT_FINITE]
-        return told[0] if told else NOT_FINITE if asked else NO_MEMBER
-    if is_relative(scorer):
-        return ALONE if alone else NO_VERDICT
-    counted = getattr(scorer, "unscored", None)
-    if isinstance(counted, Counter):
-        # What a model cannot score it refuses before it is run: asking again costs nothing.
-        before = counted.copy()
-        scorer.score([prompt], [response])
-        new = counted - before
-        scorer.unscored = before
-        if new:
-            return str(next(iter(new)))
-        return NOT_FINITE
-    return NO_VERDICT if hasattr(scorer, "counts") else NOT_FINITE
+
+def _outcome(judged: Judged) -> Outcome:
+    score = _finite(judged.score)
+    return Outcome(
+        score,
+        judged.reason if score is None else None,
+        judged.text,
+        {name: _finite(own) for name, own in judged.members},
+    )
+
+
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None

@@ -21,8 +21,9 @@ class Spread:
         within: deviation within a prompt, which is what decides between its responses; None where
             no prompt has two.
         share: of the ensemble's variance within a prompt that comes from this member in a plain
-            mean of the scores as they enter it; the shares add up to 1. None where nothing varies.
-        n: responses scored. unscored: those it could not score.
+            mean of the scores as they enter it, over the members asked; the shares add up to 1.
+            None where nothing varies.
+        n: responses scored. unscored: those it was asked about and could not score.
     """
 
     name: str
@@ -34,43 +35,91 @@ class Spread:
     unscored: int
 
 
+class SpreadSums:
+    """Spreads of responses that come in parts, all responses to a prompt in one part.
+
+    Args:
+        names: of the members.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        members = len(self.names)
+        self._n = np.zeros(members, dtype=int)
+        self._unscored = np.zeros(members, dtype=int)
+        self._mean, self._square = np.zeros(members), np.zeros(members)
+        self._inside, self._freedom = np.zeros(members), np.zeros(members, dtype=int)
+        # cov(s_m, sum of all) and var(sum of all), each times the number of responses.
+        self._with_total, self._total = np.zeros(members), 0.0
+
+    def add(
+        self,
+        scores: Array,
+        groups: Sequence[int],
+        *,
+        asked: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Takes the scores of a part; see `spreads`."""
+        group = np.asarray(groups)
+        wanted = np.ones(scores.shape, dtype=bool) if asked is None else asked
+        whole = ~np.any(wanted & np.isnan(scores), axis=0) & wanted.any(axis=0)
+        parts = np.where(wanted, scores, 0.0)[:, whole] / wanted[:, whole].sum(axis=0)
+        inner = _centred(parts, group[whole])
+        total = inner.sum(axis=0)
+        self._with_total += inner @ total
+        self._total += float(total @ total)
+        for m in range(len(self.names)):
+            own = wanted[m] & ~np.isnan(scores[m])
+            self._unscored[m] += int((wanted[m] & ~own).sum())
+            if own.any():
+                self._take(m, scores[m, own], group[own])
+
+    def _take(self, m: int, values: Array, group: npt.NDArray[Any]) -> None:
+        before, more = self._n[m], len(values)
+        mean = float(values.mean())
+        off = mean - self._mean[m]
+        self._n[m] += more
+        self._square[m] += float(((values - mean) ** 2).sum()) + off**2 * before * more / self._n[m]
+        self._mean[m] += off * more / self._n[m]
+        inside = _centred(values[None, :], group)[0]
+        self._inside[m] += float(inside @ inside)
+        self._freedom[m] += len(inside) - len(np.unique(group[_several(group)]))
+
+    def found(self) -> list[Spread]:
+        """Of all that was taken."""
+        return [
+            Spread(
+                name=name,
+                mean=float(self._mean[m]) if n else None,
+                deviation=float(np.sqrt(self._square[m] / n)) if n else None,
+                within=_root(self._inside[m], self._freedom[m]),
+                # The shares add up to 1 over members.
+                share=float(self._with_total[m] / self._total) if self._total > 0 else None,
+                n=int(n),
+                unscored=int(self._unscored[m]),
+            )
+            for m, (name, n) in enumerate(zip(self.names, self._n, strict=True))
+        ]
+
+
 def spreads(
-    names: Sequence[str], scores: Array, groups: Sequence[int] | None = None
+    names: Sequence[str],
+    scores: Array,
+    groups: Sequence[int] | None = None,
+    *,
+    asked: npt.NDArray[np.bool_] | None = None,
 ) -> list[Spread]:
     """How wide each member's scores are, and how much of the mean's spread it makes.
 
     Args:
         scores: [M, N] as they enter the rule; NaN where unscored.
         groups: [N] the prompt of each response; default: all of one prompt.
+        asked: [M, N] where prompts are routed, whether a member was asked; alike within a prompt.
+            Default: everywhere.
     """
-    group = np.zeros(scores.shape[1], dtype=int) if groups is None else np.asarray(groups)
-    whole = ~np.isnan(scores).any(axis=0)
-    inner = _centred(scores[:, whole], group[whole])
-    shares: list[float | None] = [None] * len(names)
-    if inner.shape[1]:
-        # cov(s_m, sum of all) / var(sum of all): adds up to 1 over members.
-        total = inner.sum(axis=0)
-        variance = float(total @ total)
-        if variance > 0:
-            shares = [float(row @ total) / variance for row in inner]
-    found = []
-    for m, name in enumerate(names):
-        own = ~np.isnan(scores[m])
-        values, own_group = scores[m, own], group[own]
-        inside = _centred(values[None, :], own_group)[0]
-        freedom = len(inside) - len(np.unique(own_group[_several(own_group)]))
-        found.append(
-            Spread(
-                name=name,
-                mean=float(values.mean()) if len(values) else None,
-                deviation=float(values.std()) if len(values) else None,
-                within=float(np.sqrt(inside @ inside / freedom)) if freedom > 0 else None,
-                share=shares[m],
-                n=len(values),
-                unscored=int((~own).sum()),
-            )
-        )
-    return found
+    sums = SpreadSums(names)
+    sums.add(scores, [0] * scores.shape[1] if groups is None else groups, asked=asked)
+    return sums.found()
 
 
 def dominance(found: Sequence[Spread]) -> str | None:
@@ -88,8 +137,8 @@ def dominance(found: Sequence[Spread]) -> str | None:
             )
             return (
                 f"{spread.name} makes {spread.share:.0%} of the ensemble's spread: its scores vary "
-                f"by {spread.within or 0:.3g} within a prompt ({others}), so a mean of raw scores "
-                "is mostly its own; z-scores weigh members alike"
+                f"by {spread.within or 0:.3g} within a prompt ({others}), so their mean is mostly "
+                "its own; z-scores weigh members alike"
             )
     return None
 
@@ -97,6 +146,10 @@ def dominance(found: Sequence[Spread]) -> str | None:
 def spread_entry(spread: Spread) -> dict[str, Any]:
     """For JSON."""
     return asdict(spread)
+
+
+def _root(square: float, freedom: int) -> float | None:
+    return float(np.sqrt(square / freedom)) if freedom > 0 else None
 
 
 def _several(group: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

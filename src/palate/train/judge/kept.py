@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -42,7 +43,8 @@ class KeptChat:
         self.progress = progress
         self._known: dict[str, Any] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            # By line feeds alone: texts hold other characters that end a line.
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 with suppress(ValueError, KeyError, TypeError):  # the line that a kill cut off
                     row = json.loads(line)
                     self._known[row["key"]] = row["answers"]
@@ -66,10 +68,10 @@ class KeptChat:
 
         def ask(chat: Chat, part: Sequence[list[Message]]) -> Any:
             found = chat.reply(part, **options)  # type: ignore[arg-type]
-            return [[[r.text, r.finished] for r in own] for own in found]
+            return [[dataclasses.asdict(reply) for reply in own] for own in found]
 
         answers = self._all(questions, options, ask)
-        return [[Reply(text=text, finished=end) for text, end in own] for own in answers]
+        return [[Reply(**reply) for reply in own] for own in answers]
 
     def choose(
         self, questions: Sequence[list[Message]], options: Sequence[str]

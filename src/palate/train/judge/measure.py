@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from palate.recipes import scorers
 from palate.recipes.judge import PointwiseKind
 from palate.rewards.base import Scorer
 from palate.rewards.chat import Chat
-from palate.rewards.judge import CUT, UNREADABLE, Critic, Pairwise, Pointwise
+from palate.rewards.critic import Critic
+from palate.rewards.judge import CUT, UNASKED, UNREADABLE, Pairwise, Pointwise
 from palate.rewards.questions import FIRST, SECOND, TIE
 from palate.train.judge.rows import Comparison, Rating, on_scale
 
@@ -31,8 +33,9 @@ def measure_pairwise(
     Returns:
         pairs: `accuracy` of the probabilities over both orders, ties of the data left out.
         verdicts: single verdicts that are right, ties of the data among them where the judge may
-        say so: n, right, accuracy, accuracy_ci, unreadable, cut. swap: rows with the same winner in
-        both orders: n, agreement, agreement_ci. first_place: share of winners that stood first.
+        say so: n, right, accuracy, accuracy_ci, unreadable, cut, unasked. swap: rows with the same
+        winner in both orders: n, agreement, agreement_ci. first_place: share of winners that stood
+        first.
     """
     judge = Pairwise(recipe, chat)
     said: list[dict[str, Any]] = []
@@ -114,7 +117,8 @@ def measure_critic(
     """Both responses of every row, each with a critique of its own.
 
     Returns:
-        pairs: `accuracy`. critiques: n, cut, empty.
+        pairs: `accuracy`. critiques: n, cut, empty, and those of the empty that were not asked for
+        (see `Chat.reply`).
     """
     critic = Critic(recipe, scorer, chat)
     prompts = [row.prompt for row in rows for _ in range(2)]
@@ -127,6 +131,7 @@ def measure_critic(
             "n": len(responses),
             "cut": critic.counts[Critic.CUT],
             "empty": critic.counts[Critic.EMPTY],
+            "unasked": _unasked(critic.counts),
         },
     }
 
@@ -150,6 +155,12 @@ def line_of(entry: dict[str, Any]) -> str:
     )
     if unread:
         parts.append(f"{unread} verdicts unreadable or cut")
+    if unasked := entry.get("verdicts", {}).get("unasked"):
+        parts.append(f"{unasked} questions not asked")
+    critiques = entry.get("critiques", {})
+    for key in ("cut", "empty"):
+        if critiques.get(key):
+            parts.append(f"{critiques[key]} of {critiques['n']} critiques {key}")
     if entry.get("error") is not None:
         parts.append(f"ratings {entry['error']:.2f} off in the mean")
     return f"{entry['stage']}: {'; '.join(parts)}"
@@ -164,7 +175,13 @@ def _verdicts(judge: Any, right: Sequence[float], groups: Any) -> dict[str, Any]
         "accuracy_ci": low_high,
         "unreadable": judge.counts[UNREADABLE],
         "cut": judge.counts[CUT],
+        "unasked": _unasked(judge.counts),
     }
+
+
+def _unasked(counts: Counter[str]) -> int:
+    """Questions without an answer, for any reason."""
+    return sum(n for key, n in counts.items() if key.startswith(UNASKED))
 
 
 def _likeliest(shares: dict[str, float] | None) -> str | None:

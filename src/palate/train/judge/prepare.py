@@ -265,7 +265,7 @@ class Desk:
                 reason = why_not(reply, question)
                 verdicts[reason or "right verdict"] += 1
                 if reason is None or reason == WRONG:
-                    sides[reason is None].append(reply.text.strip())
+                    sides[reason is None].append(reply.whole.strip())
             if not sides[True] or not sides[False]:
                 dropped[ALL_RIGHT if sides[True] else ALL_WRONG if sides[False] else NONE_READ] += 1
                 continue

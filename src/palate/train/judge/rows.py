@@ -152,7 +152,7 @@ def mapped(ratings: Sequence[float], kind: PointwiseKind) -> tuple[list[float], 
     A rating becomes 1 plus the number of cut points that it reaches (linear) or exceeds (quantile).
 
     Raises:
-        DataError: all ratings are equal.
+        DataError: all ratings are equal, or `lowest` and `highest` leave no steps between them.
     """
     low, high = min(ratings), max(ratings)
     steps = kind.best - 1
@@ -162,8 +162,13 @@ def mapped(ratings: Sequence[float], kind: PointwiseKind) -> tuple[list[float], 
     else:
         first = low if kind.lowest is None else kind.lowest
         last = high if kind.highest is None else kind.highest
-        if not first < last:
+        if low == high and not first < last:
             raise DataError(f"all ratings are {low:g}: give `judge.lowest` and `judge.highest`")
+        if not 0 < last - first < math.inf:
+            raise DataError(
+                f"no equal steps from {first:g} to {last:g}: set `judge.lowest` and `judge.highest`"
+                f" (the training ratings are {low:g} to {high:g}), or `scale: quantile`"
+            )
         cuts = [first + (last - first) * (k + 0.5) / steps for k in range(steps)]
     if low == high:
         raise DataError(f"all training ratings are {low:g}: there is nothing to tell apart")
@@ -210,6 +215,11 @@ def _items(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> list[Any]:
     if not made.pairs:
         ledger.drop(row.row, made.dropped[0])
         return []
+    if len(made.pairs) > 1 and isinstance(recipe.texts, ColumnTexts) and recipe.reasoning:
+        raise RecipeError(
+            f"`texts.column`: '{row.source}' has one text a row, and `data.pairing` makes "
+            f"several pairs of row {row.row}: pair so that each row gives one"
+        )
     reasons = list(made.dropped)
     items = []
     for pair in made.pairs:

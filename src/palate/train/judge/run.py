@@ -27,7 +27,7 @@ from palate.train.judge.measure import (
     measure_pairwise,
     measure_pointwise,
 )
-from palate.train.judge.prepare import ALL_RIGHT, Desk, Prepared
+from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, Desk, Prepared
 from palate.train.judge.rows import Rows, read_rows
 from palate.train.judge.stages import (
     check_template,
@@ -186,9 +186,12 @@ class _Run:
         files = prepare(name)
         self.account["stages"][name] = files.account
         self.folder.write_json("data.json", self.account)
-        if set(files.account["train"]["dropped"]) == {ALL_RIGHT} and not files.train:
-            # As good as preference can make it: no failure, and nothing for further rounds.
-            self.notes.append(f"{name}: left out: {ALL_RIGHT}")
+        dropped = files.account["train"]["dropped"]
+        if not files.train and ALL_RIGHT in dropped and set(dropped) <= {ALL_RIGHT, ALL_WRONG}:
+            # It says the same of a question every time: preference has nothing to tell apart, and
+            # neither have further rounds. The judge stays as it is.
+            reasons = "; ".join(f"{reason} ({n})" for reason, n in dropped.items())
+            self.notes.append(f"{name}: left out: {reasons}")
             return model
         self.stages.append(self.path / name)
         stage = stage_recipe(self.recipe, self.path / name, files, model, verb)

@@ -33,6 +33,9 @@ MERGED = "merged"
 ROOM_TOKENS = 64
 """What is written anew as text may be a little longer in tokens than it was when it was sampled."""
 
+NO_FILES = ("model", "plain")
+"""Chat templates that are not read from a file."""
+
 StageRecipe = SftRecipe | TuneRecipe | RewardRecipe
 
 
@@ -193,8 +196,16 @@ def scorer_recipe(
 
 
 def judge_yaml(scorer: scorers.ScorerBase) -> str:
-    """The content of judge.yaml: a whole recipe of `palate serve`, and half of others."""
+    """The content of judge.yaml: a whole recipe of `palate serve`, and half of others.
+
+    Paths of files and folders in it are absolute: it can be used from any folder.
+    """
     section = {"scorer": scorer.model_dump(mode="json", exclude_none=True)}
+    for part in (section["scorer"].get("chat", {}), section["scorer"].get("scorer", {})):
+        keys = {"path", *(["chat_template"] if part.get("chat_template") not in NO_FILES else [])}
+        for key in keys & part.keys():
+            if Path(part[key]).exists():
+                part[key] = str(Path(part[key]).resolve())
     return (
         "# The trained judge as a scorer: `palate serve judge.yaml`, `palate score judge.yaml`\n"
         "# with `data` and `output_dir` set, or an entry of `models` of `palate eval reward`.\n"
@@ -204,15 +215,14 @@ def judge_yaml(scorer: scorers.ScorerBase) -> str:
 
 def _stand_alone(model: ModelRecipe, options: list[str]) -> bool:
     """Whether a verdict's tokens are its own, so that its probability can be read behind an answer
-    begun: tokenizers may join it with what stands before."""
-    tokenizer = load_tokenizer(model)
-    encoder = Encoder(tokenizer, model.chat_template)
+    begun: tokenizers may join it with what stands before or after it."""
+    encoder = Encoder(load_tokenizer(model), model.chat_template)
     text = _begun(encoder)
-    begun = encoder.tokens.continuations([text])[text]
+    ids = encoder.tokens.continuations([text, *(text + option for option in options)])
+    begun = ids[text]
     for option in options:
-        whole = _answer(encoder, verdict_text(option))
-        own = tuple(tokenizer(option, add_special_tokens=False)["input_ids"])
-        if whole[: len(begun)] != begun or whole[len(begun) :][: len(own)] != own:
+        own, whole = ids[text + option], _answer(encoder, verdict_text(option))
+        if own == begun or own[: len(begun)] != begun or whole[: len(own)] != own:
             return False
     return True
 

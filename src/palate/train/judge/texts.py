@@ -34,6 +34,8 @@ def from_column(question: Question) -> str | None:
 
 def why_not(reply: Reply, question: Question) -> str | None:
     """Why a reply is not right; None where it is."""
+    if reply.refused is not None:
+        return reply.refused
     if not reply.finished:
         return CUT
     verdict = read_verdict(reply.text, question.options)
@@ -66,7 +68,7 @@ def written_reasoning(
         for i, (reply,) in zip(left, replies, strict=True):
             reason = why_not(reply, questions[i])
             if reason is None:
-                found[i] = reply.text.strip()
+                found[i] = reply.whole.strip()
             else:
                 refused[reason] += 1
                 still.append(i)
@@ -100,7 +102,10 @@ def written_critiques(
     refused: Counter[str] = Counter()
     for (reply,) in replies:
         text = reply.text.strip()
-        if not reply.finished and not cut:
+        if reply.refused is not None:
+            refused[reply.refused] += 1
+            found.append(None)
+        elif not reply.finished and not cut:
             refused[CUT] += 1
             found.append(None)
         elif not text:

@@ -1,0 +1,110 @@
+"""One call for every kind of reward: a prompt and responses to it in, scores (and texts) out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palate.data.schema import Content
+from palate.recipes import scorers as recipes
+from palate.recipes.load import load_recipe
+from palate.recipes.serving import ServeRecipe
+from palate.rewards.base import Scorer
+from palate.rewards.build import make_scorer
+from palate.rewards.rows import Outcome, members_of, score_rows
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What became of the responses to one prompt, in the order given.
+
+    Attributes:
+        scores: higher is better; None where there is none.
+        texts: what the scorer wrote about each: a critique, a judge's words. None of scorers that
+            write nothing.
+        reasons: why there is no score; None where there is one.
+        members: of an ensemble the scores of each member, by its name; empty of other scorers.
+    """
+
+    scores: list[float | None]
+    texts: list[str | None]
+    reasons: list[str | None]
+    members: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+class RewardScorer:
+    """A reward model, judge, critic, ensemble or baseline behind one interface.
+
+    Args:
+        scorer: what scores batches.
+
+    Attributes:
+        name: short, for reports.
+        relative: whether a score means something only beside those of the same call, as those of
+            judges that compare do.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.name = scorer.name
+        self.relative = bool(getattr(scorer, "relative", False))
+
+    def score(self, prompt: Content, responses: Sequence[Content | str]) -> Scores:
+        """Scores several responses to one prompt.
+
+        Args:
+            prompt: text, or chat turns that end with the user's.
+            responses: texts, or the assistant's turns that follow the prompt.
+
+        Raises:
+            PalateError: what such a scorer cannot read; a judge's server that does not answer.
+        """
+        if isinstance(responses, str):
+            raise TypeError("`responses` is a list: one response is [response]")
+        (found,) = score_rows(self.scorer, [prompt], [list(responses)])
+        return _scores(found)
+
+    def score_many(
+        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
+    ) -> list[Scores]:
+        """As `score`, of many prompts at once, those of like lengths together."""
+        return [_scores(own) for own in score_rows(self.scorer, prompts, responses)]
+
+
+def load_scorer(
+    source: str | Path | Mapping[str, Any] | recipes.ScorerBase, *, seed: int = 0
+) -> RewardScorer:
+    """Opens anything that scores.
+
+    Args:
+        source: a reward model (the `model` folder of a run, or a hub name); a recipe file with a
+            `scorer`, such as the judge.yaml of `palate judge`; or a scorer as recipes describe
+            them: {"type": "pairwise", "chat": {...}}.
+        seed: of drawing the validation rows of an ensemble.
+
+    Raises:
+        PalateError: unreadable, or no such scorer.
+    """
+    if isinstance(source, recipes.ScorerBase):
+        return RewardScorer(make_scorer(source, seed=seed))  # type: ignore[arg-type]
+    if isinstance(source, Mapping):
+        given = json.dumps(dict(source), default=str)
+        loaded = load_recipe(ServeRecipe, None, [f"scorer={given}"])
+    elif Path(source).suffix in (".yaml", ".yml"):
+        loaded = load_recipe(ServeRecipe, source)
+    else:
+        given = json.dumps({"type": "model", "path": str(source)})
+        loaded = load_recipe(ServeRecipe, None, [f"scorer={given}"])
+    return RewardScorer(make_scorer(loaded.scorer, seed=seed))
+
+
+def _scores(outcomes: Sequence[Outcome]) -> Scores:
+    return Scores(
+        [outcome.score for outcome in outcomes],
+        [outcome.text for outcome in outcomes],
+        [outcome.reason for outcome in outcomes],
+        members_of(outcomes),
+    )

@@ -1,0 +1,213 @@
+"""One interface for all kinds of rewards: scores, texts and reasons."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import palate
+from palate.errors import ModelError, RecipeError
+from palate.models.reward_files import save_reward_model
+from palate.recipes.scorers import (
+    CriticScorer,
+    LengthScorer,
+    LocalChat,
+    ModelScorer,
+    PairwiseJudge,
+    PointwiseJudge,
+)
+from palate.rewards.base import judge_groups
+from palate.rewards.chat import Reply
+from palate.rewards.critic import NO_CRITIQUE, Critic
+from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
+from palate.rewards.front import RewardScorer, load_scorer
+from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
+from palate.rewards.length import Length
+from palate.train.reward_run import reward as train_reward
+from tiny_rewards import recipe as reward_recipe
+
+CHAT = LocalChat(path="unused")
+
+
+class Says:
+    """A model that answers by a function of the question."""
+
+    name = "says"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def reply(self, questions, *, samples=1, **_):
+        return [
+            [Reply(text=self.answer(q[0]["content"]), finished=True)] * samples for q in questions
+        ]
+
+    def choose(self, questions, options):
+        return [{"1": math.log(0.25), "2": math.log(0.75)} for _ in questions]
+
+
+class Words:
+    """A reward model of critiques, which cannot score long ones."""
+
+    name = "words"
+
+    def score(self, prompts, responses):
+        raise AssertionError("scored by groups")
+
+    def judge_groups(self, prompts, responses):
+        from palate.rewards.base import Judged
+
+        def one(text):
+            return Judged(math.nan, None, "too long") if len(text) > 20 else Judged(len(text) / 10)
+
+        return [[one(text) for text in group] for group in responses]
+
+
+def critic(answer):
+    return Critic(CriticScorer(chat=CHAT, scorer=ModelScorer(path="unused")), Words(), Says(answer))
+
+
+def test_baselines_and_recipes_of_all_forms(tmp_path):
+    file = tmp_path / "scorer.yaml"
+    file.write_text("scorer: {type: length, prefer: shorter}\n")
+    for source in (file, str(file), {"type": "length", "prefer": "shorter"}):
+        assert load_scorer(source).score("p", ["aaa", "b"]).scores == [-3.0, -1.0]
+    found = palate.load_scorer(LengthScorer()).score("p", ["aaa", [turn("b")]])
+    assert (found.scores, found.texts, found.reasons) == ([3.0, 1.0], [None] * 2, [None] * 2)
+
+
+def test_what_is_no_scorer_is_one_line(tmp_path):
+    with pytest.raises(RecipeError, match="lenght"):
+        load_scorer({"type": "lenght"})
+    with pytest.raises(ModelError, match="nothing"):
+        load_scorer(tmp_path / "nothing")
+    with pytest.raises(TypeError, match="a list"):
+        load_scorer({"type": "length"}).score("p", "one text")
+
+
+def test_a_reward_model_says_why_it_has_no_score(tmp_path):
+    run = train_reward(reward_recipe(tmp_path), quiet=True)
+    scorer = load_scorer(run.path / "model")
+    found = scorer.score("p", ["yes", "y" * 400, "no"])
+    assert found.scores[0] is not None and found.scores[2] is not None
+    assert found.scores[1] is None and found.reasons[1] and found.reasons[0] is None
+    many = scorer.score_many(["p", "q"], [["yes", "no"], ["yes"]])
+    assert many[0].scores == pytest.approx([found.scores[0], found.scores[2]], abs=1e-6)
+
+
+def test_a_critic_gives_its_critiques():
+    scorer = RewardScorer(critic(lambda q: {"A": "good", "B": " "}.get(answer_in(q), "x" * 30)))
+    found = scorer.score("p", ["A", "B", "C"])
+    assert found.scores == [0.4, None, None]
+    assert found.texts == ["good", None, "x" * 30]
+    assert found.reasons == [None, NO_CRITIQUE, "too long"]
+
+
+def test_a_rating_comes_with_its_words():
+    recipe = PointwiseJudge(chat=CHAT, method="sampled", votes=2, temperature=1.0)
+    says = Says(lambda q: "<answer>7</answer>" if answer_in(q) == "A" else "well")
+    found = RewardScorer(Pointwise(recipe, says)).score("p", ["A", "B"])
+    assert found.scores == [7.0, None] and found.reasons == [None, NO_VERDICT]
+    assert found.texts == ["<answer>7</answer>\n\n<answer>7</answer>", "well\n\nwell"]
+
+
+def test_a_comparison_is_told_to_both_sides_with_their_places():
+    recipe = PairwiseJudge(chat=CHAT, method="sampled")
+    first = "<answer>1</answer>"
+    says = Says(lambda q: first if "[Response 1]\nlong" in q else "<answer>2</answer>")
+    scorer = RewardScorer(Pairwise(recipe, says))
+    found = scorer.score("p", ["long", "b"])
+    assert scorer.relative and found.scores == [1.0, 0.0]
+    both = (
+        "[1: response 1, 2: response 2]\n<answer>1</answer>\n\n"
+        "[1: response 2, 2: response 1]\n<answer>2</answer>"
+    )
+    assert found.texts == [both, both]
+    assert scorer.score("p", ["long"]).reasons == [ALONE]
+
+
+def test_probabilities_write_nothing():
+    found = RewardScorer(Pairwise(PairwiseJudge(chat=CHAT), Says(str))).score("p", ["a", "b"])
+    assert found.scores == [0.5, 0.5] and found.texts == [None, None]
+
+
+def test_an_ensemble_tells_what_its_members_do():
+    members = [Member(scorer=Length()), Member(scorer=critic(lambda q: "good" * len(answer_in(q))))]
+    found = RewardScorer(Ensemble(members)).score("p", ["A", "AAAAAAAA"])
+    assert found.scores == [pytest.approx(0.7), None]
+    assert found.texts[0] == "words given critiques of says:\ngood"
+    assert found.reasons == [None, "too long"]
+    routed = Ensemble([Member(scorer=Length(), modality="image")] * 2)
+    assert RewardScorer(routed).score("p", ["A"]).reasons == [NO_MEMBER]
+
+
+def test_scores_and_judgements_are_the_same_numbers():
+    scorer = critic(lambda q: "good")
+    groups = judge_groups(scorer, ["p", "q"], [["A"], ["B", "C"]])
+    assert [[one.score for one in own] for own in groups] == [[0.4], [0.4, 0.4]]
+    assert scorer.score(["p"], ["A"]) == [0.4]
+
+
+def test_texts_are_in_files_of_scores(tmp_path, monkeypatch):
+    from palate.evaluate.reward import score as module
+
+    monkeypatch.setattr(module, "make_scorer", lambda recipe, seed: critic(lambda q: "good"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "chosen": "A", "rejected": "B"}) + "\n")
+    for form in ("jsonl", "parquet"):
+        recipe = palate.ScoreRecipe.model_validate(
+            {
+                "output_dir": tmp_path / form,
+                "scorer": {"type": "length"},
+                "data": [{"path": str(data)}],
+                "format": form,
+            }
+        )
+        found = module.score_files(recipe)
+        assert [line["text"] for line in lines_of(found.scores)] == ["good", "good"]
+
+
+def lines_of(path: Path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+def answer_in(question):
+    return question.split("[Response]\n")[1].split("\n[End of response]")[0]
+
+
+def turn(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_saved_and_loaded_alike(tmp_path):
+    run = train_reward(reward_recipe(tmp_path), quiet=True)
+    model = palate.load_reward_model(run.path / "model")
+    save_reward_model(model, tmp_path / "copy")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "copy" / file).write_bytes((run.path / "model" / file).read_bytes())
+    one, other = (
+        load_scorer(path).score("p", ["a", "bb"])
+        for path in (run.path / "model", tmp_path / "copy")
+    )
+    assert one == other
+
+
+def test_an_ensemble_shows_its_members(tmp_path):
+    two = {"type": "ensemble", "members": [{"scorer": {"type": "length"}}] * 2}
+    found = load_scorer(two).score("p", ["aa", "b"])
+    assert found.members == {"longer wins": [2.0, 1.0], "longer wins (2)": [2.0, 1.0]}
+    assert load_scorer({"type": "length"}).score("p", ["aa"]).members == {}
+
+
+def test_what_no_scorer_sees_has_no_score():
+    picture = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    found = load_scorer({"type": "length"}).score_many([picture, "p"], [["x", "y"], ["x"]])
+    assert found[0].scores == [None, None] and "images" in found[0].reasons[0]
+    assert found[1].scores == [1.0]

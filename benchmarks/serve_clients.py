@@ -36,8 +36,11 @@ LIMIT = 100_000
 WORDS = "the a good bad answer to this question is long short and of course true false"
 BAD: list[tuple[bytes, int]] = [
     (b'{"prompt": "p", "resp', 400),
+    (b'{"prompt": NaN, "responses": ["a"]}', 400),
+    (b'{"prompt": "p", "prompt": "q", "responses": ["a"]}', 400),
     (b'{"prompt": "p", "responses": "a"}', 422),
     (b'{"prompt": "p", "responses": []}', 422),
+    (b'{"prompt": "p", "responses": [' + b"1," * (LIMIT // 3) + b"1]}", 422),
     (b'{"prompt": "p", "responses": ["' + b"a" * LIMIT + b'"]}', 413),
 ]
 JSON = {"content-type": "application/json"}

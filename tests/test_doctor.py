@@ -202,6 +202,16 @@ def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document: dict[str, Any] = {"scorer": {"type": "length"}, "port": 0}
     checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "serve")))
     assert checks["address"].state == checks["scorer"].state == "ok"
+    validated: dict[str, Any] = {
+        "type": "ensemble",
+        "combine": "zscore",
+        "members": [{"scorer": {"type": "length"}}] * 2,
+        "validation": [{"path": str(tmp_path / "none.jsonl")}],
+    }
+    checks = by_name(
+        examine(write_recipe(tmp_path / "r.yaml", document | {"scorer": validated}, "serve"))
+    )
+    assert checks["data"].state == "problem" and "no such file" in checks["data"].text
     monkeypatch.delenv("SOME_TOKEN", raising=False)
     document |= {"token_env": "SOME_TOKEN"}
     checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "serve")))

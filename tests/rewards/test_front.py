@@ -18,14 +18,16 @@ from palate.recipes.scorers import (
     ModelScorer,
     PairwiseJudge,
     PointwiseJudge,
+    ServerChat,
 )
-from palate.rewards.base import judge_groups
+from palate.rewards.base import is_independent, judge_groups
 from palate.rewards.chat import Reply
 from palate.rewards.critic import NO_CRITIQUE, Critic
 from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
 from palate.rewards.front import RewardScorer, load_scorer
 from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
 from palate.rewards.length import Length
+from palate.rewards.rows import score_rows
 from palate.train.reward_run import reward as train_reward
 from tiny_rewards import recipe as reward_recipe
 
@@ -211,3 +213,19 @@ def test_what_no_scorer_sees_has_no_score():
     found = load_scorer({"type": "length"}).score_many([picture, "p"], [["x", "y"], ["x"]])
     assert found[0].scores == [None, None] and "images" in found[0].reasons[0]
     assert found[1].scores == [1.0]
+
+
+def test_a_server_is_asked_for_all_at_once_and_a_local_model_one_by_one():
+    def asked(chat):
+        says, calls = Says(lambda q: "<answer>7</answer>"), []
+        reply = says.reply
+        says.reply = lambda questions, **more: calls.append(len(questions)) or reply(questions)
+        judge = Pointwise(PointwiseJudge(chat=chat, method="sampled"), says)
+        score_rows(judge, ["p", "q"], [["a", "b"], ["c"]], exact=True)
+        return calls
+
+    assert asked(ServerChat(url="http://127.0.0.1:1/v1", model="m")) == [3]
+    assert asked(CHAT) == [1, 1, 1]
+    both = [Member(scorer=Length()), Member(scorer=Length())]
+    assert is_independent(Ensemble(both))
+    assert not is_independent(Ensemble([both[0], Member(scorer=Words())]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app
-from palate.errors import DataError, RunError
+from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.reward import score as module
 from palate.evaluate.reward import score_files
+from palate.evaluate.reward.journal import held
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards.base import prompt_text, response_text
-from palate.rewards.rows import ALONE, score_rows
+from palate.rewards.base import Judged, prompt_text, response_text
+from palate.rewards.judge import ALONE
+from palate.rewards.rows import score_rows
 
 SAID = "too odd"
 
@@ -29,7 +30,6 @@ class Odd:
     name = "odd"
 
     def __init__(self, stop_after: int = 1_000_000) -> None:
-        self.unscored: Counter[str] = Counter()
         self.asked: list[str] = []
         self.calls: list[int] = []
         self.stop_after = stop_after
@@ -42,9 +42,13 @@ class Odd:
         for prompt, response in zip(prompts, responses, strict=True):
             text = response_text(response)
             self.asked.append(f"{prompt_text(prompt)}|{text}")
-            self.unscored[SAID] += "x" in text
             found.append(math.nan if "x" in text else float(len(text)))
         return found
+
+    def judge_groups(self, prompts: Any, responses: Any) -> list[list[Judged]]:
+        owners = [p for p, own in zip(prompts, responses, strict=True) for _ in own]
+        scores = iter(self.score(owners, [r for own in responses for r in own]))
+        return [[Judged(next(scores), None, SAID) for _ in own] for own in responses]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +119,7 @@ def test_every_response_is_scored_once_and_counts_reconcile(monkeypatch: Any) ->
     assert json.loads(Path("out/lineage.json").read_text())["verb"] == "score"
 
 
-@pytest.mark.parametrize("stop_after", [1, 9, 25, 60])
+@pytest.mark.parametrize("stop_after", [1, 9, 25, 50])
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_goes_on_exactly_where_it_was(
     stop_after: int, torn: bool, monkeypatch: Any
@@ -183,8 +187,10 @@ def test_exact_asks_one_at_a_time_and_a_lone_response_is_compared_with_none() ->
     class Relative(Odd):
         relative = True
 
-        def score_groups(self, prompts: Any, responses: Any) -> list[list[float]]:
-            return [[math.nan] if len(own) == 1 else [0.5] * len(own) for own in responses]
+        def judge_groups(self, prompts: Any, responses: Any) -> list[list[Judged]]:
+            scores = [math.nan if len(own) == 1 else 0.5 for own in responses]
+            both = zip(scores, responses, strict=True)
+            return [[Judged(score, None, ALONE)] * len(own) for score, own in both]
 
     many = ["r"] * 20
     ((alone,), whole) = score_rows(Relative(), ["a", "b"], [["1"], many], exact=True)
@@ -226,3 +232,114 @@ def test_a_run_that_kept_nothing_does_not_hold_its_folder() -> None:
 def test_a_missing_file_is_said_to_be_missing() -> None:
     found = CliRunner().invoke(app, ["score", "none.jsonl", "--model", "m"])
     assert found.exit_code == 2 and found.stderr.strip() == "palate: none.jsonl: no such file"
+
+
+def test_responses_that_cannot_be_read_are_counted_and_named() -> None:
+    answers = [{"content": "a", "rating": 1}, {"content": 7, "rating": 2}, {"content": "ccc"}]
+    good = [{"content": "dd", "rating": n} for n in range(2)]
+    rows = [{"prompt": "p", "responses": answers + good}, {"prompt": "q", "responses": good}]
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_files(recipe(data=[{"path": "some.jsonl"}], block_rows=1))
+    assert [(line["row"], line["response"]) for line in lines()] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+        (2, 1),
+    ]
+    (entry,) = json.loads(Path("out/data.json").read_text())["sources"]
+    assert entry["responses_left_out"] == {
+        "responses.content: a number, not text": 1,
+        "responses.rating: missing": 1,
+    }
+    named = [(line["row"], line["field"]) for line in lines("out/quarantine.jsonl")]
+    assert named == [(1, "responses.1.content"), (1, "responses.2.rating")]
+
+
+def stopped(monkeypatch: Any, **more: Any) -> None:
+    use(monkeypatch, Odd(9))
+    with pytest.raises(KeyboardInterrupt):
+        score_files(recipe(**more))
+    use(monkeypatch, Odd())
+
+
+def test_a_run_goes_on_with_the_same_data_alone(monkeypatch: Any) -> None:
+    stopped(monkeypatch)
+    text = Path("rated.jsonl").read_text()
+    Path("rated.jsonl").write_text(text.replace("yyyy", "zzzz"))
+    with pytest.raises(RunError, match="data rated has changed"):
+        score_files(recipe(resume=True))
+    Path("rated.jsonl").write_text(text)
+    whole = score_files(recipe(resume=True))
+    Path("pairs.jsonl").write_text(Path("pairs.jsonl").read_text() + "\n")
+    with pytest.raises(RunError, match="data pairs has changed"):
+        score_files(recipe(resume=True))
+    assert whole.scores.exists()
+
+
+def test_a_run_goes_on_with_the_same_weights_alone(monkeypatch: Any) -> None:
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    scorer = {"type": "model", "path": "model"}
+    stopped(monkeypatch, scorer=scorer)
+    Path("model/config.json").write_text('{"other": 1}')
+    with pytest.raises(RunError, match="model model has changed"):
+        score_files(recipe(resume=True, scorer=scorer))
+    Path("model/config.json").write_text("{}")
+    score_files(recipe(resume=True, scorer=scorer))
+
+
+def test_a_run_goes_on_with_the_same_validation_data_alone(monkeypatch: Any) -> None:
+    members = [{"scorer": {"type": "length", "prefer": way}} for way in ("longer", "shorter")]
+    Path("held.jsonl").write_text('{"prompt": "p", "chosen": "aa", "rejected": "b"}\n')
+    scorer = {
+        "type": "ensemble",
+        "members": members,
+        "combine": "zscore",
+        "validation": [{"path": "held.jsonl"}],
+    }
+    stopped(monkeypatch, scorer=scorer)
+    Path("held.jsonl").write_text('{"prompt": "p", "chosen": "aaaa", "rejected": "b"}\n')
+    with pytest.raises(RunError, match=r"file held\.jsonl has changed"):
+        score_files(recipe(resume=True, scorer=scorer))
+
+
+def test_data_that_changes_under_a_run_is_an_error(monkeypatch: Any) -> None:
+    class Writer(Odd):
+        def score(self, prompts: Any, responses: Any) -> list[float]:
+            with Path("rated.jsonl").open("a") as file:
+                file.write("\n")
+            return super().score(prompts, responses)
+
+    use(monkeypatch, Writer())
+    with pytest.raises(RunError, match=r"rated\.jsonl: changed while it was scored"):
+        score_files(recipe())
+
+
+def test_a_folder_is_written_by_one_process_at_a_time() -> None:
+    with held(Path("out")), pytest.raises(RunError, match="another process writes to it"):
+        score_files(recipe())
+    assert score_files(recipe()).scores.exists()
+
+
+def test_a_scorer_that_gives_up_names_the_rows(monkeypatch: Any) -> None:
+    class Refusing(Odd):
+        def score(self, prompts: Any, responses: Any) -> list[float]:
+            raise ModelError("tiny: trained on plain text, and this is a chat")
+
+    use(monkeypatch, Refusing())
+    with pytest.raises(ModelError, match=r"^pairs\.jsonl, rows 1 to \d+: tiny: trained on"):
+        score_files(recipe())
+
+
+def test_a_table_that_does_not_fit_on_the_disk_is_one_line(monkeypatch: Any) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetWriter", full)
+        with pytest.raises(RunError, match=r"cannot write out/scores\.parquet: No space"):
+            score_files(recipe(format="parquet"))
+    assert not list(Path("out").glob(".*.tmp"))
+    result = score_files(recipe(format="parquet", resume=True))
+    assert len(pq.read_table(result.scores)) == 66

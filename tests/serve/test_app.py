@@ -6,71 +6,20 @@ import asyncio
 import json
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app as cli
-from palate.errors import ModelError, RecipeError, RunError
+from palate.errors import RecipeError, RunError
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import response_text
-from palate.serve.app import make_app
 from palate.serve.logs import Lines
 from palate.serve.run import bind, token_of
+from tiny_serve import Slow, ask, client, run
 
 NAME = "longer wins"
-
-
-class Slow:
-    """Length after a while; refuses what holds an x, and breaks over a y."""
-
-    name = "slow"
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-        self.calls: list[int] = []
-        self.hold: threading.Event | None = None
-
-    def score(self, prompts: Any, responses: Any) -> list[float]:
-        texts = [response_text(response) for response in responses]
-        if any("x" in text for text in texts):
-            raise ModelError("slow: knows no x")
-        if any("y" in text for text in texts):
-            raise ZeroDivisionError
-        self.calls.append(len(texts))
-        time.sleep(self.seconds)
-        if self.hold is not None:
-            self.hold.wait(5)
-        return [float("nan") if "?" in text else float(len(text)) for text in texts]
-
-
-@asynccontextmanager
-async def client(
-    scorer: Any = None, *, token: str | None = None, **keys: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    recipe = ServeRecipe.model_validate(
-        {"scorer": {"type": "length"}, "exact": False, "max_wait_ms": 20} | keys
-    )
-    app: Any = make_app(scorer or Slow(), recipe, token)
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with (
-        app.app.router.lifespan_context(app.app),
-        httpx.AsyncClient(transport=transport, base_url="http://here") as found,
-    ):
-        yield found
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
-
-
-def ask(text: str) -> dict[str, Any]:
-    return {"prompt": "p", "responses": [text]}
 
 
 def test_shapes_of_the_routes() -> None:
@@ -116,7 +65,7 @@ def test_what_is_wrong_is_said_in_one_line() -> None:
         ("/score", b"{", 400, "not JSON"),
         ("/score", b'{"prompt": ' * 100_000, 400, "not JSON"),
         ("/score", b"\xff", 400, "not JSON"),
-        ("/score", [], 422, "valid dictionary"),
+        ("/score", [], 422, "no JSON object"),
         ("/score", {"prompt": "p"}, 422, "responses: Field required"),
         ("/score", {"prompt": "p", "responses": []}, 422, "responses: "),
         ("/score", {"prompt": 3, "responses": ["a"]}, 422, "prompt: "),
@@ -249,8 +198,20 @@ def test_the_token() -> None:
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert (await c.get("/metrics", headers=headers)).status_code == 401
-            good = {"authorization": "Bearer s3cret"}
-            assert (await c.post("/score", json=ask("a"), headers=good)).status_code == 200
+            for given in ("Bearer s3cret", "bearer s3cret", "BEARER   s3cret "):
+                good = {"authorization": given}
+                assert (await c.post("/score", json=ask("a"), headers=good)).status_code == 200
+            for given in ("", "Bearer", "Bearer ", "Basic s3cret", "Bearer s3cre", "Bearer S3CRET"):
+                bad = {"authorization": given}
+                assert (await c.post("/score", json=ask("a"), headers=bad)).status_code == 401
+        # As the environment holds it: letters of any alphabet, or bytes that are no UTF-8.
+        for token in ("schl\u00fcssel", "\udcff"):
+            sent = b"Bearer " + token.encode("utf-8", "surrogateescape")
+            async with client(token=token) as c:
+                found = await c.get("/info", headers={"authorization": sent})
+                assert found.status_code == 200
+                found = await c.get("/info", headers={"authorization": b"Bearer \xfc"})
+                assert found.status_code == 401
 
     run(test)
 

@@ -16,10 +16,14 @@ from palate.recipes.serving import ServeRecipe
 
 
 def scorer_checks(recipe: scorers.Scorer) -> Iterator[Check]:
-    """What would stop a scorer from being loaded, its members' included."""
+    """What would stop a scorer from being loaded, its members' and their data included."""
     if isinstance(recipe, scorers.EnsembleScorer):
+        from palate.doctor import source_check
+
         for member in recipe.members:
             yield from scorer_checks(member.scorer)
+        for source in recipe.validation:
+            yield source_check(source, 0)
         return
     chat = getattr(recipe, "chat", None)
     try:

@@ -212,6 +212,12 @@ def is_relative(scorer: Scorer) -> bool:
     return bool(getattr(scorer, "relative", False))
 
 
+def is_independent(scorer: Scorer) -> bool:
+    """Whether every bit of a score is the same whatever else is in the call, as of a model on this
+    machine it is not: passes of other shapes round differently."""
+    return bool(getattr(scorer, "independent", False))
+
+
 def has_images(prompt: Content) -> bool:
     """Whether an image part is among the prompt's turns."""
     if isinstance(prompt, str):

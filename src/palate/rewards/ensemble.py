@@ -33,6 +33,7 @@ from palate.rewards.base import (
     Scorer,
     check_lengths,
     has_images,
+    is_independent,
     is_relative,
     judge_groups,
     score_groups,
@@ -170,6 +171,11 @@ class Ensemble:
     def relative(self) -> bool:
         """Whether a member compares responses."""
         return any(is_relative(member.scorer) for member in self.members)
+
+    @property
+    def independent(self) -> bool:
+        """Whether no member's scores depend on what else is in a call."""
+        return all(is_independent(member.scorer) for member in self.members)
 
     @property
     def uses_zscores(self) -> bool:

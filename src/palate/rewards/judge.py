@@ -70,6 +70,11 @@ class _Judge:
         self.counts: Counter[str] = Counter()
         self.transcript: Transcript | None = None
 
+    @property
+    def independent(self) -> bool:
+        """A server puts batches together by itself, from whatever all its clients ask."""
+        return isinstance(self.recipe.chat, recipes.ServerChat)
+
     def _verdicts(
         self, questions: Sequence[list[Message]], options: Sequence[str]
     ) -> list[_Verdict]:

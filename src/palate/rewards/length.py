@@ -11,6 +11,8 @@ from palate.rewards.base import check_lengths, response_text
 class Length:
     """Characters of a response, or less its characters where the shorter is to win."""
 
+    independent = True
+
     def __init__(self, prefer: Literal["longer", "shorter"] = "longer") -> None:
         self.name = f"{prefer} wins"
         self._sign = 1.0 if prefer == "longer" else -1.0

@@ -11,6 +11,7 @@ from palate.rewards.base import (
     Judged,
     Scorer,
     has_images,
+    is_independent,
     is_relative,
     judge_groups,
     prompt_text,
@@ -51,8 +52,9 @@ def score_rows(
 
     Args:
         prompts: one a group.
-        exact: every response by itself, so that no bit of a score depends on the others. Without
-            effect where scores are those of one response among others.
+        exact: every response by itself, so that no bit of a score depends on the others; where
+            scores are those of one response among others, every prompt by itself. Without effect
+            on scorers that are independent of the call anyway.
 
     Returns:
         One list a prompt, in the order given.
@@ -75,7 +77,7 @@ def score_rows(
 
     parts.sort(key=length)
     found = [[Judged(math.nan, None, HAS_IMAGES)] * len(group) for group in responses]
-    calls = [[part] for part in parts] if exact and not relative else [parts]
+    calls = [[part] for part in parts] if exact and not is_independent(scorer) else [parts]
     for call in calls:
         judged = judge_groups(
             scorer, [prompts[i] for i, _ in call], [[responses[i][j] for j in js] for i, js in call]

@@ -1,6 +1,7 @@
 """Scorers over HTTP: `palate serve`. Needs the extra `serve`.
 
-`app` the routes, `batcher` requests into batches, `guard` limits and the token, `run` the process.
+`app` the routes, `bodies` and `messages` what they read, `batcher` requests into batches, `guard`
+and `protocol` limits and the token, `run` the process.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.base import Scorer, is_relative
 from palate.rewards.rendered import reads_rendered
-from palate.rewards.rows import Outcome
+from palate.rewards.rows import Outcome, members_of
 from palate.serve.batcher import Batcher, Groups, QueueFull, Rendered, Stopping, Work
+from palate.serve.bodies import JsonRoute
 from palate.serve.guard import REQUEST_ID, App, Guard, error_body
 from palate.serve.logs import log
 from palate.serve.messages import (
@@ -54,6 +55,9 @@ ROUTES = frozenset(
         "/v1/chat/completions",
     )
 )
+
+
+_KIND = "invalid_request_error"
 
 
 class TooMany(Exception):
@@ -85,7 +89,9 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,
     )
+    app.router.route_class = JsonRoute
     routes: list[tuple[str, str, Any]] = [
         ("GET", "/health", server.health),
         ("GET", "/info", server.info),
@@ -98,7 +104,9 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
     ]
     assert {path for _, path, _ in routes} == ROUTES
     for method, path, function in routes:
-        app.add_api_route(path, function, methods=[method], response_model=None)
+        # Load balancers ask by HEAD.
+        methods = ["GET", "HEAD"] if method == "GET" else [method]
+        app.add_api_route(path, function, methods=methods, response_model=None)
     # What a scorer here cannot score is the request's fault; a judge's server may be down.
     remote = any(isinstance(one, ServerChat) for one in chats_in(recipe.scorer))
     _handle_errors(app, unfit=502 if remote else 422)
@@ -265,7 +273,15 @@ def chats_in(recipe: ScorerRecipe) -> list[Chat]:
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    return {"scores": [o.score for o in outcomes], "reasons": [o.reason for o in outcomes]}
+    found: dict[str, Any] = {
+        "scores": [o.score for o in outcomes],
+        "reasons": [o.reason for o in outcomes],
+    }
+    if any(o.text is not None for o in outcomes):
+        found["texts"] = [o.text for o in outcomes]
+    if members := members_of(outcomes):
+        found["members"] = members
+    return found
 
 
 def _order(outcomes: Sequence[Outcome]) -> list[int]:
@@ -289,22 +305,22 @@ def _handle_errors(app: FastAPI, *, unfit: int) -> None:
         unfit: of what the scorer refuses.
     """
 
-    def answer(
-        status: int, text: str, kind: str = "invalid_request_error", **headers: str
-    ) -> Response:
+    def answer(status: int, text: str, kind: str = _KIND, **headers: str) -> Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return JSONResponse(error_body(text, kind), status_code=status, headers=named)
 
     @app.exception_handler(RequestValidationError)
     async def _shape(_: Request, error: RequestValidationError) -> Response:
         errors = list(error.errors())
-        broken = errors[0]["type"] == "json_invalid"
-        return answer(400 if broken else 422, "not JSON" if broken else problem(errors))
+        if errors[0]["type"] == "json_invalid":
+            place, text = errors[0]["loc"][-1], errors[0]["ctx"]["error"]
+            return answer(400, f"not JSON: {text}" + (f" character {place}" if place else ""))
+        return answer(422, problem(errors))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
         text = "not JSON" if error.status_code == 400 else str(error.detail)
-        return answer(error.status_code, text)
+        return answer(error.status_code, text, **(error.headers or {}))
 
     @app.exception_handler(TooMany)
     async def _many(_: Request, error: TooMany) -> Response:
@@ -325,6 +341,8 @@ def _handle_errors(app: FastAPI, *, unfit: int) -> None:
         return answer(500, text, "server_error")
 
     @app.exception_handler(PalateError)
-    async def _unfit(_: Request, error: PalateError) -> Response:
-        log("unscorable", logging.WARNING, reason=str(error))
-        return answer(unfit, str(error))
+    async def _unfit(request: Request, error: PalateError) -> Response:
+        # Of a scorer here the words may be the request's own, and those are not for logs.
+        words = str(error) if unfit == 502 else type(error).__name__
+        log("unscorable", logging.WARNING, id=request.scope[REQUEST_ID], reason=words)
+        return answer(unfit, str(error), "server_error" if unfit == 502 else _KIND)

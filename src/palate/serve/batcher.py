@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 
 from palate.data.schema import Content
 from palate.errors import PalateError
-from palate.rewards.base import Scorer
+from palate.rewards.base import Scorer, is_independent
 from palate.rewards.rows import Outcome, score_rows
 from palate.serve.metrics import Metrics
 
 Outcomes = list[list[Outcome]]
+THREAD = "palate-scorer"
+"""Name of the thread that runs the scorer."""
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,11 @@ class Batcher:
 
     A batch is closed when it has `max_batch` responses, or `max_wait` seconds after its first
     request came. A request is never split, so that one larger than a batch is a batch by itself.
+    Nothing is begun for a request that nobody waits for any more.
 
     Args:
-        exact: every response in a pass of its own.
+        exact: every response in a pass of its own; then requests share nothing, and each is
+            answered as soon as it has been scored.
         max_queue: responses that may wait. max_wait: seconds.
     """
 
@@ -106,7 +111,10 @@ class Batcher:
         self._size = 0
         self._arrived = asyncio.Event()
         self._stopping = False
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        # One by one, unless passes are shared, or nothing depends on the call.
+        self._together = not exact or is_independent(scorer)
+        self._batch: list[_Job] = []
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=THREAD)
         self._rate: float | None = None
         self._loop: asyncio.Task[None] | None = None
 
@@ -120,12 +128,23 @@ class Batcher:
         self._loop = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Answers what is waiting, takes nothing more, and ends."""
+        """Answers what is waiting, takes nothing more, and ends.
+
+        What the scorer does for nobody it is left to finish in its thread.
+        """
         self._stopping = True
         self._arrived.set()
+        while self._loop is not None and not self._loop.done() and self._wanted:
+            await asyncio.wait((self._loop,), timeout=_LOOK_SECONDS)
         if self._loop is not None:
-            await self._loop
-        self._pool.shutdown(wait=True)
+            self._loop.cancel()
+            await asyncio.wait((self._loop,))
+        self._pool.shutdown(wait=False)
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._waiting) or not all(job.answer.done() for job in self._batch)
 
     async def submit(self, work: Work) -> Outcomes:
         """The outcomes of a request, when they are there; cancelling takes it out of the queue.
@@ -194,35 +213,52 @@ class Batcher:
 
     async def _answer(self, batch: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
+        self._batch = batch
         start = time.monotonic()
-        works = [job.work for job in batch]
-        n = sum(map(len, works))
-        found: Sequence[Outcomes | Exception]
-        found = await loop.run_in_executor(self._pool, self._try, works)
+        scored = await loop.run_in_executor(self._pool, self._try, batch, loop)
         seconds = time.monotonic() - start
-        rate = n / max(seconds, 1e-6)
-        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
-        self.metrics.batch(n, seconds)
-        for job, outcomes in zip(batch, found, strict=True):
+        self._batch = []
+        if scored:
+            rate = scored / max(seconds, 1e-6)
+            self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+            self.metrics.batch(scored, seconds)
+
+    def _try(self, batch: Sequence[_Job], loop: asyncio.AbstractEventLoop) -> int:
+        """Scores a batch, answering as soon as there are answers; in the scorer's thread.
+
+        Returns:
+            Responses that the scorer was asked about.
+        """
+        # A future that is done was given up: its request is late, or its client is gone.
+        wanted = [job for job in batch if not job.answer.done()]
+        if len(wanted) > 1 and not self._together:
+            return sum(self._try([job], loop) for job in wanted)
+        if not wanted:
+            return 0
+        found: Sequence[Outcomes | Exception]
+        try:
+            found = self._score([job.work for job in wanted])
+        except Exception as error:
+            if len(wanted) > 1:
+                # One request that cannot be scored must not cost the others theirs.
+                return sum(self._try([job], loop) for job in wanted)
+            found = [error]
+        loop.call_soon_threadsafe(self._deliver, wanted, found)
+        return sum(len(job.work) for job in wanted)
+
+    def _deliver(self, jobs: Sequence[_Job], found: Sequence[Outcomes | Exception]) -> None:
+        for job, outcomes in zip(jobs, found, strict=True):
             if job.answer.done():
-                continue  # it waited too long, or its client went away
+                continue
             if isinstance(outcomes, Exception):
                 job.answer.set_exception(outcomes)
             else:
                 self.metrics.outcomes(outcomes)
                 job.answer.set_result(outcomes)
 
-    def _try(self, works: Sequence[Work]) -> list[Outcomes | Exception]:
-        try:
-            return list(self._score(works))
-        except Exception as error:
-            if len(works) == 1:
-                return [error]
-        # One request that cannot be scored must not cost the others theirs.
-        return [self._try([work])[0] for work in works]
-
     def _score(self, works: Sequence[Work]) -> list[Outcomes]:
         groups = [work for work in works if isinstance(work, Groups)]
+        rendered = [work for work in works if isinstance(work, Rendered)]
         scored = iter(
             score_rows(
                 self.scorer,
@@ -231,17 +267,25 @@ class Batcher:
                 exact=self.exact,
             )
         )
+        read = iter(self._rendered(rendered))
         return [
             [next(scored) for _ in work.responses]
             if isinstance(work, Groups)
-            else [self._rendered(work)]
+            else [[next(read) for _ in work.texts]]
             for work in works
         ]
 
-    def _rendered(self, work: Rendered) -> list[Outcome]:
+    def _rendered(self, works: Sequence[Rendered]) -> list[Outcome]:
+        if not works:
+            return []
         from palate.rewards.model import ModelScorer
         from palate.rewards.rendered import score_rendered
 
         if not isinstance(self.scorer, ModelScorer):
             raise PalateError(f"{self.scorer.name} reads no rendered conversations")
-        return score_rendered(self.scorer, work.texts, work.prompts, exact=self.exact)
+        return score_rendered(
+            self.scorer,
+            [text for work in works for text in work.texts],
+            [prompt for work in works for prompt in work.prompts or [""] * len(work)],
+            exact=self.exact,
+        )

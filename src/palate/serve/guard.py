@@ -28,7 +28,7 @@ OPEN = frozenset(("/health",))
 DRAINED = 16
 """A body too large is read on, and thrown away, up to this many times the limit: a client that
 is still sending reads no answer."""
-_ID = re.compile(r"[\w.-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
@@ -57,7 +57,8 @@ class Guard:
     ) -> None:
         self.app = app
         self.metrics = metrics
-        self.token = None if token is None else token.encode()
+        # As it is in the environment, UTF-8 or not.
+        self.token = None if token is None else token.encode("utf-8", "surrogateescape")
         self.routes = routes
         self.max_bytes = max_bytes
         self.timeout = timeout
@@ -78,7 +79,10 @@ class Guard:
 
 
 class _Request:
-    """One request on its way."""
+    """One request on its way.
+
+    Its work ends with its client: nothing is done for one that went away.
+    """
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self.guard = guard
@@ -91,7 +95,7 @@ class _Request:
         scope[REQUEST_ID] = self.id
         self.status = 0
         self.body: bytes | None = None
-        self.sent = False
+        self.read = False
 
     async def answer(self) -> None:
         path = self.scope["path"]
@@ -102,6 +106,10 @@ class _Request:
                 await self._handle(path)
         except TimeoutError:
             await self._refuse_late()
+        except asyncio.CancelledError:
+            # The server ends before the answer is there.
+            if not self.status:
+                await self._refuse(503, "the server is stopping", "server_error")
         except Exception:
             # The application has answered already.
             log("failed", logging.ERROR, exc_info=True, id=self.id, route=route)
@@ -126,16 +134,40 @@ class _Request:
             challenge = {b"www-authenticate": b"Bearer"}
             await self._refuse(401, text, "authentication_error", headers=challenge)
             return
-        body = await self._read()
+        try:
+            body = await self._read()
+        except ConnectionError:
+            return
         if body is None:
             text = f"the request is larger than {self.guard.max_bytes} bytes"
             await self._refuse(413, text, "invalid_request_error", code="request_too_large")
             return
         self.body = body
-        await self.guard.app(self.scope, self._replay, self._send)
+        await self._until_gone()
+
+    async def _until_gone(self) -> None:
+        """Runs the routes, for as long as there is a client."""
+        work = asyncio.ensure_future(self.guard.app(self.scope, self._replay, self._send))
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or self.status:
+                await work
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     async def _read(self) -> bytes | None:
-        """The body, or None of one that is too large."""
+        """The body, or None of one that is too large.
+
+        Raises:
+            ConnectionError: the client went away before it had sent it.
+        """
         limit = self.guard.max_bytes
         stated = self.headers.get(b"content-length", b"0")
         declared = int(stated) if stated.isdigit() else 0
@@ -144,7 +176,7 @@ class _Request:
         while declared <= limit * DRAINED:
             event = await self.receive()
             if event["type"] == "http.disconnect":
-                break
+                raise ConnectionError
             chunk = event.get("body", b"")
             size += len(chunk)
             if max(size, declared) <= limit:
@@ -156,10 +188,11 @@ class _Request:
         return b"".join(chunks) if max(size, declared) <= limit else None
 
     async def _replay(self) -> Event:
-        if not self.sent:
-            self.sent = True
+        if not self.read:
+            self.read = True
             return {"type": "http.request", "body": self.body, "more_body": False}
-        return await self.receive()
+        # Whether the client is there is watched elsewhere.
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     async def _send(self, event: Event) -> None:
         if event["type"] == "http.response.start":

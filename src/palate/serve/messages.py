@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from palate.data.schema import Content, Message
+from palate.serve.bodies import shown
 
 
 def _unicode(text: str) -> str:
@@ -27,7 +28,11 @@ Text = Annotated[str, AfterValidator(_unicode)]
 
 
 class Shape(BaseModel):
-    """Base of all requests: a key that is not known is a mistake, not a wish."""
+    """Base of all requests: a key that is not known is a mistake, not a wish.
+
+    The lists of requests fail at their first mistake: a list of them all could be a thousand times
+    as large as the request.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -39,8 +44,8 @@ class Turn(Shape):
     content: Text
 
 
-Prompt = Text | Annotated[list[Turn], Field(min_length=1)]
-Answer = Text | Annotated[list[Turn], Field(min_length=1)]
+Prompt = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
+Answer = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
 
 
 class Item(Shape):
@@ -48,14 +53,14 @@ class Item(Shape):
 
     prompt: Prompt
     """Text, or chat turns that end before the response."""
-    responses: Annotated[list[Answer], Field(min_length=1)]
+    responses: Annotated[list[Answer], Field(min_length=1, fail_fast=True)]
     """Each a text, or the turns that follow the prompt."""
 
 
 class Batch(Shape):
     """Several prompts."""
 
-    items: Annotated[list[Item], Field(min_length=1)]
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
 
 
 def _which(value: Any) -> str:
@@ -72,12 +77,14 @@ Asked = Annotated[
 class GetReward(BaseModel):
     """What OpenRLHF's remote reward client sends."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    query: Annotated[list[Text], Field(min_length=1)]
+    query: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
     """Prompts and responses as one text each, in the words of the model's chat template."""
-    prompts: list[Text] | None = None
-    """The part of each query before the response. `labels` are for rewards by rule and not read."""
+    prompts: Annotated[list[Text], Field(fail_fast=True)] | None = None
+    """The part of each query before the response."""
+    labels: Any = None
+    """For rewards by rule; not read."""
 
     @model_validator(mode="after")
     def _as_many(self) -> GetReward:
@@ -91,7 +98,7 @@ class ChatCompletion(Shape):
     """A conversation whose last turn is to be scored."""
 
     model: Text
-    messages: Annotated[list[Turn], Field(min_length=2)]
+    messages: Annotated[list[Turn], Field(min_length=2, fail_fast=True)]
     stream: Literal[False] = False
     n: Literal[1] = 1
 
@@ -119,13 +126,17 @@ def content(value: str | list[Turn]) -> Content:
 
 
 _SHAPES = ("body", "item", "batch", "list[", "function-")
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 
 
 def problem(errors: list[Any]) -> str:
-    """The first of pydantic's errors in one line, without what was sent."""
-    first = errors[0]
+    """The most telling of pydantic's errors in one line, without what was sent."""
+    # Where a value may have several shapes, the one it comes nearest to went wrong deepest.
+    first = max(errors, key=lambda error: len(error["loc"]))
     # Which of several shapes was tried is of no use to a reader.
-    parts = [str(part) for part in first["loc"]]
+    parts = [shown(str(part)) for part in first["loc"]]
     where = ".".join(part for part in parts if part == "items" or not part.startswith(_SHAPES))
     message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] in _NO_OBJECT or (not where and first["type"] == "missing"):
+        return f"{where or 'the body'} is no JSON object"
     return f"{where}: {message}" if where else message

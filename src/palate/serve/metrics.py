@@ -8,6 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from palate.rewards.rows import Outcome
 
+MOST_REASONS = 50
+"""Reasons that are counted by name: a template's own words may be among them, without end."""
+OTHER = "other"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -27,6 +30,7 @@ class Metrics:
         self.unscored = Counter(
             "palate_responses_unscored", "Responses without a score.", ["reason"], registry=registry
         )
+        self._reasons: set[str] = set()
         self.queued = Gauge("palate_queued_responses", "Responses that wait.", registry=registry)
         self.sizes = Histogram(
             "palate_batch_responses", "Responses a batch.", buckets=SIZES, registry=registry
@@ -50,7 +54,13 @@ class Metrics:
                 if outcome.reason is None:
                     self.scored.inc()
                 else:
-                    self.unscored.labels(outcome.reason).inc()
+                    self.unscored.labels(self._named(outcome.reason)).inc()
+
+    def _named(self, reason: str) -> str:
+        if reason not in self._reasons and len(self._reasons) >= MOST_REASONS:
+            return OTHER
+        self._reasons.add(reason)
+        return reason
 
     def text(self) -> bytes:
         """In the text format of Prometheus."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palate.errors import PalateError, RecipeError, RunError
 from palate.recipes.serving import ServeRecipe
@@ -21,7 +23,8 @@ def serve(recipe: ServeRecipe) -> None:
     """Serves a recipe's scorer until the process is told to stop (SIGINT, SIGTERM).
 
     Prints the address when it answers. When told to stop, it takes no new connection, answers what
-    it has accepted, and returns.
+    it has accepted, and returns; where the scorer is still at work for nobody by then, it ends the
+    process.
 
     Raises:
         RecipeError: the variable of the token is not set.
@@ -37,7 +40,9 @@ def serve(recipe: ServeRecipe) -> None:
         text = "serving needs fastapi, uvicorn and prometheus-client: pip install 'palate[serve]'"
         raise PalateError(text) from None
     from palate.serve.app import make_app
+    from palate.serve.batcher import THREAD
     from palate.serve.logs import log, log_lines
+    from palate.serve.protocol import protocol
 
     token = token_of(recipe)
     # Lines of JSON go to stderr, and progress bars do not belong among them.
@@ -50,6 +55,8 @@ def serve(recipe: ServeRecipe) -> None:
         log_lines()
         config = uvicorn.Config(
             app,
+            http=protocol(recipe.timeout_seconds),
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -60,14 +67,23 @@ def serve(recipe: ServeRecipe) -> None:
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
+                try:
+                    await super().startup(sockets)
+                except OSError as error:
+                    raise _unheard(recipe, error) from None
                 if self.started:
                     log("listening", url=url)
                     print(url, flush=True)
 
-        with _signals_are_no_errors():
-            Server(config).run(sockets=[bound])
+        server = Server(config)
+        with _signals_stop(server):
+            server.run(sockets=[bound])
         log("stopped")
+    if any(thread.name.startswith(THREAD) for thread in threading.enumerate()):
+        # A thread cannot be ended, and the interpreter would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def token_of(recipe: ServeRecipe) -> str | None:
@@ -94,18 +110,24 @@ def bind(recipe: ServeRecipe) -> socket.socket:
         found = socket.getaddrinfo(
             recipe.host, recipe.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, kind, protocol, _, address = found[0]
-        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise _unheard(recipe, error) from None
+    # A name may stand for an address that this machine does not have, such as IPv6's loopback.
+    for family, kind, number, _, address in found:
+        bound = socket.socket(family, kind, number)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(address)
-        except OSError:
+            return bound
+        except OSError as error:
             bound.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot listen at {recipe.host}:{recipe.port}: {reason}") from None
-    return bound
+            problem = error
+    raise _unheard(recipe, problem)
+
+
+def _unheard(recipe: ServeRecipe, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RunError(f"cannot listen at {recipe.host}:{recipe.port}: {reason}")
 
 
 def _url(bound: socket.socket) -> str:
@@ -114,11 +136,15 @@ def _url(bound: socket.socket) -> str:
 
 
 @contextmanager
-def _signals_are_no_errors() -> Iterator[None]:
-    """uvicorn raises the signals that stopped it once more when it is done; being told to stop is
-    how a server ends."""
+def _signals_stop(server: Any) -> Iterator[None]:
+    """uvicorn handles signals only while it runs, and raises those that stopped it once more when
+    it is done; being told to stop is how a server ends."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
+    before = [signal.signal(kind, stop) for kind in kinds]
     try:
         yield
     finally:

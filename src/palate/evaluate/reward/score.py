@@ -8,11 +8,9 @@ back to that point, so that nothing is there twice and nothing is missing.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally, held
 from palate.evaluate.reward.library import VERSION, identities, name_of
+from palate.evaluate.reward.score_lines import as_table, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
 from palate.io import sha256_file, write_json
 from palate.recipes.scorers import EnsembleScorer
@@ -35,10 +34,9 @@ from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
-from palate.rewards.rows import Outcome, score_rows
+from palate.rewards.rows import HAS_IMAGES, Outcome, score_rows
 
 TABLE = "scores.parquet"
-HAS_IMAGES = "has images, which no scorer here reads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +56,9 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     """Scores every response of a recipe's data.
 
     Writes scores.jsonl (or .parquet): a line a response, with id, source, row, response (its
-    number in the row; of a pair 0 is the chosen one), score, reason where there is no score, and
-    text where the scorer wrote one. Beside it summary.json, data.json, quarantine.jsonl,
-    recipe.yaml, lineage.json, status.json.
+    number in the row; of a pair 0 is the chosen one), score, reason where there is no score, text
+    where the scorer wrote one, and members of an ensemble with their scores. Beside it
+    summary.json, data.json, quarantine.jsonl, recipe.yaml, lineage.json, status.json.
     A file is read a block at a time; what is held of it is where its rows are.
 
     Raises:
@@ -80,7 +78,21 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     unscored = result.summary["responses"] - result.summary["scored"]
     text = f"{result.summary['responses']} responses: {result.summary['scored']} scored"
     console.print(f"{text}, {unscored} without a score" if unscored else text, highlight=False)
+    for line in _told(result.summary["members"]):
+        console.print(line, highlight=False, soft_wrap=True)
     return result
+
+
+def _told(members: dict[str, Any] | None) -> Iterator[str]:
+    """What there is to say of an ensemble's members."""
+    if members is None:
+        return
+    for own in members["spread"]:
+        if own["deviation"] is not None:
+            within = "" if own["within"] is None else f", {own['within']:.3g} within a prompt"
+            yield f"  {own['name']}: scores vary by {own['deviation']:.3g}{within}"
+    if members["warning"] is not None:
+        yield f"  {members['warning']}"
 
 
 def _score(
@@ -108,7 +120,7 @@ def _score(
                 for row, own in zip(rows, outcomes, strict=True):
                     for index, outcome in enumerate(own):
                         tally.add(outcome)
-                        lines.append(_line(row, index, outcome))
+                        lines.append(line_of(row, index, outcome))
                 quarantine = [_refusal(stream.name, item) for item in lost]
                 # The last block holds what is lost for good: after it comes the next source.
                 state.source = number + block.last
@@ -184,21 +196,6 @@ def _unread(row: Preference) -> str | None:
     return OWN_PROMPTS if row.has_own_prompts else None
 
 
-def _line(row: Preference, index: int, outcome: Outcome) -> str:
-    line: dict[str, Any] = {
-        "id": row.id,
-        "source": row.source,
-        "row": row.row,
-        "response": index,
-        "score": outcome.score,
-    }
-    if outcome.score is None:
-        line["reason"] = outcome.reason
-    if outcome.text is not None:
-        line["text"] = outcome.text
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def _refusal(source: str, item: Rejection) -> str:
     line = {
         "source": source,
@@ -220,9 +217,10 @@ def _finish(
     if not any(tally.rows for tally in state.tallies):
         raise DataError("no usable row: see quarantine.jsonl", file=recipe.data[0].path)
     scores = folder.path / LINES
+    members = members_in(recipe.scorer, scores, folder.path / TABLE)
     if recipe.format == "parquet":
         scores = folder.path / TABLE
-        _as_table(folder.path / LINES, scores)
+        as_table(folder.path / LINES, scores)
     entries = []
     for stream, tally in zip(streams, state.tallies, strict=True):
         assert tally.records == tally.rows + tally.rejected.total() + tally.merged
@@ -257,6 +255,7 @@ def _finish(
         "scored": sum(tally.scored for tally in state.tallies),
         "unscored": dict(sorted(sum((t.unscored for t in state.tallies), Counter()).items())),
         "account": dict(sorted(state.account.items())),
+        "members": members,
     }
     write_json(folder.path / "data.json", {"kind": "scores", "sources": entries})
     folder.record_sources(entries)
@@ -298,35 +297,3 @@ def _digest(stream: Stream, state: Journal) -> str | None:
     if found != state.inputs["data"][stream.name]:
         raise RunError(f"{stream.path}: changed while it was scored; choose another output_dir")
     return found
-
-
-def _as_table(lines: Path, table: Path) -> None:
-    """The lines as Parquet, complete or absent; a table that is there already was complete."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not lines.exists() and table.exists():
-        return
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("source", pa.string()),
-            ("row", pa.int64()),
-            ("response", pa.int32()),
-            ("score", pa.float64()),
-            ("reason", pa.string()),
-            ("text", pa.string()),
-        ]
-    )
-    part = table.with_name(f".{table.name}.tmp")
-    try:
-        with pq.ParquetWriter(part, schema) as writer, lines.open(encoding="utf-8") as file:
-            while block := [json.loads(line) for line in islice(file, 8192)]:
-                writer.write_table(pa.Table.from_pylist(block, schema=schema))
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(table)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunError(f"cannot write {table}: {error.strerror or error}") from error
-    lines.unlink()

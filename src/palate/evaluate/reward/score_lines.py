@@ -1,0 +1,142 @@
+"""The lines of `palate score`: one a response, in JSON or a table, and what they say together."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate.data.schema import Preference
+from palate.errors import RunError
+from palate.recipes.scorers import EnsembleScorer, HeadsScorer
+from palate.recipes.scorers import Scorer as ScorerRecipe
+from palate.rewards.rows import Outcome
+from palate.rewards.spread import SpreadSums, dominance, spread_entry
+
+BLOCK = 8192
+
+
+def line_of(row: Preference, index: int, outcome: Outcome) -> str:
+    """The line of one response of a row."""
+    line: dict[str, Any] = {
+        "id": row.id,
+        "source": row.source,
+        "row": row.row,
+        "response": index,
+        "score": outcome.score,
+    }
+    if outcome.score is None:
+        line["reason"] = outcome.reason
+    if outcome.text is not None:
+        line["text"] = outcome.text
+    if outcome.members:
+        line["members"] = outcome.members
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def members_in(recipe: ScorerRecipe, lines: Path, table: Path) -> dict[str, Any] | None:
+    """How wide the scores of an ensemble's members are; None of other scorers.
+
+    Args:
+        lines, table: where the scores are; of a run that had ended the table alone is there.
+
+    Returns:
+        spread: an entry a member, of its raw scores. warning: where one member rules a mean of raw
+        scores.
+    """
+    if not isinstance(recipe, (EnsembleScorer, HeadsScorer)):
+        return None
+    found = _sums(lines if lines.exists() else table).found()
+    raw = recipe.combine in ("mean", "uncertainty") and not recipe.standardise
+    return {
+        "spread": [spread_entry(spread) for spread in found],
+        "warning": dominance(found) if raw and found else None,
+    }
+
+
+def as_table(lines: Path, table: Path) -> None:
+    """The lines as Parquet, complete or absent; a table that is there already was complete.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not lines.exists() and table.exists():
+        return
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("row", pa.int64()),
+            ("response", pa.int32()),
+            ("score", pa.float64()),
+            ("reason", pa.string()),
+            ("text", pa.string()),
+            ("members", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
+    part = table.with_name(f".{table.name}.tmp")
+    try:
+        with pq.ParquetWriter(part, schema) as writer:
+            rows = _read(lines)
+            while block := list(islice(rows, BLOCK)):
+                for row in block:
+                    row["members"] = list(row["members"].items()) if "members" in row else None
+                writer.write_table(pa.Table.from_pylist(block, schema=schema))
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(table)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"cannot write {table}: {error.strerror or error}") from error
+    lines.unlink()
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(BLOCK):
+            yield from ({**r, "members": dict(r["members"] or ())} for r in batch.to_pylist())
+
+
+def _sums(path: Path) -> SpreadSums:
+    """Of all lines, a block of whole rows at a time."""
+    # Of routed members one may be asked late, or never.
+    names = dict.fromkeys(name for line in _read(path) for name in line.get("members") or ())
+    sums = SpreadSums([*names])
+    part: list[tuple[int, dict[str, float | None]]] = []
+    rows = groupby(_read(path), key=lambda line: (line["source"], line["row"], line["id"]))
+    for number, (_, own) in enumerate(rows):
+        part += [(number, line["members"]) for line in own if line.get("members")]
+        if len(part) >= BLOCK:
+            _add(sums, part)
+            part = []
+    _add(sums, part)
+    return sums
+
+
+def _add(sums: SpreadSums, part: Sequence[tuple[int, dict[str, float | None]]]) -> None:
+    if not part:
+        return
+    scores = np.full((len(sums.names), len(part)), np.nan)
+    asked = np.zeros(scores.shape, dtype=bool)
+    for m, name in enumerate(sums.names):
+        for i, (_, members) in enumerate(part):
+            if name in members:
+                asked[m, i] = True
+                score = members[name]
+                scores[m, i] = math.nan if score is None else score
+    sums.add(scores, [group for group, _ in part], asked=asked)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from palate.errors import RunError
+from palate.models.config_names import add_older_names
 from palate.models.loading import load_model
 from palate.models.policy import Policy
 from palate.models.reward import RewardModel
@@ -73,12 +74,12 @@ def save_policy(
     """
     if isinstance(policy, RewardModel):
         save_reward_model(policy, folder, tensors=weights, complete=complete)
-        return
-    if weights is None:
+    elif weights is None:
         policy.save(folder)
-        return
-    own = {name.removeprefix("hf."): tensor for name, tensor in weights.items()}
-    policy.hf.save_pretrained(folder, state_dict=own)  # type: ignore[operator]
+    else:
+        own = {name.removeprefix("hf."): tensor for name, tensor in weights.items()}
+        policy.hf.save_pretrained(folder, state_dict=own)  # type: ignore[operator]
+    add_older_names(folder)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
 from palate.io import read_json
+from palate.models.config_names import add_older_names
 from palate.models.loading import load_tokenizer, load_trained
 from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
@@ -131,6 +132,7 @@ def trained_model(folder: Path, started: ModelRecipe) -> ModelRecipe:
             hf = load_trained(folder / "model", started).hf.merge_and_unload()  # type: ignore[operator]
             with whole_folder(path) as whole:
                 hf.save_pretrained(whole)
+                add_older_names(whole)
                 saved = ModelRecipe(path=str(folder / "model"))
                 load_tokenizer(saved).save_pretrained(whole)
             del hf

@@ -214,6 +214,76 @@ def test_models_that_others_trained(tmp_path):
         load_reward_model(tmp_path / "three")
 
 
+def test_loaded_scores_do_not_depend_on_the_batch_in_bfloat16(tmp_path):
+    """The attention of the training, row by row: the same states beside any other row."""
+    model = built(tmp_path)
+    save_reward_model(model, tmp_path / "saved")
+    save_reward_model(built(tmp_path, lora=True), tmp_path / "adapter")
+    for name in ("saved", "adapter"):
+        loaded = load_reward_model(tmp_path / name, dtype="bfloat16")
+        pairs = tiny_pairs(6, longest=60)
+        with torch.no_grad():
+            whole, single = (
+                [loaded(collate(own, layout="plain", pad_id=0, keep_last=True)) for own in cut]
+                for cut in ([pairs], [[pair] for pair in pairs])
+            )
+        chosen = torch.cat([found.rewards[:1] for found in single])
+        # In float32 the head rounds, too.
+        torch.testing.assert_close(whole[0].rewards[: len(pairs)], chosen, atol=1e-6, rtol=0)
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").write_text("")
+from transformers import LlamaConfig
+class Config(LlamaConfig):
+    model_type = "own"
+"""
+
+
+def test_a_folder_cannot_ask_for_its_own_code(tmp_path):
+    folder = tmp_path / "saved"
+    save_reward_model(built(tmp_path, layers=2), folder)
+    for name, change in (
+        (CONFIG, {"model": {"path": "x", "trust_remote_code": True}}),
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}),
+    ):
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(found | change))
+    (folder / "code.py").write_text(CODE)
+    with pytest.raises(ModelError, match=r"needs code .* trust_remote_code=True"):
+        load_reward_model(folder)
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"pooling": "last"}, "pooling: expected one of token, mean, attention, got 'last'"),
+        ({"forms": ["poem"]}, "forms: expected one of chat, text"),
+        ({"files": "pickle"}, "files: expected one of classifier"),
+        ({"files": None}, "files: expected one of"),
+        ({"end_tokens": [{"id": "x", "text": "y"}]}, "invalid literal"),
+        ({"heads": "many"}, "invalid literal"),
+        ({"scale": 3}, "mapping"),
+        ({"version": 99}, "later version"),
+    ],
+    ids=str,
+)
+def test_what_is_said_beside_the_weights_is_checked(change, words, tmp_path):
+    save_reward_model(built(tmp_path), tmp_path / "saved")
+    file = tmp_path / "saved" / CONFIG
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | change))
+    with pytest.raises(ModelError, match=words):
+        load_reward_model(tmp_path / "saved")
+    (name,) = change
+    file.write_text(json.dumps({k: v for k, v in document.items() if k != name}))
+    if name not in ("heads",):
+        with pytest.raises(ModelError, match=f"not a reward model's: no '{name}'"):
+            load_reward_model(tmp_path / "saved")
+
+
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_reward_model(tmp_path / "nothing")

@@ -164,6 +164,25 @@ def test_heads(activation):
     torch.testing.assert_close(head(x), want.squeeze(-1))
 
 
+def test_the_start_of_a_head_may_be_given():
+    torch.manual_seed(0)
+    head = RewardHead(300, HeadRecipe(layers=2, width=400, init_deviation=0.02))
+    assert all(layer.weight.std().item() == pytest.approx(0.02, rel=0.1) for layer in head.layers)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean", "attention"])
+def test_mixed_precision_leaves_pooling_and_head_in_float32(pooling):
+    """As under `accelerate launch --mixed_precision bf16`, states given."""
+    model = reward_model(pooling=pooling, layers=2)
+    batch = laid_out(model, tiny_pairs(3), "plain")
+    with torch.no_grad():
+        states = model.base(**batch.inputs).last_hidden_state.reshape(-1, model.hidden_size)
+        want = model.head(model.pooling(states, batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = model.head(model.pooling(states, batch))
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
 def test_a_linear_head_has_no_bias_unless_asked():
     assert RewardHead(8, HeadRecipe()).is_linear
     assert not RewardHead(8, HeadRecipe(bias=True)).is_linear

@@ -167,7 +167,8 @@ def length_expert(rewards: Tensor, lengths: Tensor, *, strength: float) -> Tenso
 def likelihood(logp: Tensor, *, beta: float) -> Tensor:
     """-log sigmoid(beta log policy(y_w)): hidden states that can still write, arXiv:2406.10216.
 
-    The SFT form of its text-generation regularisation, log-probs summed over tokens.
+    The SFT form of its text-generation regularisation, log-probs summed over tokens. There the
+    reward's loss is multiplied by 1 - weight besides.
     """
     return -logsigmoid(beta * logp)
 

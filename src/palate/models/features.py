@@ -4,8 +4,8 @@ A folder of safetensors shards under a key that names everything the numbers dep
 dtype of the backbone's weights, attention kernel, pooling and version of this code. Within it each
 sequence is found by the digest of its token ids, so that heads, losses and data mixtures share one
 cache. A state takes hidden size x bytes of the dtype: a million pairs of a 640 wide bfloat16 model
-2.6 GB. Shards are written whole; any number of processes may add to one folder. On load a sample is
-run live and compared.
+2.6 GB, which are read where they lie and need not fit the memory. Shards are written whole, with a
+checksum; any number of processes may add to one folder. On load a sample is run live and compared.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from palate.data.layouts import SequenceBatch, collate
-from palate.data.pairs import Example, Pair, Ranking, sequence_key
+from palate.data.pairs import Example, Pair, Ranking
 from palate.errors import ModelError, RunError
 from palate.io import write_bytes
 from palate.models.reward import RewardModel
 
-VERSION = 1
-"""Of the stored numbers: raised whenever the same inputs would give others."""
+VERSION = 2
+"""Of the stored numbers and files: raised whenever the same inputs would give others."""
 SHARD_SEQUENCES = 16_384
+SHARD_SECONDS = 300.0
+"""A shard is written when it is full, or this old: no more is lost when the process is killed."""
 VERIFY_SEQUENCES = 4
 VERIFY_TOLERANCE = {
     torch.float64: 1e-6,
@@ -41,6 +45,8 @@ VERIFY_TOLERANCE = {
 }
 """Accepted distance of a stored and a live state, as a share of its length: batches of other shapes
 round differently, another model is off by its whole length."""
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _Item = Pair | Ranking
 _Ids = tuple[tuple[int, ...], tuple[int, ...]]
@@ -74,17 +80,21 @@ class FeatureTable:
             "attention": model.config._attn_implementation,
             "pooling": model.spec.pooling,
         }
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.folder = root / key[:32]
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = root / self.key
         self.model = model
         self.items = items
         self.pad_id = pad_id
         self.batch_size = batch_size
         self.computed = 0
-        self._shards: list[Tensor] = []
-        self._starts = np.zeros(1, dtype=np.int64)
+        sizes = [len(_responses(item)) for item in items]
+        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._lengths = np.asarray([len(r) for item in items for r in _responses(item)])
+        self._keys = [key for item in items for key in _keys(item)]
         self._rows = np.zeros(0, dtype=np.int64)
-        self._first = np.zeros(0, dtype=np.int64)
+        self._shards: dict[Path, np.ndarray] = {}
+        self._starts = np.zeros(1, dtype=np.int64)
+        self._known: dict[bytes, int] = {}
 
     def fill(
         self,
@@ -95,54 +105,65 @@ class FeatureTable:
     ) -> None:
         """Computes this process's share of what the folder lacks.
 
+        Which process computes a sequence is said by its key alone: what others have written
+        meanwhile changes nothing.
+
         Raises:
-            RunError: a shard that cannot be read or written.
+            RunError: a shard that cannot be read or written, or is damaged.
+            ModelError: states that are not finite.
         """
-        known = self._read()
-        wanted = {_key(ids): ids for item in self.items for ids in _sequences(item)}
-        missing = [(key, ids) for key, ids in wanted.items() if key not in known]
-        # Alike lengths together, dealt out evenly.
-        missing.sort(key=lambda both: (-sum(map(len, both[1])), both[0]))
-        mine = missing[rank::world_size]
+        self._read()
+        wanted: dict[bytes, _Ids] = {}
+        ids = (own for item in self.items for own in _sequences(item))
+        for key, own in zip(self._keys, ids, strict=True):
+            if key not in self._known and int.from_bytes(key[:8], "big") % world_size == rank:
+                wanted[key] = own
+        # Alike lengths together.
+        mine = sorted(wanted.items(), key=lambda both: (-sum(map(len, both[1])), both[0]))
         self.computed = len(mine)
-        for start in range(0, len(mine), SHARD_SEQUENCES):
-            part = mine[start : start + SHARD_SEQUENCES]
-            found = []
-            for i in range(0, len(part), self.batch_size):
-                found.append(self._live([ids for _, ids in part[i : i + self.batch_size]]))
-                if progress is not None:
-                    progress(min(start + i + self.batch_size, len(mine)), len(mine))
-            keys = np.frombuffer(b"".join(key for key, _ in part), dtype=np.uint8).copy()
-            tensors = {"keys": torch.from_numpy(keys), "features": torch.cat(found).cpu()}
-            name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
-            write_bytes(self.folder / f"shard-{name}.safetensors", save(tensors))
+        states: list[Tensor] = []
+        keys: list[bytes] = []
+        started = time.monotonic()
+        for i in range(0, len(mine), self.batch_size):
+            part = mine[i : i + self.batch_size]
+            states.append(self._live([own for _, own in part]))
+            keys += [key for key, _ in part]
+            done = i + len(part)
+            old = time.monotonic() - started >= SHARD_SECONDS
+            if old or done == len(mine) or len(keys) + self.batch_size > SHARD_SEQUENCES:
+                self._write(keys, self._finite(torch.cat(states).cpu()))
+                states, keys, started = [], [], time.monotonic()
+            if progress is not None:
+                progress(done, len(mine))
 
     def index(self) -> None:
         """Finds every item's states; checks a sample against the live backbone.
 
         Raises:
-            RunError: a state is missing, or a shard cannot be read.
+            RunError: a state is missing, or a shard cannot be read or is damaged.
             ModelError: stored states are not this backbone's.
         """
-        known = self._read()
+        self._read()
         try:
-            rows = [known[_key(ids)] for item in self.items for ids in _sequences(item)]
+            rows = [self._known[key] for key in self._keys]
         except KeyError:
             raise RunError(f"{self.folder}: the feature cache lacks a sequence") from None
         self._rows = np.asarray(rows, dtype=np.int64)
-        sizes = [sum(1 for _ in _sequences(item)) for item in self.items]
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._verify()
 
     def collate(self, items: Sequence[_Item]) -> SequenceBatch:
         """A batch whose `inputs` are the features [S, d], in the order of `palate.data.layouts`."""
-        order = [(i, j) for i, item in enumerate(items) for j, _ in enumerate(_sequences(item))]
+        own_items = np.asarray([item.index for item in items])
+        first, end = self._first[own_items], self._first[own_items + 1]
+        sizes = end - first
         pairs = isinstance(items[0], Pair)
+        # Of pairs all chosen responses come first, of lists each list's own.
+        group = np.tile(np.arange(len(items)), 2) if pairs else np.arange(len(items)).repeat(sizes)
+        place = np.arange(len(group)) - (np.cumsum(sizes) - sizes)[group]
         if pairs:
-            order.sort(key=lambda both: both[1])
-        rows = np.asarray([self._first[items[i].index] + j for i, j in order])
-        responses = [tuple(_sequences(item)) for item in items]
-        lengths = torch.tensor([len(responses[i][j][1]) for i, j in order])
+            place = np.arange(2).repeat(len(items))
+        at = first[group] + place
+        lengths = torch.from_numpy(self._lengths[at])
         nothing = torch.zeros(0, dtype=torch.long)
         more: dict[str, Any] = {}
         margin = [float("nan")] * len(items)
@@ -152,16 +173,16 @@ class FeatureTable:
             more["tie"] = torch.tensor([p.tie for p in own])
             more["probability"] = torch.tensor([_known(p.probability) for p in own])
         else:
-            more["group"] = torch.tensor([i for i, _ in order])
+            more["group"] = torch.from_numpy(group)
             ranks = [r for item in items if isinstance(item, Ranking) for r in item.ranks]
             more["rank"] = torch.tensor(ranks)
         return SequenceBatch(
-            inputs={"features": self._gather(self._rows[rows])},
+            inputs={"features": self._gather(self._rows[at])},
             predict=nothing,
             targets=nothing,
-            segment=torch.repeat_interleave(torch.arange(len(order)), lengths),
+            segment=torch.repeat_interleave(torch.arange(len(at)), lengths),
             position=nothing,
-            n_sequences=len(order),
+            n_sequences=len(at),
             n_pairs=len(items) if pairs else 0,
             weight=torch.tensor([item.weight for item in items], dtype=torch.float32),
             margin=torch.tensor(margin, dtype=torch.float32),
@@ -172,30 +193,64 @@ class FeatureTable:
         )
 
     def _gather(self, rows: np.ndarray) -> Tensor:
+        # By numpy: so many small copies by torch would each wait for all of its threads.
+        shards = list(self._shards.values())
         shard = np.searchsorted(self._starts, rows, side="right") - 1
-        found = self._shards[0].new_empty(len(rows), self._shards[0].shape[1])
+        found = np.empty((len(rows), self.model.hidden_size), dtype=shards[0].dtype)
         for s in np.unique(shard):
             own = np.flatnonzero(shard == s)
-            found[own] = self._shards[s][rows[own] - self._starts[s]]
-        return found
+            found[own] = shards[s][rows[own] - self._starts[s]]
+        return torch.from_numpy(found).view(self._dtype)
 
-    def _read(self) -> dict[bytes, int]:
-        """Loads the shards; digest -> row, counted through all of them."""
-        known: dict[bytes, int] = {}
-        self._shards, starts = [], [0]
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
-            try:
-                tensors = load_file(path)
-                keys, features = tensors["keys"].numpy().tobytes(), tensors["features"]
-            except (SafetensorError, OSError, KeyError) as error:
-                text = f"{path}: not a readable feature shard; delete it: {error}"
-                raise RunError(text) from error
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the states: the backbone's, and float32 or wider of a mean over tokens."""
+        dtype = self.model.dtype
+        means = self.model.spec.pooling != "token" and dtype != torch.float64
+        return torch.float32 if means else dtype
+
+    def _write(self, keys: Sequence[bytes], states: Tensor) -> None:
+        joined = np.frombuffer(b"".join(keys), dtype=np.uint8).copy()
+        tensors = {"keys": torch.from_numpy(joined), "features": states.contiguous()}
+        name = hashlib.sha256(joined.tobytes()).hexdigest()[:24]
+        metadata = {"cache": self.key, "sha256": _checksum(tensors)}
+        write_bytes(self.folder / f"shard-{name}.safetensors", save(tensors, metadata=metadata))
+
+    def _read(self) -> None:
+        """Takes in the shards that are not known yet; rows are counted through all of them."""
+        for path in sorted(set(self.folder.glob("shard-*.safetensors")) - self._shards.keys()):
+            keys, features = self._shard(path)
+            start = int(self._starts[-1])
             for i in range(len(features)):
-                known.setdefault(keys[32 * i : 32 * i + 32], starts[-1] + i)
-            self._shards.append(features)
-            starts.append(starts[-1] + len(features))
-        self._starts = np.asarray(starts, dtype=np.int64)
-        return known
+                self._known.setdefault(keys[32 * i : 32 * i + 32], start + i)
+            # numpy has no bfloat16, and only copies them.
+            self._shards[path] = features.view(_BITS[features.element_size()]).numpy()
+            self._starts = np.append(self._starts, start + len(features))
+
+    def _shard(self, path: Path) -> tuple[bytes, Tensor]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("keys", "features")}
+        except (SafetensorError, OSError) as error:
+            text = f"{path}: not a readable feature shard; delete it: {error}"
+            raise RunError(text) from error
+        keys, features = tensors["keys"], tensors["features"]
+        shape, n = (len(keys) // 32, self.model.hidden_size), len(keys)
+        fits = n % 32 == 0 and features.shape == shape and features.dtype == self._dtype
+        if metadata.get("cache") != self.key or not fits:
+            raise RunError(f"{path}: a feature shard of another model; delete it")
+        if metadata.get("sha256") != _checksum(tensors):
+            raise RunError(f"{path}: a damaged feature shard; delete it")
+        return keys.numpy().tobytes(), features
+
+    def _finite(self, states: Tensor) -> Tensor:
+        if not bool(states.isfinite().all()):
+            raise ModelError(
+                f"{self.model.spec.model.path}: states of the backbone are not finite in "
+                f"{str(self.model.dtype).removeprefix('torch.')}: choose another `model.dtype`"
+            )
+        return states
 
     @torch.no_grad()
     def _live(self, sequences: Sequence[_Ids]) -> Tensor:
@@ -213,11 +268,13 @@ class FeatureTable:
             self.model.train(was_training)
 
     def _verify(self) -> None:
-        sequences = [ids for item in self.items[:VERIFY_SEQUENCES] for ids in _sequences(item)]
-        chosen = random.Random(0).sample(
-            range(len(sequences)), min(VERIFY_SEQUENCES, len(sequences))
-        )
-        live = self._live([sequences[i] for i in chosen]).float().cpu()
+        n = len(self._rows)
+        chosen = random.Random(0).sample(range(n), min(VERIFY_SEQUENCES, n))
+        sequences = []
+        for place in chosen:
+            item = int(np.searchsorted(self._first, place, side="right")) - 1
+            sequences.append(list(_sequences(self.items[item]))[place - int(self._first[item])])
+        live = self._live(sequences).float().cpu()
         stored = self._gather(self._rows[chosen]).float()
         gap = (live - stored).norm(dim=1) / live.norm(dim=1).clamp(min=1e-6)
         if not float(gap.max()) <= VERIFY_TOLERANCE[self.model.dtype]:
@@ -227,14 +284,36 @@ class FeatureTable:
             )
 
 
+def _responses(item: _Item) -> tuple[tuple[int, ...], ...]:
+    if isinstance(item, Pair):
+        return item.chosen_ids, item.rejected_ids
+    return item.responses
+
+
 def _sequences(item: _Item) -> Iterable[_Ids]:
     if isinstance(item, Pair):
         return item.sequences
     return ((item.prompt_ids, response) for response in item.responses)
 
 
-def _key(ids: _Ids) -> bytes:
-    return bytes.fromhex(sequence_key(*ids))
+def _keys(item: _Item) -> Iterable[bytes]:
+    """SHA-256 of each sequence: number of prompt tokens, prompt, response."""
+    started: dict[int, Any] = {}
+    for prompt, response in _sequences(item):
+        begun = started.get(id(prompt))
+        if begun is None:
+            begun = started[id(prompt)] = hashlib.sha256(array("q", (len(prompt), *prompt)))
+        digest = begun.copy()
+        digest.update(array("q", response))
+        yield digest.digest()
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in ("keys", "features"):
+        flat = tensors[name].contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _known(value: float | None) -> float:

@@ -24,8 +24,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class RewardHead(nn.Module):
     """[S, d] pooled states to [S] rewards, in float32 whatever the backbone's dtype is.
 
-    Weights start at N(0, 1 / (d + 1)), d being a layer's own inputs, and biases at 0: the first
-    rewards have a deviation near 1 on states of unit scale (Stiennon et al., arXiv:2009.01325).
+    Unless the recipe says otherwise, weights start at N(0, 1 / (d + 1)), d being a layer's own
+    inputs, and biases at 0: the first rewards have a deviation near 1 on states of unit scale
+    (Stiennon et al., arXiv:2009.01325).
 
     Args:
         hidden_size: d.
@@ -44,7 +45,8 @@ class RewardHead(nn.Module):
         self.dropout = nn.Dropout(recipe.dropout)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=1.0 / math.sqrt(layer.in_features + 1))
+            deviation = recipe.init_deviation or 1.0 / math.sqrt(layer.in_features + 1)
+            nn.init.normal_(layer.weight, std=deviation)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -57,8 +59,9 @@ class RewardHead(nn.Module):
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
         x = pooled.to(first.weight.dtype)
-        for i, layer in enumerate(self.layers):
-            x = layer(self.dropout(x if i == 0 else self.activation(x)))
+        with _as_typed(x):
+            for i, layer in enumerate(self.layers):
+                x = layer(self.dropout(x if i == 0 else self.activation(x)))
         return x.squeeze(-1)
 
 
@@ -104,7 +107,8 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, batch: SequenceBatch) -> Tensor:
         own = _own(states, batch)
-        score = own @ self.query.to(own.dtype) / math.sqrt(own.shape[-1])
+        with _as_typed(own):
+            score = own @ self.query.to(own.dtype) / math.sqrt(own.shape[-1])
         n = batch.n_sequences
         top = score.detach().new_full((n,), -torch.inf)
         top = top.scatter_reduce(0, batch.segment, score.detach(), "amax")
@@ -120,6 +124,11 @@ def build_pooling(kind: Pooling, hidden_size: int) -> nn.Module:
     if kind == "attention":
         return Attention(hidden_size)
     return Mean() if kind == "mean" else EndToken()
+
+
+def _as_typed(x: Tensor) -> torch.autocast:
+    """Products in the dtype of their factors, also under a launcher's mixed precision."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _own(states: Tensor, batch: SequenceBatch) -> Tensor:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from palate.models.loading import add_lora, load_model
 from palate.models.policy import Policy, mask_spec, run_backbone
 from palate.recipes.reward import HeadRecipe, Pooling, RewardRecipe
 from palate.recipes.schema import LengthRecipe, ModelRecipe
+
+log = logging.getLogger("palate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,9 @@ class RewardModel(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return int(self.config.get_text_config().hidden_size)
+        """Of the states that the backbone returns: OPT may project its own to another size."""
+        config = self.config.get_text_config()
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -202,11 +207,14 @@ class RewardModel(nn.Module):
         """
         if self._language is None:
             raise ValueError("this reward model has no vocabulary head")
-        if self.config.get_text_config().tie_word_embeddings:
-            weight: Any = self.base.get_input_embeddings().weight
-            return dataclasses.replace(self._language, weight=weight)
-        weight = self._language.weight.to(self.device)
-        return dataclasses.replace(self._language, weight=weight)
+        tied = self.config.get_text_config().tie_word_embeddings
+        shared: Any = self.base.get_input_embeddings().weight
+        if self._language.weight.device != self.device:
+            # Moved once, not for every batch.
+            bias = None if self._language.bias is None else self._language.bias.to(self.device)
+            weight = shared.detach() if tied else self._language.weight.to(self.device)
+            self._language = dataclasses.replace(self._language, weight=weight, bias=bias)
+        return dataclasses.replace(self._language, weight=shared) if tied else self._language
 
     def merge_adapters(self) -> None:
         """Adds the adapters to the backbone's weights; rewards stay the same to rounding."""
@@ -218,13 +226,23 @@ def build_reward_model(recipe: RewardRecipe) -> RewardModel:
     """The starting model of a recipe: its backbone and a new head, drawn from torch's seed.
 
     Raises:
-        ModelError: unreadable, or no backbone that gives hidden states.
+        ModelError: unreadable, no backbone that gives hidden states, or no vocabulary head for the
+            likelihood term.
     """
     whole = load_model(recipe.model)
     backbone = whole.base_model
     if not isinstance(backbone, PreTrainedModel):
         raise ModelError(f"{recipe.model.path}: {type(whole).__name__} has no backbone of its own")
     wanted = recipe.regularise.likelihood
+    if any("SequenceClassification" in name for name in whole.config.architectures or ()):
+        if wanted is not None and not whole.config.get_text_config().tie_word_embeddings:
+            raise ModelError(
+                f"{recipe.model.path}: a classifier has no vocabulary head: leave out "
+                "`regularise.likelihood`"
+            )
+        log.warning(
+            "%s: a classifier: its own head is left out, a new one drawn", recipe.model.path
+        )
     language = None
     if wanted is not None:
         head = Policy(whole).head()

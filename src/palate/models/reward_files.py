@@ -25,50 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from palate.errors import ModelError, RunError
-from palate.io import read_json, write_json
-from palate.models.heads import RewardHead
-from palate.models.loading import (
-    DTYPES,
-    NO_HUB,
-    disable_dropout,
-    hub_is_needed_and_absent,
-    load_model,
-    quiet_peft,
-)
-from palate.models.reward import RewardModel, RewardSpec, Scale
+from palate.io import write_json
+from palate.models.loading import disable_dropout, load_model, quiet_peft
+from palate.models.reward import RewardModel
+from palate.models.reward_config import CONFIG, Files, document, read_config
+from palate.models.reward_config import read_spec as read_spec
+from palate.models.reward_import import classifier_class, from_pretrained, imported, one_line
 from palate.models.sharding import assign
-from palate.recipes.reward import HeadRecipe
-from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
+from palate.recipes.schema import Dtype, ModelRecipe
 
-CONFIG = "reward_config.json"
 HEAD = "reward_head.safetensors"
-VERSION = 1
 SCORE = "score.weight"
 _LINEAR = "head.layers.0.weight"
 _PEFT = "base_model.model."
 _ADAPTER = "adapter_model.safetensors"
-
-
-def classifier_class(model: RewardModel) -> type[PreTrainedModel] | None:
-    """The sequence-classification class that gives this model's scores; None where none does."""
-    if not model.head.is_linear or model.spec.pooling != "token":
-        return None
-    # Families whose classifier is not simply a linear `score` on the last state have their own.
-    cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None)
-    return cls if cls is not None and _is_generic(cls) else None
 
 
 def save_reward_model(
@@ -89,6 +65,7 @@ def save_reward_model(
     heads = {k: v.detach().cpu().contiguous() for k, v in state.items() if not _is_backbone(k)}
     backbone = {k.removeprefix("hf."): v for k, v in state.items() if _is_backbone(k)}
     cls = classifier_class(model)
+    kind: Files
     if model.is_frozen and not complete:
         kind = "head"
         save_file(heads, folder / HEAD)
@@ -105,11 +82,15 @@ def save_reward_model(
         kind = "backbone"
         model.base.save_pretrained(folder, state_dict=backbone)
         save_file(heads, folder / HEAD)
-    write_json(folder / CONFIG, {"version": VERSION, "files": kind} | _document(model.spec))
+    write_json(folder / CONFIG, document(model.spec, kind))
 
 
 def load_reward_model(
-    path: str | Path, *, dtype: Dtype | None = None, revision: str | None = None
+    path: str | Path,
+    *,
+    dtype: Dtype | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> RewardModel:
     """A reward model in evaluation mode, on the CPU.
 
@@ -118,34 +99,27 @@ def load_reward_model(
             (`AutoModelForSequenceClassification`, num_labels=1), as others publish them.
         dtype: of the backbone; default: as trained, or as saved.
         revision: of a hub model.
+        trust_remote_code: run code that came with the model; a folder cannot ask for it by itself.
 
     Raises:
-        ModelError: unreadable, or no scalar reward model.
+        ModelError: unreadable, no scalar reward model, or one that needs code of its own.
     """
     folder = Path(path)
     if not (folder / CONFIG).exists():
-        return _imported(str(path), dtype, revision)
-    document, spec = _read_config(folder)
+        return imported(str(path), dtype, revision, trust_remote_code=trust_remote_code)
+    kind, spec = read_config(folder)
+    if spec.model.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            f"{path}: needs code that came with {spec.model.path}: read it, then load with "
+            "`load_reward_model(..., trust_remote_code=True)`"
+        )
     if dtype is not None:
         spec = dataclasses.replace(spec, model=spec.model.model_copy(update={"dtype": dtype}))
-    kind = document["files"]
-    with _readable(str(path)):
+    with one_line(str(path)):
         model = RewardModel(_backbone(folder, kind, spec.model), spec)
         _assign(model, _head_tensors(folder, kind) | _adapter_tensors(model, folder, kind), folder)
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
-
-
-def read_spec(path: str | Path) -> RewardSpec:
-    """What a model that palate saved says of itself.
-
-    Raises:
-        ModelError: not such a folder.
-    """
-    folder = Path(path)
-    if not (folder / CONFIG).exists():
-        raise ModelError(f"{path}: no reward model of palate's: {CONFIG} is missing")
-    return _read_config(folder)[1]
 
 
 def load_reward_weights(model: RewardModel, folder: Path) -> None:
@@ -156,7 +130,7 @@ def load_reward_weights(model: RewardModel, folder: Path) -> None:
     Raises:
         RunError: they do not fit.
     """
-    kind = read_json(folder / CONFIG)["files"]
+    kind, _ = read_config(folder)
     named = _head_tensors(folder, kind) | _adapter_tensors(model, folder, kind)
     if kind in _WHOLE:
         # By way of a model, since names on disk are not always those in memory.
@@ -168,18 +142,18 @@ def load_reward_weights(model: RewardModel, folder: Path) -> None:
 _WHOLE = ("classifier", "backbone")
 
 
-def _backbone(folder: Path, kind: str, recipe: ModelRecipe) -> nn.Module:
+def _backbone(folder: Path, kind: Files, recipe: ModelRecipe) -> nn.Module:
     """The backbone of a saved model; adapters, where it has any, are still to be filled."""
     if kind in _WHOLE:
         auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModel
-        whole = _from_pretrained(auto, str(folder), recipe)
+        whole = from_pretrained(auto, str(folder), recipe)
     else:
         whole = load_model(recipe.model_copy(update={"lora": None}))
     base: PreTrainedModel = whole.base_model
     return _with_adapters(base, folder) if kind.startswith("adapter") else base
 
 
-def _head_tensors(folder: Path, kind: str) -> dict[str, Tensor]:
+def _head_tensors(folder: Path, kind: Files) -> dict[str, Tensor]:
     """Head and pooling, from the file: a model in another dtype would round them."""
     if kind == "classifier":
         return {_LINEAR: _stored(folder, SCORE)}
@@ -210,12 +184,6 @@ def _shell(model: RewardModel, cls: type[PreTrainedModel]) -> PreTrainedModel:
         shell = cls(config)
     shell.config.architectures = [cls.__name__]
     return shell
-
-
-def _is_generic(cls: type[PreTrainedModel]) -> bool:
-    from transformers.modeling_layers import GenericForSequenceClassification
-
-    return issubclass(cls, GenericForSequenceClassification)
 
 
 def _is_backbone(name: str) -> bool:
@@ -261,7 +229,7 @@ def _with_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
     return adapted
 
 
-def _adapter_tensors(model: RewardModel, folder: Path, kind: str) -> dict[str, Tensor]:
+def _adapter_tensors(model: RewardModel, folder: Path, kind: Files) -> dict[str, Tensor]:
     """The adapters' weights by their names in the model."""
     if not kind.startswith("adapter"):
         return {}
@@ -282,105 +250,3 @@ def _stored(folder: Path, name: str) -> Tensor:
                 found: Tensor = tensors.get_tensor(name)
                 return found
     raise ModelError(f"{folder}: no weights {name}")
-
-
-def _from_pretrained(auto: Any, source: str, recipe: ModelRecipe, **more: Any) -> Any:
-    return auto.from_pretrained(
-        source,
-        dtype=DTYPES[recipe.dtype],
-        attn_implementation=recipe.attn_implementation,
-        trust_remote_code=recipe.trust_remote_code,
-        use_safetensors=True,
-        **more,
-    )
-
-
-def _imported(path: str, dtype: Dtype | None, revision: str | None) -> RewardModel:
-    offline = hub_is_needed_and_absent(path)
-    more = {"revision": revision, "local_files_only": offline}
-    with _readable(path, NO_HUB if offline else None):
-        config = AutoConfig.from_pretrained(path, **more)
-        if config.num_labels != 1:
-            raise ModelError(f"{path}: a classifier with {config.num_labels} labels, not 1")
-        saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        recipe = ModelRecipe(path=path, revision=revision, dtype=dtype or _dtype(saved))
-        whole = _from_pretrained(AutoModelForSequenceClassification, path, recipe, **more)
-        score = getattr(whole, "score", None)
-        if not isinstance(score, nn.Linear) or not _is_generic(type(whole)):
-            raise ModelError(
-                f"{path}: {type(whole).__name__} has no linear `score` on its last state; use the "
-                "reward `type: classifier`"
-            )
-        head = HeadRecipe(bias=score.bias is not None)
-        spec = RewardSpec(model=recipe, head=head, whole_rendering=True)
-        model = RewardModel(whole.base_model, spec)
-        assert isinstance(model.head, RewardHead)
-        model.head.layers[0].load_state_dict(score.state_dict())
-    disable_dropout(model.base)
-    return model.eval().requires_grad_(False)
-
-
-def _dtype(name: str) -> Dtype:
-    known: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
-    return known.get(name, "float32")
-
-
-class _readable:
-    """Turns what the libraries raise into one line that names the path."""
-
-    def __init__(self, path: str, reason: str | None = None) -> None:
-        self.path = path
-        self.reason = reason
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, (ModelError, AssertionError)):
-            return
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        reason = self.reason or f"no readable reward model: {text}"
-        raise ModelError(f"{self.path}: {reason}") from error
-
-
-def _document(spec: RewardSpec) -> dict[str, Any]:
-    return {
-        "model": spec.model.model_dump(mode="json"),
-        "head": spec.head.model_dump(mode="json"),
-        "pooling": spec.pooling,
-        "forms": list(spec.forms),
-        "end_tokens": [{"id": i, "text": text} for i, text in sorted(spec.end_tokens.items())],
-        "chat_template_sha256": spec.template_sha256,
-        "length": None if spec.length is None else spec.length.model_dump(mode="json"),
-        "scale": None if spec.scale is None else dataclasses.asdict(spec.scale),
-    } | (
-        {"heads": spec.heads, "scales": [dataclasses.asdict(scale) for scale in spec.scales]}
-        if spec.heads > 1
-        else {}
-    )
-
-
-def _read_config(folder: Path) -> tuple[dict[str, Any], RewardSpec]:
-    document = read_json(folder / CONFIG)
-    try:
-        if document["version"] > VERSION:
-            raise ModelError(f"{folder}: saved by a later version of palate")
-        length, scale = document["length"], document["scale"]
-        spec = RewardSpec(
-            model=ModelRecipe.model_validate(document["model"]),
-            head=HeadRecipe.model_validate(document["head"]),
-            pooling=document["pooling"],
-            forms=tuple(document["forms"]),
-            end_tokens={int(t["id"]): str(t["text"]) for t in document["end_tokens"]},
-            template_sha256=document["chat_template_sha256"],
-            length=None if length is None else LengthRecipe.model_validate(length),
-            scale=None if scale is None else Scale(**scale),
-            heads=int(document.get("heads", 1)),
-            scales=tuple(Scale(**own) for own in document.get("scales", ())),
-        )
-    except (KeyError, TypeError, ValidationError, SafetensorError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder / CONFIG}: not a reward model's: {text}") from error
-    return document, spec

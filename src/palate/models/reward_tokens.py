@@ -7,6 +7,7 @@ line break after it, at which the model never learnt to score.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -14,21 +15,25 @@ from typing import Any
 def padding_token(tokenizer: Any, ends: Collection[int]) -> str | None:
     """Text of a padding token that ends no response; None where the tokenizer has no such token.
 
-    Its own where that serves, then the unknown token, then any other special one. Padding is
-    masked, so which it is does not matter.
+    Its own where that serves, then the unknown token, then any other special one, those that a
+    text may begin with last: padding before a text is told from it by the token alone.
     """
+    template = str(tokenizer.chat_template or "")
     special = [
         str(token)
         for _, token in sorted(tokenizer.added_tokens_decoder.items())
         if getattr(token, "special", False)
     ]
+    special.sort(key=lambda text: (text == tokenizer.bos_token, text in template))
     for text in (tokenizer.pad_token, tokenizer.unk_token, *special):
         if text is not None and tokenizer.convert_tokens_to_ids(text) not in ends:
             return str(text)
     return None
 
 
-def classifier_template(template: str | None, *, closes: bool) -> str | None:
+def classifier_template(
+    template: str | None, *, closes: bool, end: str | None = None, adds_bos: bool = False
+) -> str | None:
     """The chat template, a finished chat ending with the token that a response ends with.
 
     The prompt of a chat, which ends with the opening of the assistant's turn, stays as it is.
@@ -36,11 +41,23 @@ def classifier_template(template: str | None, *, closes: bool) -> str | None:
     Args:
         closes: the template itself closes a turn with a special token: what it writes after that
             is taken off. Otherwise EOS is added, as in training.
+        end: text of the token that closes, after which blanks and an EOS of the whole chat go;
+            default: blanks alone.
+        adds_bos: the tokenizer begins every text with BOS, and training every chat, too; chat
+            interfaces add none to what a template writes.
     """
     if template is None:
         return None
+    if not closes:
+        parts, keep, whole = "", "add_generation_prompt", "rendered_chat + eos_token"
+    elif end is None:
+        parts, keep, whole = "", "add_generation_prompt", "rendered_chat.rstrip()"
+    else:
+        parts = f"{{%- set parts = rendered_chat.rpartition({json.dumps(end)}) -%}}"
+        keep = "add_generation_prompt or parts[2].replace(eos_token, '').strip()"
+        whole = "parts[0] + parts[1]"
     # The signs keep Jinja from taking the template's own outer blanks away, or adding one.
     body = template.removesuffix("\n")
-    whole = "rendered_chat.rstrip()" if closes else "rendered_chat + eos_token"
-    last = f"{{{{- rendered_chat if add_generation_prompt else {whole} -}}}}"
-    return "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + last
+    last = f"{{{{- rendered_chat if {keep} else {whole} -}}}}"
+    first = "{{- '' if rendered_chat.startswith(bos_token) else bos_token -}}" if adds_bos else ""
+    return "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + first + parts + last

@@ -24,7 +24,7 @@ Activation = Literal["silu", "tanh", "relu", "gelu", "none"]
 
 
 class HeadRecipe(Strict):
-    """From a pooled hidden state to the reward, in float32. Weights start at N(0, 1 / (d + 1))."""
+    """From a pooled hidden state to the reward, in float32."""
 
     layers: Annotated[int, Field(ge=1, le=16)] = 1
     """1 is linear. BaseReward (arXiv:2509.16127): 2, with SiLU."""
@@ -36,6 +36,9 @@ class HeadRecipe(Strict):
     """Default: none in a linear head (others load only those), one in deeper heads."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Before every layer, in training."""
+    init_deviation: Positive | None = None
+    """Of the weights' normal start; default: 1 / sqrt(d + 1), d being a layer's own inputs. Biases
+    start at 0."""
 
     @property
     def has_bias(self) -> bool:
@@ -44,6 +47,8 @@ class HeadRecipe(Strict):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.layers == 1 and self.width is not None:
             yield "width", "a linear head has no hidden layer"
+        if self.layers == 1 and self.activation not in ("silu", "none"):
+            yield "activation", "a linear head has no layers to stand between: delete the key"
 
 
 class HeadsRecipe(Strict):
@@ -62,7 +67,8 @@ Pooling = Literal["token", "mean", "attention"]
 
 class RewardLossBase(Strict):
     margin: bool = False
-    """Ask for the data's own margin between the rewards, where a pair has one."""
+    """Ask for the data's own margin between the rewards, where a pair has one; an error where none
+    has. data.json counts them."""
 
 
 class BradleyTerry(RewardLossBase):
@@ -72,7 +78,8 @@ class BradleyTerry(RewardLossBase):
     label_smoothing: Probability = 0.0
     """Assumed probability that a label is flipped."""
     soft_labels: bool = False
-    """Where the source counts votes, their share is the label instead of 1."""
+    """Where the source counts votes, their share is the label instead of 1; an error where none
+    does. data.json counts them."""
 
 
 class RaoKupper(RewardLossBase):

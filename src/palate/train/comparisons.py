@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from palate.data.build import ItemKind
 from palate.data.layouts import SequenceBatch
+from palate.data.pairs import Pair, Ranking
+from palate.errors import DataError, RecipeError
 from palate.losses import (
     PAIR_LOSSES,
     LossOutput,
@@ -157,6 +159,38 @@ class RewardObjective:
         values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
         best = rank == rank.masked_fill(~listed, rank.max() + 1).amin(1, keepdim=True)
         return values[listed & best], values[listed & ~best]
+
+
+def label_counts(items: Sequence[Pair | Ranking]) -> dict[str, int]:
+    """How many pairs are ties, have a margin, and have votes; how many lists order nothing."""
+    pairs = [item for item in items if isinstance(item, Pair)]
+    if not pairs:
+        lists = [item for item in items if isinstance(item, Ranking)]
+        return {"undecided": sum(len(set(item.ranks)) < 2 for item in lists)}
+    return {
+        "ties": sum(pair.tie for pair in pairs),
+        "margins": sum(pair.margin is not None for pair in pairs),
+        "votes": sum(pair.probability is not None for pair in pairs),
+    }
+
+
+def check_labels(loss: RewardLoss, items: Sequence[Pair | Ranking]) -> None:
+    """Refuses a loss that asks for what no training item has.
+
+    Raises:
+        RecipeError: margins or votes. DataError: lists that order nothing.
+    """
+    found = label_counts(items)
+    if isinstance(loss, PlackettLuce):
+        if loss.ties == "unordered" and found["undecided"] == len(items):
+            raise DataError(
+                "every list of the training data has equal ranks alone: there is nothing to learn"
+            )
+        return
+    if loss.margin and not found["margins"]:
+        raise RecipeError("`loss.margin`: no pair of the training data has a margin: delete it")
+    if isinstance(loss, BradleyTerry) and loss.soft_labels and not found["votes"]:
+        raise RecipeError("`loss.soft_labels`: no pair of the training data has votes: delete it")
 
 
 def bootstrap_weights(ids: Sequence[str], heads: int, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,13 @@ from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
 from palate.train.arguments import eval_plan
 from palate.train.batches import Collate
-from palate.train.comparisons import RewardObjective, comparisons
+from palate.train.callbacks import LINE_SECONDS
+from palate.train.comparisons import (
+    RewardObjective,
+    check_labels,
+    comparisons,
+    label_counts,
+)
 from palate.train.fit import fit, save_model
 from palate.train.folder import RunFolder
 from palate.train.lineage import items_digest, lineage
@@ -45,6 +52,7 @@ class RewardRun(Run):
     """A reward model on pairs or ranked lists."""
 
     recipe: RewardRecipe
+    _shown = 0.0
 
     def fill(self, folder: RunFolder) -> None:
         set_seed(self.recipe.seed)
@@ -67,8 +75,12 @@ class RewardRun(Run):
                 seed=self.recipe.seed,
                 ties=True,
             )
+        for split, items in (("train", data.train), ("eval", data.eval)):
+            if items:
+                data.report[split]["labels"] = label_counts(items)
         folder.write_json("data.json", data.report)
         folder.write_quarantine(data.quarantine)
+        check_labels(self.recipe.loss, data.train)
         objective.by_source = len({item.source for item in (*data.train, *data.eval)}) > 1
         model.spec = dataclasses.replace(
             model.spec,
@@ -85,8 +97,8 @@ class RewardRun(Run):
         scale, scales = self._scales(trainer)
         model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
         self._save(trainer, tokenizer, encoder)
-        if job.eval:
-            folder.write_json("evaluation.json", self._evaluation(trainer))
+        if job.eval and (evaluation := self._evaluation(trainer)) is not None:
+            folder.write_json("evaluation.json", evaluation)
 
     def _job(
         self,
@@ -165,7 +177,9 @@ class RewardRun(Run):
         return table
 
     def _progress(self, done: int, total: int) -> None:
-        if done == total or not done % 1024:
+        now = time.monotonic()
+        if done == total or now - self._shown >= LINE_SECONDS:
+            self._shown = now
             line = f"features: {done}/{total} responses"
             self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -223,8 +237,11 @@ class RewardRun(Run):
             model.train(was_training)
         return found if shared else list(gather_object(found))
 
-    def _evaluation(self, trainer: PalateTrainer) -> dict[str, Any]:
-        """The content of evaluation.json: accuracy, margin and the length baseline by source."""
+    def _evaluation(self, trainer: PalateTrainer) -> dict[str, Any] | None:
+        """The content of evaluation.json: accuracy, margin and the length baseline by source.
+
+        None where held-out items are all ties: there is nothing to be right about.
+        """
         job = trainer.job
         found = self._scored(job, job.eval)
         scores = [
@@ -238,6 +255,9 @@ class RewardRun(Run):
             for item in found
             for margin, longer in zip(item["margins"], item["longer"], strict=True)
         ]
+        if not scores:
+            self.console.print("held-out data has ties alone: no accuracy", highlight=False)
+            return None
         rewards = [r for item in found for r in item["rewards"]]
         name = job.folder.path.name
         entry: dict[str, Any] = {
@@ -264,15 +284,19 @@ class RewardRun(Run):
     ) -> None:
         model = trainer.job.policy
         assert isinstance(model, RewardModel)
-        ends = set(model.spec.end_tokens)
-        pad = padding_token(tokenizer, ends)
-        if pad is not None:
-            tokenizer.pad_token = pad
-        model.config.get_text_config().pad_token_id = (
-            None if pad is None else tokenizer.pad_token_id
-        )
+        ends = model.spec.end_tokens
+        # None where the tokenizer has no token but those: then batches are refused, not misread.
+        tokenizer.pad_token = padding_token(tokenizer, set(ends))
+        tokenizer.padding_side = "right"
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         closes = "chat" in model.spec.forms and encoder.template.closes_turns
-        tokenizer.chat_template = classifier_template(encoder.saved_template, closes=closes)
+        own = [text for i, text in ends.items() if i != encoder.tokens.eos] or list(ends.values())
+        tokenizer.chat_template = classifier_template(
+            encoder.saved_template,
+            closes=closes,
+            end=own[0] if len(own) == 1 else None,
+            adds_bos=encoder.tokens.adds_bos,
+        )
         save_model(trainer, tokenizer)
 
 

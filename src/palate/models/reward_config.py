@@ -1,0 +1,91 @@
+"""`reward_config.json`: what a saved reward model says of itself beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from palate.errors import ModelError
+from palate.io import read_json
+from palate.models.reward import RewardSpec, Scale
+from palate.recipes.reward import HeadRecipe, Pooling
+from palate.recipes.schema import LengthRecipe, ModelRecipe
+
+CONFIG = "reward_config.json"
+VERSION = 1
+Files = Literal["classifier", "adapter_classifier", "backbone", "adapter", "head"]
+"""Which files there are beside it; see `palate.models.reward_files`."""
+
+
+def document(spec: RewardSpec, files: Files) -> dict[str, Any]:
+    """The content of reward_config.json."""
+    more: dict[str, Any] = {}
+    if spec.heads > 1:
+        more = {"heads": spec.heads, "scales": [dataclasses.asdict(own) for own in spec.scales]}
+    if spec.whole_rendering:
+        more["whole_rendering"] = True
+    return {
+        "version": VERSION,
+        "files": files,
+        "model": spec.model.model_dump(mode="json"),
+        "head": spec.head.model_dump(mode="json"),
+        "pooling": spec.pooling,
+        "forms": list(spec.forms),
+        "end_tokens": [{"id": i, "text": text} for i, text in sorted(spec.end_tokens.items())],
+        "chat_template_sha256": spec.template_sha256,
+        "length": None if spec.length is None else spec.length.model_dump(mode="json"),
+        "scale": None if spec.scale is None else dataclasses.asdict(spec.scale),
+        **more,
+    }
+
+
+def read_spec(path: str | Path) -> RewardSpec:
+    """What a model that palate saved says of itself.
+
+    Raises:
+        ModelError: not such a folder.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{path}: no reward model of palate's: {CONFIG} is missing")
+    return read_config(folder)[1]
+
+
+def read_config(folder: Path) -> tuple[Files, RewardSpec]:
+    """Which files a saved model has, and what it says of itself.
+
+    Raises:
+        ModelError: not what palate writes, or written by a later version.
+        RunError: unreadable, or no JSON.
+    """
+    found = read_json(folder / CONFIG)
+    try:
+        if found["version"] > VERSION:
+            raise ModelError(f"{folder}: saved by a later version of palate")
+        length, scale = found["length"], found["scale"]
+        spec = RewardSpec(
+            model=ModelRecipe.model_validate(found["model"]),
+            head=HeadRecipe.model_validate(found["head"]),
+            pooling=_one_of(found["pooling"], get_args(Pooling), "pooling"),
+            forms=tuple(_one_of(form, ("chat", "text"), "forms") for form in found["forms"]),
+            end_tokens={int(t["id"]): str(t["text"]) for t in found["end_tokens"]},
+            template_sha256=found["chat_template_sha256"],
+            length=None if length is None else LengthRecipe.model_validate(length),
+            scale=None if scale is None else Scale(**scale),
+            heads=int(found.get("heads", 1)),
+            scales=tuple(Scale(**own) for own in found.get("scales", ())),
+            whole_rendering=bool(found.get("whole_rendering", False)),
+        )
+        return _one_of(found["files"], get_args(Files), "files"), spec
+    except KeyError as error:
+        raise ModelError(f"{folder / CONFIG}: not a reward model's: no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder / CONFIG}: not a reward model's: {text}") from error
+
+
+def _one_of(value: Any, known: tuple[Any, ...], field: str) -> Any:
+    if value not in known:
+        raise ValueError(f"{field}: expected one of {', '.join(known)}, got {value!r}")
+    return value

@@ -1,0 +1,115 @@
+"""transformers' own scalar classifiers: which are reward models, and those that others trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from palate.errors import ModelError
+from palate.models.attention import use_rows
+from palate.models.heads import RewardHead
+from palate.models.loading import DTYPES, NO_HUB, disable_dropout, hub_is_needed_and_absent
+from palate.models.reward import RewardModel, RewardSpec
+from palate.recipes.reward import HeadRecipe
+from palate.recipes.schema import Dtype, ModelRecipe
+
+SCORE_ON_LAST_STATE = frozenset(
+    f"{family}ForSequenceClassification"
+    for family in ("Bloom", "Falcon", "GPT2", "GPTBigCode", "GPTNeo", "GPTNeoX", "Mpt", "OPT")
+)
+"""Classes that are written out where newer families share one: a linear `score` without bias, read
+at the rightmost token that is not padding."""
+
+
+def classifier_class(model: RewardModel) -> type[PreTrainedModel] | None:
+    """The sequence-classification class that gives this model's scores; None where none does."""
+    if not model.head.is_linear or model.spec.pooling != "token":
+        return None
+    cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None)
+    return cls if cls is not None and scores_last_state(cls) else None
+
+
+def scores_last_state(cls: type) -> bool:
+    """Whether a classifier is a linear `score` of the last token's state, and nothing else."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    return issubclass(cls, GenericForSequenceClassification) or cls.__name__ in SCORE_ON_LAST_STATE
+
+
+def imported(
+    path: str, dtype: Dtype | None, revision: str | None, *, trust_remote_code: bool
+) -> RewardModel:
+    """A model that others trained, a folder or hub name; see `load_reward_model`.
+
+    Raises:
+        ModelError: unreadable, several labels, or scores that are no linear ones of the last state.
+    """
+    offline = hub_is_needed_and_absent(path)
+    more = {"revision": revision, "local_files_only": offline}
+    with one_line(path, NO_HUB if offline else None):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **more)
+        if config.num_labels != 1:
+            raise ModelError(f"{path}: a classifier with {config.num_labels} labels, not 1")
+        saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        recipe = ModelRecipe(
+            path=path,
+            revision=revision,
+            dtype=dtype or _dtype(saved),
+            trust_remote_code=trust_remote_code,
+        )
+        whole = from_pretrained(AutoModelForSequenceClassification, path, recipe, **more)
+        score = getattr(whole, "score", None)
+        if not isinstance(score, nn.Linear) or not scores_last_state(type(whole)):
+            raise ModelError(
+                f"{path}: {type(whole).__name__} has no linear `score` on its last state; use the "
+                "reward `type: classifier`"
+            )
+        head = HeadRecipe(bias=score.bias is not None)
+        spec = RewardSpec(model=recipe, head=head, whole_rendering=True)
+        model = RewardModel(whole.base_model, spec)
+        assert isinstance(model.head, RewardHead)
+        model.head.layers[0].load_state_dict(score.state_dict())
+    disable_dropout(model.base)
+    return model.eval().requires_grad_(False)
+
+
+def from_pretrained(auto: Any, source: str, recipe: ModelRecipe, **more: Any) -> Any:
+    """A model of an auto class with the dtype and kernels of a recipe, from safetensors alone."""
+    model = auto.from_pretrained(
+        source,
+        dtype=DTYPES[recipe.dtype],
+        attn_implementation=recipe.attn_implementation,
+        trust_remote_code=recipe.trust_remote_code,
+        use_safetensors=True,
+        **more,
+    )
+    if recipe.attn_implementation is None:
+        # As in training, where no row's numbers depend on its batch.
+        use_rows(model)
+    return model
+
+
+@contextmanager
+def one_line(path: str, reason: str | None = None) -> Iterator[None]:
+    """Turns what the libraries raise into one line that names the path."""
+    try:
+        yield
+    except (ModelError, AssertionError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{path}: {reason or f'no readable reward model: {text}'}") from error
+
+
+def _dtype(name: str) -> Dtype:
+    known: dict[str, Dtype] = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
+    return known.get(name, "float32")

@@ -52,6 +52,16 @@ def test_text_pair_is_taken_unaltered(tmp_path: Path) -> None:
     assert not found.conversational
 
 
+def test_ties_and_shares_of_people(tmp_path: Path) -> None:
+    tied = one(tmp_path, PAIR | {"tie": True, "probability": 0.75})
+    assert tied.tie and (tied.chosen.votes, tied.rejected.votes) == (0.75, 0.25)
+    plain = one(tmp_path, PAIR | {"tie": None, "probability": None})
+    assert not plain.tie and plain.chosen.votes is None
+    wrong = {"probability": 1.5}
+    assert reason(tmp_path, PAIR | wrong, PAIR) == "probability: 1.5 is not between 0 and 1"
+    assert "tie: " in reason(tmp_path, PAIR | {"tie": "maybe"}, PAIR)
+
+
 def test_margin_from_scores(tmp_path: Path) -> None:
     assert one(tmp_path, PAIR | {"score_chosen": 8.5, "score_rejected": 3}).margin == 5.5
     assert one(tmp_path, PAIR | {"score_chosen": 8.5}).margin is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPTBigCodeConfig, OPTConfig
 
 from palate.errors import ModelError
 from palate.models.loading import hub_is_needed_and_absent, load_model, load_tokenizer
@@ -37,3 +39,39 @@ def test_a_folder_that_is_not_there(load, path):
 
 def test_folders_need_no_hub(tmp_path, no_network):
     assert not hub_is_needed_and_absent(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(
+            vocab_size=60,
+            hidden_size=16,
+            ffn_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            dropout=0.5,
+            attention_dropout=0.5,
+        ),
+        GPTBigCodeConfig(
+            vocab_size=60,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_inner=16,
+            resid_pdrop=0.5,
+            embd_pdrop=0.5,
+            attn_pdrop=0.5,
+        ),
+    ],
+    ids=["opt", "gpt_bigcode"],
+)
+def test_no_dropout_is_left_in_training(config, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        calm = model.eval()(ids).logits
+        assert torch.equal(model.train()(ids).logits, calm)

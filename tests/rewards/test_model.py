@@ -225,3 +225,39 @@ def test_padding_is_never_the_end() -> None:
     assert padding_token(tokenizer, {2}) == "<pad>"
     assert padding_token(tokenizer, {0}) not in (None, "<pad>")
     assert padding_token(tokenizer, set(range(5))) is None
+
+
+def rows_run(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes of the passes from here on."""
+    found: list[tuple[int, int]] = []
+    forward = scorer.model.forward
+
+    def counted(batch: Any) -> Any:
+        found.append(tuple(batch.inputs["input_ids"].shape))
+        return forward(batch)
+
+    monkeypatch.setattr(scorer.model, "forward", counted)
+    return found
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_many_responses_stay_within_the_budget(
+    public: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was rendered whole shares the prompt that it begins with."""
+    folder = (
+        save_base(tmp_path / "public", CHATML, "llama", labels=1)
+        if public
+        else trained(tmp_path) / "model"
+    )
+    group = [f"{'word ' * (k % 5)}{k}" for k in range(30)]
+    prompt = chat("a question of some length")
+    alone = ModelScorer(folder).score([prompt] * len(group), group)
+    scorer = ModelScorer(folder, batch_tokens=200)
+    assert scorer.score_groups([prompt], [["a", "b"]]) and scorer._shared == "shared"
+    passes = rows_run(scorer, monkeypatch)
+    (found,) = scorer.score_groups([prompt], [group])
+    assert found == pytest.approx(alone, **PLACES)
+    assert all(rows * width <= 200 for rows, width in passes)
+    # The prompt of 40 tokens and more is run once a pass, not once a response.
+    assert sum(rows * width for rows, width in passes) < 30 * 45

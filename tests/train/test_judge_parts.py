@@ -309,6 +309,14 @@ def test_a_shared_beginning_is_run_once() -> None:
     assert items_digest([pair]) != items_digest([same])
 
 
+@pytest.mark.parametrize(
+    "change", [{"margin": 2.0}, {"tie": True}, {"probability": 0.7}, {"id": "q"}, {"weight": 2.0}]
+)
+def test_other_labels_are_other_data(change: dict[str, Any]) -> None:
+    pair = Pair(id="p", source="s", prompt_ids=(1,), chosen_ids=(2,), rejected_ids=(3,), margin=1.0)
+    assert items_digest([pair]) != items_digest([dataclasses.replace(pair, **change)])
+
+
 def test_sides_are_encoded_as_each_by_itself() -> None:
     def turns(text: str, role: str = "user") -> Any:
         return [{"role": role, "content": text}]

@@ -106,3 +106,16 @@ def test_ties_alone(loss: str, heads: int, tmp_path: Path) -> None:
     assert not (result.path / "evaluation.json").exists()
     spec = load_reward_model(result.path / "model").spec
     assert spec.scale is not None and spec.scale.n == 6 * (3 if lists else 2)
+
+
+def test_rows_of_ones_own_are_ties_and_have_soft_labels(tmp_path: Path) -> None:
+    own = [{"prompt": f"{i} q: ", "chosen": "red", "rejected": "red "} for i in range(4)]
+    own[0]["probability"], own[1]["tie"] = 0.8, True
+    tied = recipe(
+        tmp_path,
+        data=data(tmp_path, own, ties="as_ties"),
+        loss={"type": "bradley_terry", "soft_labels": True},
+    )
+    run = reward(tied, quiet=True)
+    counted = json.loads((run.path / "data.json").read_text())["train"]["labels"]
+    assert counted == {"ties": 1, "margins": 0, "votes": 1}

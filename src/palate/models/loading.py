@@ -159,18 +159,21 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
+_DROPOUTS = ("dropout", "dropout_prob", "_pdrop", "layerdrop")
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0: the reference must see what the policy sees."""
+    holders: list[Any] = [model.config, model.config.get_text_config()]  # type: ignore[union-attr, operator]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():  # type: ignore[union-attr, operator]
-        for name in ("attention_dropout", "attn_pdrop", "dropout", "resid_pdrop", "embd_pdrop"):
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        holders.append(module)
+    # Some families keep the probability in a number of their own, and call the function with it.
+    for holder in holders:
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, float) and name.endswith(_DROPOUTS):
+                setattr(holder, name, 0.0)
 
 
 def weights_digest(model: nn.Module) -> str:

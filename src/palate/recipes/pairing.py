@@ -74,7 +74,8 @@ class PairingRecipe(Strict):
     """Instead of min_gap: it must exceed it by this or more."""
     ties: Literal["drop", "keep", "as_ties"] = "drop"
     """Equal scores, and pairs that the source calls ties. drop: no pair; keep: a pair like any
-    other, its order drawn by chance; as_ties: a pair marked as a tie (palate data build)."""
+    other, its order drawn by chance; as_ties: a pair marked as a tie (reward models, judges,
+    palate data build)."""
     flips: Literal["error", "drop", "keep"] = "keep"
     """Pairs whose label another number of the row contradicts (a negative margin, a lower rating,
     a worse rank ...): stop, drop or keep them. They are counted in any case."""

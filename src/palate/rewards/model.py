@@ -29,7 +29,8 @@ NO_LIMIT = 1_000_000
 UNSCORED = math.nan
 MOST_KNOWN = 200_000
 """Responses whose rewards by every head are remembered, so that the first head's pass is all's."""
-Encoded = tuple[tuple[int, ...], tuple[int, ...]] | str
+_Ids = tuple[int, ...]
+Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
 
 
@@ -145,10 +146,9 @@ class ModelScorer:
             groups: responses to one prompt each, every one with the ids of its prompt.
         """
         found = [[UNSCORED] * len(group) for group in groups]
-        items: list[Ranking] = []
-        places: list[list[tuple[int, int]]] = []
+        wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
         for i, group in enumerate(groups):
-            by_prompt: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+            by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     self.unscored[ids] += 1
@@ -156,12 +156,19 @@ class ModelScorer:
                     found[i][j] = self._scaled(heads[self.head])
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
-            for ids_of_prompt, own in by_prompt.items():
-                items.append(_item(ids_of_prompt, [ids for _, ids in own]))
-                places.append([(i, j) for j, _ in own])
+            for prompt, own in by_prompt.items():
+                if self.model.spec.whole_rendering:
+                    prompt, own = _longer_prompt(prompt, own)
+                wanted.append((i, prompt, own))
         layout: Layout = "plain"
-        if any(len(item.responses) > 1 for item in items):
+        if any(len(own) > 1 for _, _, own in wanted):
             layout = self._sharing()
+        items: list[Ranking] = []
+        places: list[list[tuple[int, int]]] = []
+        for i, prompt, own in wanted:
+            for part in self._parts(prompt, own, layout):
+                items.append(_item(prompt, [ids for _, ids in part]))
+                places.append([(i, j) for j, _ in part])
         for chunk in self._batches(items, layout):
             rewards = iter(self._rewards([items[k] for k in chunk], layout))
             for k in chunk:
@@ -246,6 +253,23 @@ class ModelScorer:
             self._shared = "shared" if reward_layout_check(self.model, "shared").ok else "plain"
         return self._shared
 
+    def _parts(
+        self, prompt: _Ids, own: Sequence[tuple[int, _Ids]], layout: Layout
+    ) -> Iterator[list[tuple[int, _Ids]]]:
+        """Responses that share a pass, within the budget of tokens; one always fits."""
+        part: list[tuple[int, _Ids]] = []
+        for one in own:
+            lengths = [len(ids) for _, ids in [*part, one]]
+            tokens = len(prompt) + sum(lengths)
+            if layout != "shared":
+                tokens = len(lengths) * (len(prompt) + max(lengths))
+            if part and tokens > self.batch_tokens:
+                yield part
+                part = []
+            part.append(one)
+        if part:
+            yield part
+
     def _batches(self, items: Sequence[Ranking], layout: Layout) -> Iterator[list[int]]:
         """Indices of items alike in length, within the budget of tokens."""
         size = [_tokens(item, layout) for item in items]
@@ -307,7 +331,21 @@ def _loaded(path: str, dtype: Dtype | None, revision: str | None, *, shared: boo
     return model
 
 
-def _item(prompt: tuple[int, ...], responses: Sequence[tuple[int, ...]]) -> Ranking:
+def _longer_prompt(
+    prompt: _Ids, own: Sequence[tuple[int, _Ids]]
+) -> tuple[_Ids, list[tuple[int, _Ids]]]:
+    """What all responses begin with goes to the prompt: of texts that were rendered whole it is
+    the prompt."""
+    if len(own) < 2:
+        return prompt, list(own)
+    one, other = min(ids for _, ids in own), max(ids for _, ids in own)
+    # Each response keeps a token to be scored at.
+    most = min(len(ids) for _, ids in own) - 1
+    n = next((k for k in range(most) if one[k] != other[k]), most)
+    return prompt + own[0][1][:n], [(j, ids[n:]) for j, ids in own]
+
+
+def _item(prompt: _Ids, responses: Sequence[_Ids]) -> Ranking:
     n = len(responses)
     return Ranking(id="", source="", prompt_ids=prompt, responses=tuple(responses), ranks=(1,) * n)
 

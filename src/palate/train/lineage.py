@@ -69,19 +69,17 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def items_digest(items: Iterable[Item]) -> str:
-    """Hex SHA-256 of encoded data: token ids, weights and order."""
+    """Hex SHA-256 of encoded data: ids, token ids, weights, labels and order."""
     digest = hashlib.sha256()
     for item in items:
         for prompt, response in _sequences(item):
             digest.update(sequence_key(prompt, response).encode())
-        digest.update(f"|{item.source}|{item.weight!r}|".encode())
+        known: Any
         if isinstance(item, Pair):
-            # As before there were ties and votes, where there are none.
-            if item.tie or item.probability is not None:
-                digest.update(repr((item.tie, item.probability)).encode())
+            known = (item.margin, item.tie, item.probability)
         else:
             known = item.ranks if isinstance(item, Ranking) else item.label
-            digest.update(repr(known).encode())
+        digest.update(repr((item.id, item.source, item.weight, known)).encode())
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """TRL's preference format: chosen and rejected, text or chat turns, prompt explicit or implicit.
 
-Shape: chosen, rejected, and where there are any prompt, margin (or score_chosen, score_rejected)
-and images (or image). Hub: many; trl-lib/rlaif-v and HuggingFaceH4/rlaif-v_formatted have images.
-Licence: that of the source.
+Shape: chosen, rejected, and where there are any prompt, margin (or score_chosen, score_rejected),
+tie, probability (the share that prefers chosen) and images (or image). Hub: many; trl-lib/rlaif-v
+and HuggingFaceH4/rlaif-v_formatted have images. Licence: that of the source.
 
 With images, the content of a turn is a list of parts, {"type": "image"} among them, each the place
 of the next image of the column; a part may also hold its image. Turns that are texts have the
@@ -21,6 +21,7 @@ from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
+    flag,
     number,
     required,
     text,
@@ -76,13 +77,19 @@ def _read(record: Record, context: Context) -> Preference:
         else:
             asked = place_images(asked, len(images), field)
             check_prompt(asked, "prompt")
+    share = _share(record)
+    votes = (None, None) if share is None else (share, 1.0 - share)
     return Preference(
         id=context.id,
         source=context.source,
         kind="pair",
         prompt=asked,
-        responses=(Response(content=answers[0]), Response(content=answers[1])),
+        responses=(
+            Response(content=answers[0], votes=votes[0]),
+            Response(content=answers[1], votes=votes[1]),
+        ),
         margin=_margin(record),
+        tie=record.value.get("tie") is not None and flag(record, "tie"),
         images=images,
         row=record.row,
     )
@@ -172,6 +179,13 @@ def _margin(record: Record) -> float | None:
     return None if chosen is None or rejected is None else chosen - rejected
 
 
+def _share(record: Record) -> float | None:
+    share = number(record, "probability")
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise RowError("probability", f"{share:g} is not between 0 and 1")
+    return share
+
+
 def _answer(answer: Content) -> Content:
     return answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
 
@@ -185,7 +199,7 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
 
 READER = Reader(
     name="trl_preference",
-    shape="chosen, rejected[, prompt][, margin][, images]",
+    shape="chosen, rejected[, prompt][, margin][, tie][, probability][, images]",
     kind="pair",
     recognise=_recognise,
     read=_read,

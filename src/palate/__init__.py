@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from palate.demo import demo as run_demo
     from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
     from palate.evaluate import evaluate as run_evaluation
-    from palate.evaluate.reward import score_files
+    from palate.evaluate.reward import evaluate_rewards, score_files
     from palate.kernels import Head, RefHidden, RefLogps, RefSummary, TokenStats, token_stats
     from palate.models.reward_files import load_reward_model
     from palate.recipes import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         DemoRecipe,
         EvalRecipe,
         JudgeRecipe,
+        RewardEvalRecipe,
         RewardRecipe,
         ScoreRecipe,
         ServeRecipe,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from palate.report import write_report
     from palate.rewards.front import RewardScorer, load_scorer
+    from palate.serve import serve as run_server
     from palate.train import reward as train_reward
     from palate.train import sft, tune
     from palate.train.judge import train_judge
@@ -61,6 +63,7 @@ _HOMES = {
     "RefLogps": "palate.kernels",
     "RefSummary": "palate.kernels",
     "Response": "palate.data.schema",
+    "RewardEvalRecipe": "palate.recipes",
     "RewardRecipe": "palate.recipes",
     "RewardScorer": "palate.rewards.front",
     "RunError": "palate.errors",
@@ -70,6 +73,7 @@ _HOMES = {
     "TokenStats": "palate.kernels",
     "TuneRecipe": "palate.recipes",
     "build_data": "palate.data_verbs",
+    "evaluate_rewards": "palate.evaluate.reward",
     "inspect_data": "palate.data_verbs",
     "load_recipe": "palate.recipes",
     "load_reward_model": "palate.models.reward_files",
@@ -77,6 +81,7 @@ _HOMES = {
     "resolve_yaml": "palate.recipes",
     "run_demo": "palate.demo:demo",
     "run_evaluation": "palate.evaluate:evaluate",
+    "run_server": "palate.serve:serve",
     "score_files": "palate.evaluate.reward",
     "sft": "palate.train",
     "token_stats": "palate.kernels",
@@ -104,6 +109,7 @@ __all__ = [
     "RefLogps",
     "RefSummary",
     "Response",
+    "RewardEvalRecipe",
     "RewardRecipe",
     "RewardScorer",
     "RunError",
@@ -114,6 +120,7 @@ __all__ = [
     "TuneRecipe",
     "__version__",
     "build_data",
+    "evaluate_rewards",
     "inspect_data",
     "load_recipe",
     "load_reward_model",
@@ -121,6 +128,7 @@ __all__ = [
     "resolve_yaml",
     "run_demo",
     "run_evaluation",
+    "run_server",
     "score_files",
     "sft",
     "token_stats",

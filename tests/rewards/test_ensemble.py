@@ -226,7 +226,7 @@ def test_weights_decide_who_rules_a_weighted_mean():
 
     def ruling(*weights):
         parts = [Member(scorer=s, weight=w) for s, w in zip((A, B), weights, strict=True)]
-        entering = Ensemble(parts, "weighted").entering(scores)
+        entering = Ensemble(parts, "weighted").numbers.entering(scores)
         return dominance(spreads(["narrow", "wide"], entering, [0, 0, 1, 1]))
 
     assert "wide makes 99%" in ruling(1.0, 1.0)

@@ -20,18 +20,19 @@ from palate.recipes.scorers import (
     PointwiseJudge,
     ServerChat,
 )
-from palate.rewards.base import is_independent, judge_groups
+from palate.rewards.base import HAS_IMAGES, is_independent, judge_groups
 from palate.rewards.chat import Reply
 from palate.rewards.critic import NO_CRITIQUE, Critic
 from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
 from palate.rewards.front import RewardScorer, load_scorer
 from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
 from palate.rewards.length import Length
-from palate.rewards.rows import score_rows
+from palate.rewards.rows import NO_QUESTION, score_rows
 from palate.train.reward_run import reward as train_reward
 from tiny_rewards import recipe as reward_recipe
 
 CHAT = LocalChat(path="unused")
+PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
 
 
 class Says:
@@ -86,8 +87,33 @@ def test_what_is_no_scorer_is_one_line(tmp_path):
         load_scorer({"type": "lenght"})
     with pytest.raises(ModelError, match="nothing"):
         load_scorer(tmp_path / "nothing")
+    scorer = load_scorer({"type": "length"})
     with pytest.raises(TypeError, match="a list"):
-        load_scorer({"type": "length"}).score("p", "one text")
+        scorer.score("p", "one text")
+    with pytest.raises(ValueError, match="2 prompts and 1 lists"):
+        scorer.score_many(["p", "q"], [["x"]])
+    for prompt, responses in ((None, ["x"]), ([], ["x"]), ([{"role": "user"}], ["x"]), ("p", [3])):
+        with pytest.raises(TypeError, match=r"is a text or turns like \{'role': 'user'"):
+            scorer.score(prompt, responses)
+
+
+def test_a_run_folder_is_told_from_its_model(tmp_path):
+    run = train_reward(reward_recipe(tmp_path), quiet=True).path
+    for open_model in (load_scorer, palate.load_reward_model):
+        with pytest.raises(ModelError, match=r"a run's folder; its model is .*run/model$"):
+            open_model(run)
+    with pytest.raises(ModelError, match=r"a run's folder"):
+        load_scorer({"type": "heads", "path": str(run)})
+
+
+def test_weights_that_add_up_to_nothing(tmp_path):
+    """Both members are wrong about every pair of the validation data."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "bad bad"}) + "\n")
+    members = [{"scorer": {"type": "length"}}] * 2
+    given = {"type": "ensemble", "members": members, "combine": "weighted", "weigh_by": "margin"}
+    with pytest.raises(ModelError, match=r"no member has a weight above zero by margin on .*rows"):
+        load_scorer(given | {"validation": [{"path": str(data)}]})
 
 
 def test_a_reward_model_says_why_it_has_no_score(tmp_path):
@@ -209,10 +235,33 @@ def test_an_ensemble_shows_its_members(tmp_path):
 
 
 def test_what_no_scorer_sees_has_no_score():
-    picture = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-    found = load_scorer({"type": "length"}).score_many([picture, "p"], [["x", "y"], ["x"]])
-    assert found[0].scores == [None, None] and "images" in found[0].reasons[0]
-    assert found[1].scores == [1.0]
+    judge = RewardScorer(Pointwise(PointwiseJudge(chat=CHAT), Says(str)))
+    found = judge.score_many([PICTURE, "p"], [["x", "y"], ["x"]])
+    assert found[0].scores == [None, None] and found[0].reasons == [HAS_IMAGES] * 2
+    assert found[1].scores[0] is not None
+    # A length looks at no prompt, and so at no image.
+    assert load_scorer({"type": "length"}).score(PICTURE, ["x", "yy"]).scores == [1.0, 2.0]
+
+
+def test_prompts_are_routed_to_the_members_that_read_them():
+    judge = Pointwise(PointwiseJudge(chat=CHAT), Says(str))
+    routed = Ensemble(
+        [Member(scorer=judge, modality="text"), Member(scorer=Length(), modality="image")]
+    )
+    found = RewardScorer(routed).score_many([PICTURE, "p"], [["xxx"], ["xxx"]])
+    assert found[0].scores == [3.0] and list(found[0].members) == ["longer wins"]
+    assert found[1].scores == pytest.approx([1.75]) and list(found[1].members) == [
+        "says (pointwise)"
+    ]
+    # A member that is asked and sees nothing leaves the ensemble without a score.
+    blind = Ensemble([Member(scorer=judge), Member(scorer=Length())])
+    found = RewardScorer(blind).score(PICTURE, ["xxx"])
+    assert (found.scores, found.reasons) == ([None], [HAS_IMAGES])
+
+
+def test_a_prompt_that_is_answered_already_has_no_score():
+    found = load_scorer({"type": "length"}).score([turn("hello")], ["x"])
+    assert (found.scores, found.reasons) == ([None], [NO_QUESTION])
 
 
 def test_a_server_is_asked_for_all_at_once_and_a_local_model_one_by_one():

@@ -154,3 +154,17 @@ def test_what_a_reward_of_texts_cuts_is_logged(tmp_path, caplog):
     reward = build_reward(ClassifierReward(path=encoder(tmp_path)))
     reward.score(["", ""], ["A" * 80, "B"])
     assert "of 1 texts longer than 64 tokens only the beginning was scored" in caplog.text
+
+
+def test_scores_of_a_classifier_are_float32_whatever_it_was_saved_in(tmp_path):
+    torch.manual_seed(1)
+    encoder(tmp_path)
+    model = BertForSequenceClassification.from_pretrained(tmp_path).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    answers = [chr(97 + k) * (k + 1) for k in range(20)]
+
+    def distinct(**more):
+        scorer = make_scorer(recipes.ClassifierScorer(path=str(tmp_path), **more))
+        return len(set(scorer.score(["p"] * 20, answers)))
+
+    assert distinct() == 20 > distinct(dtype="bfloat16")

@@ -48,8 +48,19 @@ def read_spec(path: str | Path) -> RewardSpec:
     """
     folder = Path(path)
     if not (folder / CONFIG).exists():
+        check_no_run(folder)
         raise ModelError(f"{path}: no reward model of palate's: {CONFIG} is missing")
     return read_config(folder)[1]
+
+
+def check_no_run(folder: Path) -> None:
+    """Refuses a run folder, whose model lies one deeper.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if (folder / "model" / CONFIG).exists():
+        raise ModelError(f"{folder}: a run's folder; its model is {folder / 'model'}")
 
 
 def read_config(folder: Path) -> tuple[Files, RewardSpec]:

@@ -34,7 +34,7 @@ from palate.errors import ModelError, RunError
 from palate.io import write_json
 from palate.models.loading import disable_dropout, load_model, quiet_peft
 from palate.models.reward import RewardModel
-from palate.models.reward_config import CONFIG, Files, document, read_config
+from palate.models.reward_config import CONFIG, Files, check_no_run, document, read_config
 from palate.models.reward_config import read_spec as read_spec
 from palate.models.reward_import import classifier_class, from_pretrained, imported, one_line
 from palate.models.sharding import assign
@@ -106,12 +106,13 @@ def load_reward_model(
     """
     folder = Path(path)
     if not (folder / CONFIG).exists():
+        check_no_run(folder)
         return imported(str(path), dtype, revision, trust_remote_code=trust_remote_code)
     kind, spec = read_config(folder)
     if spec.model.trust_remote_code and not trust_remote_code:
         raise ModelError(
             f"{path}: needs code that came with {spec.model.path}: read it, then load with "
-            "`load_reward_model(..., trust_remote_code=True)`"
+            "`trust_remote_code: true` (of a scorer, or of `load_reward_model`)"
         )
     if dtype is not None:
         spec = dataclasses.replace(spec, model=spec.model.model_copy(update={"dtype": dtype}))

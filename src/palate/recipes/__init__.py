@@ -5,6 +5,7 @@ from palate.recipes.help import help_for
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
+from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
@@ -14,6 +15,7 @@ __all__ = [
     "DemoRecipe",
     "EvalRecipe",
     "JudgeRecipe",
+    "RewardEvalRecipe",
     "RewardRecipe",
     "ScoreRecipe",
     "ServeRecipe",

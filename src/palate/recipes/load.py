@@ -5,6 +5,7 @@ Relative paths in a recipe are relative to the current directory, not to the fil
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import re
@@ -72,6 +73,18 @@ def load_recipe(
     for override in overrides:
         apply_override(document, override)
     return _validate(cls, document)
+
+
+def check_recipe(cls: type[Recipe], value: dict[str, Any], name: str) -> Recipe:
+    """A recipe from plain values, as `load_recipe` checks a file's.
+
+    Args:
+        name: of where they come from, for messages.
+
+    Raises:
+        RecipeError: one line for every key that is wrong.
+    """
+    return _validate(cls, Document(copy.deepcopy(value), name=name))
 
 
 def resolve_yaml(recipe: Strict) -> str:

@@ -25,6 +25,8 @@ class ModelScorer(ScorerBase):
     type: Literal["model"] = "model"
     path: str
     """Folder of the model (`model/` of a run), or hub name."""
+    revision: str | None = None
+    """Hub revision."""
     dtype: Dtype | None = None
     """Of the backbone; default: as trained, or as saved."""
     head: Annotated[int, Field(ge=0)] | None = None
@@ -33,6 +35,8 @@ class ModelScorer(ScorerBase):
     """Scores less the mean of the training distribution, over its deviation, as saved with it."""
     batch_tokens: Count = 8192
     """Most tokens of one forward pass, padding included; one response always fits."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; only where you have read it."""
 
 
 Combine = Literal["mean", "zscore", "median", "min", "uncertainty"]
@@ -54,6 +58,8 @@ class HeadsScorer(ScorerBase):
     """z-scores before median, min or uncertainty."""
     batch_tokens: Count = 8192
     """Most tokens of one forward pass, padding included; one response always fits."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; only where you have read it."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.combine != "uncertainty" and self.penalty != 1.0:
@@ -69,12 +75,18 @@ class ClassifierScorer(ScorerBase):
     type: Literal["classifier"] = "classifier"
     path: str
     """Hub name or local folder."""
+    revision: str | None = None
+    """Hub revision."""
+    dtype: Dtype = "float32"
+    """Of the weights: bfloat16 makes scores equal that are not."""
     label: str | None = None
     """Label whose probability is the score; default: the single logit."""
     input: Literal["auto", "chat", "pair", "joined"] = "auto"
     """How it reads prompt and response: chat: through its chat template; pair: as two texts, the
     way cross-encoders are trained; joined: as one. auto: joined for a label; for a single logit
     chat where there is a template, and pair otherwise."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; only where you have read it."""
 
 
 class LexiconScorer(ScorerBase):

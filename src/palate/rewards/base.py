@@ -6,6 +6,7 @@ text or chat turns; `as_scorer` makes one of a `Reward`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ class TextScorer:
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.name = reward.name
+        self.reads_images = bool(getattr(reward, "reads_images", False))
+        self.independent = bool(getattr(reward, "independent", False))
 
     def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
         """As the reward scores the texts."""
@@ -151,6 +154,7 @@ def score_groups(
 
 
 NOT_FINITE = "the score is no finite number"
+HAS_IMAGES = "has images, which no scorer here reads"
 
 
 @dataclass(frozen=True)
@@ -185,11 +189,43 @@ class TellingScorer(Scorer, Protocol):
 def judge_groups(
     scorer: Scorer, prompts: list[Content], responses: list[list[Content | str]]
 ) -> list[list[Judged]]:
-    """As `score_groups`, by any scorer, with what it wrote and why there are no scores."""
+    """As `score_groups`, by any scorer, with what it wrote and why there are no scores.
+
+    A prompt with images is put to no scorer that would not see them.
+    """
     assert len(prompts) == len(responses), (len(prompts), len(responses))
+    found = [[Judged(math.nan, None, HAS_IMAGES)] * len(own) for own in responses]
+    places = [i for i, p in enumerate(prompts) if reads_images(scorer) or not has_images(p)]
+    asked, answers = [prompts[i] for i in places], [responses[i] for i in places]
+    judged: list[list[Judged]]
     if isinstance(scorer, TellingScorer):
-        return scorer.judge_groups(prompts, responses)
-    return [list(map(Judged, own)) for own in score_groups(scorer, prompts, responses)]
+        judged = scorer.judge_groups(asked, answers)
+    else:
+        judged = [list(map(Judged, own)) for own in score_groups(scorer, asked, answers)]
+    for place, own in zip(places, judged, strict=True):
+        found[place] = own
+    return found
+
+
+def by_equal_prompts(
+    score_groups: Callable[[list[Content], list[list[Content | str]]], list[list[float]]],
+    prompts: list[Content],
+    responses: list[Content | str],
+) -> list[float]:
+    """Scores of single responses by what scores groups: those to equal prompts are one group."""
+    check_lengths(prompts, responses)
+    places: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        places.setdefault(repr(prompt), []).append(i)
+    groups = list(places.values())
+    scored = score_groups(
+        [prompts[own[0]] for own in groups], [[responses[i] for i in own] for own in groups]
+    )
+    found = [math.nan] * len(prompts)
+    for own, scores in zip(groups, scored, strict=True):
+        for i, score in zip(own, scores, strict=True):
+            found[i] = score
+    return found
 
 
 def by_group(
@@ -210,6 +246,11 @@ def by_group(
 def is_relative(scorer: Scorer) -> bool:
     """Whether its scores mean something only beside those of the same group."""
     return bool(getattr(scorer, "relative", False))
+
+
+def reads_images(scorer: Scorer) -> bool:
+    """Whether it takes prompts with images: it sees them, or looks at no prompt at all."""
+    return bool(getattr(scorer, "reads_images", False))
 
 
 def is_independent(scorer: Scorer) -> bool:

@@ -58,7 +58,11 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
     members = []
     for head in range(spec.heads):
         scorer = recipes.ModelScorer(
-            path=recipe.path, dtype=recipe.dtype, head=head, batch_tokens=recipe.batch_tokens
+            path=recipe.path,
+            dtype=recipe.dtype,
+            head=head,
+            batch_tokens=recipe.batch_tokens,
+            trust_remote_code=recipe.trust_remote_code,
         )
         scale = spec.scales[head] if scaled else None
         members.append(
@@ -84,7 +88,14 @@ def _single(recipe: recipes.Member) -> Scorer:
     if isinstance(recipe, recipes.ClassifierScorer):
         from palate.rewards.classifier import ClassifierScorer
 
-        return ClassifierScorer(recipe.path, label=recipe.label, input=recipe.input)
+        return ClassifierScorer(
+            recipe.path,
+            label=recipe.label,
+            input=recipe.input,
+            dtype=recipe.dtype,
+            revision=recipe.revision,
+            trust_remote_code=recipe.trust_remote_code,
+        )
     if isinstance(recipe, recipes.LexiconScorer):
         return as_scorer(Lexicon())
     if isinstance(recipe, recipes.LengthScorer):
@@ -105,10 +116,12 @@ def _model(recipe: recipes.ModelScorer) -> Scorer:
 
     return ModelScorer(
         recipe.path,
+        revision=recipe.revision,
         dtype=recipe.dtype,
         head=recipe.head,
         normalised=recipe.normalised,
         batch_tokens=recipe.batch_tokens,
+        trust_remote_code=recipe.trust_remote_code,
         name=recipe.name,
     )
 
@@ -135,6 +148,11 @@ def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble
                 deviation=deviation,
                 weight=weight,
             )
+        )
+    if recipe.combine == "weighted" and not sum(member.weight or 0.0 for member in members) > 0:
+        where = f" on {recipe.validation[0].path}" if recipe.validation else ""
+        raise ModelError(
+            f"combine: weighted: no member has a weight above zero by {recipe.weigh_by}{where}"
         )
     names = ", ".join(scorer.name for scorer in scorers)
     return Ensemble(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+import numpy as np
 
 from palate.data.schema import Message
 from palate.errors import ModelError
@@ -26,11 +28,12 @@ TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
-LONGEST_RETRY_AFTER_SECONDS = 600.0
 REFUSALS = (400, 413, 422)
 """Statuses of a request that the server will not take, however often it is sent."""
 SHORT_QUESTION = "Hello."
 WITHHELD = "withheld by the server's filter"
+_TIME = "`timeout_seconds` x (`retries` + 1)"
+"""What one question may wait in all."""
 
 log = logging.getLogger("palate")
 
@@ -56,14 +59,22 @@ class _Dialect:
         return self
 
 
+@dataclass
+class _Patience:
+    """What is left of the time that one question may take, retries and waits included, seconds."""
+
+    left: float
+
+
 class Server:
     """Asks by POST {url}/chat/completions.
 
     Refused connections, timeouts and answers of 429 or 5xx are tried again, waiting twice as long
-    each time or as long as Retry-After says (at most ten minutes). A question that the server
-    refuses (400, 413, 422: too long for it, against its policy) although it answers a short one
-    that is asked in the same way has no answer; it is logged once. Everything else is one clear
-    error.
+    each time or as long as Retry-After says. One question waits `timeout_seconds` x (`retries` + 1)
+    in all and no longer: where Retry-After asks for more than is left of that, it fails at once. A
+    question that the server refuses (400, 413, 422: too long for it, against its policy) although
+    it answers a short one that is asked in the same way has no answer; it is logged once.
+    Everything else is one clear error.
 
     Args:
         transport: for tests. sleep: likewise.
@@ -92,7 +103,6 @@ class Server:
             headers["Authorization"] = f"Bearer {key}"
         self._client = httpx.Client(
             headers=headers,
-            timeout=recipe.timeout_seconds,
             transport=transport,
             limits=httpx.Limits(max_connections=recipe.concurrency),
         )
@@ -137,7 +147,7 @@ class Server:
 
         The answer begun is sent as an assistant's turn to be gone on with, which vLLM and SGLang
         do (`continue_final_message`). An option of several tokens is told by its first one, where
-        no other option begins so.
+        no other option begins so; the probabilities of its spellings are added up.
         """
 
         def ask(question: list[Message]) -> dict[str, float] | None:
@@ -189,6 +199,8 @@ class Server:
             )
         try:
             found = [(str(item["token"]), float(item["logprob"])) for item in listed]
+            if any(math.isnan(logp) for _, logp in found):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             brief = _brief(json.dumps(listed))
             raise ModelError(f"{self._url}: no log-probabilities: {brief}") from None
@@ -198,13 +210,14 @@ class Server:
                 "there: use `method: sampled`"
             )
             return None
-        best: dict[str, float] = {}
+        said: dict[str, float] = {}
         for token, logp in found:
             start = token.strip().lower()
             meant = [option for option in options if start and option.startswith(start)]
-            if len(meant) == 1:
-                best[meant[0]] = max(best.get(meant[0], float("-inf")), logp)
-        return best or None
+            if len(meant) == 1 and logp > -math.inf:
+                # Its spellings ("1", " 1") are tokens apart: it is said where any of them is.
+                said[meant[0]] = float(np.logaddexp(said.get(meant[0], -math.inf), logp))
+        return said or None
 
     def _all(self, ask: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
         with ThreadPoolExecutor(max_workers=self.recipe.concurrency) as pool:
@@ -212,12 +225,13 @@ class Server:
 
     def _ask(self, question: list[Message], options: dict[str, Any]) -> dict[str, Any] | str:
         """The first choice; or why the server refuses this question, where it answers others."""
-        answer = self._post(question, options)
+        patience = _Patience(self.recipe.timeout_seconds * (self.recipe.retries + 1))
+        answer = self._post(question, options, patience)
         if answer.status_code == 200:
             return self._choice(answer)
         problem = f"answers {answer.status_code}: {_brief(answer.text)}"
         if answer.status_code in REFUSALS:
-            if self._takes_others(question, options):
+            if self._takes_others(question, options, patience):
                 self._tell(f"refuses a question, which is left without an answer: it {problem}")
                 return f"refused by the server ({answer.status_code})"
             if "continue_final_message" in options:
@@ -227,7 +241,9 @@ class Server:
                 )
         raise ModelError(f"{self._url}: {problem}")
 
-    def _takes_others(self, question: list[Message], options: dict[str, Any]) -> bool:
+    def _takes_others(
+        self, question: list[Message], options: dict[str, Any], patience: _Patience
+    ) -> bool:
         """Whether a short question is answered with the same options: then the fault is this
         question's, and none of the recipe's."""
         key = json.dumps({k: v for k, v in options.items() if k != "seed"}, sort_keys=True)
@@ -235,46 +251,85 @@ class Server:
         with self._lock:
             if key not in self._takes:
                 short = [Message(role="user", content=SHORT_QUESTION), *begun]
-                self._takes[key] = self._post(short, options).status_code == 200
+                self._takes[key] = self._post(short, options, patience).status_code == 200
             return self._takes[key]
 
-    def _post(self, question: list[Message], options: dict[str, Any]) -> httpx.Response:
+    def _post(
+        self, question: list[Message], options: dict[str, Any], patience: _Patience
+    ) -> httpx.Response:
         """The server's answer, asked in its own dialect once that is known."""
         dialect = self._dialect
-        answer = self._send(question, dialect.body(options))
+        answer = self._send(question, dialect.body(options), patience)
         while answer.status_code in REFUSALS:
             other = dialect.after(answer.text, options)
             if other == dialect:
                 return answer
             dialect = other
-            answer = self._send(question, dialect.body(options))
+            answer = self._send(question, dialect.body(options), patience)
         if answer.status_code == 200:
             if self._dialect.seeds and not dialect.seeds:
                 self._tell("takes no `seed`: what it samples cannot be drawn again")
             self._dialect = dialect
         return answer
 
-    def _send(self, question: list[Message], options: dict[str, Any]) -> httpx.Response:
+    def _send(
+        self, question: list[Message], options: dict[str, Any], patience: _Patience
+    ) -> httpx.Response:
         # Escaped, so that half a surrogate pair, which UTF-8 does not have, can be sent.
         body = json.dumps({"model": self.recipe.model, "messages": question} | options)
         wait = FIRST_WAIT_SECONDS
         for attempt in range(self.recipe.retries + 1):
-            pause = wait
-            try:
-                answer = self._client.post(self._url, content=body)
-            except httpx.TimeoutException:
-                problem = f"no answer within {self.recipe.timeout_seconds:g} s (`timeout_seconds`)"
-            except httpx.RequestError as error:
-                problem = f"no answer ({type(error).__name__})"
-            else:
-                if answer.status_code != 429 and answer.status_code < 500:
-                    return answer
-                problem = f"answers {answer.status_code}: {_brief(answer.text)}"
-                pause = _retry_after(answer) or min(wait, LONGEST_WAIT_SECONDS)
-            if attempt < self.recipe.retries:
-                self._sleep(pause)
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            answer, problem = self._attempt(body, patience)
+            if answer is not None and problem is None:
+                return answer
+            if attempt == self.recipe.retries:
+                break
+            asked = None if answer is None else _retry_after(answer)
+            # Of its own accord it waits no longer than leaves time for the next attempt.
+            pause = min(wait, max(0.0, patience.left) / 2) if asked is None else asked
+            if pause >= patience.left:
+                if asked is not None:
+                    problem = (
+                        f"{problem}; it asks for a wait of {asked:.0f} s (Retry-After), and "
+                        f"{max(0.0, patience.left):.0f} s are left of {_TIME}"
+                    )
+                break
+            self._sleep(pause)
+            patience.left -= pause
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         raise ModelError(f"{self._url}: {problem}")
+
+    def _attempt(self, body: str, patience: _Patience) -> tuple[httpx.Response | None, str | None]:
+        """The answer, where there is one, and what is wrong with it, where something is."""
+        limit = min(self.recipe.timeout_seconds, patience.left)
+        if limit <= 0:
+            return None, f"no time is left for an answer ({_TIME})"
+        began = time.monotonic()
+        try:
+            answer = self._read(body, began, limit)
+        except httpx.TimeoutException:
+            whole = limit == self.recipe.timeout_seconds
+            name = "`timeout_seconds`" if whole else f"what was left of {_TIME}"
+            return None, f"no answer within {limit:.3g} s ({name})"
+        except httpx.RequestError as error:
+            return None, f"no answer ({type(error).__name__})"
+        finally:
+            patience.left -= time.monotonic() - began
+        if answer.status_code == 429 or answer.status_code >= 500:
+            return answer, f"answers {answer.status_code}: {_brief(answer.text)}"
+        return answer, None
+
+    def _read(self, body: str, began: float, limit: float) -> httpx.Response:
+        """The whole answer. The client's own limit is of every piece of it."""
+        with self._client.stream("POST", self._url, content=body, timeout=limit) as answer:
+            content = bytearray()
+            for piece in answer.iter_bytes():
+                content += piece
+                if time.monotonic() - began > limit:
+                    raise httpx.ReadTimeout("", request=answer.request)
+        # Its content is decoded.
+        headers = {k: v for k, v in answer.headers.items() if k in ("content-type", "retry-after")}
+        return httpx.Response(answer.status_code, headers=headers, content=bytes(content))
 
     def _choice(self, answer: httpx.Response) -> dict[str, Any]:
         try:
@@ -324,4 +379,4 @@ def _retry_after(answer: httpx.Response) -> float | None:
             seconds = (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
-    return min(seconds, LONGEST_RETRY_AFTER_SECONDS) if seconds > 0 else None
+    return seconds if seconds > 0 else None

@@ -12,9 +12,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from palate.data.schema import Content, Message
 from palate.errors import ModelError
+from palate.models.loading import DTYPES
+from palate.recipes.schema import Dtype
 from palate.rewards.base import (
     Judged,
     as_chat,
+    by_group,
     check_lengths,
     prompt_text,
     response_text,
@@ -36,16 +39,28 @@ class Classifier:
         label: the reward is this label's probability (softmax over the labels); None: the reward is
             the one logit of a model with a single output.
         batch_size: texts of one forward pass.
+        dtype: of the weights; logits are float32 of whatever it leaves of them.
+        revision: of a hub model. trust_remote_code: run code that came with the model.
 
     Raises:
         ModelError: unreadable, an unknown label, or no label for a model with several outputs.
     """
 
-    def __init__(self, path: str, *, label: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        label: str | None = None,
+        batch_size: int = 32,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        more = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, **more)
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True
+                path, use_safetensors=True, dtype=DTYPES[dtype], **more
             ).eval()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
@@ -129,6 +144,7 @@ class ClassifierScorer:
             texts of a pair, as cross-encoders are trained (question, answer); joined: one text.
             auto: joined for a label's probability; of a single logit, which is what reward models
             have, chat where there is a template, and pair otherwise.
+        dtype, revision, trust_remote_code: as of `Classifier`.
 
     Raises:
         ModelError: as `Classifier`; `chat` without a chat template.
@@ -137,8 +153,23 @@ class ClassifierScorer:
         unscored: reason -> number of responses, since the scorer was made.
     """
 
-    def __init__(self, path: str, *, label: str | None = None, input: Input = "auto") -> None:
-        self.classifier = Classifier(path, label=label)
+    def __init__(
+        self,
+        path: str,
+        *,
+        label: str | None = None,
+        input: Input = "auto",
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.classifier = Classifier(
+            path,
+            label=label,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         self.name = self.classifier.name
         self.unscored: Counter[str] = Counter()
         has_template = bool(self.classifier.tokenizer.chat_template)
@@ -167,10 +198,13 @@ class ClassifierScorer:
         self, prompts: list[Content], responses: list[list[Content | str]]
     ) -> list[list[Judged]]:
         """As `score`, with the reason where there is no score."""
-        flat = [response for group in responses for response in group]
-        owners = [prompt for prompt, own in zip(prompts, responses, strict=True) for _ in own]
-        scores = iter(self.score(owners, flat))
-        return [[Judged(next(scores), None, TOO_LONG) for _ in own] for own in responses]
+        return by_group(self._judged, prompts, responses)
+
+    def _judged(
+        self, prompts: Sequence[Content], responses: Sequence[Content | str]
+    ) -> list[Judged]:
+        scores = self.score(list(prompts), list(responses))
+        return [Judged(score, None, TOO_LONG) for score in scores]
 
     def _text(self, prompt: Content, response: Content | str) -> _Text:
         if self.input == "joined":

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,14 @@ from palate.errors import ModelError
 from palate.rewards.base import (
     Judged,
     Scorer,
-    check_lengths,
+    by_equal_prompts,
     has_images,
     is_independent,
     is_relative,
     judge_groups,
     score_groups,
 )
+from palate.rewards.spread import Spread, dominance, spread_entry
 
 Array = npt.NDArray[np.float64]
 Rule = Literal["mean", "zscore", "median", "min", "uncertainty", "weighted"]
@@ -120,6 +121,48 @@ def combine(
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What an ensemble's rule knows of its members, one number each; None where it does not.
+
+    Attributes:
+        standardised: the members enter as z-scores.
+    """
+
+    names: tuple[str, ...]
+    rule: Rule
+    standardised: bool
+    means: tuple[float | None, ...]
+    deviations: tuple[float | None, ...]
+    weights: tuple[float | None, ...]
+
+    def entering(self, scores: Array) -> Array:
+        """[M, N] the members' scores as they enter the rule: as they are, or as z-scores; in a
+        weighted mean times their weight over the mean weight."""
+        found = scores
+        if self.standardised:
+            means, deviations = (np.asarray(x, float) for x in (self.means, self.deviations))
+            found = (found - means[:, None]) / deviations[:, None]
+        if self.rule == "weighted":
+            weights = np.asarray(self.weights, float)
+            found = found * (weights / weights.mean())[:, None]
+        return found
+
+    def described(self, raw: Sequence[Spread], entering: Sequence[Spread]) -> dict[str, Any]:
+        """For JSON: the numbers, how wide the members' scores are, and who rules a mean."""
+        means = self.rule in ("mean", "weighted", "uncertainty")
+        return {
+            "rule": self.rule,
+            "standardised": self.standardised,
+            "raw": [spread_entry(spread) for spread in raw],
+            "entering": [spread_entry(spread) for spread in entering],
+            "means": list(self.means),
+            "deviations": list(self.deviations),
+            "weights": list(self.weights),
+            "warning": dominance(entering) if means else None,
+        }
+
+
 class Ensemble:
     """Scores by several members at once; each is asked only about prompts of its modality.
 
@@ -130,6 +173,9 @@ class Ensemble:
     Raises:
         ValueError: a member lacks what the rule needs.
     """
+
+    reads_images = True
+    """Each member by itself does, or does not."""
 
     def __init__(
         self,
@@ -186,17 +232,7 @@ class Ensemble:
 
         A member that compares responses sees those of equal prompts in this call.
         """
-        check_lengths(prompts, responses)
-        image = [has_images(prompt) for prompt in prompts]
-        scores = np.full((len(self.members), len(prompts)), np.nan)
-        for m, member in enumerate(self.members):
-            places = [i for i, has in enumerate(image) if member.fits(has)]
-            if places:
-                scores[m, places] = member.scorer.score(
-                    [prompts[i] for i in places], [responses[i] for i in places]
-                )
-        found: list[float] = self.combined(scores, image).tolist()
-        return found
+        return by_equal_prompts(self.score_groups, prompts, responses)
 
     def score_groups(
         self, prompts: list[Content], responses: list[list[Content | str]]
@@ -258,19 +294,17 @@ class Ensemble:
         fits = [[member.fits(has) for has in image] for member in self.members]
         return np.asarray(fits, dtype=bool).reshape(len(self.members), len(image))
 
-    def entering(self, scores: Array) -> Array:
-        """[M, N] the members' scores as they enter the rule: as they are, or as z-scores; in a
-        weighted mean times their weight over the mean weight."""
-        found = scores
-        if self.uses_zscores:
-            means, deviations = self._numbers("mean"), self._numbers("deviation")
-            assert means is not None and deviations is not None
-            found = (found - means[:, None]) / deviations[:, None]
-        if self.rule == "weighted":
-            weights = self._numbers("weight")
-            assert weights is not None
-            found = found * (weights / weights.mean())[:, None]
-        return found
+    @property
+    def numbers(self) -> Numbers:
+        """What the rule knows of its members."""
+        return Numbers(
+            names=self.names,
+            rule=self.rule,
+            standardised=self.uses_zscores,
+            means=tuple(member.mean for member in self.members),
+            deviations=tuple(member.deviation for member in self.members),
+            weights=tuple(member.weight for member in self.members),
+        )
 
     @property
     def counts(self) -> Counter[str]:

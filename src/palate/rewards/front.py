@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from palate.data.schema import Content
 from palate.recipes import scorers as recipes
-from palate.recipes.load import load_recipe
+from palate.recipes.load import check_recipe, load_recipe
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
@@ -62,15 +62,21 @@ class RewardScorer:
         Raises:
             PalateError: what such a scorer cannot read; a judge's server that does not answer.
         """
-        if isinstance(responses, str):
-            raise TypeError("`responses` is a list: one response is [response]")
-        (found,) = score_rows(self.scorer, [prompt], [list(responses)])
-        return _scores(found)
+        (found,) = self.score_many([prompt], [responses])
+        return found
 
     def score_many(
         self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
     ) -> list[Scores]:
         """As `score`, of many prompts at once, those of like lengths together."""
+        if len(prompts) != len(responses):
+            raise ValueError(f"{len(prompts)} prompts and {len(responses)} lists of responses")
+        for prompt, group in zip(prompts, responses, strict=True):
+            if isinstance(group, str):
+                raise TypeError("`responses` is a list: one response is [response]")
+            _check(prompt, "prompt")
+            for response in group:
+                _check(response, "response")
         return [_scores(own) for own in score_rows(self.scorer, prompts, responses)]
 
 
@@ -91,14 +97,26 @@ def load_scorer(
     if isinstance(source, recipes.ScorerBase):
         return RewardScorer(make_scorer(source, seed=seed))  # type: ignore[arg-type]
     if isinstance(source, Mapping):
-        given = json.dumps(dict(source), default=str)
-        loaded = load_recipe(ServeRecipe, None, [f"scorer={given}"])
+        loaded = check_recipe(ServeRecipe, {"scorer": dict(source)}, "load_scorer")
     elif Path(source).suffix in (".yaml", ".yml"):
         loaded = load_recipe(ServeRecipe, source)
     else:
-        given = json.dumps({"type": "model", "path": str(source)})
-        loaded = load_recipe(ServeRecipe, None, [f"scorer={given}"])
+        model = {"type": "model", "path": str(source)}
+        loaded = check_recipe(ServeRecipe, {"scorer": model}, "load_scorer")
     return RewardScorer(make_scorer(loaded.scorer, seed=seed))
+
+
+def _check(content: Any, name: str) -> None:
+    """Refuses what is neither a text nor chat turns."""
+    if isinstance(content, str):
+        return
+    turns = content if isinstance(content, list) and content else [None]
+    for turn in turns:
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise TypeError(
+                f"a {name} is a text or turns like {{'role': 'user', 'content': 'Why?'}}, not "
+                f"{reprlib.repr(content)}"
+            )
 
 
 def _scores(outcomes: Sequence[Outcome]) -> Scores:

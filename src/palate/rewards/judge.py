@@ -14,7 +14,7 @@ from typing import Any
 
 from palate.data.schema import Content, Message
 from palate.recipes import scorers as recipes
-from palate.rewards.base import Judged, by_group, check_lengths
+from palate.rewards.base import Judged, by_equal_prompts, by_group, check_lengths
 from palate.rewards.chat import Chat, Reply, open_chat
 from palate.rewards.questions import (
     FIRST,
@@ -230,19 +230,7 @@ class Pairwise(_Judge):
 
     def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
         """As `score_groups`, the responses to equal prompts being compared with one another."""
-        check_lengths(prompts, responses)
-        places: dict[str, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            places.setdefault(repr(prompt), []).append(i)
-        groups = list(places.values())
-        scored = self.score_groups(
-            [prompts[own[0]] for own in groups], [[responses[i] for i in own] for own in groups]
-        )
-        found = [math.nan] * len(prompts)
-        for own, scores in zip(groups, scored, strict=True):
-            for i, score in zip(own, scores, strict=True):
-                found[i] = score
-        return found
+        return by_equal_prompts(self.score_groups, prompts, responses)
 
     def score_groups(
         self, prompts: list[Content], responses: list[list[Content | str]]

@@ -11,7 +11,7 @@ from palate.rewards.base import check_lengths, response_text
 class Length:
     """Characters of a response, or less its characters where the shorter is to win."""
 
-    independent = True
+    reads_images = independent = True
 
     def __init__(self, prefer: Literal["longer", "shorter"] = "longer") -> None:
         self.name = f"{prefer} wins"

@@ -17,6 +17,7 @@ class Lexicon:
     """
 
     name = "VADER compound"
+    reads_images = independent = True
 
     def __init__(self) -> None:
         try:

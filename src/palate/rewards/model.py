@@ -50,6 +50,7 @@ class ModelScorer:
         normalised: score (r - mean) / deviation, of the rewards on the training distribution.
         device: default: where there is an accelerator, that.
         batch_tokens: most tokens of one forward pass, padding included; one sequence always fits.
+        trust_remote_code: run code that came with the model.
 
     Raises:
         ModelError: unreadable, or `normalised` of a model that does not say by what.
@@ -69,13 +70,15 @@ class ModelScorer:
         normalised: bool = False,
         device: torch.device | str | None = None,
         batch_tokens: int = 8192,
+        trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
         if isinstance(model, RewardModel):
             self.model, path = model, model.spec.model.path
         else:
             path = str(model)
-            self.model = _loaded(path, dtype, revision, shared=head is not None)
+            key = (path, dtype, revision, trust_remote_code)
+            self.model = _loaded(key, shared=head is not None)
         if device is None:
             there = torch.accelerator.is_available()
             device = (torch.accelerator.current_accelerator() if there else None) or "cpu"
@@ -85,7 +88,9 @@ class ModelScorer:
         self.unscored: Counter[str] = Counter()
         spec = self.model.spec
         saved = _has_tokenizer(path)
-        own = ModelRecipe(path=path, revision=revision) if saved else spec.model
+        own = spec.model
+        if saved:
+            own = ModelRecipe(path=path, revision=revision, trust_remote_code=trust_remote_code)
         self.tokenizer = tokenizer or load_tokenizer(own)
         # A saved tokenizer carries the template of the training.
         template = "model" if saved or tokenizer is not None else spec.model.chat_template
@@ -316,18 +321,20 @@ class ModelScorer:
 
 
 _KNOWN: WeakKeyDictionary[RewardModel, dict[str, tuple[float, ...]]] = WeakKeyDictionary()
-_SHARED: WeakValueDictionary[tuple[str, Dtype | None, str | None], RewardModel]
-_SHARED = WeakValueDictionary()
+_Source = tuple[str, Dtype | None, str | None, bool]
+"""Path, dtype, revision, and whether its code may be run."""
+_SHARED: WeakValueDictionary[_Source, RewardModel] = WeakValueDictionary()
 
 
-def _loaded(path: str, dtype: Dtype | None, revision: str | None, *, shared: bool) -> RewardModel:
+def _loaded(source: _Source, *, shared: bool) -> RewardModel:
     """A model from its files; scorers of the heads of one share it."""
-    if not shared:
-        return load_reward_model(path, dtype=dtype, revision=revision)
-    key = (str(Path(path).resolve()), dtype, revision)
-    model = _SHARED.get(key)
+    path, dtype, revision, code = source
+    key = (str(Path(path).resolve()), dtype, revision, code)
+    model = _SHARED.get(key) if shared else None
     if model is None:
-        model = _SHARED[key] = load_reward_model(path, dtype=dtype, revision=revision)
+        model = load_reward_model(path, dtype=dtype, revision=revision, trust_remote_code=code)
+        if shared:
+            _SHARED[key] = model
     return model
 
 

@@ -10,7 +10,6 @@ from palate.data.schema import Content
 from palate.rewards.base import (
     Judged,
     Scorer,
-    has_images,
     is_independent,
     is_relative,
     judge_groups,
@@ -18,7 +17,7 @@ from palate.rewards.base import (
     response_text,
 )
 
-HAS_IMAGES = "has images, which no scorer here reads"
+NO_QUESTION = "the prompt ends with the assistant's turn: nothing is left to answer"
 GROUP = 8
 """Most responses that a scorer gets of one prompt at once, where they may be parted."""
 
@@ -62,11 +61,11 @@ def score_rows(
     assert len(prompts) == len(responses), (len(prompts), len(responses))
     relative = is_relative(scorer)
     size = 1 if exact else GROUP
-    seen = [has_images(prompt) for prompt in prompts]
+    answered = [not isinstance(p, str) and p[-1]["role"] == "assistant" for p in prompts]
     parts = [
         (i, range(len(group))) if relative else (i, range(start, min(start + size, len(group))))
         for i, group in enumerate(responses)
-        if not seen[i]
+        if not answered[i]
         for start in ([0] if relative else range(0, len(group), size))
     ]
 
@@ -76,7 +75,7 @@ def score_rows(
         return len(prompt_text(prompts[part[0]])) + longest
 
     parts.sort(key=length)
-    found = [[Judged(math.nan, None, HAS_IMAGES)] * len(group) for group in responses]
+    found = [[Judged(math.nan, None, NO_QUESTION)] * len(group) for group in responses]
     calls = [[part] for part in parts] if exact and not is_independent(scorer) else [parts]
     for call in calls:
         judged = judge_groups(

@@ -34,7 +34,7 @@ from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.base import has_images
 from palate.rewards.length import Length
-from palate.rewards.spread import dominance, spread_entry, spreads
+from palate.rewards.spread import spreads
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""
@@ -208,20 +208,10 @@ class _Own:
         rows, owner = book.member_scores(items)
         names = [member.name for member in book.books]
         asked = book.ensemble.asked([has_images(items[i].prompt) for i in owner])
+        numbers = book.ensemble.numbers
         raw = spreads(names, rows, owner, asked=asked)
-        entering = spreads(names, book.ensemble.entering(rows), owner, asked=asked)
-        means = book.ensemble.rule in ("mean", "weighted", "uncertainty")
-        return {
-            "rule": book.ensemble.rule,
-            "standardised": book.ensemble.uses_zscores,
-            "raw": [spread_entry(spread) for spread in raw],
-            "entering": [spread_entry(spread) for spread in entering],
-            # As measured or given: a recipe that gives them needs no validation data.
-            "means": [member.mean for member in book.ensemble.members],
-            "deviations": [member.deviation for member in book.ensemble.members],
-            "weights": [member.weight for member in book.ensemble.members],
-            "warning": dominance(entering) if means else None,
-        }
+        entering = spreads(names, numbers.entering(rows), owner, asked=asked)
+        return numbers.described(raw, entering)
 
     def _entry(
         self,

@@ -26,7 +26,7 @@ from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally, held
 from palate.evaluate.reward.library import VERSION, identities, name_of
-from palate.evaluate.reward.score_lines import as_table, line_of, members_in
+from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
 from palate.io import sha256_file, write_json
 from palate.recipes.scorers import EnsembleScorer
@@ -34,7 +34,8 @@ from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
-from palate.rewards.rows import HAS_IMAGES, Outcome, score_rows
+from palate.rewards.ensemble import Ensemble
+from palate.rewards.rows import Outcome, score_rows
 
 TABLE = "scores.parquet"
 
@@ -73,6 +74,8 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)
+            if isinstance(scorer, Ensemble):
+                keep_numbers(folder.path, scorer.numbers)
             _score(recipe, streams, state, scorer, console)
         result = _finish(recipe, streams, state, folder)
     unscored = result.summary["responses"] - result.summary["scored"]
@@ -87,7 +90,7 @@ def _told(members: dict[str, Any] | None) -> Iterator[str]:
     """What there is to say of an ensemble's members."""
     if members is None:
         return
-    for own in members["spread"]:
+    for own in members["raw"]:
         if own["deviation"] is not None:
             within = "" if own["within"] is None else f", {own['within']:.3g} within a prompt"
             yield f"  {own['name']}: scores vary by {own['deviation']:.3g}{within}"
@@ -174,7 +177,7 @@ def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejectio
 
 
 def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Outcome]]:
-    reasons = [_unread(row) for row in rows]
+    reasons = [OWN_PROMPTS if row.has_own_prompts else None for row in rows]
     readable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     scored = iter(
         score_rows(
@@ -188,12 +191,6 @@ def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> lis
         next(scored) if reason is None else [Outcome(None, reason)] * len(row.responses)
         for row, reason in zip(rows, reasons, strict=True)
     ]
-
-
-def _unread(row: Preference) -> str | None:
-    if row.has_images:
-        return HAS_IMAGES
-    return OWN_PROMPTS if row.has_own_prompts else None
 
 
 def _refusal(source: str, item: Rejection) -> str:
@@ -217,7 +214,7 @@ def _finish(
     if not any(tally.rows for tally in state.tallies):
         raise DataError("no usable row: see quarantine.jsonl", file=recipe.data[0].path)
     scores = folder.path / LINES
-    members = members_in(recipe.scorer, scores, folder.path / TABLE)
+    members = members_in(folder.path, scores, folder.path / TABLE)
     if recipe.format == "parquet":
         scores = folder.path / TABLE
         as_table(folder.path / LINES, scores)

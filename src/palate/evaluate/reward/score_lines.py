@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 
 from palate.data.schema import Preference
 from palate.errors import RunError
-from palate.recipes.scorers import EnsembleScorer, HeadsScorer
-from palate.recipes.scorers import Scorer as ScorerRecipe
+from palate.io import read_json, write_json
+from palate.rewards.ensemble import Numbers
 from palate.rewards.rows import Outcome
-from palate.rewards.spread import SpreadSums, dominance, spread_entry
+from palate.rewards.spread import SpreadSums
 
 BLOCK = 8192
+NUMBERS = "members.json"
 
 
 def line_of(row: Preference, index: int, outcome: Outcome) -> str:
@@ -40,24 +42,24 @@ def line_of(row: Preference, index: int, outcome: Outcome) -> str:
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def members_in(recipe: ScorerRecipe, lines: Path, table: Path) -> dict[str, Any] | None:
-    """How wide the scores of an ensemble's members are; None of other scorers.
+def keep_numbers(folder: Path, numbers: Numbers) -> None:
+    """Keeps what an ensemble's rule knows of its members beside the scores."""
+    write_json(folder / NUMBERS, asdict(numbers))
+
+
+def members_in(folder: Path, lines: Path, table: Path) -> dict[str, Any] | None:
+    """How wide the scores of an ensemble's members are, as `Numbers.described`; None of other
+    scorers.
 
     Args:
-        lines, table: where the scores are; of a run that had ended the table alone is there.
-
-    Returns:
-        spread: an entry a member, of its raw scores. warning: where one member rules a mean of raw
-        scores.
+        folder: with what `keep_numbers` wrote. lines, table: where the scores are; of a run that
+            had ended the table alone is there.
     """
-    if not isinstance(recipe, (EnsembleScorer, HeadsScorer)):
+    if not (folder / NUMBERS).exists():
         return None
-    found = _sums(lines if lines.exists() else table).found()
-    raw = recipe.combine in ("mean", "uncertainty") and not recipe.standardise
-    return {
-        "spread": [spread_entry(spread) for spread in found],
-        "warning": dominance(found) if raw and found else None,
-    }
+    numbers = Numbers(**read_json(folder / NUMBERS))
+    raw, entering = _sums(numbers, lines if lines.exists() else table)
+    return numbers.described(raw.found(), entering.found())
 
 
 def as_table(lines: Path, table: Path) -> None:
@@ -112,31 +114,35 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             yield from ({**r, "members": dict(r["members"] or ())} for r in batch.to_pylist())
 
 
-def _sums(path: Path) -> SpreadSums:
-    """Of all lines, a block of whole rows at a time."""
-    # Of routed members one may be asked late, or never.
-    names = dict.fromkeys(name for line in _read(path) for name in line.get("members") or ())
-    sums = SpreadSums([*names])
+def _sums(numbers: Numbers, path: Path) -> tuple[SpreadSums, SpreadSums]:
+    """Of all lines, a block of whole rows at a time: of raw scores, and as they enter the rule."""
+    sums = SpreadSums(numbers.names), SpreadSums(numbers.names)
     part: list[tuple[int, dict[str, float | None]]] = []
     rows = groupby(_read(path), key=lambda line: (line["source"], line["row"], line["id"]))
     for number, (_, own) in enumerate(rows):
         part += [(number, line["members"]) for line in own if line.get("members")]
         if len(part) >= BLOCK:
-            _add(sums, part)
+            _add(sums, numbers, part)
             part = []
-    _add(sums, part)
+    _add(sums, numbers, part)
     return sums
 
 
-def _add(sums: SpreadSums, part: Sequence[tuple[int, dict[str, float | None]]]) -> None:
+def _add(
+    sums: tuple[SpreadSums, SpreadSums],
+    numbers: Numbers,
+    part: Sequence[tuple[int, dict[str, float | None]]],
+) -> None:
     if not part:
         return
-    scores = np.full((len(sums.names), len(part)), np.nan)
+    scores = np.full((len(numbers.names), len(part)), np.nan)
     asked = np.zeros(scores.shape, dtype=bool)
-    for m, name in enumerate(sums.names):
+    for m, name in enumerate(numbers.names):
         for i, (_, members) in enumerate(part):
             if name in members:
                 asked[m, i] = True
                 score = members[name]
                 scores[m, i] = math.nan if score is None else score
-    sums.add(scores, [group for group, _ in part], asked=asked)
+    groups = [group for group, _ in part]
+    sums[0].add(scores, groups, asked=asked)
+    sums[1].add(numbers.entering(scores), groups, asked=asked)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from palate.errors import RecipeError
-from palate.recipes import EvalRecipe, SftRecipe, TuneRecipe, load_recipe
+from palate.recipes import EvalRecipe, RewardRecipe, SftRecipe, TuneRecipe, load_recipe
 from palate.recipes.trl_table import BY_KEY, TABLE, markdown
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,34 @@ def test_absent_keys_get_the_defaults_of_trl() -> None:
 
     rate = next(f.default for f in dataclasses.fields(SFTConfig) if f.name == "learning_rate")
     assert load("", SftRecipe).train.learning_rate == rate
+
+
+def test_a_reward_model(caplog: pytest.LogCaptureFixture) -> None:
+    from trl import RewardConfig
+
+    plain = load("", RewardRecipe)
+    theirs = {field.name: field.default for field in dataclasses.fields(RewardConfig)}
+    assert plain.train.learning_rate == theirs["learning_rate"]
+    assert plain.train.batch_size_pairs == theirs["per_device_train_batch_size"]
+    assert plain.regularise.centring == 0.0 and theirs["center_rewards_coefficient"] is None
+    length = plain.data.length
+    assert length.max_tokens == length.max_response_tokens == theirs["max_length"]
+    assert (length.prompt, length.response) == ("drop", "drop")
+    assert (plain.loss.type, plain.head.layers, plain.head.init_deviation) == (
+        "bradley_terry", 1, 0.02
+    )  # fmt: skip
+    assert "loss.margin=true" in caplog.text
+    found = load(
+        "center_rewards_coefficient: 0.01\nmax_length: 2048\nuse_peft: true\n"
+        "lora_task_type: SEQ_CLS\nlora_modules_to_save: [score]\nlora_target_modules: all-linear\n"
+        "disable_dropout: true\neval_strategy: steps\neval_steps: 5",
+        RewardRecipe,
+    )
+    assert found.regularise.centring == 0.01 and found.data.length.max_prompt_tokens == 2048
+    assert found.model.lora.r == 16 and found.train.eval_every_steps == 5
+    assert "here it is SEQ_CLS" in refused(
+        "use_peft: true\nlora_target_modules: all-linear\nlora_task_type: CAUSAL_LM", RewardRecipe
+    )[0]  # fmt: skip
 
 
 def test_a_usual_recipe() -> None:
@@ -230,7 +258,7 @@ def test_every_refused_key_gets_its_own_line() -> None:
 def test_fixed_keys_accept_their_values_alone(row: Any) -> None:
     import yaml
 
-    cls = SftRecipe if row.verb == "sft" else TuneRecipe
+    cls = {"sft": SftRecipe, "reward": RewardRecipe}.get(row.verb, TuneRecipe)
     for value in row.accepted:
         load(yaml.safe_dump({row.key: value}), cls)
     assert row.becomes in refused(f"{row.key}: other", cls)[0]
@@ -238,7 +266,8 @@ def test_fixed_keys_accept_their_values_alone(row: Any) -> None:
 
 def test_verbs() -> None:
     assert "belongs to `palate tune`" in refused("beta: 0.1", SftRecipe)[0]
-    assert "for tune and sft, not eval" in refused("", EvalRecipe)[0]
+    assert "belongs to `palate tune` and `palate sft`" in refused("loss_type: nll", RewardRecipe)[0]
+    assert "for tune, sft and reward, not eval" in refused("", EvalRecipe)[0]
     assert load("completion_only_loss: true\npacking: false", SftRecipe).seed == 42
 
 
@@ -247,19 +276,20 @@ def test_every_key_of_the_dpo_config_itself_is_in_the_table(
 ) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from transformers import TrainingArguments
-    from trl import DPOConfig, KTOConfig, ModelConfig, ScriptArguments, SFTConfig
+    from trl import DPOConfig, KTOConfig, ModelConfig, RewardConfig, ScriptArguments, SFTConfig
     from trl.experimental.cpo import CPOConfig
 
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = {
         field.name
-        for cls in (DPOConfig, SFTConfig, ModelConfig)
+        for cls in (DPOConfig, SFTConfig, RewardConfig, ModelConfig)
         for field in dataclasses.fields(cls)
         if field.name not in inherited
     }
     assert own <= set(BY_KEY)
     known = inherited | OLDER_NAMES | {"datasets", "streaming", "test_split_size"}
-    for cls in (DPOConfig, SFTConfig, KTOConfig, CPOConfig, ModelConfig, ScriptArguments):
+    configs = (DPOConfig, SFTConfig, RewardConfig, KTOConfig, CPOConfig, ModelConfig)
+    for cls in (*configs, ScriptArguments):
         known |= {field.name for field in dataclasses.fields(cls)}
     assert set(BY_KEY) <= known
 

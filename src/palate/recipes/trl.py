@@ -22,6 +22,7 @@ OPTIMISERS = {
     "rmsprop": "rmsprop",
     "sgd": "sgd",
 }
+TRANSFORMERS_DEVIATION = 0.02
 SCHEDULERS = {
     "linear": "linear",
     "cosine": "cosine",
@@ -39,14 +40,15 @@ def to_native(document: Document, verb: str) -> tuple[Document, list[str]]:
     """The native recipe of a TRL-shaped one, with notes on what differs from TRL.
 
     Args:
-        verb: tune or sft.
+        verb: tune, sft or reward.
 
     Raises:
         RecipeError: one line for every key that cannot be mapped: its place, why, what instead.
     """
-    if verb not in ("tune", "sft"):
+    if verb not in ("tune", "sft", "reward"):
         raise RecipeError(
-            f"{document.origin((MARK,))}: TRL-shaped recipes are for tune and sft, not {verb}"
+            f"{document.origin((MARK,))}: TRL-shaped recipes are for tune, sft and reward, "
+            f"not {verb}"
         )
     keys = TrlKeys(document, verb)
     keys.check_keys()
@@ -54,8 +56,10 @@ def to_native(document: Document, verb: str) -> tuple[Document, list[str]]:
     _data(keys)
     if verb == "tune":
         put_losses(keys)
-    else:
+    elif verb == "sft":
         _sft(keys)
+    else:
+        _reward(keys)
     _training(keys)
     _schedule(keys)
     _evaluation(keys)
@@ -87,6 +91,9 @@ def _model(keys: TrlKeys) -> None:
 
 
 def _lora(keys: TrlKeys) -> None:
+    task = "SEQ_CLS" if keys.verb == "reward" else "CAUSAL_LM"
+    if keys.take("lora_task_type", task) != task:
+        keys.refuse("lora_task_type", f"here it is {task}")
     options = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     if not keys.take("use_peft", False):
         for key in options:
@@ -155,6 +162,10 @@ def _lengths(keys: TrlKeys) -> None:
         keys.refuse("max_length", "a limit is needed: name it")
     limit = keys.take("max_length", 1024)
     keys.put("data.length.max_tokens", limit, "max_length")
+    if keys.verb == "reward":
+        for side in ("prompt", "response"):
+            keys.put(f"data.length.max_{side}_tokens", limit, "max_length")
+        return
     prompt = "max_prompt_length" if keys.has("max_prompt_length") else "max_length"
     keys.put("data.length.max_prompt_tokens", keys.take(prompt, limit), prompt)
     if prompt == "max_prompt_length":
@@ -168,6 +179,16 @@ def _sft(keys: TrlKeys) -> None:
     if loss not in ("nll", "chunked_nll"):
         keys.refuse("loss_type", f"{loss!r} is not offered; nll")
     keys.put("train.learning_rate", keys.take("learning_rate", 2e-5), "learning_rate")
+
+
+def _reward(keys: TrlKeys) -> None:
+    keys.put("train.learning_rate", keys.take("learning_rate", 1e-4), "learning_rate")
+    # The score layer that transformers makes starts so in nearly every family.
+    keys.put("head.init_deviation", TRANSFORMERS_DEVIATION, MARK)
+    keys.notes.append(
+        f"{keys.source.origin((MARK,))}: TRL takes a column `margin` where there is one; here "
+        "`--set loss.margin=true` asks for it"
+    )
 
 
 def _training(keys: TrlKeys) -> None:

@@ -13,7 +13,10 @@ from palate.recipes.trl_table import BY_KEY, Row
 MARK = "model_name_or_path"
 """The key that makes a recipe TRL-shaped."""
 
-NATIVE_SECTIONS = ("model", "data", "loss", "train", "reference", "token_weights")
+NATIVE_SECTIONS = (
+    *("model", "data", "loss", "train", "reference", "token_weights"),
+    *("head", "regularise", "ensemble"),
+)
 
 
 class TrlKeys:
@@ -81,9 +84,10 @@ class TrlKeys:
             elif row.kind == "refused":
                 self.left.discard(key)
                 self.refuse(key, row.becomes)
-            elif row.verb not in (None, self.verb):
+            elif not row.belongs_to(self.verb):
                 self.left.discard(key)
-                self.refuse(key, f"belongs to `palate {row.verb}`")
+                verbs = join([f"`palate {verb}`" for verb in (row.verb or "").split(", ")], "and")
+                self.refuse(key, f"belongs to {verbs}")
             elif row.kind == "fixed":
                 self.left.discard(key)
                 self._check_fixed(row, value)

@@ -1,7 +1,8 @@
 """What becomes of each key of a TRL recipe: the table behind docs/trl-recipes.md and `trl.py`.
 
 Names and defaults are those of TRL 1.16 (`ScriptArguments`, `ModelConfig`, `DPOConfig`,
-`SFTConfig`, `KTOConfig`, `CPOConfig`), with the older names that recipes in use still have.
+`SFTConfig`, `RewardConfig`, `KTOConfig`, `CPOConfig`), with the older names that recipes in use
+still have.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Row:
         path: native key that takes the value as it is; None where `trl.py` computes it.
         default: value for a recipe without the key; None leaves Palate's default.
         accepted: values of a fixed key.
-        verb: the one verb that the key belongs to, None for both.
+        verb: the verbs that the key belongs to, by commas; None for all.
     """
 
     key: str
@@ -36,6 +37,10 @@ class Row:
     default: Any = None
     accepted: tuple[Any, ...] = ()
     verb: str | None = None
+
+    def belongs_to(self, verb: str) -> bool:
+        """Whether recipes of a verb have the key."""
+        return self.verb is None or verb in self.verb.split(", ")
 
 
 def _direct(key: str, path: str, default: Any = None, verb: str | None = None) -> Row:
@@ -75,7 +80,7 @@ TABLE: tuple[Row, ...] = (
         "mapped",
         "`model.chat_template`, for a Jinja file",
         "the tokenizer's own template",
-        verb="sft",
+        verb="sft, reward",
     ),
     _computed("use_peft", "`model.lora`", "full fine-tuning"),
     _computed("lora_r", "`model.lora.r`; only with use_peft", "16"),
@@ -86,7 +91,15 @@ TABLE: tuple[Row, ...] = (
         "`model.lora.target_modules`; required with use_peft",
         "refused: PEFT's own choice differs by architecture; write `all-linear` or a list",
     ),
-    _fixed("lora_task_type", ("CAUSAL_LM",), "Palate trains causal language models"),
+    _computed(
+        "lora_task_type", "nothing: `CAUSAL_LM`, of reward models `SEQ_CLS`, is what it is", ""
+    ),
+    _fixed(
+        "lora_modules_to_save",
+        (["score"],),
+        "the reward head is always trained, and saved with the adapters",
+        "reward",
+    ),
     _fixed("use_rslora", (False,), "rank-stabilised scaling: multiply lora_alpha by sqrt(lora_r)"),
     _fixed("use_dora", (False,), "DoRA is not offered"),
     _fixed("load_in_4bit", (False,), "quantised training is not offered: use `dtype: bfloat16`"),
@@ -94,7 +107,6 @@ TABLE: tuple[Row, ...] = (
     *_refused(
         "only attention and linear layers get adapters: name them in lora_target_modules",
         "lora_target_parameters",
-        "lora_modules_to_save",
     ),
     *_refused(
         "quantised training is not offered",
@@ -123,7 +135,8 @@ TABLE: tuple[Row, ...] = (
     _computed(
         "max_length",
         "`data.length.max_tokens`, and both other limits; longer responses are cut at the end, as "
-        "TRL does, but a row whose prompt leaves no room is dropped and counted",
+        "TRL does, but a row whose prompt leaves no room is dropped and counted; of reward models "
+        "longer pairs are dropped, as in TRL, and counted",
         "1024",
     ),
     _computed(
@@ -131,15 +144,23 @@ TABLE: tuple[Row, ...] = (
         "`data.length.max_prompt_tokens` with `data.length.prompt: keep_end`, as the TRL versions "
         "that had it",
         "max_length",
+        "tune, sft",
     ),
-    _computed("max_completion_length", "`data.length.max_response_tokens`", "max_length"),
-    _fixed("truncation_mode", ("keep_start",), "set data.length.prompt: keep_end (native recipe)"),
+    _computed(
+        "max_completion_length", "`data.length.max_response_tokens`", "max_length", "tune, sft"
+    ),
+    _fixed(
+        "truncation_mode",
+        ("keep_start",),
+        "set data.length.prompt: keep_end (native recipe)",
+        "tune, sft",
+    ),
     *_refused(
         "data is prepared in one process; delete the key", "dataset_num_proc", "dataset_kwargs"
     ),
     *_refused("readers take the columns they know; delete the key", "remove_unused_columns"),
     *_refused("batches are padded to their longest row; delete the key", "pad_to_multiple_of"),
-    _fixed("padding_free", (False,), "use the native `train.layout: shared`"),
+    _fixed("padding_free", (False,), "use the native `train.layout: shared`", "tune, sft"),
     _fixed("packing", (False,), "examples are not packed", "sft"),
     _fixed("eval_packing", (False, None), "examples are not packed", "sft"),
     _fixed("completion_only_loss", (True, None), "the loss is on the response alone", "sft"),
@@ -159,7 +180,9 @@ TABLE: tuple[Row, ...] = (
         "→ rdpo, ipo → ipo_mean, hinge, sigmoid_norm → dpo_norm, sft, kto, simpo → simpo (+ sft); "
         "sigmoid with cpo_alpha → cpo; sft: nll. A list → mixture. Others are refused",
         "sigmoid",
+        "tune, sft",
     ),
+    _direct("center_rewards_coefficient", "regularise.centring", verb="reward"),
     _computed("loss_weights", "`loss.losses[].weight`", "1 each", "tune"),
     _computed("beta", "`loss.beta`", "0.1", "tune"),
     _computed("label_smoothing", "`loss.label_smoothing`; dpo, rdpo, dpo_norm, cpo", "0", "tune"),
@@ -203,7 +226,7 @@ TABLE: tuple[Row, ...] = (
         "ref_model_sync_steps",
     ),
     # Training
-    _computed("learning_rate", "`train.learning_rate`", "1e-6 (sft: 2e-5)"),
+    _computed("learning_rate", "`train.learning_rate`", "1e-6 (sft: 2e-5, reward: 1e-4)"),
     _computed(
         "per_device_train_batch_size",
         "`train.micro_batch_size_pairs`; `train.batch_size_pairs` is it times "

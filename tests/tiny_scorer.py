@@ -12,6 +12,7 @@ from palate.data.pairs import Example
 from palate.data.schema import Content, Message, Preference, Response
 from palate.models.reward import RewardModel, RewardSpec
 from palate.recipes.schema import LengthRecipe, ModelRecipe
+from palate.rewards.ensemble import Ensemble, Member, Rule
 from palate.rewards.model import ModelScorer
 from tiny import CONFIGS
 from tiny_chat import spacing_tokenizer
@@ -25,7 +26,7 @@ def spaced(template: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def scorer_of(tokenizer: Any, *, whole: bool = False, **length: Any) -> ModelScorer:
+def scorer_of(tokenizer: Any, *, whole: bool = False, heads: int = 1, **length: Any) -> ModelScorer:
     """A random model that says of itself what one trained on such data would."""
     torch.manual_seed(0)
     config = CONFIGS["llama"]()
@@ -39,9 +40,17 @@ def scorer_of(tokenizer: Any, *, whole: bool = False, **length: Any) -> ModelSco
         forms=() if whole else ("chat",) if chat else ("text",),
         end_tokens={} if whole else {end: str(tokenizer.convert_ids_to_tokens(end))},
         whole_rendering=whole,
+        heads=heads,
         length=LengthRecipe(**length) if length else None,
     )
     return ModelScorer(RewardModel(AutoModel.from_config(config), spec), tokenizer=tokenizer)
+
+
+def heads_of(tokenizer: Any, heads: int = 3, *, rule: Rule = "mean") -> Ensemble:
+    """The heads of one such model as an ensemble."""
+    model = scorer_of(tokenizer, heads=heads).model
+    own = [ModelScorer(model, tokenizer=tokenizer, head=k) for k in range(heads)]
+    return Ensemble([Member(scorer=scorer) for scorer in own], rule)
 
 
 def conversation(chat: bool) -> tuple[Content, Content]:

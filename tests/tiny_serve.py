@@ -1,16 +1,23 @@
-"""A slow scorer behind the routes of `palate serve`, in process or on a socket, for tests."""
+"""A slow scorer behind the routes of `palate serve`, in this process or in another, for tests."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 
 from palate.errors import ModelError
@@ -47,11 +54,21 @@ class Slow:
         return [float("nan") if "?" in text else float(len(text)) for text in texts]
 
 
-def made(scorer: Any = None, *, token: str | None = None, **keys: Any) -> Any:
-    recipe = ServeRecipe.model_validate(
-        {"scorer": {"type": "length"}, "exact": False, "max_wait_ms": 20} | keys
-    )
-    return make_app(scorer or Slow(), recipe, token)
+def made(
+    scorer: Any = None,
+    *,
+    token: str | None = None,
+    recipe: dict[str, Any] | None = None,
+    **keys: Any,
+) -> Any:
+    """The application.
+
+    Args:
+        recipe: keys that have the names of other arguments.
+    """
+    given = {"scorer": {"type": "length"}, "exact": False, "max_wait_ms": 20} | keys
+    own = ServeRecipe.model_validate(given | (recipe or {}))
+    return make_app(scorer or Slow(), own, token)
 
 
 @asynccontextmanager
@@ -84,6 +101,49 @@ def listening(
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+@contextmanager
+def process(arguments: list[str], log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A Python process that serves, and where it answers.
+
+    Args:
+        log: file that its stderr is added to.
+    """
+    with log.open("a") as errors:
+        found = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert found.stdout is not None
+        try:
+            url = found.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:"), log.read_text()
+            yield url, found
+        finally:
+            found.kill()
+            found.wait()
+            found.stdout.close()
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """What a process logged."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@contextmanager
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Has pytest see what the server logs in this process."""
+    logger = logging.getLogger("palate.serve")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def exchanged(address: tuple[str, int], *sent: bytes | float, wait: float = 3.0) -> bytes:

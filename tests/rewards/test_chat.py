@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,7 @@ from palate.recipes.scorers import LocalChat, PairwiseJudge, ServerChat
 from palate.rewards.chat import open_chat
 from palate.rewards.chat_server import Server
 from palate.rewards.judge import Pairwise
+from tiny import COMMON
 from tiny_chat import byte_tokenizer, spacing_tokenizer
 from tiny_text import save_tiny
 
@@ -93,18 +96,8 @@ def test_a_local_judge_gives_probabilities(local):
 def saved(folder, tokenizer):
     """A model of one layer with places for 64 tokens and no more."""
     torch.manual_seed(0)
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=64,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            initializer_range=0.5,
-            **ids,
-        )
-    )
+    more = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "num_hidden_layers": 1}
+    model = GPT2LMHeadModel(GPT2Config(**COMMON | more, initializer_range=0.5))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return open_chat(LocalChat(path=str(folder), dtype="float32", chat_template="plain"))
@@ -172,6 +165,30 @@ def test_options_of_one_token_are_read_off_one_row(local, monkeypatch):
     assert sum(rows) == 3
 
 
+def test_of_the_rows_over_the_vocabulary_one_batch_is_held(local, monkeypatch):
+    vocabulary = local.model.config.vocab_size
+    own = {parameter.data_ptr() for parameter in local.model.parameters()}
+    held = []
+    forward = local.model.forward
+
+    def counting(**inputs):
+        held.append(
+            sum(
+                thing.numel()
+                for thing in gc.get_objects()
+                if type(thing) is torch.Tensor
+                and thing.shape[-1:] == (vocabulary,)
+                and thing.data_ptr() not in own
+            )
+        )
+        return forward(**inputs)
+
+    monkeypatch.setattr(local.model, "forward", counting)
+    begun = [[*ask(f"{i}?"), {"role": "assistant", "content": "<answer>"}] for i in range(12)]
+    local.choose(begun, ["1", "2", "tie"])
+    assert len(held) > 5 and max(held[1:]) <= held[0]
+
+
 def test_a_model_without_a_template_cannot_judge(tmp_path):
     folder = save_tiny(tmp_path)
     with pytest.raises(ModelError, match="no chat template"):
@@ -185,6 +202,7 @@ class Fake:
     def __init__(self):
         self.requests = []
         self.answers = []
+        self.drops = None
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -200,7 +218,10 @@ class Fake:
                 for key, value in {**headers, "content-length": str(len(payload))}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                self.wfile.write(payload)
+                # In drops: a byte at a time, so many seconds apart.
+                for piece in [payload] if fake.drops is None else map(bytes, zip(payload)):
+                    self.wfile.write(piece)
+                    time.sleep(fake.drops or 0)
 
             def log_message(self, *_):
                 pass
@@ -311,7 +332,8 @@ def test_log_probabilities_of_a_server(fake):
         PairwiseJudge(chat=ServerChat(url=fake.url, model="m"), swap=False), chat(fake)
     )
     (win,) = judge.compare(["p"], ["a"], ["b"])
-    assert win == pytest.approx(1 / (1 + math.exp(-1.5)))
+    first, second = math.exp(-0.5) + math.exp(-1.0), math.exp(-2.0)
+    assert win == pytest.approx(first / (first + second))
     body = fake.requests[0][1]
     assert body["messages"][-1] == {"role": "assistant", "content": "<answer>"}
     assert body["top_logprobs"] == 20 and body["continue_final_message"] is True
@@ -423,6 +445,10 @@ def test_what_is_no_completion_is_one_line(fake, answer):
             {"content": [{"top_logprobs": [{"token": "1", "logprob": None}]}]},
             "no log-probabilities: ",
         ),
+        (
+            {"content": [{"top_logprobs": [{"token": "1", "logprob": math.nan}]}]},
+            "no log-probabilities: ",
+        ),
     ],
 )
 def test_log_probabilities_that_are_none_are_one_line(fake, logprobs, words):
@@ -434,9 +460,11 @@ def test_log_probabilities_that_are_none_are_one_line(fake, logprobs, words):
 def test_options_by_their_first_token_and_answers_begun_anew(fake, caplog):
     fake.default = (200, alternatives(Tie=-0.1, t=-3.0, **{"1": -2.0, "": -1.0}), {})
     (found,) = chat(fake).choose([ask("Hi")], ["1", "2", "tie"])
-    assert found == {"tie": -0.1, "1": -2.0}
+    assert found == pytest.approx({"tie": math.log(math.exp(-0.1) + math.exp(-3.0)), "1": -2.0})
     # Where two options begin alike, neither is meant.
     assert chat(fake).choose([ask("Hi")], ["to", "tie", "1"]) == [{"tie": -0.1, "1": -2.0}]
+    fake.default = (200, alternatives(**{"1": -math.inf, "2": -0.5}), {})
+    assert chat(fake).choose([ask("Hi")], ["1", "2"]) == [{"2": -0.5}]
     fake.default = (200, alternatives(**{"<": -0.01, "1": -9.0, "2": -9.5}), {})
     assert chat(fake).choose([ask("Hi")] * 2, ["1", "2"]) == [None, None]
     assert "begins its answer anew" in caplog.text and len(caplog.records) == 1
@@ -444,16 +472,69 @@ def test_options_by_their_first_token_and_answers_begun_anew(fake, caplog):
     assert chat(fake).choose([ask("Hi")], ["1", "2"]) == [None]
 
 
+def test_a_verdict_is_as_likely_as_all_its_spellings_together(fake):
+    fake.default = (200, alternatives(**{"1": -1.2, " 1": -1.2, "2": -1.1}), {})
+    (found,) = chat(fake).choose([ask("Hi")], ["1", "2"])
+    assert found == pytest.approx({"1": math.log(2) - 1.2, "2": -1.1})
+    judge = Pairwise(
+        PairwiseJudge(chat=ServerChat(url=fake.url, model="m"), swap=False), chat(fake)
+    )
+    assert judge.compare(["p"], ["a"], ["b"])[0] == pytest.approx(
+        2 * math.exp(-1.2) / (2 * math.exp(-1.2) + math.exp(-1.1))
+    )
+
+
 def test_waiting_as_long_as_the_server_says(fake):
     waits = []
     server = Server(ServerChat(url=fake.url, model="m", retries=3), sleep=waits.append)
     fake.answers = [
         (429, "", {"retry-after": "120"}),
-        (429, "", {"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}),
         (429, "", {"retry-after": "soon"}),
+        (503, "", {"retry-after": "100"}),
     ]
     server.reply([ask("Hi")])
-    assert waits == [120.0, 600.0, 2.0]
+    assert waits == [120.0, 1.0, 100.0]
+
+
+@pytest.mark.parametrize("asked", ["200", "Wed, 21 Oct 2099 07:28:00 GMT", "inf"])
+def test_a_question_waits_no_longer_than_its_retries_allow(fake, asked):
+    waits = []
+    server = Server(
+        ServerChat(url=fake.url, model="m", timeout_seconds=60, retries=3), sleep=waits.append
+    )
+    fake.answers = [(429, "busy", {"retry-after": "100"}), (429, "busy", {"retry-after": asked})]
+    with pytest.raises(ModelError) as found:
+        server.reply([ask("Hi")])
+    # 4 x 60 s less the first wait, and the short time that two answers took.
+    assert re.search(
+        r"answers 429: busy; it asks for a wait of (200|\d{9,}|inf) s \(Retry-After\), and "
+        r"1[34]\d s are left of `timeout_seconds` x \(`retries` \+ 1\)$",
+        str(found.value),
+    )
+    assert waits == [100.0] and len(fake.requests) == 2
+
+
+def test_the_time_of_a_question_is_that_of_all_its_attempts(fake):
+    def slow(_):
+        time.sleep(0.3)
+        return 200, completion("x"), {}
+
+    fake.default = slow
+    server = Server(ServerChat(url=fake.url, model="m", timeout_seconds=0.1, retries=3))
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=r"no answer within|no time is left"):
+        server.reply([ask("Hi")])
+    # Its own pauses alone, of 0.5, 1 and 2 s, would be longer.
+    assert time.monotonic() - began < 2.0
+    assert 2 <= len(fake.requests) <= 4
+
+
+def test_an_answer_that_comes_in_drops_has_no_more_time_than_another(fake):
+    fake.drops = 0.05
+    with pytest.raises(ModelError, match=r"no answer within 0.3 s \(`timeout_seconds`\)"):
+        chat(fake, timeout_seconds=0.3, retries=0).reply([ask("Hi")])
+    fake.drops = 0.0
+    assert chat(fake, timeout_seconds=5, retries=0).reply([ask("Hi")])[0][0].finished
 
 
 def test_no_answer_in_time_and_no_address_name_the_key(fake):

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from palate.data.schema import Content, Message
+from palate.rewards.classifier import TOO_LONG, ClassifierScorer
+from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member, Rule
+from palate.rewards.length import Length
 from palate.rewards.model import ModelScorer
-from palate.rewards.rendered import NO_RESPONSE, NOT_ITS_PROMPT, score_rendered
-from palate.rewards.rows import Outcome
+from palate.rewards.rendered import (
+    NO_RESPONSE,
+    NOT_ITS_PROMPT,
+    mixture,
+    reads_rendered,
+    score_rendered,
+)
+from palate.rewards.rows import Outcome, score_rows
+from tiny import CONFIGS
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
-from tiny_scorer import SAID, conversation, scorer_of, spaced
+from tiny_scorer import SAID, conversation, heads_of, scorer_of, spaced
 
 PLACES = {"abs": 1e-5}
 
@@ -117,3 +130,132 @@ def test_a_reward_that_overflows_is_no_score(monkeypatch: pytest.MonkeyPatch) ->
     assert score_rendered(scorer, [asked + said], [asked]) == [
         Outcome(None, "the score is no finite number")
     ]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("rule", ["mean", "min", "uncertainty"])
+def test_an_ensemble_of_models_reads_each_text_as_its_members_do(rule: Rule, exact: bool) -> None:
+    scorer = heads_of(byte_tokenizer(adds_bos=True, template=CHATML), rule=rule)
+    first = scorer.members[0].scorer
+    assert isinstance(first, ModelScorer) and reads_rendered(scorer) and mixture(scorer) is None
+    prompt, _ = conversation(True)
+    asked, said = texts(first)
+    said_here = [said, "no", "x" * 400]
+    right = score_rows(scorer, [prompt] * 3, [[text] for text in said_here], exact=exact)
+    rendered = [asked + said + "<eos>", "<bos>" + asked + "no<end>\n", asked + "x" * 400]
+    found = score_rendered(scorer, rendered, [asked] * 3, exact=exact)
+    for (wanted,), own in zip(right[:2], found[:2], strict=True):
+        assert own.score is not None and own.reason is None
+        if exact:
+            assert own == wanted
+        assert own.members == pytest.approx(wanted.members, **PLACES)
+        assert len(own.members) == 3
+    assert found[2].score is None and "longer than" in str(found[2].reason)
+    assert found[2].members == dict.fromkeys(scorer.names)
+    nothing = score_rendered(scorer, [asked, "no"], [asked] * 2)
+    assert [own.reason for own in nothing] == [NO_RESPONSE, NOT_ITS_PROMPT]
+
+
+def test_an_ensemble_is_read_by_those_members_that_score_texts() -> None:
+    model = scorer_of(byte_tokenizer(adds_bos=True, template=CHATML))
+    asked, said = texts(model)
+
+    def together(modality: Any, other: Any = Length) -> Ensemble:
+        return Ensemble([Member(scorer=model), Member(scorer=other(), modality=modality)])
+
+    mixed = together("text")
+    assert not reads_rendered(mixed)
+    assert "tiny reads conversations" in str(mixture(mixed)) and "longer wins" in str(
+        mixture(mixed)
+    )
+    nested = Ensemble([Member(scorer=mixed), Member(scorer=Length())])
+    assert not reads_rendered(nested) and mixture(nested) is not None
+    # Who scores nothing but images is asked about no text.
+    beside = together("image")
+    assert reads_rendered(beside) and mixture(beside) is None
+    (found,) = score_rendered(beside, [asked + said], [asked])
+    (right,) = score_rendered(model, [asked + said], [asked])
+    assert (found.score, found.members) == (right.score, {"tiny": right.score})
+    nobody = Ensemble([Member(scorer=model, modality="image")] * 2)
+    assert score_rendered(nobody, [asked + said], [asked]) == [Outcome(None, NO_MEMBER)]
+    plain = Ensemble([Member(scorer=Length()), Member(scorer=Length("shorter"))])
+    assert not reads_rendered(plain) and mixture(plain) is None
+
+
+def classifier(folder: Path, template: str, **more: Any) -> ClassifierScorer:
+    torch.manual_seed(0)
+    config, tokenizer = CONFIGS["llama"](), byte_tokenizer(adds_bos=True, template=template)
+    config.vocab_size, config.num_labels = len(tokenizer), 1
+    config.pad_token_id = tokenizer.pad_token_id
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ClassifierScorer(str(folder), **more)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("template", [CHATML, STRICT, NO_END], ids=["ml", "strict", "no-end"])
+def test_a_classifier_reads_a_chat_as_its_template_renders_it(
+    template: str, exact: bool, tmp_path: Path
+) -> None:
+    scorer = classifier(tmp_path, template)
+    prompt, response = conversation(True)
+    right = scorer.score([prompt], [response])
+    render = scorer.classifier.tokenizer.apply_chat_template
+    asked = str(render(prompt, tokenize=False, add_generation_prompt=True))  # type: ignore[arg-type]
+    ends = ("", "<eos>", "<end>\n", "<eos><pad><pad>")
+    ways = [asked + SAID + end for end in ends] + ["<pad><pad>" + asked + SAID]
+    bare = asked.removeprefix("<bos>")
+    ways += [bare + SAID, "<bos>" + bare + SAID]
+    prompts = [asked] * 5 + [bare, "<bos>" + bare]
+    assert reads_rendered(scorer)
+    found = score_rendered(scorer, ways, prompts, exact=exact)
+    assert [own.score for own in found] == pytest.approx(right * len(ways), **PLACES)
+    last = score_rendered(scorer, [asked + "x" * 400, asked, "no"], [asked] * 3)
+    assert [own.reason for own in last] == [TOO_LONG, NO_RESPONSE, NOT_ITS_PROMPT]
+    # One that reads texts has no template to tell a conversation by.
+    joined = ClassifierScorer(str(tmp_path), input="joined")
+    assert not reads_rendered(joined) and mixture(joined) is None
+
+
+def test_a_beginning_that_others_models_have_is_put_where_their_template_puts_it() -> None:
+    for template in (STRICT, CHATML):
+        scorer = scorer_of(byte_tokenizer(adds_bos=True, template=template), whole=True)
+        right = scorer.score(*([one] for one in conversation(True)))  # type: ignore[arg-type]
+        asked = texts(scorer)[0].removeprefix("<bos>")
+        ways = [asked, "<bos>" + asked]
+        found = score_rendered(scorer, [way + SAID for way in ways], ways)
+        assert [o.score for o in found] == pytest.approx(right * 2, **PLACES)
+
+
+class Copied(str):
+    """A text that counts the characters of its copies."""
+
+    count = 0
+
+    def _copy(self, text: str) -> Copied:
+        Copied.count += len(text)
+        return Copied(text)
+
+    def __getitem__(self, key: Any) -> Copied:
+        return self._copy(super().__getitem__(key))
+
+    def rstrip(self, *args: Any) -> Copied:
+        return self._copy(super().rstrip(*args))
+
+    def removesuffix(self, *args: Any) -> Copied:
+        return self._copy(super().removesuffix(*args))
+
+    def removeprefix(self, *args: Any) -> Copied:
+        return self._copy(super().removeprefix(*args))
+
+
+@pytest.mark.parametrize("repeated", ["<eos>", "<pad>", "<end>\n", " ", "<eos>\n "])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_text_full_of_end_tokens_is_read_once(repeated: str, ahead: bool) -> None:
+    scorer = scorer_of(byte_tokenizer(adds_bos=False, template=CHATML))
+    asked, said = texts(scorer)
+    many = repeated * 2000
+    text = many + asked + said if ahead else asked + said + many
+    Copied.count = 0
+    score_rendered(scorer, [Copied(text)], [Copied("" if ahead else asked)])
+    assert Copied.count < 10 * len(text)

@@ -19,7 +19,7 @@ from palate.errors import ModelError, PalateError
 from palate.recipes import scorers as recipes
 from palate.recipes.schema import ClassifierReward, LexiconReward
 from palate.rewards import Reward, build_reward, make_scorer
-from palate.rewards.classifier import TOO_LONG
+from palate.rewards.classifier import REFUSED, TOO_LONG
 from palate.rewards.rows import score_rows
 from tiny import COMMON
 from tiny_text import tiny_tokenizer
@@ -103,15 +103,8 @@ def encoder(folder):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <eos> $B:1", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        num_labels=1,
-    )
+    more = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "num_labels": 1}
+    config = BertConfig(**COMMON | more)
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -148,6 +141,13 @@ def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
         expected = float(scorer.classifier.model(ids).logits[0, 0])
     scores = scorer.score(["Why?", "Why?"], ["So.", "So, and because of that."])
     assert scores[0] == pytest.approx(expected, abs=1e-5)
+    refusing = "{{ raise_exception('no such role') if messages[0].role == 'system' }}"
+    scorer.classifier.tokenizer.chat_template = refusing + tokenizer.chat_template
+    odd = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    found = score_rows(scorer, [odd, "Why?"], [["So."], ["So."]])
+    assert found[0][0].reason == f"{REFUSED}: no such role" and found[0][0].score is None
+    assert found[1][0].score == pytest.approx(expected, abs=1e-5)
+    assert scorer.unscored == {f"{REFUSED}: no such role": 1}
 
 
 def test_what_a_reward_of_texts_cuts_is_logged(tmp_path, caplog):

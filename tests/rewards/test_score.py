@@ -15,7 +15,7 @@ from palate.cli import app
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.reward import score as module
 from palate.evaluate.reward import score_files
-from palate.evaluate.reward.journal import held
+from palate.io import held
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.base import Judged, prompt_text, response_text
 from palate.rewards.judge import ALONE

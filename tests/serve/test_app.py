@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import re
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app as cli
 from palate.errors import RecipeError, RunError
-from palate.recipes.serving import ServeRecipe
+from palate.recipes.load import load_recipe
+from palate.recipes.scorers import Scorer
+from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.serve.logs import Lines
 from palate.serve.run import bind, token_of
-from tiny_serve import Slow, ask, client, run
+from tiny_serve import Slow, ask, client, logged, run
 
 NAME = "longer wins"
 
@@ -231,6 +234,31 @@ def test_beyond_loopback_a_token_is_required(monkeypatch: pytest.MonkeyPatch) ->
     assert token_of(recipe) == "t"
 
 
+def test_others_see_names_of_models_and_not_where_they_are(tmp_path: Path) -> None:
+    folders = [tmp_path / run / "model" for run in ("one", "two/same", "three/same")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(str(number))
+    paths = [str(folder) for folder in folders] + ["org/hub-model"]
+    members = [{"scorer": {"type": "model", "path": path}} for path in paths]
+    scorer = {"type": "ensemble", "members": members}
+
+    async def test() -> None:
+        async with client(scorer=Slow(), recipe={"scorer": scorer}) as c:
+            whole = (await c.get("/info")).json()["scorer"]["weights"]
+            assert sorted(whole) == sorted(paths)
+        headers = {"authorization": "Bearer t"}
+        async with client(scorer=Slow(), token="t", recipe={"scorer": scorer}) as c:
+            found = (await c.get("/info", headers=headers)).json()
+            assert str(tmp_path) not in json.dumps(found)
+            own = found["scorer"]["weights"]
+            assert sorted(own) == ["one", "org/hub-model", "same", "same (2)"]
+            assert sorted(own.values()) == sorted(whole.values())
+            assert own["one"] == whole[paths[0]]
+
+    run(test)
+
+
 def test_a_port_that_is_taken_is_one_line() -> None:
     first = bind(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": 0}))
     with first:
@@ -247,18 +275,35 @@ def test_logs_are_json_and_hold_no_text(caplog: pytest.LogCaptureFixture) -> Non
             answer = await c.post("/score", json=ask("a secret"), headers=headers)
             assert answer.headers["x-request-id"] == "mine-1"
 
-    logger = logging.getLogger("palate.serve")
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
-    try:
+    with logged(caplog):
         run(test)
-    finally:
-        logger.removeHandler(caplog.handler)
     line = json.loads(Lines().format(caplog.records[-1]))
     assert (line["event"], line["id"], line["status"]) == ("request", "mine-1", 200)
     assert "secret" not in json.dumps(line)
 
 
-def test_help_and_recipe() -> None:
-    shown = CliRunner().invoke(cli, ["serve", "--help"])
-    assert shown.exit_code == 0 and "max_queue_responses" in shown.stdout
+def test_help_and_recipe(tmp_path: Path) -> None:
+    for command, recipe, key in (
+        ("serve", ServeRecipe, "max_queue_responses"),
+        ("score", ScoreRecipe, "block_rows"),
+    ):
+        shown = CliRunner().invoke(cli, [command, "--help"])
+        assert shown.exit_code == 0 and key in shown.stdout
+        # Every type of scorer is named where the key is described.
+        said = str(recipe.model_fields["scorer"].description)
+        named = set(re.findall(r"[a-z]+", said.partition(":")[2])) - {"or"}
+        assert named == {
+            kind.model_fields["type"].default for kind in get_args(get_args(Scorer)[0])
+        }
+    file = tmp_path / "serve.yaml"
+    file.write_text("scorer: {type: length}\nport: 0\nmax_queue_responses: 300\n")
+    shown = CliRunner().invoke(cli, ["serve", str(file), "--print-recipe"])
+    assert shown.exit_code == 0, shown.output
+    file.write_text(shown.stdout)
+    loaded = load_recipe(ServeRecipe, file)
+    assert (loaded.scorer.type, loaded.port, loaded.max_queue_responses) == ("length", 0, 300)
+    assert loaded.max_wait_ms == ServeRecipe.model_fields["max_wait_ms"].default
+    file.write_text("scorer: {type: length}\nmax_que_responses: 300\n")
+    wrong = CliRunner().invoke(cli, ["serve", str(file)])
+    assert wrong.exit_code == 2
+    assert "line 2: unknown key `max_que_responses`; did you mean `max_queue" in wrong.output

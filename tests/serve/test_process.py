@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,10 @@ from palate.rewards.build import make_scorer
 from palate.rewards.rows import score_rows
 from tiny import CONFIGS
 from tiny_chat import CHATML, byte_tokenizer
+from tiny_serve import JSON, lines_of, process
 
 CLIENTS, EACH = 16, 8
 LIMIT = 20_000
-JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +41,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def served(model: Path, folder: Path, **keys: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(
+    model: Path, folder: Path, **keys: Any
+) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
     scorer = {"type": "model", "path": str(model), "dtype": "float32"}
     recipe = {"scorer": scorer, "port": 0, "max_request_bytes": LIMIT} | keys
-    (folder / "serve.yaml").write_text("# palate serve\n" + json.dumps(recipe))
-    errors = folder / "log.jsonl"
-    with errors.open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "palate", "serve", str(folder / "serve.yaml")],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            assert url.startswith("http://127.0.0.1:"), errors.read_text()
-            yield url, process
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+    file = folder / "serve.yaml"
+    file.write_text("# palate serve\n" + json.dumps(recipe))
+    return process(["-m", "palate", "serve", str(file)], folder / "log.jsonl")
 
 
 def question(rng: random.Random) -> dict[str, Any]:
@@ -85,7 +66,7 @@ BAD: list[tuple[bytes, int]] = [
 
 
 async def interrupted(
-    url: str, asked: list[dict[str, Any]], process: subprocess.Popen[str], kind: signal.Signals
+    url: str, asked: list[dict[str, Any]], own: subprocess.Popen[str], kind: signal.Signals
 ) -> list[list[float] | None]:
     """Answers to requests among which a signal comes; None where the connection broke."""
 
@@ -102,7 +83,7 @@ async def interrupted(
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         tasks = [asyncio.create_task(one(client, body)) for body in asked]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        process.send_signal(kind)
+        own.send_signal(kind)
         return list(await asyncio.gather(*tasks))
 
 
@@ -142,10 +123,10 @@ def test_every_valid_request_is_answered_once_with_the_offline_score(
             await asyncio.gather(*(one(client, number) for number in range(CLIENTS)))
             return (await client.get("/metrics")).text
 
-    with served(model, tmp_path) as (url, process):
+    with served(model, tmp_path) as (url, own):
         metrics = asyncio.run(all_of(url))
-        last = asyncio.run(interrupted(url, late, process, signal.SIGTERM))
-        assert process.wait(20) == 0
+        last = asyncio.run(interrupted(url, late, own, signal.SIGTERM))
+        assert own.wait(20) == 0
     scorer = make_scorer(ModelScorer(path=str(model), dtype="float32"))
     check(scorer, late, last)
     for number, own in enumerate(asked):
@@ -158,7 +139,7 @@ def test_every_valid_request_is_answered_once_with_the_offline_score(
     assert len(refused) == CLIENTS * EACH and all(got == want for got, want in refused)
     assert f'route="/score",status="200"}} {float(CLIENTS * EACH)}' in metrics
     assert f"palate_responses_scored_total {float(CLIENTS * EACH * 3)}" in metrics
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path / "log.jsonl")
     done = [line for line in lines if line["event"] == "request" and line["route"] == "/score"]
     # Whoever was accepted before the signal got an answer.
     assert len(done) == CLIENTS * EACH * 2 + sum(scores is not None for scores in last)
@@ -169,8 +150,8 @@ def test_a_kill_loses_nothing_silently(model: Path, tmp_path: Path) -> None:
     """Each client has the right answer, or is told that there is none by its connection."""
     rng = random.Random(1)
     asked = [question(rng) for _ in range(40)]
-    with served(model, tmp_path, max_batch_responses=6) as (url, process):
-        found = asyncio.run(interrupted(url, asked, process, signal.SIGKILL))
-        assert process.wait(20) == -signal.SIGKILL
+    with served(model, tmp_path, max_batch_responses=6) as (url, own):
+        found = asyncio.run(interrupted(url, asked, own, signal.SIGKILL))
+        assert own.wait(20) == -signal.SIGKILL
     assert None in found
     check(make_scorer(ModelScorer(path=str(model), dtype="float32")), asked, found)

@@ -16,9 +16,11 @@ from palate.data.pairs import Pair
 from palate.data.schema import Preference, Response
 from palate.evaluate.reward import score_files
 from palate.recipes.serving import ScoreRecipe
+from palate.rewards.ensemble import Ensemble, Member
+from palate.rewards.length import Length
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
-from tiny_scorer import conversation, scorer_of, spaced
-from tiny_serve import client
+from tiny_scorer import conversation, heads_of, scorer_of, spaced
+from tiny_serve import client, run
 
 MAKE: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "ml": lambda: byte_tokenizer(adds_bos=False, template=CHATML),
@@ -95,3 +97,45 @@ def test_the_same_tokens_everywhere(
                 assert read.pop() == right
 
     asyncio.run(served())
+
+
+def test_an_ensemble_gives_one_score_on_every_route() -> None:
+    scorer = heads_of(MAKE["ml-bos"](), rule="min")
+    prompt, response = conversation(True)
+    said = response[0]["content"]  # type: ignore[index]
+    render = scorer.members[0].scorer.encoder.template.render  # type: ignore[attr-defined]
+    shown = render(prompt, [response]).prompt
+
+    async def served() -> None:
+        async with client(scorer, exact=True) as c:
+            assert (await c.get("/info")).json()["scorer"]["reads_rendered"] is True
+            body = {"prompt": prompt, "responses": [said, "no"]}
+            wanted = (await c.post("/score", json=body)).json()
+            texts = [shown + said + "<eos>", "<bos>" + shown + "no<end>\n<pad>"]
+            for prompts in ([shown] * 2, None):
+                found = (
+                    await c.post("/get_reward", json={"query": texts, "prompts": prompts})
+                ).json()
+                assert found["rewards"] == found["scores"] == wanted["scores"]
+                assert found["members"] == wanted["members"] and len(found["members"]) == 3
+
+    run(served)
+
+
+def test_an_ensemble_of_readers_and_others_is_given_no_rendered_text() -> None:
+    model = scorer_of(MAKE["ml"]())
+    scorer = Ensemble([Member(scorer=model), Member(scorer=Length())], name="both")
+
+    async def served() -> None:
+        async with client(scorer, exact=True) as c:
+            assert (await c.get("/info")).json()["scorer"]["reads_rendered"] is False
+            found = await c.post("/get_reward", json={"query": ["<start>user\na"]})
+            message = found.json()["error"]["message"]
+            assert found.status_code == 422 and message.startswith(
+                "both: of its members tiny reads"
+            )
+            assert message.endswith("longer wins does not: use /score or /rank")
+            body = {"prompt": "p", "responses": ["a"]}
+            assert (await c.post("/score", json=body)).json()["scores"][0] is not None
+
+    run(served)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import logging
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,7 +24,19 @@ from palate.serve.bodies import parsed
 from palate.serve.messages import Asked, ChatCompletion, GetReward
 from palate.serve.metrics import MOST_REASONS, OTHER, Metrics
 from palate.serve.run import bind, serve
-from tiny_serve import JSON, Slow, ask, client, exchanged, listening, raw, run
+from tiny_serve import (
+    JSON,
+    Slow,
+    ask,
+    client,
+    exchanged,
+    lines_of,
+    listening,
+    logged,
+    process,
+    raw,
+    run,
+)
 
 GOOD = json.dumps(ask("abc")).encode()
 
@@ -170,24 +178,21 @@ def test_exact_requests_are_answered_as_soon_as_they_are_scored() -> None:
 
 
 def test_nothing_is_done_for_a_client_that_went_away(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("palate.serve")
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
     scorer = Slow()
     scorer.hold = threading.Event()
-    try:
-        with listening(scorer, max_batch_responses=1, max_wait_ms=0) as address:
-            for text in ("first", "second", "third"):
-                body = json.dumps(ask(text)).encode()
-                exchanged(address, raw("/score", body), wait=0.2)
-            half = raw("/score", GOOD)[:-5]
-            exchanged(address, half, wait=0.2)
-            scorer.hold.set()
-            url = f"http://{address[0]}:{address[1]}"
-            assert httpx.post(f"{url}/score", json=ask("last")).json()["scores"] == [4.0]
-            assert "palate_queued_responses 0.0" in httpx.get(f"{url}/metrics").text
-    finally:
-        logger.removeHandler(caplog.handler)
+    with (
+        logged(caplog),
+        listening(scorer, max_batch_responses=1, max_wait_ms=0) as address,
+    ):
+        for text in ("first", "second", "third"):
+            body = json.dumps(ask(text)).encode()
+            exchanged(address, raw("/score", body), wait=0.2)
+        half = raw("/score", GOOD)[:-5]
+        exchanged(address, half, wait=0.2)
+        scorer.hold.set()
+        url = f"http://{address[0]}:{address[1]}"
+        assert httpx.post(f"{url}/score", json=ask("last")).json()["scores"] == [4.0]
+        assert "palate_queued_responses 0.0" in httpx.get(f"{url}/metrics").text
     assert scorer.asked == ["first", "last"]
     # Other tests may have switched the propagation to pytest's own handler on or off.
     records = list(dict.fromkeys(caplog.records))
@@ -276,33 +281,20 @@ run.serve(ServeRecipe.model_validate(keys))
 
 
 def test_a_server_ends_in_time_though_its_scorer_does_not(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            found: list[httpx.Response] = []
-            thread = threading.Thread(
-                target=lambda: found.append(httpx.post(f"{url}/score", json=ask("a"), timeout=25))
-            )
-            thread.start()
-            time.sleep(0.5)
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-            thread.join(5)
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+    log, found = tmp_path / "log", list[httpx.Response]()
+    with process(["-c", SLOW], log) as (url, own):
+
+        def asking() -> None:
+            found.append(httpx.post(f"{url}/score", json=ask("a"), timeout=25))
+
+        thread = threading.Thread(target=asking)
+        thread.start()
+        time.sleep(0.5)
+        own.send_signal(signal.SIGTERM)
+        own.send_signal(signal.SIGTERM)
+        assert own.wait(20) == 0
+        thread.join(5)
     assert found[0].status_code == 503
     assert found[0].json()["error"]["message"] == "the server is stopping"
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    lines = lines_of(log)
     assert not any("traceback" in line for line in lines) and lines[-1]["event"] == "stopped"

@@ -153,26 +153,32 @@ class LocalModel:
             for tail in tails[i]
         }
         jobs = sorted(wanted, key=lambda job: (-len(heads[job[0]] or ()) - len(job[1]), job))
-        table: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        found: list[dict[str, float]] = [{} for _ in heads]
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             inputs, mask, positions = self._padded([[*(heads[i] or ()), *stem] for i, stem in part])
             keep = 1 + max(len(stem) for _, stem in part)
+            read = [
+                (row, i, option, tail)
+                for row, (i, stem) in enumerate(part)
+                for option, tail in zip(options, tails[i], strict=True)
+                if tuple(tail[:-1]) == stem
+            ]
+            places = [
+                (row, t - len(tail), token)
+                for row, _, _, tail in read
+                for t, token in enumerate(tail)
+            ]
             out = self.model(
                 input_ids=inputs, attention_mask=mask, position_ids=positions, logits_to_keep=keep
             )
-            logps = out.logits.float().log_softmax(-1).cpu()
-            table.update((job, logps[row]) for row, job in enumerate(part))
-
-        def logp(i: int, tail: list[int]) -> float:
-            own = table[i, tuple(tail[:-1])][-len(tail) :]
-            return sum(float(own[t, token]) for t, token in enumerate(tail))
-
+            logps = iter(_at(out.logits, places))
+            del out  # rows over the whole vocabulary live for one batch
+            for _, i, option, tail in read:
+                found[i][option] = sum(next(logps) for _ in tail)
         return [
-            None
-            if head is None
-            else {o: logp(i, tail) for o, tail in zip(options, tails[i], strict=True)}
-            for i, head in enumerate(heads)
+            None if head is None else {option: own[option] for option in options}
+            for head, own in zip(heads, found, strict=True)
         ]
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,6 +285,14 @@ def _probe() -> Preference:
         prompt=[Message(role="user", content="Which?")],
         responses=(Response(content=[Message(role="assistant", content="This.")]),),
     )
+
+
+def _at(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> list[float]:
+    """Log-probabilities at (row, position, token) of logits [rows, positions, vocabulary]."""
+    logps = logits.float().log_softmax(-1)
+    rows, positions, tokens = torch.tensor(places, device=logps.device).unbind(-1)
+    found: list[float] = logps[rows, positions, tokens].tolist()
+    return found
 
 
 def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:

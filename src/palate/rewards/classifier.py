@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from jinja2.exceptions import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from palate.data.schema import Content, Message
@@ -26,6 +27,7 @@ from palate.rewards.base import (
 
 Input = Literal["auto", "chat", "pair", "joined"]
 UNSCORED = float("nan")
+REFUSED = "refused by the classifier's chat template"
 TOO_LONG = "longer than the classifier's context"
 _Text = str | tuple[str, str]
 """One text, or two that the tokenizer joins as the model's own pairs."""
@@ -104,9 +106,10 @@ class Classifier:
             )
         return self.values(texts)
 
-    def tokens(self, texts: Sequence[_Text]) -> list[int]:
-        """Length of each text, special tokens included."""
-        return [len(self.tokenizer(*_parts(text), verbose=False)["input_ids"]) for text in texts]
+    def tokens(self, texts: Sequence[_Text], *, special: bool = True) -> list[int]:
+        """Length of each text; `special` as of `values`."""
+        options = {"add_special_tokens": special, "verbose": False}
+        return [len(self.tokenizer(*_parts(text), **options)["input_ids"]) for text in texts]
 
     @torch.no_grad()
     def values(self, texts: Sequence[_Text], *, special: bool = True) -> list[float]:
@@ -181,18 +184,8 @@ class ClassifierScorer:
         self.input = input
 
     def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """One score a response; NaN where it does not fit the model's context."""
-        check_lengths(prompts, responses)
-        texts = [self._text(p, r) for p, r in zip(prompts, responses, strict=True)]
-        lengths = self.classifier.tokens(texts)
-        fits = [i for i, n in enumerate(lengths) if n <= self.classifier.longest]
-        self.unscored[TOO_LONG] += len(texts) - len(fits)
-        self.unscored = +self.unscored
-        found = [UNSCORED] * len(texts)
-        scores = self.classifier.values([texts[i] for i in fits], special=self.input != "chat")
-        for i, score in zip(fits, scores, strict=True):
-            found[i] = score
-        return found
+        """One score a response; NaN where it does not fit the model's context, or its template."""
+        return [judged.score for judged in self._judged(prompts, responses)]
 
     def judge_groups(
         self, prompts: list[Content], responses: list[list[Content | str]]
@@ -203,8 +196,26 @@ class ClassifierScorer:
     def _judged(
         self, prompts: Sequence[Content], responses: Sequence[Content | str]
     ) -> list[Judged]:
-        scores = self.score(list(prompts), list(responses))
-        return [Judged(score, None, TOO_LONG) for score in scores]
+        check_lengths(prompts, responses)
+        found = [Judged(UNSCORED)] * len(prompts)
+        texts: dict[int, _Text] = {}
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                texts[i] = self._text(prompt, response)
+            except (TemplateError, TypeError, ValueError, KeyError) as error:
+                told = " ".join(str(error).split())[:200]
+                found[i] = Judged(UNSCORED, None, f"{REFUSED}: {told}")
+        special = self.input != "chat"
+        lengths = self.classifier.tokens([*texts.values()], special=special)
+        for i, n in zip([*texts], lengths, strict=True):
+            if n > self.classifier.longest:
+                found[i] = Judged(UNSCORED, None, TOO_LONG)
+                del texts[i]
+        self.unscored.update(found[i].reason for i in range(len(found)) if i not in texts)
+        scores = self.classifier.values([*texts.values()], special=special)
+        for i, score in zip(texts, scores, strict=True):
+            found[i] = Judged(score)
+        return found
 
     def _text(self, prompt: Content, response: Content | str) -> _Text:
         if self.input == "joined":

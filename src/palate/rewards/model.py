@@ -23,12 +23,11 @@ from palate.models.reward import RewardModel, Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
 from palate.rewards.base import NOT_FINITE, Judged, as_chat, check_lengths, short_name
+from palate.rewards.known import Known
 
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""
 UNSCORED = math.nan
-MOST_KNOWN = 200_000
-"""Responses whose rewards by every head are remembered, so that the first head's pass is all's."""
 _Ids = tuple[int, ...]
 Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
@@ -151,13 +150,15 @@ class ModelScorer:
             groups: responses to one prompt each, every one with the ids of its prompt.
         """
         found = [[UNSCORED] * len(group) for group in groups]
+        known = self._known()
+        known.expect(sum(map(len, groups)))
         wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
         for i, group in enumerate(groups):
             by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     self.unscored[ids] += 1
-                elif self.head is not None and (heads := self._known().get(sequence_key(*ids))):
+                elif self.head is not None and (heads := known.get(sequence_key(*ids))):
                     found[i][j] = self._scaled(heads[self.head])
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
@@ -305,22 +306,28 @@ class ModelScorer:
             return list(map(self._scaled, found.rewards.tolist()))
         heads = found.heads.tolist()
         known = self._known()
-        if len(known) > MOST_KNOWN:
-            known.clear()
         sequences = ((item.prompt_ids, ids) for item in items for ids in item.responses)
         for ids, own in zip(sequences, heads, strict=True):
-            known[sequence_key(*ids)] = tuple(own)
+            known.put(sequence_key(*ids), tuple(own))
         return [self._scaled(own[self.head]) for own in heads]
 
     def _scaled(self, reward: float) -> float:
         return (reward - self._scale.mean) / self._scale.deviation
 
-    def _known(self) -> dict[str, tuple[float, ...]]:
+    def _known(self) -> Known:
         """Rewards of all heads, of what any scorer of one of this model's heads was asked."""
-        return _KNOWN.setdefault(self.model, {})
+        return _KNOWN.setdefault(self.model, Known())
 
 
-_KNOWN: WeakKeyDictionary[RewardModel, dict[str, tuple[float, ...]]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[RewardModel, Known] = WeakKeyDictionary()
+
+
+def forget() -> None:
+    """Lets go of what the heads of models remember of one another's passes."""
+    for known in _KNOWN.values():
+        known.clear()
+
+
 _Source = tuple[str, Dtype | None, str | None, bool]
 """Path, dtype, revision, and whether its code may be run."""
 _SHARED: WeakValueDictionary[_Source, RewardModel] = WeakValueDictionary()

@@ -9,12 +9,19 @@ ended and cut as training and evaluation do it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import dropwhile
+from typing import Any
+
+import numpy as np
 
 from palate.data.fit import TooLong, fit
 from palate.data.schema import Message
-from palate.rewards.base import NOT_FINITE
+from palate.data.tokens import Tokens
+from palate.rewards.base import NOT_FINITE, Scorer
+from palate.rewards.classifier import TOO_LONG as TOO_LONG_TO_CLASSIFY
+from palate.rewards.classifier import ClassifierScorer
+from palate.rewards.ensemble import NO_MEMBER, Ensemble
 from palate.rewards.model import Encoded, ModelScorer
 from palate.rewards.rows import Outcome
 
@@ -26,13 +33,26 @@ _SAID = "\u2e28said\u2e29"
 """Found in no template."""
 
 
-def reads_rendered(scorer: object) -> bool:
-    """Whether a scorer reads conversations token by token, as they are."""
-    return isinstance(scorer, ModelScorer)
+def reads_rendered(scorer: Scorer) -> bool:
+    """Whether a scorer reads conversations token by token, as they are: a reward model, a
+    classifier that has a chat template, an ensemble of such alone."""
+    return all(_reads(own) for own in _asked(scorer))
+
+
+def mixture(scorer: Scorer) -> str | None:
+    """Why an ensemble can be given no rendered conversation: some of its members read them as they
+    are, and others would read a template's marks as words. None of other scorers."""
+    first = {_reads(own): own.name for own in _asked(scorer)}
+    if len(first) < 2:
+        return None
+    return (
+        f"{scorer.name}: of its members {first[True]} reads conversations that went through a chat "
+        f"template, and {first[False]} does not: use /score or /rank"
+    )
 
 
 def score_rendered(
-    scorer: ModelScorer,
+    scorer: Scorer,
     texts: Sequence[str],
     prompts: Sequence[str] | None = None,
     *,
@@ -41,6 +61,7 @@ def score_rendered(
     """Scores whole conversations, one a text.
 
     Args:
+        scorer: one that `reads_rendered`.
         texts: prompt and response, in the words of the model's template, or as plain text for a
             model of plain text. Padding at either end is taken off, the end of the response is made
             the one of the training, and BOS is put where training had it.
@@ -49,18 +70,155 @@ def score_rendered(
             training.
         exact: every text by itself.
     """
+    given = [""] * len(texts) if prompts is None else prompts
+    if isinstance(scorer, Ensemble):
+        return _by_members(scorer, texts, given, exact=exact)
+    if isinstance(scorer, ClassifierScorer):
+        return _classified(scorer, texts, given, exact=exact)
+    assert isinstance(scorer, ModelScorer)
     reading = _Reading(scorer)
-    encoded = [
-        reading.encoded(text, "" if prompts is None else prompts[i]) for i, text in enumerate(texts)
-    ]
+    encoded = [reading.encoded(text, own) for text, own in zip(texts, given, strict=True)]
     calls = [[item] for item in encoded] if exact else [encoded]
     scores = [own for call in calls for own in scorer.score_encoded([[item] for item in call])]
     return [
-        Outcome(score)
-        if math.isfinite(score)
-        else Outcome(None, item if isinstance(item, str) else NOT_FINITE)
+        _outcome(score, item if isinstance(item, str) else NOT_FINITE)
         for item, (score,) in zip(encoded, scores, strict=True)
     ]
+
+
+def _asked(scorer: Scorer) -> Iterator[Scorer]:
+    """The scorers that score texts, ensembles' members by themselves."""
+    if not isinstance(scorer, Ensemble):
+        yield scorer
+        return
+    for member in scorer.members:
+        if member.fits(False):
+            yield from _asked(member.scorer)
+
+
+def _reads(scorer: Scorer) -> bool:
+    if isinstance(scorer, ClassifierScorer):
+        return scorer.input == "chat"
+    return isinstance(scorer, ModelScorer)
+
+
+def _outcome(score: float, reason: str) -> Outcome:
+    return Outcome(score) if math.isfinite(score) else Outcome(None, reason)
+
+
+def _by_members(
+    ensemble: Ensemble, texts: Sequence[str], prompts: Sequence[str], *, exact: bool
+) -> list[Outcome]:
+    """As `Ensemble.judge_groups`, each member reading the texts in its own way."""
+    scores = np.full((len(ensemble.members), len(texts)), np.nan)
+    reasons = [NO_MEMBER] * len(texts)
+    own: list[dict[str, float | None]] = [{} for _ in texts]
+    for m, (name, member) in enumerate(zip(ensemble.names, ensemble.members, strict=True)):
+        if not member.fits(False):
+            continue
+        for i, found in enumerate(score_rendered(member.scorer, texts, prompts, exact=exact)):
+            own[i][name] = found.score
+            if found.score is not None:
+                scores[m, i] = found.score
+            if found.reason is not None or reasons[i] == NO_MEMBER:
+                reasons[i] = found.reason or NOT_FINITE
+    combined = ensemble.combined(scores, [False] * len(texts)).tolist()
+    return [
+        Outcome(score, None, None, parts)
+        if math.isfinite(score)
+        else Outcome(None, reason, None, parts)
+        for score, reason, parts in zip(combined, reasons, own, strict=True)
+    ]
+
+
+def _classified(
+    scorer: ClassifierScorer, texts: Sequence[str], prompts: Sequence[str], *, exact: bool
+) -> list[Outcome]:
+    """By a classifier, in the words of its own template."""
+    tokenizer = scorer.classifier.tokenizer
+    turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
+    shown = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    wording = _Wording(tokenizer, Tokens(tokenizer), *shown.split(_SAID, 1))
+    found: list[Outcome] = []
+    readable: dict[int, str] = {}
+    for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        parts = wording.parts(text, prompt)
+        if isinstance(parts, str):
+            found.append(Outcome(None, parts))
+            continue
+        readable[i] = wording.whole(*parts)
+        found.append(Outcome(None, TOO_LONG_TO_CLASSIFY))
+    lengths = scorer.classifier.tokens(list(readable.values()), special=False)
+    fits = [i for i, n in zip(readable, lengths, strict=True) if n <= scorer.classifier.longest]
+    calls = [[i] for i in fits] if exact else [fits]
+    for call in calls:
+        values = scorer.classifier.values([readable[i] for i in call], special=False)
+        for i, value in zip(call, values, strict=True):
+            found[i] = _outcome(value, NOT_FINITE)
+    return found
+
+
+class _Wording:
+    """How a template begins and ends what it renders, and how that is told in a text.
+
+    Args:
+        before, closing: what it puts before a response and behind it; empty of plain text.
+    """
+
+    def __init__(self, tokenizer: Any, tokens: Tokens, before: str = "", closing: str = "") -> None:
+        self.tokens = tokens
+        self.pad: str | None = tokenizer.pad_token
+        self.bos: str | None = tokenizer.bos_token
+        self.ends = tuple(text for text in tokens.special.values() if text)
+        self.closing = closing
+        self.begins = bool(self.bos) and before.startswith(str(self.bos))
+
+    def parts(self, text: str, prompt: str) -> tuple[str, str] | str:
+        """Prompt and response without padding and end tokens; or why there are none."""
+        text, prompt = self._begun(text), self._begun(prompt)
+        bos = self.bos
+        if prompt and bos and text.startswith(bos) and not prompt.startswith(bos):
+            prompt = bos + prompt
+        if not text.startswith(prompt):
+            return NOT_ITS_PROMPT
+        said = self._said(text[len(prompt) :])
+        ids = self.tokens.continuations([said])[said] if said else ()
+        return (prompt, said) if self.tokens.says_something(ids) else NO_RESPONSE
+
+    def whole(self, prompt: str, said: str) -> str:
+        """The conversation as the template renders it."""
+        text = prompt + said + self.closing
+        if not self.bos:
+            return text
+        return self.bos * self.begins + _without(self.bos, text)
+
+    def _begun(self, text: str) -> str:
+        """Without padding before it."""
+        # Where padding is what begins a text, nobody can tell how much of it is padding.
+        if not isinstance(self.pad, str) or not self.pad or self.pad == self.bos:
+            return text
+        return _without(self.pad, text)
+
+    def _said(self, text: str) -> str:
+        """A response without what ends it: end tokens, padding, and the blanks between them."""
+        # By places: there may be a million of them, and a copy for each takes minutes.
+        end = len(text)
+        while True:
+            bare = end
+            while bare and text[bare - 1].isspace():
+                bare -= 1
+            if not text.endswith(self.ends, 0, bare):
+                # A template may close a turn without any special token.
+                return text[:end].removesuffix(self.closing)
+            end = bare - len(next(own for own in self.ends if text.endswith(own, 0, bare)))
+
+
+def _without(token: str, text: str) -> str:
+    """A text without a token that it begins with, however often."""
+    start = 0
+    while text.startswith(token, start):
+        start += len(token)
+    return text[start:]
 
 
 class _Reading:
@@ -70,62 +228,38 @@ class _Reading:
         self.tokenizer = scorer.tokenizer
         self.tokens = scorer.encoder.tokens
         self.length = scorer.encoder.length
-        self.whole = scorer.model.spec.whole_rendering
+        self.whole_rendering = scorer.model.spec.whole_rendering
         self.classifier_pad = scorer.model.config.get_text_config().pad_token_id
-        self.ends = tuple(text for text in self.tokens.special.values() if text)
         forms = scorer.model.spec.forms
         self.chat = "chat" in forms if forms else bool(scorer.tokenizer.chat_template)
-        self.opening = self.closing = ""
+        before = self.opening = closing = ""
         if self.chat:
-            shown = scorer.encoder.template.render(
-                [_ASKED], [[Message(role="assistant", content=_SAID)]]
-            )
-            self.opening = shown.tail
-            self.closing = shown.responses[0].rpartition(_SAID)[2]
+            said = [Message(role="assistant", content=_SAID)]
+            shown = scorer.encoder.template.render([_ASKED], [said])
+            before, self.opening = shown.prompt, shown.tail
+            closing = shown.responses[0].rpartition(_SAID)[2]
+        self.wording = _Wording(self.tokenizer, self.tokens, before, closing)
 
     def encoded(self, text: str, prompt: str) -> Encoded:
-        text, prompt, bos = self._begun(text), self._begun(prompt), self.tokenizer.bos_token
-        if prompt and bos and text.startswith(bos) and not prompt.startswith(bos):
-            prompt = bos + prompt
-        if not text.startswith(prompt):
-            return NOT_ITS_PROMPT
-        said = self._said(text[len(prompt) :])
-        if not self.tokens.says_something(self._continued(said)):
-            return NO_RESPONSE
-        if self.whole:
-            return self._as_classifier(prompt + said + self.closing)
+        parts = self.wording.parts(text, prompt)
+        if isinstance(parts, str):
+            return parts
+        if self.whole_rendering:
+            return self._as_classifier(*parts)
+        prompt, said = parts
         asked = self._started(prompt) if prompt else ()
         if not asked:
             # The first token stands for the prompt: the reward is read at the end.
-            ids = self._ended(self._started(said + self.closing))
+            ids = self._ended(self._started(said + self.wording.closing))
             asked, answer = ids[:1], ids[1:]
         else:
-            answer = self._ended(self._continued(said + self.closing))
+            answer = self._ended(self._continued(said + self.wording.closing))
         tail = self._continued(self.opening) if prompt.endswith(self.opening) else ()
         try:
             fitted = fit(asked, tail, [answer], self.length, bos=self.tokens.bos)
         except TooLong as error:
             return error.reason
         return fitted.prompt, fitted.responses[0]
-
-    def _begun(self, text: str) -> str:
-        """Without padding before it."""
-        pad = self.tokenizer.pad_token
-        # Where padding is what begins a text, nobody can tell how much of it is padding.
-        if not isinstance(pad, str) or not pad or pad == self.tokenizer.bos_token:
-            return text
-        while text.startswith(pad):
-            text = text[len(pad) :]
-        return text
-
-    def _said(self, text: str) -> str:
-        """A response without what ends it: end tokens, padding, and the blanks between them."""
-        while True:
-            bare = text.rstrip()
-            if not bare.endswith(self.ends):
-                # A template may close a turn without any special token.
-                return text.removesuffix(self.closing)
-            text = bare.removesuffix(next(end for end in self.ends if bare.endswith(end)))
 
     def _started(self, text: str) -> tuple[int, ...]:
         """Ids of what begins a sequence, with BOS where training had it, once."""
@@ -141,9 +275,10 @@ class _Reading:
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return self.tokens.ended(ids) if self.chat else (*ids, self.tokens.eos)
 
-    def _as_classifier(self, text: str) -> Encoded:
+    def _as_classifier(self, prompt: str, said: str) -> Encoded:
         """The whole text at once, less padding behind it, as other people's models are fed."""
-        begins = self.tokenizer.bos_token
+        text = self.wording.whole(prompt, said) if self.chat else prompt + said
+        begins = self.wording.bos
         special = not self.chat and not (begins and text.startswith(begins))
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
         while len(ids) > 2 and ids[-1] == self.classifier_pad:

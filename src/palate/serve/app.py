@@ -7,40 +7,29 @@ conversation ends with the answer to be scored, and the completion says `reward:
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import palate
-from palate.errors import PalateError
 from palate.evaluate.reward.library import identities, name_of
-from palate.recipes.scorers import Chat, EnsembleScorer, ServerChat
-from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import Scorer, is_relative
-from palate.rewards.rendered import reads_rendered
+from palate.rewards.base import Scorer, is_relative, short_name
+from palate.rewards.judge import ALONE
+from palate.rewards.rendered import mixture, reads_rendered
 from palate.rewards.rows import Outcome, members_of
-from palate.serve.batcher import Batcher, Groups, QueueFull, Rendered, Stopping, Work
+from palate.serve.batcher import Batcher, Groups, Rendered, Work
 from palate.serve.bodies import JsonRoute
-from palate.serve.guard import REQUEST_ID, App, Guard, error_body
-from palate.serve.logs import log
-from palate.serve.messages import (
-    Asked,
-    ChatCompletion,
-    GetReward,
-    Item,
-    ModelCard,
-    content,
-    problem,
-)
+from palate.serve.errors import TooMany, handle_errors
+from palate.serve.guard import App, Guard, error_body
+from palate.serve.messages import Asked, ChatCompletion, GetReward, Item, ModelCard, content
 from palate.serve.metrics import Metrics
 
 ROUTES = frozenset(
@@ -55,13 +44,8 @@ ROUTES = frozenset(
         "/v1/chat/completions",
     )
 )
-
-
-_KIND = "invalid_request_error"
-
-
-class TooMany(Exception):
-    """More responses in one request than are allowed."""
+_SEVERAL = "/rank or /score with several responses to one prompt"
+"""What serves a scorer that compares."""
 
 
 def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> App:
@@ -73,7 +57,8 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
         token: that clients must send; None asks for none.
     """
     metrics = Metrics()
-    server = _Server(scorer, recipe, metrics)
+    private = token is not None or not recipe.is_loopback
+    server = _Server(scorer, recipe, metrics, private=private)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,9 +92,7 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
         # Load balancers ask by HEAD.
         methods = ["GET", "HEAD"] if method == "GET" else [method]
         app.add_api_route(path, function, methods=methods, response_model=None)
-    # What a scorer here cannot score is the request's fault; a judge's server may be down.
-    remote = any(isinstance(one, ServerChat) for one in chats_in(recipe.scorer))
-    _handle_errors(app, unfit=502 if remote else 422)
+    handle_errors(app, private=private)
     return Guard(
         app,
         metrics=metrics,
@@ -123,14 +106,18 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
 class _Server:
     """What the routes share."""
 
-    def __init__(self, scorer: Scorer, recipe: ServeRecipe, metrics: Metrics) -> None:
+    def __init__(
+        self, scorer: Scorer, recipe: ServeRecipe, metrics: Metrics, *, private: bool
+    ) -> None:
         self.scorer = scorer
         self.recipe = recipe
         self.metrics = metrics
         self.name = name_of(recipe.scorer)
         self.relative = is_relative(scorer)
         self.rendered = reads_rendered(scorer)
-        self.weights = identities(recipe.scorer)
+        self.mixture = mixture(scorer)
+        weights = identities(recipe.scorer)
+        self.weights = _named(weights) if private else weights
         self.started = int(time.time())
         self.batcher = Batcher(
             scorer,
@@ -141,9 +128,14 @@ class _Server:
             max_queue=recipe.max_queue_responses,
         )
 
-    async def health(self) -> dict[str, Any]:
-        """Whether it answers."""
-        return {"status": "ok"}
+    async def health(self) -> dict[str, Any] | Response:
+        """Whether it answers; it does not where the scorer is at one call for too long."""
+        busy, most = self.batcher.busy_seconds, self.recipe.timeout_seconds
+        if busy <= most:
+            return {"status": "ok"}
+        text = f"the scorer has been at one call for {busy:.0f} s, longer than {most:g} s"
+        body = {"status": "stuck", **error_body(text, "server_error", "scorer_stuck")}
+        return JSONResponse(body, status_code=503)
 
     async def info(self) -> dict[str, Any]:
         """What is served, and within what limits."""
@@ -190,6 +182,8 @@ class _Server:
 
     async def get_reward(self, body: GetReward) -> dict[str, Any]:
         """OpenRLHF's shape: a number for every query, or an error that says which has none."""
+        if self.mixture is not None:
+            raise HTTPException(422, self.mixture)
         prompts = body.prompts or None
         if self.rendered:
             (outcomes,) = await self._work(Rendered(texts=body.query, prompts=prompts))
@@ -198,14 +192,23 @@ class _Server:
         rewards = []
         for place, outcome in enumerate(outcomes):
             if outcome.score is None:
-                raise HTTPException(422, f"query.{place}: {outcome.reason}")
+                reason = outcome.reason
+                if reason == ALONE:
+                    reason += f"; send several queries of one prompt, or use {_SEVERAL}"
+                raise HTTPException(422, f"query.{place}: {reason}")
             rewards.append(outcome.score)
-        return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+        found: dict[str, Any] = {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+        if members := members_of(outcomes):
+            found["members"] = members
+        return found
 
     async def chat_completion(self, body: ChatCompletion) -> dict[str, Any]:
         """The reward of the last turn, as a completion."""
         if body.model != self.name:
             raise HTTPException(404, f"no model of that name: this is {self.name}")
+        if self.relative:
+            text = f"{self.name} compares responses, and a conversation has one: use {_SEVERAL}"
+            raise HTTPException(422, text)
         turns = [content([turn])[0] for turn in body.messages]
         work = Groups(prompts=[turns[:-1]], responses=[[turns[-1:]]])  # type: ignore[list-item]
         ((outcome,),) = await self._work(work)
@@ -266,10 +269,15 @@ class _Server:
         return await self.batcher.submit(work)
 
 
-def chats_in(recipe: ScorerRecipe) -> list[Chat]:
-    """The language models that a scorer asks."""
-    members = [m.scorer for m in recipe.members] if isinstance(recipe, EnsembleScorer) else [recipe]
-    return [member.chat for member in members if hasattr(member, "chat")]
+def _named(weights: Mapping[str, str]) -> dict[str, str]:
+    """Identities of weights under the names of their models, without the folders they are in."""
+    found: dict[str, str] = {}
+    for path, identity in weights.items():
+        name, n = Path(short_name(path)).name if Path(path).is_dir() else path, 1
+        while (own := name if n == 1 else f"{name} ({n})") in found:
+            n += 1
+        found[own] = identity
+    return found
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -296,53 +304,3 @@ def _order(outcomes: Sequence[Outcome]) -> list[int]:
 
 def _shaped(body: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:
     return found[0] if isinstance(body, Item) else {"items": found}
-
-
-def _handle_errors(app: FastAPI, *, unfit: int) -> None:
-    """Every error in one shape, with a status that says whose it is.
-
-    Args:
-        unfit: of what the scorer refuses.
-    """
-
-    def answer(status: int, text: str, kind: str = _KIND, **headers: str) -> Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return JSONResponse(error_body(text, kind), status_code=status, headers=named)
-
-    @app.exception_handler(RequestValidationError)
-    async def _shape(_: Request, error: RequestValidationError) -> Response:
-        errors = list(error.errors())
-        if errors[0]["type"] == "json_invalid":
-            place, text = errors[0]["loc"][-1], errors[0]["ctx"]["error"]
-            return answer(400, f"not JSON: {text}" + (f" character {place}" if place else ""))
-        return answer(422, problem(errors))
-
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
-        text = "not JSON" if error.status_code == 400 else str(error.detail)
-        return answer(error.status_code, text, **(error.headers or {}))
-
-    @app.exception_handler(TooMany)
-    async def _many(_: Request, error: TooMany) -> Response:
-        return answer(413, str(error))
-
-    @app.exception_handler(QueueFull)
-    async def _full(_: Request, error: QueueFull) -> Response:
-        return answer(429, str(error), "rate_limit_error", retry_after=str(error.retry_after))
-
-    @app.exception_handler(Stopping)
-    async def _stop(_: Request, error: Stopping) -> Response:
-        return answer(503, "the server is stopping", "server_error", retry_after="5")
-
-    @app.exception_handler(Exception)
-    async def _bug(request: Request, error: Exception) -> Response:
-        # The guard logs it, with its traceback.
-        text = f"the server failed; its log names this request {request.scope[REQUEST_ID]}"
-        return answer(500, text, "server_error")
-
-    @app.exception_handler(PalateError)
-    async def _unfit(request: Request, error: PalateError) -> Response:
-        # Of a scorer here the words may be the request's own, and those are not for logs.
-        words = str(error) if unfit == 502 else type(error).__name__
-        log("unscorable", logging.WARNING, id=request.scope[REQUEST_ID], reason=words)
-        return answer(unfit, str(error), "server_error" if unfit == 502 else _KIND)

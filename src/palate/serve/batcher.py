@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from palate.data.schema import Content
-from palate.errors import PalateError
 from palate.rewards.base import Scorer, is_independent
+from palate.rewards.model import forget
+from palate.rewards.rendered import score_rendered
 from palate.rewards.rows import Outcome, score_rows
 from palate.serve.metrics import Metrics
 
@@ -116,12 +117,19 @@ class Batcher:
         self._batch: list[_Job] = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=THREAD)
         self._rate: float | None = None
+        self._since: float | None = None
         self._loop: asyncio.Task[None] | None = None
 
     @property
     def queued(self) -> int:
         """Responses that wait."""
         return self._size
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the scorer has been at its present call; 0 between calls."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         """Begins to work; within a running event loop."""
@@ -236,6 +244,7 @@ class Batcher:
         if not wanted:
             return 0
         found: Sequence[Outcomes | Exception]
+        self._since = time.monotonic()
         try:
             found = self._score([job.work for job in wanted])
         except Exception as error:
@@ -243,6 +252,10 @@ class Batcher:
                 # One request that cannot be scored must not cost the others theirs.
                 return sum(self._try([job], loop) for job in wanted)
             found = [error]
+        finally:
+            self._since = None
+            # Requests share no passes but those of one call, and a server lives for months.
+            forget()
         loop.call_soon_threadsafe(self._deliver, wanted, found)
         return sum(len(job.work) for job in wanted)
 
@@ -278,11 +291,6 @@ class Batcher:
     def _rendered(self, works: Sequence[Rendered]) -> list[Outcome]:
         if not works:
             return []
-        from palate.rewards.model import ModelScorer
-        from palate.rewards.rendered import score_rendered
-
-        if not isinstance(self.scorer, ModelScorer):
-            raise PalateError(f"{self.scorer.name} reads no rendered conversations")
         return score_rendered(
             self.scorer,
             [text for work in works for text in work.texts],

@@ -37,11 +37,32 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _text_only(kind: str) -> str:
+    if kind != "text":
+        raise ValueError('parts of text alone are read: {"type": "text", "text": ...}')
+    return kind
+
+
+class Part(Shape):
+    """A part of a turn, as OpenAI's clients send them."""
+
+    type: Annotated[str, AfterValidator(_text_only)]
+    text: Text
+
+
 class Turn(Shape):
     """One chat turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text
+    content: Text | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
+    """A text, or parts that are one text together."""
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
 
 
 Prompt = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
@@ -94,13 +115,40 @@ class GetReward(BaseModel):
         return self
 
 
+def _idle(*values: float) -> AfterValidator:
+    """Of an option of sampling only values that leave things as they are, of which null is one."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and value not in values:
+            given = " or ".join(map(str, values))
+            raise ValueError(f"a reward is not sampled: leave it out, or send {given}")
+        return value
+
+    return AfterValidator(check)
+
+
+_Limit = Annotated[int, Field(ge=1)] | None
+
+
 class ChatCompletion(Shape):
-    """A conversation whose last turn is to be scored."""
+    """A conversation whose last turn is to be scored.
+
+    Nothing is drawn and nothing is cut: options of sampling are taken where they say as much.
+    """
 
     model: Text
     messages: Annotated[list[Turn], Field(min_length=2, fail_fast=True)]
-    stream: Literal[False] = False
-    n: Literal[1] = 1
+    stream: Literal[False] | None = None
+    n: Annotated[int | None, _idle(1)] = None
+    temperature: Annotated[float | None, _idle(0, 1)] = None
+    top_p: Annotated[float | None, _idle(1)] = None
+    presence_penalty: Annotated[float | None, _idle(0)] = None
+    frequency_penalty: Annotated[float | None, _idle(0)] = None
+    logprobs: Literal[False] | None = None
+    max_tokens: _Limit = None
+    """A reward is never cut: any limit is kept."""
+    max_completion_tokens: _Limit = None
+    seed: int | None = None
 
     @model_validator(mode="after")
     def _ends(self) -> ChatCompletion:
@@ -122,7 +170,7 @@ def content(value: str | list[Turn]) -> Content:
     """A prompt or response as scorers take it."""
     if isinstance(value, str):
         return value
-    return [Message(role=turn.role, content=turn.content) for turn in value]
+    return [Message(role=turn.role, content=turn.text) for turn in value]
 
 
 _SHAPES = ("body", "item", "batch", "list[", "function-")

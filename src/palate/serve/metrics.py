@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from palate.rewards.rows import Outcome
 
 MOST_REASONS = 50
-"""Reasons that are counted by name: a template's own words may be among them, without end."""
+"""Reasons that are counted by name."""
 OTHER = "other"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -57,6 +57,8 @@ class Metrics:
                     self.unscored.labels(self._named(outcome.reason)).inc()
 
     def _named(self, reason: str) -> str:
+        # Details may quote what was sent: a template says what it does not take.
+        reason = reason.partition(": ")[0]
         if reason not in self._reasons and len(self._reasons) >= MOST_REASONS:
             return OTHER
         self._reasons.add(reason)

@@ -1,0 +1,113 @@
+"""What the heads of a model remember of one another's passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from palate.models.reward import RewardModel
+from palate.rewards import known, model
+from palate.rewards.known import Known
+from palate.rewards.model import ModelScorer
+from palate.rewards.rendered import score_rendered
+from palate.rewards.rows import score_rows
+from tiny_chat import CHATML, byte_tokenizer
+from tiny_scorer import heads_of, scorer_of
+from tiny_serve import client, run
+
+FEW = 8
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Responses of each pass, with room for few."""
+    found: list[int] = []
+    forward = RewardModel.forward
+
+    def counted(self: Any, batch: Any, *args: Any, **more: Any) -> Any:
+        out = forward(self, batch, *args, **more)
+        found.append(len(out.rewards))
+        return out
+
+    monkeypatch.setattr(RewardModel, "forward", counted)
+    monkeypatch.setattr(known, "MOST_KNOWN", FEW)
+    return found
+
+
+def test_what_was_asked_about_last_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "MOST_KNOWN", 3)
+    memory = Known()
+    for name in "abc":
+        memory.put(name, (1.0, 2.0))
+    assert memory.get("a") == (1.0, 2.0) and memory.get("z") is None
+    memory.put("d", (3.0, 4.0))
+    memory.put("c", (5.0, 6.0))
+    assert memory.get("b") is None and memory.get("a") and memory.get("d")
+    assert memory.get("c") == (5.0, 6.0) and len(memory) == 3
+    memory.expect(5)
+    for name in "efgh":
+        memory.put(name, (0.0, 0.0))
+    assert len(memory) == 5
+    memory.expect(1)
+    memory.put("i", (0.0, 0.0))
+    assert len(memory) == 3 and memory.get("h") and memory.get("g")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_heads_share_the_passes_of_a_call_larger_than_the_memory(
+    exact: bool, sequences: list[int]
+) -> None:
+    scorer = heads_of(byte_tokenizer(template=CHATML))
+    prompts: list[Any] = [f"say {n}" for n in range(5)]
+    answers: list[Any] = [[f"word {n} {k}" for k in range(4)] for n in range(5)]
+    score_rows(scorer, prompts[:1], answers[:1])
+    sequences.clear()
+    first = scorer.members[0].scorer
+    assert isinstance(first, ModelScorer)
+    found = score_rows(scorer, prompts[1:], answers[1:], exact=exact)
+    assert all(len(own.members) == 3 for group in found for own in group)
+    assert sum(sequences) == 16
+    rendered = [
+        first.encoder.template.render([{"role": "user", "content": p}], []) for p in prompts
+    ]
+    texts = [shown.prompt + "other" for shown in rendered] * 2
+    sequences.clear()
+    score_rendered(scorer, [f"{text} {k}" for k, text in enumerate(texts)])
+    assert sum(sequences) == 10
+
+
+@pytest.mark.parametrize("heads", [True, False], ids=["heads", "head"])
+def test_calls_beyond_number_leave_little(heads: bool, sequences: list[int]) -> None:
+    tokenizer = byte_tokenizer(template=CHATML)
+    scorer: Any = heads_of(tokenizer)
+    if not heads:
+        scorer = ModelScorer(scorer_of(tokenizer, heads=3).model, tokenizer=tokenizer, head=1)
+    inner = scorer.members[0].scorer.model if heads else scorer.model
+    for n in range(6):
+        score_rows(scorer, ["say"], [[f"word {n} {k}" for k in range(5)]], exact=n % 2 == 0)
+        assert len(model._KNOWN[inner]) <= FEW
+    # Three passes would be three times as many; the check of the layout has two of four.
+    assert 30 <= sum(sequences) < 45
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_server_of_heads_keeps_nothing(exact: bool, sequences: list[int]) -> None:
+    scorer = heads_of(byte_tokenizer(template=CHATML))
+    first = scorer.members[0].scorer
+    assert isinstance(first, ModelScorer)
+
+    async def test() -> None:
+        async with client(scorer, exact=exact) as c:
+            body = {"prompt": "say", "responses": ["a word", "another"]}
+            for _ in range(2):
+                found = await c.post("/score", json=body)
+                assert len(found.json()["members"]) == 3
+            text = first.encoder.template.render([{"role": "user", "content": "say"}], []).prompt
+            found = await c.post("/get_reward", json={"query": [text + "it", text + "more"]})
+            assert len(found.json()["rewards"]) == 2
+            assert not model._KNOWN[first.model]
+
+    run(test)
+    # Two responses three times, and perhaps the check of the layout with its two.
+    assert 6 <= sum(sequences) <= 10

@@ -21,6 +21,8 @@ from palate.rewards.spread import SpreadSums, dominance, spreads
 class Fixed:
     """Scores by a table of responses."""
 
+    reads_images = True
+
     def __init__(self, name, table):
         self.name = name
         self.table = table

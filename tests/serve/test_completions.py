@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
+
+import pytest
 
 from palate.recipes.scorers import PairwiseJudge, ServerChat
 from palate.rewards.chat import Reply
@@ -112,3 +115,26 @@ def test_a_scorer_that_compares_says_what_serves_it() -> None:
     members = [Member(scorer=judge()), Member(scorer=Length("shorter"))]
     # (1 - 7) / 2: the wins, and less the characters.
     run(lambda: test(Ensemble(members, "mean"), -3.0))
+
+
+def test_info_tells_how_wide_the_members_score() -> None:
+    async def test() -> None:
+        wide, narrow = Length(), Length("shorter")
+        narrow.score = lambda prompts, responses: [0.01 * len(r) for r in responses]
+        scorer = Ensemble([Member(scorer=wide), Member(scorer=narrow)])
+        async with client(scorer) as c:
+            assert (await c.get("/info")).json()["members"]["raw"][0]["n"] == 0
+            body = {"prompt": "Q", "responses": ["granite", "emerald!", "opal"]}
+            found = (await c.post("/score", json=body)).json()
+            assert found["members"]["longer wins"] == [7.0, 8.0, 4.0]
+            told = (await c.get("/info")).json()["members"]
+        assert [(one["name"], one["n"]) for one in told["raw"]] == [
+            ("longer wins", 3),
+            ("shorter wins", 3),
+        ]
+        assert told["raw"][0]["within"] == pytest.approx(statistics.stdev([7, 8, 4]))
+        assert "longer wins makes 99%" in told["warning"]
+        async with client(Length()) as c:
+            assert (await c.get("/info")).json()["members"] is None
+
+    run(test)

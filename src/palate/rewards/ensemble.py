@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,9 @@ from palate.rewards.base import (
     judge_groups,
     score_groups,
 )
-from palate.rewards.spread import Spread, dominance, spread_entry
+from palate.rewards.members import Numbers, Rule
 
 Array = npt.NDArray[np.float64]
-Rule = Literal["mean", "zscore", "median", "min", "uncertainty", "weighted"]
 Modality = Literal["any", "text", "image"]
 NO_MEMBER = "no member of the ensemble scores such prompts"
 
@@ -119,48 +118,6 @@ def combine(
             found = np.where(usable, w * filled, 0.0).sum(axis=0) / total
     out: Array = np.where(broken, np.nan, found)
     return out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """What an ensemble's rule knows of its members, one number each; None where it does not.
-
-    Attributes:
-        standardised: the members enter as z-scores.
-    """
-
-    names: tuple[str, ...]
-    rule: Rule
-    standardised: bool
-    means: tuple[float | None, ...]
-    deviations: tuple[float | None, ...]
-    weights: tuple[float | None, ...]
-
-    def entering(self, scores: Array) -> Array:
-        """[M, N] the members' scores as they enter the rule: as they are, or as z-scores; in a
-        weighted mean times their weight over the mean weight."""
-        found = scores
-        if self.standardised:
-            means, deviations = (np.asarray(x, float) for x in (self.means, self.deviations))
-            found = (found - means[:, None]) / deviations[:, None]
-        if self.rule == "weighted":
-            weights = np.asarray(self.weights, float)
-            found = found * (weights / weights.mean())[:, None]
-        return found
-
-    def described(self, raw: Sequence[Spread], entering: Sequence[Spread]) -> dict[str, Any]:
-        """For JSON: the numbers, how wide the members' scores are, and who rules a mean."""
-        means = self.rule in ("mean", "weighted", "uncertainty")
-        return {
-            "rule": self.rule,
-            "standardised": self.standardised,
-            "raw": [spread_entry(spread) for spread in raw],
-            "entering": [spread_entry(spread) for spread in entering],
-            "means": list(self.means),
-            "deviations": list(self.deviations),
-            "weights": list(self.weights),
-            "warning": dominance(entering) if means else None,
-        }
 
 
 class Ensemble:

@@ -22,7 +22,9 @@ import palate
 from palate.evaluate.reward.library import identities, name_of
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.base import Scorer, is_relative, short_name
+from palate.rewards.ensemble import Ensemble
 from palate.rewards.judge import ALONE
+from palate.rewards.members import MemberSums
 from palate.rewards.rendered import mixture, reads_rendered
 from palate.rewards.rows import Outcome, members_of
 from palate.serve.batcher import Batcher, Groups, Rendered, Work
@@ -119,6 +121,7 @@ class _Server:
         weights = identities(recipe.scorer)
         self.weights = _named(weights) if private else weights
         self.started = int(time.time())
+        self.spread = MemberSums(scorer.numbers) if isinstance(scorer, Ensemble) else None
         self.batcher = Batcher(
             scorer,
             metrics,
@@ -138,7 +141,8 @@ class _Server:
         return JSONResponse(body, status_code=503)
 
     async def info(self) -> dict[str, Any]:
-        """What is served, and within what limits."""
+        """What is served, within what limits, and how wide the members of an ensemble have scored
+        on /score and /rank."""
         recipe = self.recipe
         return {
             "palate": palate.__version__,
@@ -149,6 +153,7 @@ class _Server:
                 "relative": self.relative,
                 "reads_rendered": self.rendered,
             },
+            "members": None if self.spread is None else self.spread.described(),
             "exact": recipe.exact,
             "limits": {
                 "max_batch_responses": recipe.max_batch_responses,
@@ -231,12 +236,15 @@ class _Server:
 
     async def _groups(self, body: Asked) -> list[list[Outcome]]:
         items = [body] if isinstance(body, Item) else body.items
-        return await self._work(
+        found = await self._work(
             Groups(
                 prompts=[content(item.prompt) for item in items],
                 responses=[[content(r) for r in item.responses] for item in items],
             )
         )
+        if self.spread is not None:
+            self.spread.add([(i, one.members) for i, own in enumerate(found) for one in own])
+        return found
 
     async def _split(self, queries: Sequence[str], prompts: Sequence[str] | None) -> list[Outcome]:
         """Of scorers that know no template: what follows the prompt is the response."""

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from palate.data.schema import Preference
 from palate.errors import RunError
 from palate.io import read_json, write_json
-from palate.rewards.ensemble import Numbers
+from palate.rewards.members import MemberSums, Numbers
 from palate.rewards.rows import Outcome
-from palate.rewards.spread import SpreadSums
 
 BLOCK = 8192
 NUMBERS = "members.json"
@@ -57,9 +53,17 @@ def members_in(folder: Path, lines: Path, table: Path) -> dict[str, Any] | None:
     """
     if not (folder / NUMBERS).exists():
         return None
-    numbers = Numbers(**read_json(folder / NUMBERS))
-    raw, entering = _sums(numbers, lines if lines.exists() else table)
-    return numbers.described(raw.found(), entering.found())
+    sums = MemberSums(Numbers(**read_json(folder / NUMBERS)))
+    part: list[tuple[int, dict[str, float | None]]] = []
+    read = _read(lines if lines.exists() else table)
+    rows = groupby(read, key=lambda line: (line["source"], line["row"], line["id"]))
+    for number, (_, own) in enumerate(rows):
+        part += [(number, line["members"]) for line in own if line.get("members")]
+        if len(part) >= BLOCK:
+            sums.add(part)
+            part = []
+    sums.add(part)
+    return sums.described()
 
 
 def as_table(lines: Path, table: Path) -> None:
@@ -112,37 +116,3 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(BLOCK):
             yield from ({**r, "members": dict(r["members"] or ())} for r in batch.to_pylist())
-
-
-def _sums(numbers: Numbers, path: Path) -> tuple[SpreadSums, SpreadSums]:
-    """Of all lines, a block of whole rows at a time: of raw scores, and as they enter the rule."""
-    sums = SpreadSums(numbers.names), SpreadSums(numbers.names)
-    part: list[tuple[int, dict[str, float | None]]] = []
-    rows = groupby(_read(path), key=lambda line: (line["source"], line["row"], line["id"]))
-    for number, (_, own) in enumerate(rows):
-        part += [(number, line["members"]) for line in own if line.get("members")]
-        if len(part) >= BLOCK:
-            _add(sums, numbers, part)
-            part = []
-    _add(sums, numbers, part)
-    return sums
-
-
-def _add(
-    sums: tuple[SpreadSums, SpreadSums],
-    numbers: Numbers,
-    part: Sequence[tuple[int, dict[str, float | None]]],
-) -> None:
-    if not part:
-        return
-    scores = np.full((len(numbers.names), len(part)), np.nan)
-    asked = np.zeros(scores.shape, dtype=bool)
-    for m, name in enumerate(numbers.names):
-        for i, (_, members) in enumerate(part):
-            if name in members:
-                asked[m, i] = True
-                score = members[name]
-                scores[m, i] = math.nan if score is None else score
-    groups = [group for group, _ in part]
-    sums[0].add(scores, groups, asked=asked)
-    sums[1].add(numbers.entering(scores), groups, asked=asked)

@@ -130,11 +130,19 @@ def test_what_would_stop_a_recipe(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_verb_of_a_file_is_found(tmp_path: Path) -> None:
-    from palate.recipes import EvalRecipe, SftRecipe, TuneRecipe
+    from palate.recipes import EvalRecipe, ScoreRecipe, ServeRecipe, SftRecipe, TuneRecipe
+    from palate.recipes.judge import JudgeRecipe
+    from palate.recipes.reward import RewardRecipe
 
     file = tmp_path / "r.yaml"
     for text, cls in (
         ("# palate sft: x\nseed: 1\n", SftRecipe),
+        # As `palate judge` writes it.
+        ("# The trained judge\nscorer: {type: length}\n", ServeRecipe),
+        ("scorer: {type: length}\ndata: [{path: a}]\noutput_dir: b\n", ScoreRecipe),
+        ("output_dir: b\nmodel: {}\njudge: {}\n", JudgeRecipe),
+        ("output_dir: b\nmodel: {}\npooling: mean\n", RewardRecipe),
+        ("beta: 0.1\n", TuneRecipe),
         ("runs: [a]\n", EvalRecipe),
         ("loss: {type: dpo}\n", TuneRecipe),
         ("model_name_or_path: m\n", TuneRecipe),
@@ -194,8 +202,75 @@ def test_recipes_that_score(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
     checks = by_name(examine(write_recipe(tmp_path / "r.yaml", document, "eval reward")))
     assert checks["data"].state == "ok"
-    assert "SOME_KEY is not set" in checks["server"].text
+    assert "SOME_KEY holds no key" in checks["server"].text
     assert checks["benchmark"].state == "problem"
+
+
+def test_candidates_gold_and_prior_sets_of_an_evaluation(tmp_path: Path) -> None:
+    def checks(**keys: Any) -> list[Check]:
+        document = {"output_dir": str(tmp_path / "run"), "models": [{"type": "length"}], **keys}
+        return examine(write_recipe(tmp_path / "r.yaml", document, "eval reward"))
+
+    rated = tmp_path / "rated.jsonl"
+    answers = [{"content": "x" * n, "rating": n} for n in (1, 2, 3)]
+    rated.write_text(json.dumps({"prompt": "p", "responses": answers}) + "\n")
+    found = by_name(checks(best_of_n={"candidates": [{"path": str(rated)}]}))
+    assert found["candidates"] == Check("candidates", "ok", f"{rated}: 3 candidates to 1 prompt")
+    sample = {"prompt_id": "p", "prompt": "p", "policy": "m"}
+    lines = [sample | {"index": n, "response": "x" * n} for n in (1, 2)]
+    lines.append(sample | {"index": 3, "response": 5})
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    candidates = [{"path": str(samples)}]
+    found = by_name(checks(best_of_n={"candidates": candidates}))
+    assert found["candidates"].state == "problem" and "name a scorer" in found["candidates"].text
+    gold = {"type": "model", "path": str(tmp_path / "nowhere")}
+    own = checks(best_of_n={"candidates": candidates, "gold": gold})
+    assert by_name(own)["candidates"].state == "note"
+    assert "1 line left out; the first: row 3: no text" in by_name(own)["candidates"].text
+    assert [c.state for c in own if c.name == "scorer"] == ["ok", "problem"]
+    found = by_name(checks(best_of_n={"candidates": [{"path": str(tmp_path / "none.jsonl")}]}))
+    assert "no such file" in found["candidates"].text
+    benchmark = {"type": "rewardbench", "data": [{"path": str(rated)}]}
+    prior = [{"path": str(tmp_path / "shp.jsonl")}]
+    own = [c for c in checks(benchmarks=[benchmark | {"prior": prior}]) if c.name == "benchmark"]
+    assert [c.state for c in own] == ["ok", "problem"] and "shp.jsonl" in own[1].text
+
+
+def test_the_writer_of_a_judges_texts_and_the_reward_of_samples(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    own = {"path": str(model), "dtype": "float32", "chat_template": "plain"}
+    document: dict[str, Any] = {
+        "output_dir": str(tmp_path / "run"),
+        "model": own,
+        "judge": {"type": "pairwise", "reasoning": True},
+        "data": {"train": [{"path": str(rows)}]},
+    }
+    server = {"type": "server", "url": "http://127.0.0.1:1/v1", "model": "m"}
+    for chat, name, words in (
+        (server | {"api_key_env": "SOME_KEY"}, "server", "SOME_KEY holds no key"),
+        (server | {"url": "127.0.0.1"}, "server", "127.0.0.1 is no address"),
+        ({"type": "local", "path": str(tmp_path / "gone")}, "model", "gone: no such folder"),
+    ):
+        recipe = document | {"texts": {"type": "chat", "chat": chat}}
+        found = examine(write_recipe(tmp_path / "r.yaml", recipe, "judge"))
+        (problem,) = [check for check in found if check.state == "problem"]
+        assert problem.name == name and words in problem.text
+    reward = {"type": "classifier", "path": str(tmp_path / "gone")}
+    evaluation = {
+        "output_dir": str(tmp_path / "run"),
+        "model": own,
+        "data": [{"path": str(rows)}],
+        "sampling": {},
+        "reward": reward,
+    }
+    found = examine(write_recipe(tmp_path / "r.yaml", evaluation, "eval"))
+    (problem,) = [check for check in found if check.state == "problem"]
+    assert problem.name == "reward" and "no readable classifier" in problem.text
 
 
 def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

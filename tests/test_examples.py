@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
-from palate.recipes.load import load_recipe
+from palate.recipes.judge import Texts
+from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import EvalRecipe, TuneRecipe
@@ -48,14 +52,51 @@ def test_best_of_n_recipes_are_valid(name, recipe):
     load_recipe(recipe, ROOT / f"examples/best-of-n/{name}.yaml", [])
 
 
+def blocks(page):
+    """The blocks of YAML of a page; those in a list are indented with it."""
+    found = re.findall(r"^( *)```yaml\n(.*?)^\1```", (ROOT / page).read_text(), re.S | re.M)
+    return [textwrap.dedent(text) for _, text in found]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/your-own-pairs.md"])
 def test_recipes_in_the_documents_are_valid(tmp_path, page):
-    blocks = re.findall(
-        r"```yaml\n(.*?)```", (ROOT / page).read_text().replace("\n   ", "\n"), re.S
-    )
-    whole = [block for block in blocks if "output_dir" in block]
+    whole = [block for block in blocks(page) if "output_dir" in block]
     assert whole
     for block in whole:
         path = tmp_path / "recipe.yaml"
         path.write_text(block)
         load_recipe(TuneRecipe, path, [])
+
+
+@pytest.mark.parametrize(
+    ("page", "verbs"),
+    [
+        ("reward-models", ["reward"]),
+        ("judges", ["judge", "eval reward"]),
+        ("evaluating-reward-models", ["eval reward"]),
+        ("serving", ["score", "serve"]),
+    ],
+)
+def test_recipes_that_say_whose_they_are_are_valid(tmp_path, page, verbs):
+    """By their first line, as `palate` knows them."""
+    classes = {verb: cls for cls, verb in VERBS.items()}
+    whole = [block for block in blocks(f"docs/{page}.md") if block.startswith("# palate ")]
+    assert [block.partition("\n")[0].removeprefix("# palate ") for block in whole] == verbs
+    for verb, block in zip(verbs, whole, strict=True):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(block)
+        load_recipe(classes[verb], path, [])
+
+
+def test_parts_of_a_judges_recipe_are_valid():
+    (block,) = [b for b in blocks("docs/judges.md") if not b.startswith("# palate ")]
+    texts = re.split(r"^(?=texts:)", block, flags=re.M)[1:]
+    kinds = [TypeAdapter(Texts).validate_python(yaml.safe_load(t)["texts"]).type for t in texts]
+    assert kinds == ["column"] * 3 + ["chat"]
+
+
+def test_what_the_pages_of_reward_models_link_to_is_there():
+    for page in ("reward-models", "judges", "evaluating-reward-models", "serving"):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / f"docs/{page}.md").read_text()):
+            assert "://" in target or (ROOT / "docs" / target).exists(), (page, target)
+    assert "../examples/best-of-n/" in (ROOT / "docs/evaluating-reward-models.md").read_text()

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from palate.rewards.chat import Reply
 from palate.rewards.questions import critique_question, pair_question, rating_question
+from tiny import COMMON
 from tiny_runs import write_rows
 
 PIECES = r"</?(?:answer|think)>| ?[A-Za-z]+|\d| ?[^\w\s<]|\s|<"
@@ -57,24 +58,55 @@ def save_judge(folder: Path, *, seed: int = 0) -> Path:
     """A tiny language model of these words, without a chat template."""
     tokenizer = word_tokenizer()
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-        # Wide enough that attention is not flat at first: rules are learnt in tens of steps.
-        initializer_range=0.25,
-    )
+    wider = {"hidden_size": 48, "intermediate_size": 96, "num_key_value_heads": 4, "head_dim": 12}
+    more = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 1024}
+    # Wide enough that attention is not flat at first: rules are learnt in tens of steps.
+    spread = {"tie_word_embeddings": True, "initializer_range": 0.25}
+    config = LlamaConfig(**COMMON | wider | more | spread)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+FAST = {
+    "batch_size_pairs": 16,
+    "micro_batch_size_pairs": 16,
+    "scheduler": "constant",
+    "learning_rate": 3e-3,
+    "log_every_steps": 10,
+}
+"""A training loop for toys."""
+
+
+def judge_document(
+    folder: Path,
+    *,
+    out: str,
+    n: int,
+    answer_tokens: int,
+    columns: dict[str, Any],
+    held_columns: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The beginning of a recipe over the tiny model and n toy pairs, made in `folder` on first use.
+
+    Args:
+        columns: of the rows, besides the pair: functions of a row's number.
+    """
+    model, rows, held = folder / "tiny", folder / f"rows{n}.jsonl", folder / "held.jsonl"
+    if not model.exists():
+        save_judge(model)
+    if not rows.exists():
+        write_toy(rows, n, **columns)
+        write_toy(held, 6, start=200, **held_columns or columns)
+    return {
+        "output_dir": folder / out,
+        "model": {"path": str(model), "dtype": "float32", "chat_template": "plain"},
+        "data": {
+            "train": [{"path": str(rows)}],
+            "eval": [{"path": str(held)}],
+            "length": {"max_answer_tokens": answer_tokens},
+        },
+    }
 
 
 def write_toy(path: Path, n: int, *, start: int = 0, **more: Any) -> Path:

@@ -127,6 +127,39 @@ def sha256_tree(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a folder, made where it is missing, for this process alone while the block runs.
+
+    Raises:
+        RunError: another one has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RunError(f"{folder}: is a file; choose another output_dir") from None
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
+    if os.name != "posix":  # elsewhere two runs at once are not told apart
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder}: another process writes to it: wait for it, or choose another output_dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
 def sync_folder(path: str | Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut (POSIX only)."""
     if os.name != "posix":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from palate.data.build import Dataset, build, build_examples, build_pairs
+from palate.data.build import Dataset, build, build_pairs
 from palate.data.encode import Encoder
 from palate.data.pairs import Example
 from palate.data.split import with_mismatched
@@ -251,11 +251,7 @@ def test_kto_gets_responses_of_other_prompts(tmp_path: Path) -> None:
             assert mine[item.mismatched_ids] != item.prompt_ids
     with pytest.raises(DataError, match="KTO needs two or more different prompts"):
         made(recipe(write(tmp_path / "one.jsonl", pairs(1))), "unpaired")
-    plain = build_examples(
-        recipe(write(tmp_path / "rows.jsonl", pairs(3))),
-        Encoder(byte_tokenizer(), length=LENGTH),
-        0,
-    )
+    plain = made(recipe(write(tmp_path / "rows.jsonl", pairs(3))), "demonstration")
     assert all(item.mismatched_ids is None and item.label is None for item in plain.train)
 
 

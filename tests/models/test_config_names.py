@@ -6,10 +6,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaTokenizer,
+    Qwen2Tokenizer,
+)
 
-from palate.models.config_names import add_older_names
+from palate.models.config_names import add_older_names, save_tokenizer
 from tiny import COMMON, CONFIGS
+from tiny_chat import CHATML, byte_tokenizer, spacing_tokenizer
 
 PLAIN = {"rope_type": "default", "rope_theta": 3e5}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -67,6 +76,86 @@ def test_parts_have_their_own(tmp_path):
     add_older_names(tmp_path)
     document = json.loads((tmp_path / "config.json").read_text())
     assert document["text_config"]["rope_theta"] == 5.0 and document["torch_dtype"] == "float32"
+
+
+LETTERS = ["▁", *(chr(c) for c in range(33, 127))]
+
+
+def plain_vocabulary(*special):
+    return {token: i for i, token in enumerate([*special, *LETTERS])}
+
+
+TOKENIZERS = {
+    "backend": lambda: byte_tokenizer(template=CHATML),
+    "backend, no BOS": lambda: byte_tokenizer(adds_bos=False),
+    "backend, spaces": spacing_tokenizer,
+    "Llama": lambda: LlamaTokenizer(
+        vocab=plain_vocabulary("<unk>", "<s>", "</s>"), merges=[], add_bos_token=True
+    ),
+    "Llama, no BOS": lambda: LlamaTokenizer(
+        vocab=plain_vocabulary("<unk>", "<s>", "</s>"), merges=[], add_bos_token=False
+    ),
+    "Llama, EOS": lambda: LlamaTokenizer(
+        vocab=plain_vocabulary("<unk>", "<s>", "</s>"), merges=[], add_eos_token=True
+    ),
+    "Qwen": lambda: Qwen2Tokenizer(
+        vocab={c: i for i, c in enumerate(["<|endoftext|>", *LETTERS])},
+        merges=[],
+        extra_special_tokens=["<start>", "<end>"],
+    ),
+}
+WRITTEN = {
+    "backend": ("PreTrainedTokenizerFast", True, False),
+    "backend, no BOS": ("PreTrainedTokenizerFast", False, False),
+    "backend, spaces": ("PreTrainedTokenizerFast", False, False),
+    "Llama": ("LlamaTokenizer", True, False),
+    "Llama, no BOS": ("LlamaTokenizer", False, False),
+    "Llama, EOS": ("LlamaTokenizer", False, True),
+    "Qwen": ("Qwen2Tokenizer", False, False),
+}
+"""Class, and whether texts are begun and ended."""
+
+
+def behaviour(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["Hello there,  you!", "<start>a<end>\nb</s>", "", "<eos><|endoftext|>"]
+    return {
+        "class": type(tokenizer),
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "bare": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
+        "pair": dict(tokenizer("a", "b")),
+        "special": (tokenizer.all_special_tokens, tokenizer.extra_special_tokens),
+        "named": tokenizer.special_tokens_map,
+        "inputs": tokenizer.model_input_names,
+        "template": tokenizer.chat_template,
+        "sides": (tokenizer.padding_side, tokenizer.model_max_length, len(tokenizer)),
+        "bos": (tokenizer.add_bos_token, tokenizer.add_eos_token),
+    }
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("family", [None, *CONFIGS])
+def test_a_tokenizer_is_written_in_older_words_and_read_as_before(kind, family, tmp_path):
+    tokenizer = TOKENIZERS[kind]()
+    for name in ("own", "ours"):
+        (tmp_path / name).mkdir()
+        if family is not None:
+            CONFIGS[family]().save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / "own")
+    save_tokenizer(tokenizer, tmp_path / "ours")
+    assert behaviour(tmp_path / "ours") == behaviour(tmp_path / "own")
+    document = json.loads((tmp_path / "ours/tokenizer_config.json").read_text())
+    added = (document["tokenizer_class"], document["add_bos_token"], document["add_eos_token"])
+    assert added == WRITTEN[kind]
+    assert document["model_input_names"] == ["input_ids", "attention_mask"]
+    assert "extra_special_tokens" not in document
+    extra = ["<start>", "<end>"] if tokenizer.extra_special_tokens else None
+    assert document.get("additional_special_tokens") == extra
+    # What is read is written again to the same words.
+    save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "ours"), tmp_path / "again")
+    assert behaviour(tmp_path / "again") | {"class": None} == behaviour(tmp_path / "own") | {
+        "class": None
+    }
 
 
 def test_adapters_have_no_configuration(tmp_path):

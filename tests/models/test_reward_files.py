@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, dynamic_module_utils
 
 from palate.data.layouts import collate
 from palate.errors import ModelError, RunError
@@ -234,26 +234,42 @@ def test_loaded_scores_do_not_depend_on_the_batch_in_bfloat16(tmp_path):
 
 CODE = """
 from pathlib import Path
-Path(__file__).with_name("ran").write_text("")
+Path({ran!r}).write_text("")
 from transformers import LlamaConfig
 class Config(LlamaConfig):
     model_type = "own"
 """
+"""Leaves a file where it is run."""
 
 
-def test_a_folder_cannot_ask_for_its_own_code(tmp_path):
-    folder = tmp_path / "saved"
+def rewrite(file: Path, **keys: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def test_a_folder_cannot_say_that_its_code_is_trusted(tmp_path):
+    save_reward_model(built(tmp_path, layers=2), tmp_path / "saved")
+    rewrite(tmp_path / "saved" / CONFIG, model={"path": "x", "trust_remote_code": True})
+    with pytest.raises(ModelError, match=r"needs code .* `trust_remote_code: true`"):
+        load_reward_model(tmp_path / "saved")
+
+
+def test_code_that_a_configuration_names_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder, ran = tmp_path / "saved", tmp_path / "ran"
     save_reward_model(built(tmp_path, layers=2), folder)
-    for name, change in (
-        (CONFIG, {"model": {"path": "x", "trust_remote_code": True}}),
-        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}),
-    ):
-        found = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(found | change))
-    (folder / "code.py").write_text(CODE)
-    with pytest.raises(ModelError, match=r"needs code .* trust_remote_code=True"):
+    rewrite(folder / "config.json", model_type="own", auto_map={"AutoConfig": "code.Config"})
+    (folder / "code.py").write_text(CODE.format(ran=str(ran)))
+    with pytest.raises(ModelError, match="contains custom code"):
         load_reward_model(folder)
-    assert not list(tmp_path.rglob("ran"))
+    # One that others trained is told by this configuration alone.
+    (folder / CONFIG).rename(tmp_path / CONFIG)
+    with pytest.raises(ModelError, match="contains custom code"):
+        load_reward_model(folder)
+    assert not ran.exists()
+    # It would have been: so does whoever trusts it.
+    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert ran.exists()
 
 
 @pytest.mark.parametrize(

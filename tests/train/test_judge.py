@@ -18,9 +18,11 @@ import palate.train.judge.run as module
 from palate.cli import app
 from palate.errors import DataError, ModelError, RecipeError, RunError
 from palate.evaluate.reward import score_files
+from palate.io import held
 from palate.models.loading import load_tokenizer
 from palate.recipes import ScoreRecipe, ServeRecipe, load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.judge import JudgeRecipe
+from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.build import make_scorer
@@ -30,39 +32,25 @@ from palate.train.judge import train_judge
 from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, NONE_READ, Prepared
 from palate.train.judge.stages import check_template
 from palate.train.trainer import PalateTrainer
-from tiny_judge import BAD, GOOD, FakeWriter, save_judge, write_toy
-from tiny_runs import write_rows
+from tiny_judge import BAD, FAST, GOOD, FakeWriter, judge_document, save_judge, write_toy
+from tiny_runs import lines, read, write_rows
 
 INSTRUCTIONS = "Good is right."
-FAST = {
-    "batch_size_pairs": 16,
-    "micro_batch_size_pairs": 16,
-    "scheduler": "constant",
-    "learning_rate": 3e-3,
-    "log_every_steps": 10,
-}
 THOUGHT = "<think>because</think><answer>{}</answer>"
 
 
 def recipe(folder: Path, *, out: str = "run", n: int = 32, **more: Any) -> JudgeRecipe:
     """Over the tiny judge and n toy pairs, made in `folder` on first use."""
-    model, rows, held = folder / "tiny", folder / f"rows{n}.jsonl", folder / "held.jsonl"
-    if not model.exists():
-        save_judge(model)
-    if not rows.exists():
-        write_toy(rows, n, why=lambda i: "because" if i % 4 else None)
-        write_toy(held, 6, start=200, why=lambda i: "because")
-    document: dict[str, Any] = {
-        "output_dir": folder / out,
-        "model": {"path": str(model), "dtype": "float32", "chat_template": "plain"},
-        "judge": {"type": "pairwise", "instructions": INSTRUCTIONS},
-        "data": {
-            "train": [{"path": str(rows)}],
-            "eval": [{"path": str(held)}],
-            "length": {"max_answer_tokens": 16},
-        },
-        "sft": FAST | {"max_steps": 2},
-    }
+    document = judge_document(
+        folder,
+        out=out,
+        n=n,
+        answer_tokens=16,
+        columns={"why": lambda i: "because" if i % 4 else None},
+        held_columns={"why": lambda i: "because"},
+    )
+    document["judge"] = {"type": "pairwise", "instructions": INSTRUCTIONS}
+    document["sft"] = FAST | {"max_steps": 2}
     for key, value in more.items():
         own = document.get(key)
         document[key] = own | value if isinstance(own, dict) and isinstance(value, dict) else value
@@ -83,14 +71,6 @@ def rated(path: Path, n: int = 24) -> Path:
         for i in range(n)
     ]
     return write_rows(path, rows)
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def said(row: Any, key: str = "completion") -> str:
@@ -146,7 +126,16 @@ def test_a_bare_judge_learns_a_rule_with_report(tmp_path: Path) -> None:
     assert (result.path / "report.html").is_file()
     assert (result.path / "1-sft/report.html").is_file()
     assert "single verdicts right" in (result.path / "report.html").read_text()
-    # The file serves as it is, and scores files with a source added.
+    # As its comment says, what is below `scorer:` is a model to evaluate ...
+    text = result.scorer.read_text()
+    assert "What is below `scorer:` is an entry of `models`" in text
+    entry = text.partition("scorer:\n")[2].replace("  ", "- ", 1)
+    evaluation = tmp_path / "evaluation.yaml"
+    benchmarks = "benchmarks: [{type: pairs, data: [{path: held.jsonl}]}]"
+    evaluation.write_text(f"output_dir: out\n{benchmarks}\nmodels:\n{entry}")
+    (model,) = load_recipe(RewardEvalRecipe, evaluation).models
+    assert model == load_recipe(ServeRecipe, result.scorer).scorer
+    # ... and the file serves as it is, and scores files with a source added.
     assert load_recipe(ServeRecipe, result.scorer).scorer.type == "pairwise"
     data = json.dumps([{"path": str(own.data.eval[0].path)}])
     more = [f"data={data}", f"output_dir={tmp_path / 'scores'}"]
@@ -344,6 +333,9 @@ def test_bare_verdicts_as_pairs_with_adapters(tmp_path: Path) -> None:
     merged = result.path / "1-preference-1/merged"
     assert yaml.safe_load(result.scorer.read_text())["scorer"]["chat"]["path"] == str(merged)
     assert not list(merged.glob("adapter*"))
+    for own in (merged, merged.with_name("model")):
+        names = read(own / "tokenizer_config.json")
+        assert names["tokenizer_class"] == "PreTrainedTokenizerFast" and not names["add_bos_token"]
     assert read(result.path / "1-preference-1/evaluation.json")["policies"]
 
 
@@ -489,6 +481,8 @@ def test_a_used_folder_other_recipes_and_other_data_are_refused(
         train_judge(recipe(tmp_path), quiet=True)
     with pytest.raises(RunError, match="holds a run already; set `resume: true`"):
         train_judge(recipe(tmp_path), quiet=True)
+    with held(tmp_path / "run"), pytest.raises(RunError, match="another process writes to it"):
+        train_judge(recipe(tmp_path, resume=True), quiet=True)
     with pytest.raises(RunError, match=r"judge.orders: balanced then, both now"):
         train_judge(recipe(tmp_path, resume=True, judge={"orders": "both"}), quiet=True)
     rows = tmp_path / "rows32.jsonl"

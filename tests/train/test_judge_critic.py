@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +22,22 @@ from palate.rewards.model import ModelScorer
 from palate.rewards.questions import critique_question
 from palate.train import reward
 from palate.train.judge import JudgeResult, train_judge
-from tiny_judge import BAD, GOOD, FakeWriter, save_judge, write_toy
-from tiny_runs import write_rows
+from tiny_judge import BAD, FAST, GOOD, FakeWriter, judge_document, save_judge
+from tiny_runs import lines, read, write_rows
 
-FAST = {
-    "batch_size_pairs": 16,
-    "micro_batch_size_pairs": 16,
-    "scheduler": "constant",
-    "learning_rate": 3e-3,
-    "log_every_steps": 10,
-}
 COLUMNS = {"type": "column", "chosen": "for", "rejected": "against"}
 
 
 def recipe(folder: Path, *, out: str = "run", n: int = 32, **more: Any) -> JudgeRecipe:
     """Over the tiny model and n toy pairs with critiques, made in `folder` on first use."""
-    model, rows, held = folder / "tiny", folder / f"rows{n}.jsonl", folder / "held.jsonl"
     words = {"for": lambda i: "right praise", "against": lambda i: "wrong blame"}
-    if not model.exists():
-        save_judge(model)
-    if not rows.exists():
-        write_toy(rows, n, **words)
-        write_toy(held, 6, start=200, **words)
-    document: dict[str, Any] = {
-        "output_dir": folder / out,
-        "model": {"path": str(model), "dtype": "float32", "chat_template": "plain"},
+    document = judge_document(folder, out=out, n=n, answer_tokens=12, columns=words) | {
         "judge": {"type": "critic"},
-        "data": {
-            "train": [{"path": str(rows)}],
-            "eval": [{"path": str(held)}],
-            "length": {"max_answer_tokens": 12},
-        },
         "texts": COLUMNS,
         "sft": FAST | {"max_steps": 2},
         "reward": {"critiques": "gold", "train": FAST | {"max_steps": 2}},
     }
     return JudgeRecipe.model_validate(document | more)
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_critic_learns_a_rule_and_scores(tmp_path: Path) -> None:

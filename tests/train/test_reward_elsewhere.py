@@ -110,6 +110,10 @@ def test_chats_and_texts_in_one_run(template: str, adds_bos: bool, tmp_path: Pat
     scorer = ModelScorer(folder)
     saved = AutoTokenizer.from_pretrained(folder)
     assert saved.padding_side == "right"
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    assert names["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert names["additional_special_tokens"] == ["<start>", "<end>"]
+    assert names["add_bos_token"] is adds_bos
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     rows = chats()
     for side in ("chosen", "rejected"):

@@ -87,17 +87,6 @@ def build_pairs(data: DataRecipe, encoder: Encoder, seed: int) -> Dataset[Pair]:
     return cast("Dataset[Pair]", build(data, encoder, kind="pair", seed=seed))
 
 
-def build_examples(
-    data: DataRecipe,
-    encoder: Encoder,
-    seed: int,
-    *,
-    kind: Literal["unpaired", "demonstration"] = "demonstration",
-) -> Dataset[Example]:
-    """The data as single examples; see `build`."""
-    return cast("Dataset[Example]", build(data, encoder, kind=kind, seed=seed))
-
-
 def build(
     data: DataRecipe, encoder: Encoder, *, kind: ItemKind, seed: int, ties: bool = False
 ) -> Dataset[Any]:

@@ -6,40 +6,36 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from palate.doctor.check import Check, State
+from palate.doctor.check import Check
+from palate.doctor.data import data_checks
 from palate.doctor.machine import disk_check, machine_checks
 from palate.doctor.models import model_checks, reward_model_checks
-from palate.doctor.scorers import scorer_checks, server_checks
-from palate.errors import PalateError, RecipeError
-from palate.recipes.construct import DataBuildRecipe
+from palate.doctor.scorers import chat_checks, reward_check, scorer_checks, server_checks
+from palate.errors import RecipeError
+from palate.recipes import trl
 from palate.recipes.document import read_document
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.reward_eval import (
-    OwnFormat,
-    PairsRecipe,
-    RewardEvalRecipe,
-)
 from palate.recipes.schema import (
-    DataSource,
+    ClassifierReward,
     EvalRecipe,
+    LexiconReward,
     ModelRecipe,
     RunRecipe,
     SftRecipe,
     TuneRecipe,
 )
+from palate.recipes.scorers import LocalChat, ScorerBase, ServerChat
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
 __all__ = ["Check", "examine", "render"]
-
-FIRST_ROWS = 200
-"""Rows kept of each data source: enough to see its format and its faults."""
 
 
 def examine(target: str | None = None) -> list[Check]:
@@ -60,7 +56,7 @@ def examine(target: str | None = None) -> list[Check]:
         return checks + [Check("recipe", "problem", line) for line in str(error).splitlines()]
     checks.append(Check("recipe", "ok", f"{recipe[1]} (palate {VERBS[recipe[0]]})"))
     if isinstance(loaded, ServeRecipe):
-        return [*checks, *server_checks(loaded), *scorer_checks(loaded.scorer)]
+        return [*checks, *server_checks(loaded), *_scoring(loaded)]
     assert isinstance(loaded, RunRecipe)
     return checks + list(_run(loaded))
 
@@ -89,7 +85,7 @@ def _recipe_of(target: str) -> tuple[type[Strict], str] | None:
 
 
 def class_of(path: Path) -> type[Strict]:
-    """The recipe class of a file: by its first line, else by its keys."""
+    """The recipe class of a file: by its first line, else the one that knows most of its keys."""
     if not path.is_file():
         return TuneRecipe
     first = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
@@ -98,14 +94,18 @@ def class_of(path: Path) -> type[Strict]:
         if re.match(rf"# palate {verb}\b", first):
             return cls
     try:
-        keys = set(read_document(path).value)
+        document = read_document(path)
     except RecipeError:
         return TuneRecipe  # loading it says what is wrong
-    return (
-        EvalRecipe
-        if keys & (set(EvalRecipe.model_fields) - set(TuneRecipe.model_fields))
-        else TuneRecipe
-    )
+    if trl.is_trl(document):
+        return TuneRecipe
+    keys = set(document.value)
+
+    def unfit(cls: type[Strict]) -> tuple[int, bool]:
+        # A scorer alone, as `palate judge` writes it, is served; with data it scores.
+        return len(keys - set(cls.model_fields)), cls is ScoreRecipe and "data" not in keys
+
+    return min(VERBS, key=unfit)
 
 
 def _run(recipe: RunRecipe) -> Iterator[Check]:
@@ -113,8 +113,7 @@ def _run(recipe: RunRecipe) -> Iterator[Check]:
     if (recipe.output_dir / "status.json").exists() and not recipe.resume:
         text = f"{recipe.output_dir} holds a run: choose another, or --set resume=true"
         yield Check("output_dir", "problem", text)
-    for source in _sources(recipe):
-        yield source_check(source, recipe.seed)
+    yield from data_checks(recipe)
     if isinstance(recipe, EvalRecipe):
         for run in recipe.runs:
             complete = (run / "recipe.yaml").is_file()
@@ -136,53 +135,20 @@ def _run(recipe: RunRecipe) -> Iterator[Check]:
         yield from model_checks(recipe.model, layout=layout)
     if isinstance(recipe, RewardRecipe):
         yield from reward_model_checks(recipe)
-    if isinstance(recipe, ScoreRecipe):
-        yield from scorer_checks(recipe.scorer)
-    if isinstance(recipe, RewardEvalRecipe):
-        for model in recipe.models:
-            yield from scorer_checks(model)
-        for benchmark in recipe.benchmarks:
-            if isinstance(benchmark, OwnFormat):
-                yield from benchmark_files(benchmark)
+    yield from _scoring(recipe)
 
 
-def _sources(recipe: RunRecipe) -> tuple[DataSource, ...]:
-    """The data of a recipe that is in a format of preference data."""
-    if isinstance(recipe, EvalRecipe | ScoreRecipe):
-        return recipe.data
-    if isinstance(recipe, TuneRecipe | SftRecipe | RewardRecipe | JudgeRecipe):
-        return (*recipe.data.train, *recipe.data.eval)
-    if isinstance(recipe, DataBuildRecipe):
-        return tuple(recipe.sources)
-    if isinstance(recipe, RewardEvalRecipe):
-        own = [b.data for b in recipe.benchmarks if isinstance(b, PairsRecipe)]
-        return tuple(source for data in own for source in data)
-    return ()
-
-
-def benchmark_files(benchmark: OwnFormat) -> Iterator[Check]:
-    """A benchmark's own files, of which only the public code knows the format."""
-    for source in benchmark.data:
-        here = Path(source.path).exists()
-        looks_local = source.path.startswith((".", "/", "~")) or Path(source.path).suffix
-        state: State = "ok" if here else "problem" if looks_local else "note"
-        what = "there" if here else "no such file" if looks_local else "from the hub, not looked up"
-        yield Check("benchmark", state, f"{source.path}: {what}")
-
-
-def source_check(source: DataSource, seed: int) -> Check:
-    from palate.data.readers import read_source
-
-    limit = min(source.limit or FIRST_ROWS, FIRST_ROWS)
-    try:
-        result = read_source(source.model_copy(update={"limit": limit}), seed=seed)
-    except PalateError as error:
-        return Check("data", "problem", str(error))
-    kinds = sorted({row.kind for row in result.rows})
-    text = f"{source.path}: {result.read} rows read as {result.format} ({', '.join(kinds)})"
-    if not result.rows:
-        return Check("data", "problem", f"{source.path}: no usable row of {result.read}")
-    if result.rejected:
-        first = result.rejected[0]
-        text += f", {len(result.rejected)} rejected; the first: row {first.row}: {first.reason}"
-    return Check("data", "note" if result.rejected else "ok", text)
+def _scoring(part: Any) -> Iterator[Check]:
+    """Whatever scores or is asked, wherever in a recipe it is named."""
+    if isinstance(part, ScorerBase):
+        yield from scorer_checks(part)
+    elif isinstance(part, LocalChat | ServerChat):
+        yield from chat_checks(part)
+    elif isinstance(part, LexiconReward | ClassifierReward):
+        yield reward_check(part)
+    elif isinstance(part, Strict):
+        for name in type(part).model_fields:
+            yield from _scoring(getattr(part, name))
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from _scoring(item)

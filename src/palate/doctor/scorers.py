@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 
 from palate.doctor.check import Check
+from palate.doctor.data import source_check
 from palate.doctor.machine import EXTRAS
 from palate.doctor.models import model_checks
 from palate.errors import PalateError
 from palate.recipes import scorers
-from palate.recipes.schema import ModelRecipe
+from palate.recipes.schema import ClassifierReward, LexiconReward, ModelRecipe
 from palate.recipes.serving import ServeRecipe
 
 
-def scorer_checks(recipe: scorers.Scorer) -> Iterator[Check]:
+def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
     """What would stop a scorer from being loaded, its members' and their data included."""
     if isinstance(recipe, scorers.EnsembleScorer):
-        from palate.doctor import source_check
-
         for member in recipe.members:
             yield from scorer_checks(member.scorer)
         for source in recipe.validation:
             yield source_check(source, 0)
         return
-    chat = getattr(recipe, "chat", None)
     try:
         if isinstance(recipe, scorers.CriticScorer):
             yield from scorer_checks(recipe.scorer)
@@ -44,15 +41,33 @@ def scorer_checks(recipe: scorers.Scorer) -> Iterator[Check]:
             yield Check("scorer", "ok", f"{recipe.path} ({recipe.type})")
     except PalateError as error:
         yield Check("scorer", "problem", str(error))
-    if isinstance(chat, scorers.LocalChat):
-        own = chat.model_dump(include={"path", "revision", "dtype", "chat_template"})
+    if isinstance(recipe, scorers.JudgeBase | scorers.CriticScorer):
+        yield from chat_checks(recipe.chat)
+
+
+def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Check]:
+    """What would stop a model from being asked; a server is not."""
+    if isinstance(recipe, scorers.LocalChat):
+        own = recipe.model_dump(include={"path", "revision", "dtype", "chat_template"})
         yield from model_checks(ModelRecipe.model_validate(own), layout="plain")
-    elif isinstance(chat, scorers.ServerChat):
-        key = chat.api_key_env
-        if key is not None and not os.environ.get(key):
-            yield Check("server", "problem", f"the environment variable {key} is not set")
-        else:
-            yield Check("server", "note", f"{chat.model} at {chat.url}: not asked")
+        return
+    from palate.rewards.chat_server import Server
+
+    try:
+        Server(recipe)
+        yield Check("server", "note", f"{recipe.model} at {recipe.url}: not asked")
+    except PalateError as error:
+        yield Check("server", "problem", str(error))
+
+
+def reward_check(recipe: LexiconReward | ClassifierReward) -> Check:
+    """What would stop a reward from being loaded."""
+    from palate.rewards import build_reward
+
+    try:
+        return Check("reward", "ok", build_reward(recipe).name)
+    except PalateError as error:
+        return Check("reward", "problem", str(error))
 
 
 def server_checks(recipe: ServeRecipe) -> Iterator[Check]:

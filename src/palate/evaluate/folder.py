@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import palate
 from palate.errors import RunError
-from palate.io import read_json, write_json, write_text
+from palate.io import held, read_json, write_json, write_text
 from palate.recipes import load_recipe, resolve_yaml
 from palate.recipes.load import VERBS
 from palate.recipes.schema import ModelRecipe, RunRecipe
@@ -47,12 +47,22 @@ class Folder:
         }
 
     @classmethod
-    def open(cls, recipe: RunRecipe) -> Self:
-        """Opens a new folder, or with `resume` one that holds the same evaluation.
+    @contextmanager
+    def open(cls, recipe: RunRecipe) -> Iterator[Self]:
+        """Opens a new folder, or with `resume` one that holds the same evaluation, and keeps it for
+        this process alone.
 
         Raises:
-            RunError: the folder holds a run and `resume` is off, or a run of another recipe.
+            RunError: the folder holds a run and `resume` is off, a run of another recipe, or
+                another process writes to it.
         """
+        with held(recipe.output_dir):
+            cls._claim(recipe)
+            with cls(recipe) as folder:
+                yield folder
+
+    @staticmethod
+    def _claim(recipe: RunRecipe) -> None:
         file = recipe.output_dir / "recipe.yaml"
         if file.exists() and not _came_to_nothing(recipe.output_dir):
             if not recipe.resume:
@@ -68,7 +78,6 @@ class Folder:
                     "output_dir"
                 )
         write_text(file, resolve_yaml(recipe))
-        return cls(recipe)
 
     def __enter__(self) -> Self:
         self._status("running")

@@ -1,8 +1,12 @@
-"""A saved configuration under the names that transformers 4, and servers built on it, read.
+"""Saved configurations under the names that transformers 4, and servers built on it, read.
 
 transformers 5 writes the rotary frequencies as `rope_parameters` and the dtype as `dtype`. Readers
 of version 4 know neither: they take a base of 10,000 and float32 instead, without a word, and other
 scores come out. The older names are written beside the newer ones, which version 5 goes on reading.
+
+Of tokenizers version 4 knows neither the class `TokenizersBackend` nor a list of
+`extra_special_tokens`, and it begins texts with BOS where nothing says otherwise. Version 5 takes
+the older names for its own, and a tokenizer.json's word for what texts begin and end with.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from palate.io import read_json, write_json
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER_CONFIG, TOKENIZER = "config.json", "tokenizer_config.json", "tokenizer.json"
 
 
 def add_older_names(folder: Path) -> None:
@@ -20,6 +26,31 @@ def add_older_names(folder: Path) -> None:
     path = folder / CONFIG
     if path.exists():
         write_json(path, _older(read_json(path)))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer that both versions read alike."""
+    tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_CONFIG
+    if (folder / TOKENIZER).exists():
+        write_json(path, _older_tokenizer(read_json(path), tokenizer))
+
+
+def _older_tokenizer(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    found = dict(config)
+    if found.get("tokenizer_class") == "TokenizersBackend":
+        found["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(found.get("extra_special_tokens"), list):
+        found["additional_special_tokens"] = found.pop("extra_special_tokens")
+    ids = list(tokenizer("x")["input_ids"])
+    added = len(ids) - len(tokenizer("x", add_special_tokens=False)["input_ids"])
+    begins = added > 0 and ids[0] == tokenizer.bos_token_id
+    more = {
+        "model_input_names": list(tokenizer.model_input_names),
+        "add_bos_token": begins,
+        "add_eos_token": added > begins and ids[-1] == tokenizer.eos_token_id,
+    }
+    return more | found
 
 
 def _older(config: dict[str, Any]) -> dict[str, Any]:

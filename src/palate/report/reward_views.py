@@ -28,7 +28,7 @@ from palate.report.style import DASHES, PALETTE, Style
 from palate.report.words import count, fixed, listed, percent
 
 OPEN_SOURCES = 12
-"""Longer tables by source are folded away."""
+"""Rows; longer tables by source are folded away."""
 TIE_RATE = 0.02
 LARGEST = 64
 """No evaluation looks at a larger n."""
@@ -152,6 +152,11 @@ class BenchmarkView:
         names = list(dict.fromkeys(s for _, _, r in self.results for s in r.accuracy))
         names = [name for name in names if name != "all"]
         return names if len(names) > 1 else []
+
+    @property
+    def folds_sources(self) -> bool:
+        """Whether the table by source is too long to stand open."""
+        return len(self.sources) * len(self.results) > OPEN_SOURCES
 
     @property
     def changes(self) -> list[tuple[str, bool]]:

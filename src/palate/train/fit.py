@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from palate.errors import RunError
 from palate.io import read_json
+from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
 from palate.train import checkpoint, weights
@@ -53,7 +54,7 @@ def save_model(trainer: PalateTrainer, tokenizer: PreTrainedTokenizerBase) -> No
     if trainer.args.should_save:
         with checkpoint.whole_folder(job.folder.model) as folder:
             weights.save_policy(job.policy, folder, tensors)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
     trainer.accelerator.wait_for_everyone()
 
 

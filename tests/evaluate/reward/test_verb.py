@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from palate import hub
 from palate.cli import app
-from palate.errors import RecipeError, RunError
+from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
 from palate.evaluate.reward import evaluate_rewards
+from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.rewardbench import WEIGHTS
+from palate.io import held
+from palate.models.loading import NO_HUB
+from palate.models.reward import RewardSpec
+from palate.models.reward_config import document
 from palate.recipes import load_recipe
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.schema import ModelRecipe
+from palate.recipes.scorers import LengthScorer, ModelScorer
 from palate.report import write_report
+from palate.report.reward_views import OPEN_SOURCES
 
 RECIPE = """\
 # palate eval reward
@@ -131,6 +140,85 @@ def test_resume_keeps_scores_and_refuses_another_recipe(folder):
     assert {file: file.read_bytes() for file in Path("out/parts").iterdir()} == stored
     with pytest.raises(RunError, match="another recipe"):
         evaluate_rewards(recipe.model_copy(update={"resume": True, "seed": 1}))
+
+
+def test_a_folder_is_one_process_at_a_time(folder):
+    recipe = load_recipe(RewardEvalRecipe, "r.yaml")
+    with held(Path("out")), pytest.raises(RunError, match="out: another process writes to it"):
+        evaluate_rewards(recipe)
+    assert not any(Path("out").iterdir())
+    # What it had claimed it lets go of, however it ended.
+    Path("pairs.jsonl").rename("away.jsonl")
+    with pytest.raises(DataError):
+        evaluate_rewards(recipe)
+    Path("away.jsonl").rename("pairs.jsonl")
+    evaluate_rewards(recipe)
+    Path("file").write_text("")
+    with pytest.raises(RunError, match="file: is a file; choose another output_dir"):
+        evaluate_rewards(recipe.model_copy(update={"output_dir": Path("file")}))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        ("{type: model, path: ./nowhere}", r"\./nowhere: no such folder"),
+        ("{type: model, path: runs/x/model}", "runs/x/model: no such folder"),
+        ("{type: model, path: nobody/nothing}", f"nobody/nothing: {NO_HUB}"),
+        ("{type: model, path: run}", "run: a run's folder; its model is run/model"),
+        ("{type: heads, path: ./nowhere}", r"nowhere: no reward model of palate's"),
+        ("{type: classifier, path: empty}", "empty: holds no model: there is no config.json"),
+        ("{type: pairwise, chat: {type: local, path: ./nowhere}}", "nowhere: no such folder"),
+        (
+            "{type: pairwise, chat: {type: local, path: full, chat_template: none.jinja}}",
+            r"no file none\.jinja",
+        ),
+        (
+            "{type: pointwise, chat: {type: server, url: 'http://h/v1', model: m, "
+            "api_key_env: NO_SUCH_KEY}}",
+            "NO_SUCH_KEY holds no key",
+        ),
+        ("{type: pointwise, chat: {type: server, url: h, model: m}}", r"`chat\.url`: h is no"),
+        (
+            "{type: critic, chat: {type: server, url: 'http://h/v1', model: m}, "
+            "scorer: {path: ./nowhere}}",
+            "nowhere: no such folder",
+        ),
+        (
+            "{type: ensemble, members: [{scorer: {type: length}}, "
+            "{scorer: {type: classifier, path: ./nowhere}}]}",
+            "nowhere: no such folder",
+        ),
+        (
+            "{type: ensemble, combine: zscore, members: [{scorer: {type: length}}, "
+            "{scorer: {type: length, prefer: shorter}}], validation: [{path: none.jsonl}]}",
+            r"none\.jsonl: no such file",
+        ),
+    ],
+)
+def test_a_model_that_is_missing_is_found_out_before_another_one_scores(
+    folder, monkeypatch, scorer, words
+):
+    monkeypatch.setattr(hub, "unreachable", lambda: True)
+    for name in ("run/model/reward_config.json", "full/config.json", "empty/other.json"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("{}")
+    models = f"models=[{{type: length}}, {{type: length, prefer: shorter}}, {scorer}]"
+    with pytest.raises(PalateError, match=words) as found:
+        evaluate_rewards(load_recipe(RewardEvalRecipe, "r.yaml", [models]))
+    assert len(str(found.value).splitlines()) == 1 and not Path("out").exists()
+
+
+def test_a_gold_scorer_and_the_base_of_an_adapter_are_looked_for_as_well(folder):
+    gold = "best_of_n={candidates: [{path: rated.jsonl}], gold: {type: model, path: ./nowhere}}"
+    with pytest.raises(ModelError, match="nowhere: no such folder"):
+        evaluate_rewards(load_recipe(RewardEvalRecipe, "r.yaml", [gold]))
+    spec = RewardSpec(model=ModelRecipe(path="./gone"), end_tokens={2: "<eos>"})
+    Path("adapter").mkdir()
+    Path("adapter/reward_config.json").write_text(json.dumps(document(spec, "adapter")))
+    with pytest.raises(ModelError, match="gone: no such folder"):
+        check_scorers([ModelScorer(path="adapter")])
+    Path("adapter/reward_config.json").write_text(json.dumps(document(spec, "backbone")))
+    check_scorers([ModelScorer(path="adapter"), LengthScorer()])
 
 
 def test_the_command_and_its_neighbour(folder):
@@ -313,3 +401,18 @@ def test_a_judge_that_reads_places_is_named(folder):
     file.write_text(json.dumps(document))
     page = write_report(["out"]).read_text()
     assert "prefers the first place in 90% of its verdicts" in page
+
+
+@pytest.mark.parametrize(("sources", "folded"), [(4, False), (5, True)])
+def test_a_long_table_by_source_is_folded_away(folder, sources, folded):
+    """Three models: a row each for every source."""
+    assert OPEN_SOURCES == 12
+    data = [{"path": f"pairs{n}.jsonl"} for n in range(sources)]
+    for source in data:
+        row = {"prompt": source["path"], "chosen": "aa", "rejected": "b"}
+        Path(source["path"]).write_text(json.dumps(row) + "\n")
+    overrides = [f"benchmarks=[{{type: pairs, data: {json.dumps(data)}}}]", "best_of_n=null"]
+    evaluate_rewards(load_recipe(RewardEvalRecipe, "r.yaml", overrides))
+    page = Path("out/report.html").read_text()
+    assert ("<summary>By source</summary>" in page) is folded
+    assert page.count("<details>") == page.count("</details>")

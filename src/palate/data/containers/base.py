@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,46 +101,6 @@ class Records(Protocol):
     def pieces(self) -> Iterator[Piece]:
         """All records in order, cut by what is in the file and by nothing else."""
         ...
-
-
-@dataclass(frozen=True)
-class Given:
-    """Records that are parsed already.
-
-    Attributes:
-        items: the records.
-    """
-
-    items: list[Record | Rejection]
-
-    @property
-    def rows(self) -> int:
-        return len(self.items)
-
-    def records(self) -> list[Record | Rejection]:
-        return self.items
-
-
-@dataclass
-class Listed:
-    """Records in memory."""
-
-    items: list[Record | Rejection]
-    files: list[Path] = field(default_factory=list)
-    damage: list[Rejection] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def fetch(self, indices: Sequence[int]) -> list[Record | Rejection]:
-        return [self.items[i] for i in indices]
-
-    def take(self, indices: Sequence[int]) -> Piece:
-        return Given(self.fetch(indices))
-
-    def pieces(self) -> Iterator[Piece]:
-        for start in range(0, len(self.items), PIECE_ROWS):
-            yield Given(self.items[start : start + PIECE_ROWS])
 
 
 class Chained:

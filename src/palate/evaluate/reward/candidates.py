@@ -14,17 +14,17 @@ from palate.data.ledger import Ledger, digest
 from palate.data.readers import read_source
 from palate.data.readers.read import draw_order
 from palate.data.scores import scores_of
-from palate.errors import DataError
+from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.benchmark import REPEATED, quarantined
 from palate.evaluate.reward.items import Item, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
+from palate.rewards.base import HAS_IMAGES
 
 SAMPLE_FIELDS = frozenset(("prompt_id", "index", "prompt", "policy", "response"))
 _GROUP = ("policy", "checkpoint", "prompt_id")
 TOO_FEW = "fewer than two candidates"
 NOT_RATED = "one response: nothing to choose from"
-HAS_IMAGES = "has images, which no scorer here reads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,19 @@ def read_candidates(
         entries=[part.entry for part in parts],
         quarantine=[line for part in parts for line in part.quarantine],
     )
+
+
+def own_gold(candidates: Candidates) -> list[list[float]]:
+    """The gold scores that the data itself gives.
+
+    Raises:
+        RecipeError: it gives none.
+    """
+    if all(math.isnan(value) for own in candidates.gold for value in own):
+        raise RecipeError(
+            "`best_of_n.gold`: the candidates have no rating of their own: name a scorer"
+        )
+    return candidates.gold
 
 
 def _is_samples(source: DataSource) -> bool:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,37 +20,6 @@ JOURNAL = "journal.jsonl"
 
 Inputs = dict[str, dict[str, str | None]]
 """What scores are made of: kind -> name -> digest of its content, None where there is none here."""
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process alone, for as long as the process lives.
-
-    Raises:
-        RunError: another one has it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
-    if os.name != "posix":  # elsewhere two runs at once are not told apart
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{folder}: another process writes to it: wait for it, or choose another output_dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
 
 
 @dataclass

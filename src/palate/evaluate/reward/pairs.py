@@ -15,8 +15,8 @@ from palate.evaluate.reward.benchmark import Column, Official, Read
 from palate.evaluate.reward.items import Item, Scores, compare, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
+from palate.rewards.base import HAS_IMAGES
 
-HAS_IMAGES = "has images, which no scorer here reads"
 NO_PAIR = "no pair: a response without another to compare it with"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from palate.errors import RecipeError
 from palate.evaluate.folder import PARTS, Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
@@ -19,7 +18,8 @@ from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.benchmark import Benchmark, Official, Read
 from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
-from palate.evaluate.reward.candidates import Candidates, read_candidates
+from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
+from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.items import Item, compare, digest_items, digest_of
 from palate.evaluate.reward.library import Library, identities, name_of, names_of
 from palate.evaluate.reward.pairs import Pairs
@@ -61,18 +61,20 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
 
     Writes evaluation.json, scores.jsonl, data.json, quarantine.jsonl, recipe.yaml, lineage.json,
     status.json and report.html. Scores are kept by scorer and by content, so that an interrupted
-    evaluation asks no model twice.
+    evaluation asks no model twice. That all models are there is seen before the first one scores.
 
     Raises:
         RunError: an output folder in use.
         RecipeError, DataError, ModelError: what cannot be used.
     """
     console = console or Console(stderr=True)
+    chosen = recipe.best_of_n
+    gold = None if chosen is None else chosen.gold
+    check_scorers([*recipe.models, *([] if gold is None else [gold])])
     sets = [
         _Set(name, b.type, made, made.read(b.data, recipe.seed))
         for b, name, made in _benchmarks(recipe)
     ]
-    chosen = recipe.best_of_n
     candidates = (
         None if chosen is None else read_candidates(chosen.candidates, chosen.pairing, recipe.seed)
     )
@@ -249,11 +251,7 @@ class _Own:
         assert self.recipe.best_of_n is not None
         recipe = self.recipe.best_of_n.gold
         if recipe is None:
-            if all(math.isnan(value) for own in self.candidates.gold for value in own):
-                raise RecipeError(
-                    "`best_of_n.gold`: the candidates have no rating of their own: name a scorer"
-                )
-            return self.candidates.gold
+            return own_gold(self.candidates)
         book = self.library.book(recipe)
         found = self._scores(book, self.candidates.items, "gold scores")
         book.release()

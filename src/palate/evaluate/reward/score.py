@@ -24,7 +24,7 @@ from palate.data.schema import Preference
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
-from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally, held
+from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.library import VERSION, identities, name_of
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
@@ -70,7 +70,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
     streams = [Stream(source, seed=recipe.seed) for source in sources]
-    with held(recipe.output_dir), Folder.open(recipe) as folder:
+    with Folder.open(recipe) as folder:
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)

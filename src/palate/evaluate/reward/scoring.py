@@ -21,14 +21,12 @@ from palate.evaluate.reward.items import Item, digest_of
 from palate.io import append_jsonl
 from palate.rewards.base import Scorer, has_images, score_groups
 from palate.rewards.ensemble import Array, Ensemble
+from palate.rewards.rows import GROUP
 
 Progress = Callable[[int, int], None]
 
-
 NOT_FINITE = "infinite scores"
 """What they are counted as: they are no scores."""
-GROUP = 8
-"""Most responses that a scorer gets of one prompt at once, where they may be parted."""
 
 
 class ScoreBook:

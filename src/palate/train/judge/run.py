@@ -14,7 +14,7 @@ from rich.console import Console
 
 from palate.errors import RecipeError, RunError
 from palate.evaluate.progress import task
-from palate.io import read_json, write_json, write_text
+from palate.io import held, read_json, write_json, write_text
 from palate.recipes import scorers
 from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKind
 from palate.recipes.schema import ModelRecipe
@@ -72,7 +72,7 @@ def train_judge(
 
     Raises:
         RecipeError: options that do not fit the data; several processes.
-        RunError: a folder in use, or a resume that does not fit.
+        RunError: a folder in use, by another process too, or a resume that does not fit.
         DataError, ModelError: unreadable input.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -80,13 +80,14 @@ def train_judge(
             "palate judge is one process: launch it alone; its stages' recipes can be launched on "
             "many by `palate sft`, `palate tune` and `palate reward`"
         )
-    folder = _Folder(recipe)
     console = Console(stderr=True, quiet=quiet)
-    if folder.finished:
-        console.print(f"{folder.path}: this run is finished already", highlight=False)
-    else:
-        with folder.running():
-            _Run(recipe, folder, console, quiet, writer).do()
+    with held(recipe.output_dir):
+        folder = _Folder(recipe)
+        if folder.finished:
+            console.print(f"{folder.path}: this run is finished already", highlight=False)
+        else:
+            with folder.running():
+                _Run(recipe, folder, console, quiet, writer).do()
     file = folder.path / "evaluation.json"
     entries = read_json(file)["stages"] if file.exists() else []
     return JudgeResult(path=folder.path, scorer=folder.path / SCORER, evaluation=entries)

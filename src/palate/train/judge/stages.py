@@ -11,7 +11,7 @@ from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
 from palate.io import read_json
-from palate.models.config_names import add_older_names
+from palate.models.config_names import add_older_names, save_tokenizer
 from palate.models.loading import load_tokenizer, load_trained
 from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
@@ -134,7 +134,7 @@ def trained_model(folder: Path, started: ModelRecipe) -> ModelRecipe:
                 hf.save_pretrained(whole)
                 add_older_names(whole)
                 saved = ModelRecipe(path=str(folder / "model"))
-                load_tokenizer(saved).save_pretrained(whole)
+                save_tokenizer(load_tokenizer(saved), whole)
             del hf
             gc.collect()
     # The saved tokenizer brings the template.
@@ -198,7 +198,7 @@ def scorer_recipe(
 
 
 def judge_yaml(scorer: scorers.ScorerBase) -> str:
-    """The content of judge.yaml: a whole recipe of `palate serve`, and half of others.
+    """The content of judge.yaml: a whole recipe of `palate serve`, half of one of `palate score`.
 
     Paths of files and folders in it are absolute: it can be used from any folder.
     """
@@ -209,9 +209,9 @@ def judge_yaml(scorer: scorers.ScorerBase) -> str:
             if Path(part[key]).exists():
                 part[key] = str(Path(part[key]).resolve())
     return (
-        "# The trained judge as a scorer: `palate serve judge.yaml`, `palate score judge.yaml`\n"
-        "# with `data` and `output_dir` set, or an entry of `models` of `palate eval reward`.\n"
-        + yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+        "# The trained judge as a scorer: `palate serve judge.yaml`, or `palate score judge.yaml`\n"
+        "# with `data` and `output_dir` set. What is below `scorer:` is an entry of `models` of\n"
+        "# `palate eval reward`.\n" + yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
     )
 
 

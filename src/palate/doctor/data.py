@@ -1,0 +1,105 @@
+"""What a recipe reads, opened as a run would open it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from palate.doctor.check import Check, State
+from palate.errors import PalateError
+from palate.recipes.construct import DataBuildRecipe
+from palate.recipes.judge import JudgeRecipe
+from palate.recipes.reward import RewardRecipe
+from palate.recipes.reward_eval import (
+    BestOfNRecipe,
+    OwnFormat,
+    PairsRecipe,
+    RewardBenchRecipe,
+    RewardEvalRecipe,
+)
+from palate.recipes.schema import DataSource, EvalRecipe, RunRecipe, SftRecipe, TuneRecipe
+from palate.recipes.serving import ScoreRecipe
+from palate.report.words import count
+
+FIRST_ROWS = 200
+"""Rows kept of each data source: enough to see its format and its faults."""
+
+
+def data_checks(recipe: RunRecipe) -> Iterator[Check]:
+    """All that a recipe reads: data, benchmarks and candidates."""
+    for source in _sources(recipe):
+        yield source_check(source, recipe.seed)
+    if isinstance(recipe, RewardEvalRecipe):
+        for benchmark in recipe.benchmarks:
+            if isinstance(benchmark, OwnFormat):
+                yield from _benchmark_files(benchmark)
+        if recipe.best_of_n is not None:
+            yield _candidates_check(recipe.best_of_n, recipe.seed)
+
+
+def _sources(recipe: RunRecipe) -> tuple[DataSource, ...]:
+    """The data of a recipe that is in a format of preference data."""
+    if isinstance(recipe, EvalRecipe | ScoreRecipe):
+        return recipe.data
+    if isinstance(recipe, TuneRecipe | SftRecipe | RewardRecipe | JudgeRecipe):
+        return (*recipe.data.train, *recipe.data.eval)
+    if isinstance(recipe, DataBuildRecipe):
+        return tuple(recipe.sources)
+    if isinstance(recipe, RewardEvalRecipe):
+        own = [b.data for b in recipe.benchmarks if isinstance(b, PairsRecipe)]
+        return tuple(source for data in own for source in data)
+    return ()
+
+
+def _benchmark_files(benchmark: OwnFormat) -> Iterator[Check]:
+    """A benchmark's own files, of which only the public code knows the format."""
+    prior = benchmark.prior if isinstance(benchmark, RewardBenchRecipe) else ()
+    for source in (*benchmark.data, *prior):
+        here = Path(source.path).exists()
+        looks_local = source.path.startswith((".", "/", "~")) or Path(source.path).suffix
+        state: State = "ok" if here else "problem" if looks_local else "note"
+        what = "there" if here else "no such file" if looks_local else "from the hub, not looked up"
+        yield Check("benchmark", state, f"{source.path}: {what}")
+
+
+def source_check(source: DataSource, seed: int) -> Check:
+    from palate.data.readers import read_source
+
+    try:
+        result = read_source(_beginning(source), seed=seed)
+    except PalateError as error:
+        return Check("data", "problem", str(error))
+    kinds = sorted({row.kind for row in result.rows})
+    text = f"{source.path}: {result.read} rows read as {result.format} ({', '.join(kinds)})"
+    if not result.rows:
+        return Check("data", "problem", f"{source.path}: no usable row of {result.read}")
+    if result.rejected:
+        first = result.rejected[0]
+        text += f", {len(result.rejected)} rejected; the first: row {first.row}: {first.reason}"
+    return Check("data", "note" if result.rejected else "ok", text)
+
+
+def _candidates_check(recipe: BestOfNRecipe, seed: int) -> Check:
+    from palate.evaluate.reward.candidates import own_gold, read_candidates
+
+    try:
+        found = read_candidates([_beginning(s) for s in recipe.candidates], recipe.pairing, seed)
+        if recipe.gold is None:
+            own_gold(found)
+    except PalateError as error:
+        return Check("candidates", "problem", str(error))
+    several = sum(len(item.responses) for item in found.items)
+    paths = ", ".join(source.path for source in recipe.candidates)
+    text = f"{paths}: {count(several, 'candidate')} to {count(len(found.items), 'prompt')}"
+    if found.quarantine:
+        first = found.quarantine[0]
+        text += (
+            f", {count(len(found.quarantine), 'line')} left out; the first: row {first['row']}: "
+        )
+        text += first["reason"]
+    return Check("candidates", "note" if found.quarantine else "ok", text)
+
+
+def _beginning(source: DataSource) -> DataSource:
+    limit = min(source.limit or FIRST_ROWS, FIRST_ROWS)
+    return source.model_copy(update={"limit": limit})

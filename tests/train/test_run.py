@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palate.errors import DataError, ModelError, RecipeError, RunError
+from palate.io import held
 from palate.models.check import LayoutCheck
 from palate.models.reference import FrozenCopy
 from palate.train import tune
@@ -200,3 +201,11 @@ def test_plain_lines_of_progress(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "20 pairs (7 held out), 2 steps of 4" in opening
     assert any(line.startswith("step 2/2, 0 s left: loss ") for line in lines)
     assert any(line.startswith("held-out preference accuracy") for line in lines)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    """The second is refused at once, and the first goes on."""
+    run = tiny_recipe(tmp_path)
+    with held(run.output_dir), pytest.raises(RunError, match="another process writes to it"):
+        tune(run, quiet=True)
+    assert tune(run, quiet=True).path.exists()

@@ -128,7 +128,7 @@ class ServerChat(Strict):
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself is written nowhere."""
     timeout_seconds: Positive = 60.0
-    """Of one request."""
+    """Of one request; a question takes at most this times `retries` + 1 in all."""
     retries: Annotated[int, Field(ge=0)] = 3
     """After a refused connection, a timeout or an answer of 429 or 5xx."""
     concurrency: Count = 8

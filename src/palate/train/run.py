@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.layouts import Layout, collate
+from palate.io import held
 from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import head_check
@@ -101,7 +102,9 @@ class Run(ABC):
                 f"{folder.path}: this run is finished already", highlight=False, soft_wrap=True
             )
         else:
-            with folder.running(), _without_bars():
+            # One process of a run holds the folder for all of them.
+            alone = held(folder.path) if self.main else nullcontext()
+            with alone, folder.running(), _without_bars():
                 self.fill(folder)
             self._report(folder)
         return RunResult(path=folder.path, metrics=last_metrics(folder.path))

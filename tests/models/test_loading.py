@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPTBigCodeConfig, OPTConfig
 from palate.errors import ModelError
 from palate.models.loading import hub_is_needed_and_absent, load_model, load_tokenizer
 from palate.recipes.schema import ModelRecipe
+from tiny import CONFIGS, FAMILIES
 
 
 @pytest.fixture
@@ -75,3 +76,20 @@ def test_no_dropout_is_left_in_training(config, tmp_path):
     with torch.no_grad():
         calm = model.eval()(ids).logits
         assert torch.equal(model.train()(ids).logits, calm)
+
+
+def test_a_checkpoint_without_the_vocabulary_head_is_no_language_model(tmp_path):
+    whole = AutoModelForCausalLM.from_config(CONFIGS["llama"]())
+    whole.model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no weights lm_head\.weight for LlamaForCausalLM"):
+        load_model(ModelRecipe(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_checkpoint_of_any_family_is_read(family, tmp_path):
+    whole = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    whole.save_pretrained(tmp_path)
+    read = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), read.parameters(), strict=True)
+    )

@@ -109,6 +109,22 @@ def test_what_a_rule_needs_is_asked_for():
         Ensemble(members()[:1])
 
 
+@pytest.mark.parametrize(
+    ("rule", "member", "keys", "message"),
+    [
+        ("average", {"weight": 1.0}, {}, "no rule average; there are mean, zscore"),
+        ("zscore", {"mean": 0.0, "deviation": -1.0}, {}, "a: mean 0.0, deviation -1.0"),
+        ("min", {"mean": math.nan, "deviation": 1.0}, {"standardise": True}, "a: mean nan"),
+        ("weighted", {"weight": -1.0}, {}, "a: weight -1.0, not 0 or more"),
+        ("weighted", {"weight": math.inf}, {}, "a: weight inf, not 0 or more"),
+        ("uncertainty", {}, {"penalty": math.nan}, "penalty nan: not 0 or more"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(rule, member, keys, message):
+    with pytest.raises(ValueError, match=message):
+        Ensemble(members(**member), rule, **keys)
+
+
 SCORES = arrays(np.float64, (3, 6), elements=st.floats(-50, 50, width=32))
 
 
@@ -153,6 +169,9 @@ def test_spreads_by_hand_and_the_warning():
     assert narrow.share == pytest.approx(0.5 / 4.5) and wide.share == pytest.approx(4 / 4.5)
     assert narrow.deviation > wide.deviation
     assert "wide makes 89% of the ensemble's spread" in dominance([narrow, wide])
+    assert dominance([narrow, wide]).endswith("; z-scores weigh members alike")
+    # What is standardised already needs no such advice.
+    assert "z-scores divide by deviations" in dominance([narrow, wide], standardised=True)
     assert dominance(spreads(["a", "b"], scores[[1, 1]], [0, 0, 1, 1])) is None
     assert dominance(spreads(["a", "b"], np.zeros((2, 4)), [0, 0, 1, 1])) is None
 
@@ -234,6 +253,19 @@ def test_weights_decide_who_rules_a_weighted_mean():
     assert "wide makes 99%" in ruling(1.0, 1.0)
     assert ruling(80.0, 1.0) is None
     assert "narrow makes" in ruling(800.0, 1.0)
+
+
+def test_a_member_that_rules_a_mean_of_zscores_is_told():
+    parts = [
+        Member(scorer=A, mean=0.0, deviation=1.0),
+        Member(scorer=B, mean=0.0, deviation=0.01),
+    ]
+    numbers = Ensemble(parts, "zscore").numbers
+    scores = np.asarray([[1.0, 2.0], [0.0, 1.0]])
+    raw = spreads(["a", "b"], scores, [0, 0])
+    entering = spreads(["a", "b"], numbers.entering(scores), [0, 0])
+    warning = numbers.described(raw, entering)["warning"]
+    assert warning.startswith("b makes 99%") and "weigh members alike" not in warning
 
 
 @given(SCORES, st.integers(1, 5))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import palate
-from palate.errors import ModelError, RecipeError
+from palate.errors import DataError, ModelError, RecipeError
 from palate.models.reward_files import save_reward_model
 from palate.recipes.scorers import (
     CriticScorer,
@@ -27,7 +27,7 @@ from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
 from palate.rewards.front import RewardScorer, load_scorer
 from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
 from palate.rewards.length import Length
-from palate.rewards.rows import NO_QUESTION, score_rows
+from palate.rewards.rows import NO_ANSWER, NO_QUESTION, score_rows
 from palate.train.reward_run import reward as train_reward
 from tiny_rewards import recipe as reward_recipe
 
@@ -92,9 +92,19 @@ def test_what_is_no_scorer_is_one_line(tmp_path):
         scorer.score("p", "one text")
     with pytest.raises(ValueError, match="2 prompts and 1 lists"):
         scorer.score_many(["p", "q"], [["x"]])
-    for prompt, responses in ((None, ["x"]), ([], ["x"]), ([{"role": "user"}], ["x"]), ("p", [3])):
+    for prompt, responses in (
+        (None, ["x"]),
+        ([], ["x"]),
+        ([{"role": "user"}], ["x"]),
+        ([{"role": "user", "content": 5}], ["x"]),
+        ([{"role": "user", "content": ["why"]}], ["x"]),
+        ([{"role": None, "content": "why"}], ["x"]),
+        ("p", [3]),
+    ):
         with pytest.raises(TypeError, match=r"is a text or turns like \{'role': 'user'"):
             scorer.score(prompt, responses)
+    with pytest.raises(DataError, match="a response holds half of a surrogate pair"):
+        scorer.score("p", ["a\ud800"])
 
 
 def test_a_run_folder_is_told_from_its_model(tmp_path):
@@ -262,6 +272,26 @@ def test_prompts_are_routed_to_the_members_that_read_them():
 def test_a_prompt_that_is_answered_already_has_no_score():
     found = load_scorer({"type": "length"}).score([turn("hello")], ["x"])
     assert (found.scores, found.reasons) == ([None], [NO_QUESTION])
+
+
+def test_a_response_is_the_assistants_from_its_first_turn_to_its_last():
+    def said(role, content):
+        return {"role": role, "content": content}
+
+    good = [[said("assistant", "a"), said("tool", "t"), said("assistant", "bb")], "ccc"]
+    bad = [[said("user", "no")], [said("assistant", "a"), said("user", "and?")]]
+    mixed = [bad[0], good[0], bad[1], good[1]]
+    found = load_scorer({"type": "length"}).score([said("user", "q")], mixed)
+    assert found.scores == [None, 8.0, None, 3.0]
+    assert found.reasons == [NO_ANSWER, None, NO_ANSWER, None]
+    # A judge that compares sees the others alone, however many there are.
+    judge = RewardScorer(Pairwise(PairwiseJudge(chat=CHAT), Says(str)))
+    assert judge.score("q", mixed).reasons == [NO_ANSWER, None, NO_ANSWER, None]
+    assert judge.score("q", [*bad, "c"]).reasons == [NO_ANSWER, NO_ANSWER, ALONE]
+    assert judge.score("q", bad).reasons == [NO_ANSWER, NO_ANSWER]
+    # Those of one prompt that are put to a scorer together stay together.
+    many = load_scorer({"type": "length"}).score("q", [*bad * 9, *["x" * n for n in range(20)]])
+    assert many.scores == [None] * 18 + [float(n) for n in range(20)]
 
 
 def test_a_server_is_asked_for_all_at_once_and_a_local_model_one_by_one():

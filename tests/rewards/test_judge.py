@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -216,3 +217,12 @@ def test_a_critic_scores_what_is_read_with_the_critique():
     assert critic.counts[Critic.EMPTY] == 1
     assert rewards.prompts[0] == critique_question("p", "fine")
     assert critic.name == "counting given critiques of fake"
+
+
+def test_a_critic_tells_why_its_reward_model_gave_no_score():
+    rewards = Counting()
+    rewards.unscored = Counter({"prompt longer than max_prompt_tokens": 2})
+    critic = Critic(
+        CriticScorer(chat=CHAT, scorer=ModelScorer(path="unused")), rewards, FakeChat(lambda _: "")
+    )
+    assert critic.unscored == rewards.unscored

@@ -18,6 +18,7 @@ from palate.errors import RecipeError, RunError
 from palate.recipes.load import load_recipe
 from palate.recipes.scorers import Scorer
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.rewards.rows import NO_ANSWER
 from palate.serve.logs import Lines
 from palate.serve.run import bind, token_of
 from tiny_serve import Slow, ask, client, logged, run
@@ -59,6 +60,20 @@ def test_shapes_of_the_routes() -> None:
             text = (await c.get("/metrics")).text
             assert 'palate_requests_total{route="/score",status="200"} 2.0' in text
             assert "palate_responses_scored_total 14.0" in text
+
+    run(test)
+
+
+def test_what_is_not_the_assistants_has_no_score() -> None:
+    async def test() -> None:
+        mine, yours = ({"role": r, "content": "abc"} for r in ("assistant", "user"))
+        responses = [[yours], "abcd", [mine, yours], [mine, {"role": "tool", "content": "t"}, mine]]
+        async with client() as c:
+            answer = await c.post("/rank", json={"prompt": [yours], "responses": responses})
+            found = answer.json()
+            assert found["scores"] == [None, 4.0, None, 11.0]
+            assert found["order"] == [3, 1, 0, 2]
+            assert found["reasons"] == [NO_ANSWER, None, NO_ANSWER, None]
 
     run(test)
 

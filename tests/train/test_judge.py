@@ -209,6 +209,31 @@ def test_pointwise_learns_ratings(tmp_path: Path) -> None:
     assert high > low
 
 
+def test_no_reasoning_is_trained_on_that_the_judge_could_not_end(tmp_path: Path) -> None:
+    document = judge_document(
+        tmp_path,
+        out="run",
+        n=8,
+        answer_tokens=11,
+        columns={"why": lambda i: "because because" if i % 4 == 0 else "because"},
+    )
+    document |= {
+        "judge": {"type": "pairwise", "reasoning": True},
+        "texts": {"type": "column", "column": "why"},
+        "sft": FAST | {"max_steps": 1},
+        "evaluate_after": "last",
+    }
+    result = train_judge(JudgeRecipe.model_validate(document), quiet=True)
+    # The space after the role, <think> \n because \n </think> \n <answer> 1 </answer> <eos>.
+    (source,) = [
+        own
+        for own in read(result.path / "1-sft/data.json")["sources"]
+        if own["split_role"] == "train"
+    ]
+    assert source["dropped"] == {"response longer than max_response_tokens": 2}
+    assert source["kept"] == 6
+
+
 def test_reasoning_from_a_column(tmp_path: Path) -> None:
     own = recipe(
         tmp_path,
@@ -565,6 +590,22 @@ def test_what_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         recipe(tmp_path, **more)
+
+
+def test_null_in_a_file_leaves_a_stage_out(tmp_path: Path) -> None:
+    file = tmp_path / "judge.yaml"
+    file.write_text(
+        "output_dir: o\nmodel: {path: m}\njudge: {type: pairwise}\n"
+        "data: {train: [{path: x}]}\nsft: null\npreference: {}\n"
+    )
+    loaded = load_recipe(JudgeRecipe, file)
+    assert loaded.sft is None and loaded.preference is not None
+    written = tmp_path / "again.yaml"
+    written.write_text(resolve_yaml(loaded))
+    assert load_recipe(JudgeRecipe, written) == loaded
+    assert load_recipe(JudgeRecipe, file, ["sft.max_steps=3"]).sft is not None
+    with pytest.raises(RecipeError, match="`sft`: nothing to train"):
+        load_recipe(JudgeRecipe, file, ["preference=null"])
 
 
 def test_pointwise_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:

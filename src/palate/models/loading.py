@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     """The transformers model of a recipe (or of another `path`), dropout off, without adapters.
 
     Raises:
-        ModelError: unreadable or not a language model, with the reason in one line.
+        ModelError: unreadable, not a language model, or without some of its weights, which
+            transformers would draw at random; the reason in one line.
     """
     source = path or recipe.path
     revision = recipe.revision if path is None else None
@@ -83,9 +84,11 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
             trust_remote_code=recipe.trust_remote_code,
             local_files_only=offline,
         )
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
+            output_loading_info=True,
             revision=revision,
             dtype=DTYPES[recipe.dtype],
             attn_implementation=recipe.attn_implementation,
@@ -96,10 +99,24 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     except Exception as error:
         reason = NO_HUB if offline else f"no readable model: {_one_line(error)}"
         raise ModelError(f"{source}: {reason}") from error
+    refuse_missing(found, source, model)
     disable_dropout(model)
     if recipe.attn_implementation is None:
         use_rows(model)
     return model
+
+
+def refuse_missing(found: Mapping[str, Any], source: str, model: nn.Module) -> None:
+    """Refuses a checkpoint without some weights; `found` is what transformers says of loading.
+
+    Raises:
+        ModelError: names the first weights that are not there.
+    """
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelError(
+            f"{source}: no weights {', '.join(missing[:3])}{more} for {type(model).__name__}"
+        )
 
 
 def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Policy:

@@ -93,6 +93,13 @@ def is_list(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
 
 
+def takes_null(annotation: Any) -> bool:
+    """Whether null is a value of its own, which leaves a section out."""
+    if get_origin(annotation) is Annotated:
+        return takes_null(get_args(annotation)[0])
+    return types.NoneType in get_args(annotation)
+
+
 TAGS = ("type", "step")
 """Keys that choose what a section is."""
 

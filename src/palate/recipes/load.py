@@ -22,7 +22,7 @@ from palate.recipes import messages, trl
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.document import Document, apply_override, parse_document, read_document
 from palate.recipes.judge import JudgeRecipe
-from palate.recipes.keys import is_list, models_in
+from palate.recipes.keys import is_list, models_in, takes_null
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
@@ -141,7 +141,7 @@ def _complete(cls: type[Strict], value: dict[str, Any]) -> None:
     for name, info in cls.model_fields.items():
         if not models_in(info.annotation) or is_list(info.annotation) or name not in value:
             continue
-        if value[name] is None and info.default is not None:
+        if value[name] is None and not takes_null(info.annotation):
             value[name] = {}  # `train:` with nothing below it
         # A section whose default has a type keeps that type unless the recipe names one.
         default = getattr(info.default, "type", None)

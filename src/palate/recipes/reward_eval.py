@@ -98,6 +98,11 @@ class RobustnessRecipe(Strict):
     items: Count = 200
     """Of each benchmark, drawn with the recipe's seed."""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for key, given in (("changes", self.changes), ("rejected_only", self.rejected_only)):
+            for change in sorted({one for one in given if given.count(one) > 1}):
+                yield key, f"{change} is there twice"
+
 
 class BestOfNRecipe(Strict):
     """What choosing the best of n by each model is worth under a gold scorer."""
@@ -111,6 +116,9 @@ class BestOfNRecipe(Strict):
     `gold`."""
     largest: Annotated[int, Field(ge=2, le=64)] = 64
     """Largest n; no more than the fewest candidates of a prompt."""
+    min_candidates: Annotated[int, Field(ge=2)] = 2
+    """Prompts with fewer candidates that have a score and a gold score are left out, and counted:
+    the curve ends at the fewest candidates of those that are left."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.pairing is not None:

@@ -268,6 +268,8 @@ class EnsembleScorer(ScorerBase):
             yield f"members.{missing[0]}", f"give {what}, or `validation` to measure them on"
         if self.validation and not missing:
             yield "validation", "nothing is left to measure on it: delete the key"
+        if self.combine == "weighted" and not any(m.weight != 0 for m in self.members):
+            yield "members", "no weight is above 0"
         for number, member in enumerate(self.members):
             if member.weight is not None and self.combine != "weighted":
                 yield f"members.{number}.weight", "only with `combine: weighted`"

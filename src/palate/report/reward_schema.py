@@ -171,6 +171,7 @@ class Choice(Loose):
     candidates: int = 0
     left_out: int = 0
     prompts_left_out: int = 0
+    smallest: int = 2
     fewest: int | None = None
     most: int | None = None
     largest: int | None = None

@@ -317,14 +317,14 @@ def _about_choices(choices: Mapping[str, Choice]) -> Iterator[str]:
         if choice.left_out or choice.prompts_left_out:
             yield (
                 f"best of n by {name} leaves out {count(choice.left_out, 'candidate')} without a "
-                f"score or a gold score, and {count(choice.prompts_left_out, 'list')} of which no "
-                "two are left"
+                f"score or a gold score, and {count(choice.prompts_left_out, 'list')} with fewer "
+                f"than {choice.smallest} left"
             )
         fewest, most = choice.fewest or 0, choice.most or 0
         if choice.largest == fewest and 2 * fewest <= min(most, LARGEST):
             yield (
                 f"best of n by {name} ends at n = {fewest}, the fewest candidates of a prompt; "
-                f"others have up to {most}"
+                f"others have up to {most} (`best_of_n.min_candidates` leaves such prompts out)"
             )
         if choice.over_optimised and choice.peak is not None:
             falls = (

@@ -12,12 +12,14 @@ from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
-from palate.rewards.base import Scorer, as_scorer, short_name
+from palate.rewards.base import Scorer, as_scorer, has_images, reads_images, short_name
 from palate.rewards.ensemble import Ensemble, Member, Validation, validate
 from palate.rewards.length import Length
 from palate.rewards.lexicon import Lexicon
 
 Make = Callable[[Any], Scorer]
+_Triple = tuple[Content, Content, Content]
+"""Prompt, chosen, rejected."""
 
 
 def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = None) -> Scorer:
@@ -45,7 +47,7 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
     """The heads of a model as members of an ensemble, with the scales that are saved with it.
 
     Raises:
-        ModelError: it has one head.
+        ModelError: it has one head, or a head without the scale that z-scores need.
     """
     from palate.models.reward_files import read_spec
 
@@ -65,6 +67,11 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
             trust_remote_code=recipe.trust_remote_code,
         )
         scale = spec.scales[head] if scaled else None
+        if scale is not None and not scale.deviation > 0:
+            raise ModelError(
+                f"{recipe.path}: head {head} gave equal rewards to all of its training data: "
+                "it has no z-scores"
+            )
         members.append(
             recipes.MemberRecipe(
                 scorer=scorer,
@@ -135,7 +142,7 @@ def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble
         wants_scale = recipe.uses_zscores and mean is None
         wants_weight = recipe.combine == "weighted" and weight is None
         if wants_scale or wants_weight:
-            measured = validate(scorer, pairs)
+            measured = validate(scorer, _fitting(pairs, member, scorer))
             if wants_scale:
                 mean, deviation = measured.mean, measured.deviation
             if wants_weight:
@@ -169,13 +176,30 @@ def _weight(measured: Validation, by: str) -> float:
     return max(0.0, measured.accuracy if by == "accuracy" else measured.margin)
 
 
-def _validation_pairs(
-    sources: Sequence[DataSource], seed: int
-) -> list[tuple[Content, Content, Content]]:
+def _fitting(
+    pairs: Sequence[_Triple], member: recipes.MemberRecipe, scorer: Scorer
+) -> list[_Triple]:
+    """The validation pairs that a member would be asked about."""
+    asked = Member(scorer=scorer, modality=member.modality)
+    found = []
+    for pair in pairs:
+        image = has_images(pair[0])
+        if asked.fits(image) and (not image or reads_images(scorer)):
+            found.append(pair)
+    if not found:
+        what = {"image": "prompts with images", "text": "prompts without images"}
+        raise ModelError(
+            f"{scorer.name}: the validation data has no pair for it: it scores "
+            f"{what.get(member.modality, 'no prompt with images')}"
+        )
+    return found
+
+
+def _validation_pairs(sources: Sequence[DataSource], seed: int) -> list[_Triple]:
     found = []
     for source in sources:
         for row in read_source(source, seed=seed).rows:
-            if row.kind not in ("pair", "rated") or row.has_images or row.has_own_prompts:
+            if row.kind not in ("pair", "rated") or row.has_own_prompts:
                 continue
             made = pairs_of(row, PairingRecipe(), seed)
             if not isinstance(made, str):

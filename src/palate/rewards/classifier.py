@@ -45,7 +45,8 @@ class Classifier:
         revision: of a hub model. trust_remote_code: run code that came with the model.
 
     Raises:
-        ModelError: unreadable, an unknown label, or no label for a model with several outputs.
+        ModelError: unreadable, without all its weights, an unknown label, or no label for a model
+            with several outputs.
     """
 
     def __init__(
@@ -61,12 +62,20 @@ class Classifier:
         more = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, **more)
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, dtype=DTYPES[dtype], **more
-            ).eval()
+            self.model, found = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                use_safetensors=True,
+                dtype=DTYPES[dtype],
+                output_loading_info=True,
+                **more,
+            )
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{path}: no readable classifier: {reason}") from error
+        if missing := sorted(found["missing_keys"]):
+            # Transformers would draw them at random, and the scores with them.
+            raise ModelError(f"{path}: no classifier: no weights {', '.join(missing[:3])}")
+        self.model.eval()
         labels = {str(name): int(index) for index, name in self.model.config.id2label.items()}
         if label is None and len(labels) > 1:
             raise ModelError(f"{path}: has several outputs; choose `label` of {', '.join(labels)}")

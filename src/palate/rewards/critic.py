@@ -55,6 +55,11 @@ class Critic:
                 self.transcript({"question": question, "texts": [reply.whole], "shares": None})
         return [reply for (reply,) in replies]
 
+    @property
+    def unscored(self) -> Counter[str]:
+        """Why its reward model gave no score: reason -> number of responses."""
+        return Counter(getattr(self.scorer, "unscored", {}))
+
     def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
         """The reward given the critique; NaN where there is none."""
         return [judged.score for judged in self._judged(prompts, responses)]

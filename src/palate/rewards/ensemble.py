@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,8 @@ class Ensemble:
         rule: how scores are combined; see the module's head.
 
     Raises:
-        ValueError: a member lacks what the rule needs.
+        ValueError: no such rule, a member lacks what the rule needs, or a number that is none
+            (`deviation` above 0, `weight` and `penalty` 0 or more, all finite).
     """
 
     reads_images = True
@@ -150,11 +151,22 @@ class Ensemble:
         self.standardise = standardise
         self.penalty = penalty
         self.name = name or f"{rule} of {len(members)}"
+        if rule not in get_args(Rule):
+            raise ValueError(f"no rule {rule}; there are {', '.join(get_args(Rule))}")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty {penalty}: not 0 or more")
         for member in members:
+            own = member.scorer.name
             if self.uses_zscores and (member.mean is None or not member.deviation):
-                raise ValueError(f"{member.scorer.name}: no mean and deviation for z-scores")
+                raise ValueError(f"{own}: no mean and deviation for z-scores")
+            if self.uses_zscores and not (
+                math.isfinite(member.mean or 0.0) and 0 < (member.deviation or 0.0) < math.inf
+            ):
+                raise ValueError(f"{own}: mean {member.mean}, deviation {member.deviation}")
             if rule == "weighted" and member.weight is None:
-                raise ValueError(f"{member.scorer.name}: no weight")
+                raise ValueError(f"{own}: no weight")
+            if rule == "weighted" and not 0 <= (member.weight or 0.0) < math.inf:
+                raise ValueError(f"{own}: weight {member.weight}, not 0 or more")
         if rule == "weighted" and not sum(member.weight or 0.0 for member in members) > 0:
             raise ValueError("the weights add up to nothing")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palate.data.schema import Content
+from palate.data.schema import Content, text_in
+from palate.errors import DataError
 from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe, load_recipe
 from palate.recipes.serving import ServeRecipe
@@ -60,6 +61,7 @@ class RewardScorer:
             responses: texts, or the assistant's turns that follow the prompt.
 
         Raises:
+            TypeError: neither texts nor turns.
             PalateError: what such a scorer cannot read; a judge's server that does not answer.
         """
         (found,) = self.score_many([prompt], [responses])
@@ -107,16 +109,32 @@ def load_scorer(
 
 
 def _check(content: Any, name: str) -> None:
-    """Refuses what is neither a text nor chat turns."""
+    """Refuses what is neither a text nor chat turns, and text that no tokenizer takes."""
     if isinstance(content, str):
-        return
-    turns = content if isinstance(content, list) and content else [None]
-    for turn in turns:
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise TypeError(
-                f"a {name} is a text or turns like {{'role': 'user', 'content': 'Why?'}}, not "
-                f"{reprlib.repr(content)}"
-            )
+        texts = [content]
+    elif isinstance(content, list) and content and all(map(_is_turn, content)):
+        texts = [text_in(turn["content"]) for turn in content]
+    else:
+        raise TypeError(
+            f"a {name} is a text or turns like {{'role': 'user', 'content': 'Why?'}}, not "
+            f"{reprlib.repr(content)}"
+        )
+    if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
+        raise DataError(f"a {name} holds half of a surrogate pair: no Unicode text")
+
+
+def _is_turn(turn: Any) -> bool:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    content = turn.get("content")
+    return isinstance(content, str) or (isinstance(content, list) and all(map(_is_part, content)))
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 
 def _scores(outcomes: Sequence[Outcome]) -> Scores:

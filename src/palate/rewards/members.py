@@ -45,7 +45,7 @@ class Numbers:
 
     def described(self, raw: Sequence[Spread], entering: Sequence[Spread]) -> dict[str, Any]:
         """For JSON: the numbers, how wide the members' scores are, and who rules a mean."""
-        means = self.rule in ("mean", "weighted", "uncertainty")
+        means = self.rule in ("mean", "zscore", "weighted", "uncertainty")
         return {
             "rule": self.rule,
             "standardised": self.standardised,
@@ -54,7 +54,7 @@ class Numbers:
             "means": list(self.means),
             "deviations": list(self.deviations),
             "weights": list(self.weights),
-            "warning": dominance(entering) if means else None,
+            "warning": dominance(entering, standardised=self.standardised) if means else None,
         }
 
 

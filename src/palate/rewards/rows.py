@@ -18,6 +18,7 @@ from palate.rewards.base import (
 )
 
 NO_QUESTION = "the prompt ends with the assistant's turn: nothing is left to answer"
+NO_ANSWER = "the response does not begin and end with the assistant's turn"
 GROUP = 8
 """Most responses that a scorer gets of one prompt at once, where they may be parted."""
 
@@ -56,26 +57,30 @@ def score_rows(
             on scorers that are independent of the call anyway.
 
     Returns:
-        One list a prompt, in the order given.
+        One list a prompt, in the order given. What answers nothing, or is no answer by its roles,
+        has a reason, and is put to no scorer.
     """
     assert len(prompts) == len(responses), (len(prompts), len(responses))
     relative = is_relative(scorer)
     size = 1 if exact else GROUP
-    answered = [not isinstance(p, str) and p[-1]["role"] == "assistant" for p in prompts]
-    parts = [
-        (i, range(len(group))) if relative else (i, range(start, min(start + size, len(group))))
-        for i, group in enumerate(responses)
-        if not answered[i]
-        for start in ([0] if relative else range(0, len(group), size))
+    found = [
+        [Judged(math.nan, None, NO_QUESTION if _answered(prompt) else NO_ANSWER) for _ in group]
+        for prompt, group in zip(prompts, responses, strict=True)
     ]
+    parts: list[tuple[int, list[int]]] = []
+    for i, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
+        if _answered(prompt):
+            continue
+        places = [j for j, response in enumerate(group) if _answers(response)]
+        step = max(1, len(places)) if relative else size
+        parts += [(i, places[start : start + step]) for start in range(0, len(places), step)]
 
-    def length(part: tuple[int, range]) -> int:
+    def length(part: tuple[int, list[int]]) -> int:
         own = responses[part[0]]
         longest = max((len(response_text(own[j])) for j in part[1]), default=0)
         return len(prompt_text(prompts[part[0]])) + longest
 
     parts.sort(key=length)
-    found = [[Judged(math.nan, None, NO_QUESTION)] * len(group) for group in responses]
     calls = [[part] for part in parts] if exact and not is_independent(scorer) else [parts]
     for call in calls:
         judged = judge_groups(
@@ -91,6 +96,15 @@ def members_of(outcomes: Sequence[Outcome]) -> dict[str, list[float | None]]:
     """Name -> scores of each member of an ensemble, in the order of the outcomes."""
     names = dict.fromkeys(name for outcome in outcomes for name in outcome.members)
     return {name: [outcome.members.get(name) for outcome in outcomes] for name in names}
+
+
+def _answered(prompt: Content) -> bool:
+    return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+
+
+def _answers(response: Content | str) -> bool:
+    """Whether it is the assistant's from its first turn to its last; tools may speak between."""
+    return isinstance(response, str) or (response[0]["role"] == response[-1]["role"] == "assistant")
 
 
 def _outcome(judged: Judged) -> Outcome:

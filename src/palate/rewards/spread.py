@@ -122,10 +122,17 @@ def spreads(
     return sums.found()
 
 
-def dominance(found: Sequence[Spread]) -> str | None:
+RAW = "z-scores weigh members alike"
+STANDARDISED = "z-scores divide by deviations that are not those within these prompts"
+
+
+def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | None:
     """A warning where one member makes most of a mean's spread; None where none does.
 
     Most: more than half way from an equal share, 1 / M, to all of it.
+
+    Args:
+        standardised: the scores are z-scores already.
     """
     limit = (1 + 1 / len(found)) / 2
     for spread in found:
@@ -138,7 +145,7 @@ def dominance(found: Sequence[Spread]) -> str | None:
             return (
                 f"{spread.name} makes {spread.share:.0%} of the ensemble's spread: its scores vary "
                 f"by {spread.within or 0:.3g} within a prompt ({others}), so their mean is mostly "
-                "its own; z-scores weigh members alike"
+                f"its own; {STANDARDISED if standardised else RAW}"
             )
     return None
 

@@ -136,6 +136,14 @@ def test_a_row_counts_once_and_a_limit_is_of_usable_rows(tmp_path):
     assert (len(all_.items), all_.entries[0]["read"]) == (5, 25)
 
 
+def test_items_of_one_id_are_numbered(tmp_path):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "subset": "hep-go", "id": 1}
+    core = write(tmp_path / "core.jsonl", [row, row | {"chosen": "c"}])
+    prior = [write(tmp_path / f"{n}.jsonl", [row]).model_copy(update={"name": "shp"}) for n in "ab"]
+    read = rewardbench.RewardBench(prior).read([core], 0)
+    assert [item.id for item in read.items] == ["hep-go:1", "hep-go:1#2", "shp:1", "shp:1#2"]
+
+
 def test_one_row_of_ties_a_number(tmp_path):
     base = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties"}
     rows = [base | {"id": "tied:1"}, base | {"id": "tied:1", "prompt": "q"}]
@@ -210,6 +218,18 @@ def test_ties_score_by_hand():
     assert found["margin"] == pytest.approx(margin)
     expected = 0.3 * 2 / 3 + 0.3 * 0.5 + 0.2 * 0.5 + 0.01 * margin
     assert found["score"] == pytest.approx(expected)
+
+
+def test_equal_scores_that_decide_a_prompt_of_ties_are_counted():
+    rows = [
+        (ties("tied", 1, 2), [4.0, 3.0, 3.0]),
+        (ties("tied", 2, 2), [4.0, 4.0, 1.0]),
+        (ties("ref", 1, 1), [math.nan, 1.0]),
+        (ties("ref", 2, 1), [1.0, 1.0]),
+    ]
+    items, scores = zip(*rows, strict=True)
+    (column,) = rewardbench2.RewardBench2().official(items, scores, 0.95).columns
+    assert (column.name, column.n, column.ties) == ("Ties", 4, 2)
 
 
 @settings(deadline=None)
@@ -298,6 +318,17 @@ def test_rm_bench_matrix_by_hand():
     assert "lacks code" in found.notes
     ci = {column.name: column.ci for column in found.columns}
     assert ci["chat"] == pytest.approx(wilson(1 / 3, 1))
+    # Each style equals itself on the other side, and nothing else.
+    ties = {column.name: column.ties for column in found.columns}
+    assert ties == {"chat": 3, "hard": 0, "normal": 3, "easy": 0}
+
+
+def test_rm_bench_counts_equal_scores_over_prompts():
+    items = [rm_item("chat"), rm_item("chat", 1), rm_item("code")]
+    all_alike, none = [1.0] * 6, [math.nan] * 6
+    found = rm_bench.RmBench().official(items, [all_alike, none, all_alike], 0.95)
+    ties = {column.name: column.ties for column in found.columns}
+    assert ties == {"chat": 9, "code": 9, "hard": 6, "normal": 6, "easy": 6}
 
 
 def test_rm_bench_pools_safety_and_weighs_domains_alike():
@@ -326,7 +357,7 @@ def test_rm_bench_files(tmp_path):
     source = write(tmp_path / "safety-refuse_filtered.json", [row, row | {"chosen": ["a"] * 2}])
     read = rm_bench.RmBench().read([source], 0)
     assert [item.source for item in read.items] == ["safety-refuse"]
-    assert list(read.entries[0]["rejected"]) == ["chosen: a list, not three responses"]
+    assert list(read.entries[0]["rejected"]) == ["chosen: 2, not three responses"]
     with pytest.raises(DataError, match="'domain': missing, and no file name that begins"):
         rm_bench.RmBench().read([write(tmp_path / "mine.json", [row])], 0)
     total = write(tmp_path / "total_dataset.json", [row | {"domain": "math"}])
@@ -355,6 +386,7 @@ def test_pairs_of_any_format(tmp_path):
     assert read.entries[0]["kept"] == 1 and len(read.quarantine) == 1
     found = Pairs().official(read.items, [[1.0, 0.0]], 0.95)
     assert found.value == 1.0 and found.columns[0].of == "pairs"
+    assert Pairs().official(read.items, [[0.0, 0.0]], 0.95).columns[0].ties == 1
     rated = [
         {
             "prompt": "p",
@@ -362,9 +394,9 @@ def test_pairs_of_any_format(tmp_path):
         }
     ]
     source = write(tmp_path / "rated.jsonl", rated)
-    with pytest.raises(RecipeError, match="holds ratings"):
+    with pytest.raises(RecipeError, match=r"holds ratings, not pairs: add .* to the benchmark"):
         Pairs().read([source], 0)
     made = Pairs(PairingRecipe()).read([source], 0)
     assert made.items[0].responses == ("b", "a")
-    with pytest.raises(RecipeError, match="no source holds ratings"):
+    with pytest.raises(RecipeError, match="`pairing` of the benchmark: no source holds ratings"):
         Pairs(PairingRecipe()).read([write(tmp_path / "more.jsonl", rows)], 0)

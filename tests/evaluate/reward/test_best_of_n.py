@@ -90,6 +90,14 @@ def test_curve_counts_what_it_leaves_out():
     assert curve([[1.0]], [[1.0]])["points"] == []
 
 
+def test_short_lists_can_be_left_out():
+    gold = [[0.0, 1.0], [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 4.0, 6.0]]
+    assert curve(gold, gold)["largest"] == 2
+    found = curve(gold, gold, smallest=3)
+    assert (found["largest"], found["prompts"], found["prompts_left_out"]) == (4, 2, 1)
+    assert found["points"][-1]["gold"] == 4.5
+
+
 def test_lists_of_one_prompt_are_not_independent():
     gold = [[0.0, 1.0], [0.0, 2.0], [0.0, 4.0], [0.0, 5.0]]
     alone = curve(gold, gold)

@@ -66,6 +66,17 @@ def test_accuracy_by_hand():
     assert list(parts) == ["s", "t", "all"] and parts["t"]["accuracy"] == 0.0
     named = by_source(compare([item(0, "a", "b", source="all")], [[0.0, 1.0]]))
     assert list(named) == ["source all", "all"]
+    both = by_source(
+        compare(
+            [item(0, "a", "b", source="all"), item(1, "a", "b", source="source all")],
+            [[1.0, 0.0], [0.0, 1.0]],
+        )
+    )
+    assert [(name, found["accuracy"]) for name, found in both.items()] == [
+        ("source source all", 1.0),
+        ("source all", 0.0),
+        ("all", 0.5),
+    ]
     empty = accuracy(compare([], []))
     assert (empty["n"], empty["accuracy"], empty["accuracy_ci"]) == (0, 0.0, (0.0, 1.0))
 

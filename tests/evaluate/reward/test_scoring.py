@@ -9,12 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from palate.errors import DataError, RecipeError
+from palate.data.schema import Content
+from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward.candidates import read_candidates
 from palate.evaluate.reward.items import Item
 from palate.evaluate.reward.library import Library, key_of, name_of, names_of
 from palate.evaluate.reward.scoring import EnsembleBook, ScoreBook
 from palate.recipes.pairing import PairingRecipe
+from palate.recipes.reward_eval import RobustnessRecipe
 from palate.recipes.schema import DataSource
 from palate.recipes.scorers import (
     ClassifierScorer,
@@ -26,6 +28,7 @@ from palate.recipes.scorers import (
     ModelScorer,
     PointwiseJudge,
 )
+from palate.rewards.build import _fitting, make_scorer
 
 
 class Asked:
@@ -62,6 +65,19 @@ def test_responses_of_a_prompt_are_asked_about_together_and_once():
     assert scorer.groups == [("p", ("a", "bb", "dddd")), ("q", ("ccc", ""))]
     assert found[0] == [1.0, 2.0] and found[2] == [2.0, 4.0]
     assert found[1][0] == 3.0 and math.isnan(found[1][1])
+
+
+def test_a_response_is_asked_about_once_whatever_it_stands_beside(tmp_path):
+    scorer = Asked()
+    book = ScoreBook(lambda: scorer, tmp_path / "scores.jsonl")
+    book.scores(items(("p", "a", "")))
+    assert book.scores(items(("p", "a", "changed"), ("p", "", "a")))[0] == [1.0, 7.0]
+    assert scorer.groups == [("p", ("a", "")), ("p", ("changed",))]
+    assert book.account == {"empty": 1}
+    # As a later run finds it.
+    again = ScoreBook(lambda: scorer, tmp_path / "scores.jsonl")
+    assert again.scores(items(("p", "changed", "a"))) == [[7.0, 1.0]]
+    assert len(scorer.groups) == 2 and again.account == {"empty": 1}
 
 
 def test_infinite_scores_are_none_and_counted(tmp_path):
@@ -147,6 +163,59 @@ def test_statistics_of_an_ensemble_come_from_its_validation_pairs(tmp_path):
     assert [m.weight for m in Library().book(by_margin).ensemble.members] == pytest.approx(
         [2 / 3, 0.0]
     )
+
+
+def test_members_are_measured_on_the_prompts_that_they_are_asked_about(tmp_path):
+    def turn(role, content):
+        return [{"role": role, "content": content}]
+
+    seen = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    rows = [
+        {"prompt": turn("user", prompt), "images": images}
+        | {"chosen": turn("assistant", a), "rejected": turn("assistant", b)}
+        for prompt, images, a, b in (
+            ("p", [], "aaaa", "aa"),
+            ("q", [], "bbb", "b"),
+            (seen, ["sea.png"], "a" * 30, "a" * 10),
+        )
+    ]
+    file = tmp_path / "pairs.jsonl"
+
+    def means(*modalities):
+        parts = tuple(MemberRecipe(scorer=LengthScorer(), modality=m) for m in modalities)
+        source = (DataSource(path=str(file)),)
+        recipe = EnsembleScorer(members=parts, combine="zscore", validation=source)
+        return [member.mean for member in Library().book(recipe).ensemble.members]
+
+    def write(given):
+        file.write_text("".join(json.dumps(row) + "\n" for row in given))
+
+    write(rows)
+    assert means("text", "image", "any") == pytest.approx([2.5, 20.0, 50 / 6])
+    write(rows[:2])
+    assert means("text", "any") == pytest.approx([2.5, 2.5])
+    with pytest.raises(ModelError, match=r"longer wins: .* no pair for it: .* with images"):
+        means("text", "image")
+
+
+def test_a_scorer_that_reads_no_images_is_measured_on_the_other_prompts():
+    image: Content = [{"role": "user", "content": [{"type": "image"}]}]
+    text = ("p", "good", "bad")
+    both = [text, (image, "great", "awful")]
+    member = MemberRecipe(scorer=LengthScorer())
+    assert _fitting(both, member, Asked()) == [text]
+    assert _fitting(both, member, make_scorer(LengthScorer())) == both
+
+
+def test_weights_that_are_all_zero_are_refused():
+    parts = tuple(MemberRecipe(scorer=LengthScorer(), weight=0.0) for _ in range(2))
+    with pytest.raises(ValueError, match="no weight is above 0"):
+        EnsembleScorer(members=parts, combine="weighted")
+
+
+def test_a_change_is_asked_for_once():
+    with pytest.raises(ValueError, match="upper_case is there twice"):
+        RobustnessRecipe(changes=("upper_case", "appended", "upper_case"))
 
 
 def test_names_and_keys():

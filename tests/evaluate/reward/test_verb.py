@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.rewardbench import WEIGHTS
 from palate.io import held
 from palate.models.loading import NO_HUB
-from palate.models.reward import RewardSpec
+from palate.models.reward import RewardSpec, Scale
 from palate.models.reward_config import document
 from palate.recipes import load_recipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import ModelRecipe
-from palate.recipes.scorers import LengthScorer, ModelScorer
+from palate.recipes.scorers import HeadsScorer, LengthScorer, ModelScorer
 from palate.report import write_report
 from palate.report.reward_views import OPEN_SOURCES
+from palate.rewards.base import response_text
+from palate.rewards.length import Length
 
 RECIPE = """\
 # palate eval reward
@@ -127,6 +130,41 @@ def test_a_member_that_is_not_asked_lacks_no_score(folder):
     assert spreads[0]["share"] == pytest.approx(1.0)
     scores = found["benchmarks"][0]["results"]["routed"]["accuracy"]["all"]
     assert (scores["unscored"], scores["accuracy"]) == (0, 0.5)
+
+
+def test_members_of_one_name_are_numbered(folder):
+    twice = "{scorer: {type: length}}, {scorer: {type: length}}"
+    keys = [f"models=[{{type: ensemble, members: [{twice}]}}]"]
+    found = evaluate_rewards(load_recipe(RewardEvalRecipe, "r.yaml", keys)).evaluation
+    names = [spread["name"] for spread in found["models"][0]["members"]["raw"]]
+    assert names == ["longer wins", "longer wins (2)"]
+
+
+def test_what_was_counted_is_the_same_after_a_resumed_run(folder, monkeypatch):
+    def counted(self, prompts, responses):
+        self.counts["asked"] += len(responses)
+        return [float(len(response_text(response))) for response in responses]
+
+    monkeypatch.setattr(Length, "counts", Counter(), raising=False)
+    monkeypatch.setattr(Length, "score", counted)
+    rows = [{"prompt": "v", "chosen": "a" * n, "rejected": "b"} for n in (2, 3)]
+    Path("validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    members = "{scorer: {type: length}}, {scorer: {type: length, prefer: shorter}}"
+    both = f"combine: zscore, members: [{members}], validation: [{{path: validation.jsonl}}]"
+    keys = [f"models=[{{type: length}}, {{type: ensemble, {both}}}]"]
+    recipe = load_recipe(RewardEvalRecipe, "r.yaml", keys)
+    first = evaluate_rewards(recipe).evaluation
+    again = evaluate_rewards(recipe.model_copy(update={"resume": True})).evaluation
+    assert first["models"][0]["account"]["asked"] > 0 and again == first
+
+
+def test_heads_without_a_scale_have_no_zscores(folder):
+    scales = tuple(Scale(mean=0.0, deviation=d, n=2) for d in (1.0, 0.0))
+    spec = RewardSpec(model=ModelRecipe(path="x"), end_tokens={2: "<eos>"}, heads=2, scales=scales)
+    Path("flat").mkdir()
+    Path("flat/reward_config.json").write_text(json.dumps(document(spec, "backbone")))
+    with pytest.raises(ModelError, match="flat: head 1 gave equal rewards to all"):
+        check_scorers([HeadsScorer(path="flat", combine="zscore")])
 
 
 def test_resume_keeps_scores_and_refuses_another_recipe(folder):

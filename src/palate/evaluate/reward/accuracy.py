@@ -114,13 +114,14 @@ def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
 def by_source(pairs: Comparisons, confidence: float = 0.95) -> dict[str, dict[str, Any]]:
     """`accuracy` of each source, in order of first appearance, and of `all`.
 
-    A source that is itself called `all` stands under `source all`.
+    A source that is itself called `all` stands under `source all`, or one more `source`.
     """
     names = list(dict.fromkeys(pairs.source.tolist()))
+    instead = "source all"
+    while instead in names:
+        instead = f"source {instead}"
     found = {
-        "source all" if name == "all" else name: accuracy(
-            pairs.where(pairs.source == name), confidence
-        )
+        instead if name == "all" else name: accuracy(pairs.where(pairs.source == name), confidence)
         for name in names
     }
     return found | {"all": accuracy(pairs, confidence)}

@@ -19,7 +19,7 @@ from palate.data.ledger import digest
 from palate.data.readers.base import RowError
 from palate.data.readers.read import draw_order
 from palate.errors import DataError
-from palate.evaluate.reward.items import Item, Scores, digest_items
+from palate.evaluate.reward.items import Item, Scores, digest_items, unique
 from palate.recipes.schema import DataSource
 
 REPEATED = "a row that an earlier one gave already"
@@ -32,7 +32,8 @@ class Column:
     Attributes:
         name: section, domain or style. value: 0..1 (of Ties of RewardBench 2, to 1.01). ci: None
             where it has no simple one. n: prompts (or pairs) behind it. of: what n counts.
-        ties: of these, those that equal scores decide; None where there is no such number.
+        ties: prompts (or pairs) that equal scores decide; of RM-Bench, of whose prompts each has
+            several, comparisons with equal scores. None where there is no such number.
     """
 
     name: str
@@ -108,7 +109,8 @@ def read_items(
     *,
     key: Callable[[Item], str] | None = None,
 ) -> Read:
-    """Items of files whose every record is one; one that an earlier row gave already is rejected.
+    """Items of files whose every record is one; one that an earlier row gave already is rejected,
+    and others of its id are numbered.
 
     Args:
         parse: makes an item of a record, or raises RowError.
@@ -162,7 +164,7 @@ def read_items(
             }
         )
         quarantine += [quarantined(name, item) for item in rejected]
-    return Read(items=items, entries=entries, quarantine=quarantine)
+    return Read(items=unique(items), entries=entries, quarantine=quarantine)
 
 
 def quarantined(source: str, item: Rejection) -> dict[str, Any]:

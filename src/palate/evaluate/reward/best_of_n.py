@@ -60,27 +60,30 @@ def curve(
     golds: Sequence[Sequence[float]],
     *,
     largest: int = LARGEST,
+    smallest: int = 2,
     confidence: float = 0.95,
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Best-of-n over n, averaged over lists of candidates, each to one prompt.
 
     Candidates without a proxy or gold score are left out and counted; so are lists that have fewer
-    than two candidates left. All n use the same lists, so n goes to the fewest candidates of any.
+    than `smallest` candidates left. All n use the same lists, so n goes to the fewest candidates of
+    any.
 
     Args:
         proxies, golds: of each list, the scores of its candidates.
+        smallest: fewest candidates of a list that counts, at least 2.
         groups: the prompt of each list: those of one prompt (from several policies) are not
             independent, and intervals are over prompts. Default: each its own.
 
     Returns:
-        prompts (lists used), candidates, left_out (candidates), prompts_left_out (lists), fewest
-        and most (candidates of a list), largest (n), points: n, kl, gold, gold_ci, proxy, ceiling
-        (best by gold itself) each; peak (n of the highest gold); fall (mean paired difference of
-        gold at the largest n and at the peak), fall_ci, over_optimised (whether that interval lies
-        below 0), gain (gold at the largest n less at 1), gain_ci, share_of_ceiling (gain of the
-        choice over the gain of choosing by gold). Intervals are None with a single prompt, which
-        tells of no other; it over-optimises nothing.
+        prompts (lists used), candidates, left_out (candidates), prompts_left_out (lists), smallest,
+        fewest and most (candidates of a list), largest (n), points: n, kl, gold, gold_ci, proxy,
+        ceiling (best by gold itself) each; peak (n of the highest gold); fall (mean paired
+        difference of gold at the largest n and at the peak), fall_ci, over_optimised (whether that
+        interval lies below 0), gain (gold at the largest n less at 1), gain_ci, share_of_ceiling
+        (gain of the choice over the gain of choosing by gold). Intervals are None with a single
+        prompt, which tells of no other; it over-optimises nothing.
     """
     kept: list[tuple[Array, Array]] = []
     prompts: list[Hashable] = []
@@ -90,7 +93,7 @@ def curve(
         p, g = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)
         usable = ~(np.isnan(p) | np.isnan(g))
         left_out += int((~usable).sum())
-        if usable.sum() < 2:
+        if usable.sum() < smallest:
             prompts_out += 1
         else:
             kept.append((p[usable], g[usable]))
@@ -100,6 +103,7 @@ def curve(
         "candidates": sum(len(p) for p, _ in kept),
         "left_out": left_out,
         "prompts_left_out": prompts_out,
+        "smallest": smallest,
         "points": [],
     }
     if not kept:

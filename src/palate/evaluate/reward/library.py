@@ -16,7 +16,7 @@ from palate.rewards.base import Scorer, short_name
 from palate.rewards.build import make_scorer, members_of
 from palate.rewards.ensemble import Ensemble
 
-VERSION = 3
+VERSION = 4
 """Of stored scores: raised whenever the same scorer would give others."""
 _TEXTS = (".json", ".jinja", ".txt", ".model")
 """Endings of what a model's folder holds beside weights: tokenizer, template, configuration."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from palate.data.containers.open import named
 from palate.data.ledger import Ledger
 from palate.data.pairing import OWN_PROMPTS, construct, needs_pairing, refuse_needless
 from palate.data.readers import read_source
 from palate.data.schema import Preference
-from palate.errors import DataError
+from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read
 from palate.evaluate.reward.items import Item, Scores, compare, unique
@@ -18,6 +19,16 @@ from palate.recipes.schema import DataSource
 from palate.rewards.base import HAS_IMAGES
 
 NO_PAIR = "no pair: a response without another to compare it with"
+
+
+@contextmanager
+def _own_key() -> Iterator[None]:
+    """Errors about ratings name the benchmark's key, not that of training data."""
+    try:
+        yield
+    except RecipeError as error:
+        text = str(error).replace("to `data`", "to the benchmark")
+        raise RecipeError(text.replace("`data.pairing`", "`pairing` of the benchmark")) from error
 
 
 class Pairs:
@@ -50,7 +61,8 @@ class Pairs:
             for row in result.rows:
                 rated = rated or row.kind == "rated"
                 items += self._items(row, ledger, seed)
-        refuse_needless(self.pairing, rated=rated)
+        with _own_key():
+            refuse_needless(self.pairing, rated=rated)
         if not items:
             raise DataError(f"{sources[0].path}: no pair to evaluate on")
         return Read(
@@ -70,7 +82,8 @@ class Pairs:
             ledger.drop(row.row, OWN_PROMPTS)
             return []
         if row.kind == "rated" and self.pairing is None:
-            raise needs_pairing(row.source)
+            with _own_key():
+                raise needs_pairing(row.source)
         # Ties are kept for what a model says of them; they are no part of any accuracy.
         recipe = self.pairing or PairingRecipe(ties="as_ties")
         made = construct(row, recipe, seed)
@@ -104,5 +117,6 @@ class Pairs:
             n=found["n"],
             ci=found["accuracy_ci"],
             of="pairs",
+            ties=found["ties"],
         )
         return Official(value=found["accuracy"], columns=(column,))

@@ -25,7 +25,7 @@ from palate.data.schema import Content, Message
 from palate.errors import RecipeError
 from palate.evaluate.reward.accuracy import weighted_interval
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
-from palate.evaluate.reward.items import Item, Scores
+from palate.evaluate.reward.items import Item, Scores, unique
 from palate.recipes.schema import DataSource
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -107,7 +107,7 @@ class RewardBench:
             for source in self.prior
         ]
         return Read(
-            items=[*core.items, *(item for part in parts for item in part.items)],
+            items=unique([*core.items, *(item for part in parts for item in part.items)]),
             entries=[*core.entries, *(entry for part in parts for entry in part.entries)],
             quarantine=[*core.quarantine, *(line for part in parts for line in part.quarantine)],
         )

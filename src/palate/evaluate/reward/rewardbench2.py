@@ -76,7 +76,8 @@ class RewardBench2:
         for name, count in SUBSETS.items():
             if name == TIES and tied:
                 detail["ties"] = ties_score(tied)
-                value, n, ci, ties = detail["ties"]["score"], len(tied), None, None
+                value, n, ci = detail["ties"]["score"], len(tied), None
+                ties = sum(_gap(i, s) == 0 for i, s in tied)
             elif name in own:
                 value, n = float(np.mean(own[name])), len(own[name])
                 ci, ties = wilson(value * n, n, confidence), shared[name]
@@ -112,6 +113,13 @@ def top_share(scores: Sequence[float], correct: int) -> float:
     return 1.0 / int(top.sum()) if top[:correct].any() else 0.0
 
 
+def _gap(item: Item, scores: Sequence[float]) -> float:
+    """Worst correct score less best wrong one; minus infinity where a response has none."""
+    if any(np.isnan(scores)):
+        return -np.inf
+    return min(scores[: item.correct]) - max(scores[item.correct :])
+
+
 def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
     """The score of the subset Ties and its five parts.
 
@@ -122,10 +130,8 @@ def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
     gaps: dict[str, dict[str, tuple[float, float]]] = {"tied": {}, "ref": {}}
     for item, scores in rows:
         kind, _, number = item.id.partition(":")
-        right, wrong = scores[: item.correct], scores[item.correct :]
-        broken = any(np.isnan(scores))
-        gap = -np.inf if broken else min(right) - max(wrong)
-        gaps[kind][number] = gap, 0.0 if broken else max(right) - min(right)
+        gap, right = _gap(item, scores), scores[: item.correct]
+        gaps[kind][number] = gap, 0.0 if gap == -np.inf else max(right) - min(right)
     tied, ref = gaps["tied"], gaps["ref"]
     both = [number for number in tied if number in ref]
     # As published, over an empty part the accuracy is 0.
@@ -184,6 +190,8 @@ def _key(item: Item) -> str:
 
 def _texts(record: Record, field: str) -> list[str]:
     value = required(record, field)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise RowError(field, f"{shape_of(value)}, not a list of responses")
+    if not value:
+        raise RowError(field, "an empty list")
     return [text(item, f"{field}.{i}", blank=True) for i, item in enumerate(value)]

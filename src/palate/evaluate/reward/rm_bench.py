@@ -32,6 +32,12 @@ DOMAINS = {"chat": 129, "code": 228, "math": 529, "safety": 441}
 """Domain -> its prompts."""
 STYLES = ("concise", "detailed", "markdown")
 LEVELS = ("hard", "normal", "easy")
+PLACES = {
+    "hard": np.triu_indices(3, 1),
+    "normal": np.diag_indices(3),
+    "easy": np.tril_indices(3, -1),
+}
+"""Level -> where in the matrix of styles it stands."""
 
 
 class RmBench:
@@ -51,8 +57,10 @@ class RmBench:
     def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
         """Domains, levels and the matrix of styles."""
         wins: dict[str, list[Array]] = {}
+        equal: dict[str, list[Array]] = {}
         for item, own in zip(items, scores, strict=True):
             wins.setdefault(domain_of(item.source), []).append(win_matrix(own))
+            equal.setdefault(domain_of(item.source), []).append(equal_matrix(own))
         columns, notes = [], []
         detail: dict[str, Any] = {"styles": STYLES, "domains": {}}
         for name, count in DOMAINS.items():
@@ -64,7 +72,8 @@ class RmBench:
             value = float(np.mean([detail["domains"][name][level] for level in LEVELS]))
             # The levels have three comparisons each: their mean is that of all nine.
             ci, _ = share_interval([matrix.mean() for matrix in wins[name]], None, confidence)
-            columns.append(Column(name=name, value=value, n=n, ci=ci))
+            ties = int(np.sum(equal[name]))
+            columns.append(Column(name=name, value=value, n=n, ci=ci, ties=ties))
             if n != count:
                 notes.append(f"{name} has {n} prompts, not {count}")
         for level in LEVELS:
@@ -80,6 +89,11 @@ class RmBench:
                     value=value,
                     n=len(per_prompt),
                     ci=half if len(wins) == 1 else None,
+                    ties=sum(
+                        int(matrix[PLACES[level]].sum())
+                        for matrices in equal.values()
+                        for matrix in matrices
+                    ),
                 )
             )
         whole = len(detail["domains"]) == len(DOMAINS)
@@ -100,13 +114,16 @@ def win_matrix(scores: Sequence[float]) -> Array:
     return won
 
 
+def equal_matrix(scores: Sequence[float]) -> Array:
+    """[3, 3] 1 where the two styles score alike."""
+    values = np.asarray(scores, dtype=np.float64)
+    alike: Array = (values[:3, None] == values[None, 3:]).astype(np.float64)
+    return alike
+
+
 def _levels(matrix: Array) -> dict[str, Any]:
-    return {
-        "hard": float(matrix[np.triu_indices(3, 1)].mean()),
-        "normal": float(np.diag(matrix).mean()),
-        "easy": float(matrix[np.tril_indices(3, -1)].mean()),
-        "matrix": matrix.tolist(),
-    }
+    shares = {level: float(matrix[PLACES[level]].mean()) for level in LEVELS}
+    return shares | {"matrix": matrix.tolist()}
 
 
 def domain_of(source: str) -> str:
@@ -126,7 +143,8 @@ def _parse(record: Record) -> Item:
     for field in ("chosen", "rejected"):
         value = required(record, field)
         if not isinstance(value, list) or len(value) != 3:
-            raise RowError(field, f"{shape_of(value)}, not three responses")
+            given = len(value) if isinstance(value, list) else shape_of(value)
+            raise RowError(field, f"{given}, not three responses")
         sides += [text(item, f"{field}.{i}", blank=True) for i, item in enumerate(value)]
     return Item(
         id=f"{domain}:{record.value.get('id', record.row)}",

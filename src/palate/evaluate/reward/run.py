@@ -112,6 +112,7 @@ class _Own:
         """The content of evaluation.json, and the lines of scores.jsonl."""
         names = names_of(self.recipe.models)
         models: list[dict[str, Any]] = []
+        books: list[Book] = []
         scores: dict[str, dict[str, list[list[float]]]] = {}
         results: dict[str, dict[str, dict[str, Any]]] = {one.name: {} for one in self.sets}
         choices: dict[str, dict[str, Any]] = {}
@@ -132,6 +133,7 @@ class _Own:
                     found,
                     gold,
                     largest=self.recipe.best_of_n.largest,
+                    smallest=self.recipe.best_of_n.min_candidates,
                     confidence=self.recipe.confidence,
                     groups=[digest_of(item.prompt) for item in self.candidates.items],
                 )
@@ -142,11 +144,14 @@ class _Own:
                     "type": model.type,
                     "scores": _describe(scores[name].values()),
                     "members": self._members(book),
-                    "account": dict(sorted(book.account.items())),
                 }
             )
+            books.append(book)
             folder.record_scorer({"name": name, "type": model.type, "weights": identities(model)})
             book.release()
+        # Of all that a scorer was asked, by ensembles after it, too: a resumed run knows no order.
+        for entry, book in zip(models, books, strict=True):
+            entry["account"] = dict(sorted(book.account.items()))
         document = {
             "kind": KIND,
             "version": VERSION,
@@ -208,7 +213,7 @@ class _Own:
         if self.candidates is not None:
             items += self.candidates.items
         rows, owner = book.member_scores(items)
-        names = [member.name for member in book.books]
+        names = book.ensemble.names
         asked = book.ensemble.asked([has_images(items[i].prompt) for i in owner])
         numbers = book.ensemble.numbers
         raw = spreads(names, rows, owner, asked=asked)

@@ -1,7 +1,8 @@
 """Scores of items by any scorer: every response once, kept on disk as they come.
 
-Scores go to a file of lines, one a group of responses to one prompt, under a digest of the group; a
-later call, or a later run over the same folder, asks only for what is not there.
+Scores go to a file of lines, each score under a digest of prompt and response, those of a scorer
+that compares under a digest of the whole group; a later call, or a later run over the same folder,
+asks only for what is not there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from palate.data.schema import Content
 from palate.evaluate.reward.items import Item, digest_of
 from palate.io import append_jsonl
-from palate.rewards.base import Scorer, has_images, score_groups
+from palate.rewards.base import Scorer, has_images, reads_images, score_groups
 from palate.rewards.ensemble import Array, Ensemble
 from palate.rewards.rows import GROUP
 
@@ -27,6 +29,19 @@ Progress = Callable[[int, int], None]
 
 NOT_FINITE = "infinite scores"
 """What they are counted as: they are no scores."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Responses to a prompt that are asked about together.
+
+    Attributes:
+        keys: what their scores are kept under: one for each, or for all as a whole.
+    """
+
+    prompt: Content
+    responses: list[Content]
+    keys: list[str]
 
 
 class ScoreBook:
@@ -66,32 +81,34 @@ class ScoreBook:
     def scores(self, items: Sequence[Item], progress: Progress | None = None) -> list[list[float]]:
         """One list an item, in the order of its responses; NaN where there is no score."""
         if self.relative:
-            whole = [(item.prompt, list(item.responses)) for item in items]
-            return [list(own) for own in self._groups(whole, progress)]
+            names = [_digest(item.prompt, item.responses) for item in items]
+            missing = {
+                name: _Group(item.prompt, list(item.responses), [name])
+                for name, item in zip(names, items, strict=True)
+                if name not in self._known
+            }
+            self._ask(list(missing.values()), progress)
+            return [list(self._known[name]) for name in names]
         # All responses to a prompt together, each once: items share prompts and responses.
-        prompts: dict[bytes, Content] = {}
-        members: dict[bytes, dict[bytes, Content]] = {}
         keys = []
+        wanted: dict[bytes, tuple[Content, dict[str, Content]]] = {}
         for item in items:
-            prompt = digest_of(item.prompt)
-            prompts.setdefault(prompt, item.prompt)
-            own = members.setdefault(prompt, {})
-            responses = [digest_of(response) for response in item.responses]
-            for key, response in zip(responses, item.responses, strict=True):
-                own.setdefault(key, response)
-            keys.append((prompt, responses))
-        parts = [
-            (prompt, list(own)[start : start + GROUP])
-            for prompt, own in members.items()
+            _, own = wanted.setdefault(digest_of(item.prompt), (item.prompt, {}))
+            keys.append([_digest(item.prompt, [response]) for response in item.responses])
+            for key, response in zip(keys[-1], item.responses, strict=True):
+                if key not in self._known:
+                    own.setdefault(key, response)
+        groups = [
+            _Group(
+                prompt,
+                list(own.values())[start : start + GROUP],
+                list(own)[start : start + GROUP],
+            )
+            for prompt, own in wanted.values()
             for start in range(0, len(own), GROUP)
         ]
-        groups = [(prompts[p], [members[p][key] for key in part]) for p, part in parts]
-        table = {
-            (prompt, response): score
-            for (prompt, part), scores in zip(parts, self._groups(groups, progress), strict=True)
-            for response, score in zip(part, scores, strict=True)
-        }
-        return [[table[prompt, response] for response in own] for prompt, own in keys]
+        self._ask(groups, progress)
+        return [[self._known[key][0] for key in own] for own in keys]
 
     def scorer(self) -> Scorer:
         """The scorer, loaded."""
@@ -103,38 +120,33 @@ class ScoreBook:
         """Lets go of the scorer; it is loaded again when it is needed again."""
         self._scorer = None
 
-    def _groups(
-        self, groups: Sequence[tuple[Content, list[Content]]], progress: Progress | None
-    ) -> list[list[float]]:
-        names = [_digest(prompt, responses) for prompt, responses in groups]
-        missing = [i for i, name in enumerate(names) if name not in self._known]
-        # Equal groups are asked about once.
-        missing = list({names[i]: i for i in missing}.values())
-        for start in range(0, len(missing), self.chunk):
-            part = missing[start : start + self.chunk]
+    def _ask(self, groups: Sequence[_Group], progress: Progress | None) -> None:
+        for start in range(0, len(groups), self.chunk):
+            part = groups[start : start + self.chunk]
             scorer = self.scorer()
             before = _counted(scorer)
-            given = score_groups(scorer, [groups[i][0] for i in part], [groups[i][1] for i in part])
+            given = score_groups(scorer, [own.prompt for own in part], [o.responses for o in part])
             counted = _counted(scorer)
             counted.subtract(before)
             # An infinite score orders nothing: beside another its margin is no number.
             counted[NOT_FINITE] += sum(math.isinf(score) for own in given for score in own)
             found = [[math.nan if math.isinf(s) else s for s in own] for own in given]
-            self._store([names[i] for i in part], found, +counted)
+            kept: dict[str, list[float]] = {}
+            for group, own in zip(part, found, strict=True):
+                by_key = [own] if self.relative else [[score] for score in own]
+                kept.update(zip(group.keys, by_key, strict=True))
+            self._store(kept, +counted)
             if progress is not None:
-                progress(min(start + self.chunk, len(missing)), len(missing))
-        return [self._known[name] for name in names]
+                progress(min(start + self.chunk, len(groups)), len(groups))
 
-    def _store(
-        self, names: Sequence[str], scores: Sequence[list[float]], counted: Counter[str]
-    ) -> None:
+    def _store(self, scores: dict[str, list[float]], counted: Counter[str]) -> None:
         self.account += counted
-        self._known.update(zip(names, scores, strict=True))
+        self._known.update(scores)
         if self.path is None:
             return
         rows = {
             name: [None if math.isnan(score) else score for score in own]
-            for name, own in zip(names, scores, strict=True)
+            for name, own in scores.items()
         }
         append_jsonl(self.path, {"scores": rows, "account": dict(counted)})
 
@@ -159,6 +171,11 @@ class Booked:
         self.book = book
         self.name = book.name
         self.relative = book.relative
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the scorer does."""
+        return reads_images(self.book.scorer())
 
     def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
         """As the scorer itself, one response a group."""

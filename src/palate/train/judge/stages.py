@@ -32,7 +32,7 @@ from palate.train.run import sft, tune
 
 MERGED = "merged"
 ROOM_TOKENS = 64
-"""What is written anew as text may be a little longer in tokens than it was when it was sampled."""
+"""What a judge or a critic wrote within its limit may, as text, be a little longer in tokens."""
 
 NO_FILES = ("model", "plain")
 """Chat templates that are not read from a file."""
@@ -56,9 +56,10 @@ def stage_recipe(
         reasons = "; ".join(f"{reason} ({n})" for reason, n in dropped.items())
         raise DataError(f"{folder.name}: no question is left to train on: {reasons}")
     length = recipe.data.length
+    sampled = verb == "reward" or (verb == "tune" and recipe.reasoning)
     limits = {
         "max_prompt_tokens": length.max_question_tokens,
-        "max_response_tokens": length.max_answer_tokens + ROOM_TOKENS,
+        "max_response_tokens": length.max_answer_tokens + (ROOM_TOKENS if sampled else 0),
     }
     common = {
         "output_dir": folder,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
@@ -89,6 +91,16 @@ def test_classifier_without_label_gives_the_logit(tmp_path):
 def test_classifier_refuses_what_it_cannot_mean(tmp_path, labels, label, message):
     with pytest.raises(ModelError, match=message):
         build_reward(ClassifierReward(path=classifier(tmp_path, labels), label=label))
+
+
+def test_a_model_without_a_classifiers_head_is_none(tmp_path):
+    folder = Path(classifier(tmp_path, ["LABEL_0"]))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: own for name, own in weights.items() if not name.startswith("score.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weights score\."):
+        build_reward(ClassifierReward(path=str(folder)))
 
 
 def test_an_unreadable_classifier_is_one_line(tmp_path):

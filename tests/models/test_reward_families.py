@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,21 @@ def test_the_list_of_families_is_tried_whole() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_training_goes_on_from_a_classifiers_backbone(
-    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_training_goes_on_from_a_reward_models_backbone(
+    family: str, pooling: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a new head, which is said; a vocabulary head it has where that is the embeddings."""
-    save_reward_model(start(family, tmp_path / "base"), tmp_path / "saved")
+    model = start(family, tmp_path / "base")
+    model.spec = dataclasses.replace(model.spec, pooling=pooling)
+    save_reward_model(model, tmp_path / "saved")
     document: dict[str, Any] = {
         "output_dir": tmp_path / "run",
         "model": {"path": str(tmp_path / "saved"), "dtype": "float32"},
         "data": {"train": [{"path": "x.jsonl"}]},
     }
     build_reward_model(RewardRecipe.model_validate(document))
-    assert "its own head is left out" in caplog.text
+    assert "any head of its own is left out" in caplog.text
     recipe = RewardRecipe.model_validate(document | {"regularise": {"likelihood": {}}})
     if family == "qwen3":
         assert build_reward_model(recipe).language_head().weight.shape == (VOCABULARY, 32)
@@ -135,3 +139,15 @@ def test_an_encoder_is_no_reward_model_of_this_kind(tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(ModelError, match="`type: classifier`"):
         load_reward_model(tmp_path / "bert")
+
+
+def test_adapters_on_a_classifiers_backbone_load_again(tmp_path: Path) -> None:
+    save_reward_model(start("llama", tmp_path / "base"), tmp_path / "saved")
+    document: dict[str, Any] = {
+        "output_dir": tmp_path / "run",
+        "model": {"path": str(tmp_path / "saved"), "dtype": "float32", "lora": {"r": 2}},
+        "data": {"train": [{"path": "x.jsonl"}]},
+    }
+    model = build_reward_model(RewardRecipe.model_validate(document)).eval()
+    save_reward_model(model, tmp_path / "adapter")
+    torch.testing.assert_close(scores(load_reward_model(tmp_path / "adapter")), scores(model))

@@ -314,3 +314,25 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
     (tmp_path / "saved" / CONFIG).write_text('{"version": 1}')
     with pytest.raises(ModelError, match="not a reward model's"):
         load_reward_model(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_weights_that_are_missing_are_not_drawn_at_random(layers, tmp_path):
+    model = built(tmp_path, layers=layers)
+    save_reward_model(model, tmp_path / "saved")
+    file = tmp_path / "saved" / "model.safetensors"
+    stored = load_file(file)
+    (gone,) = (name for name in stored if name.endswith("layers.1.mlp.up_proj.weight"))
+    del stored[gone]
+    save_file(stored, file, metadata={"format": "pt"})
+    for load in (load_reward_model, lambda folder: load_reward_weights(model, folder)):
+        with pytest.raises(ModelError, match=f"saved: no weights {gone} for Llama"):
+            load(tmp_path / "saved")
+
+
+def test_a_language_model_that_says_it_has_one_label_is_no_reward_model(tmp_path):
+    model = tiny_model("llama")
+    model.config.num_labels = 1
+    model.save_pretrained(tmp_path / "public")
+    with pytest.raises(ModelError, match=r"public: no weights score\.weight"):
+        load_reward_model(tmp_path / "public")

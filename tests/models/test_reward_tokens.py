@@ -44,3 +44,5 @@ def test_padding_is_rather_no_token_that_a_text_begins_with() -> None:
     assert padding_token(tokenizer, {0, 2}) in ("<start>", "<end>")
     assert padding_token(tokenizer, {0, 2, 3, 4}) == "<bos>"
     assert padding_token(tokenizer, set(range(5))) is None
+    # Of a model with two tokens.
+    assert padding_token(tokenizer, {0}, vocabulary=2) == "<bos>"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from palate.errors import RunError
 from palate.models.reward_files import load_reward_model
 from palate.recipes import load_recipe
 from palate.recipes.load import resolve_yaml, shipped_recipes
@@ -185,6 +186,15 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             recipe(tmp_path, **more)
+
+
+def test_a_last_step_that_blows_the_weights_up_is_one_line(tmp_path: Path) -> None:
+    train = {"learning_rate": 1e36, "max_steps": 1}
+    found = recipe(tmp_path, train=train, backbone="frozen", head={"layers": 2})
+    data = found.data.model_copy(update={"eval": ()})
+    with pytest.raises(RunError, match=r"rewards are not finite; lower train\.learning_rate"):
+        reward(found.model_copy(update={"data": data}))
+    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes("reward")))

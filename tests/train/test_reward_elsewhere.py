@@ -14,9 +14,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
+from palate.errors import ModelError, RecipeError
 from palate.recipes.reward import RewardRecipe
 from palate.rewards.model import ModelScorer
 from palate.train import reward
@@ -45,11 +48,21 @@ def eos_tokenizer(*more: str) -> PreTrainedTokenizerFast:
     return found
 
 
-def trained(folder: Path, tokenizer: Any, rows: list[Any], **more: Any) -> Path:
-    config = CONFIGS["llama"]()
-    config.vocab_size = len(tokenizer)
+def trained(
+    folder: Path,
+    tokenizer: Any,
+    rows: list[Any],
+    *,
+    config: PreTrainedConfig | None = None,
+    lacking: int = 0,
+    **more: Any,
+) -> Path:
+    """The model's folder of a run; its base knows all tokens but the last `lacking`."""
+    config = config or CONFIGS["llama"]()
+    config.vocab_size = len(tokenizer) - lacking
     for name in ("pad", "bos", "eos"):
-        setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+        token = getattr(tokenizer, f"{name}_token_id")
+        setattr(config, f"{name}_token_id", token if token < config.vocab_size else None)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -156,3 +169,33 @@ def test_without_another_token_batches_are_refused_and_not_misread(tmp_path: Pat
     assert alone == pytest.approx(ours, **CLOSE)
     with pytest.raises(ValueError, match="padding token"):
         saved(["a: red<eos>", "b: blue fast<eos>"], padding=True)
+
+
+def test_padding_that_the_model_lacks_is_replaced(tmp_path: Path) -> None:
+    """As where `[PAD]` was added to a tokenizer and no row to the embeddings."""
+    tokenizer = byte_tokenizer(template=CHATML)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    folder = trained(tmp_path, tokenizer, texts(), lacking=1)
+    saved = AutoTokenizer.from_pretrained(folder)
+    assert saved.pad_token_id < len(tokenizer) - 1
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    inputs = saved(["a: red<eos>", "b: blue fast<eos>"], padding=True, return_tensors="pt")
+    ours = ModelScorer(folder).score(["a: ", "b: "], ["red", "blue fast"])
+    assert logits(model, inputs) == pytest.approx(ours, **CLOSE)
+
+
+def test_a_token_that_the_model_lacks_is_one_line(tmp_path: Path) -> None:
+    template = CHATML.replace("<end>", "<close>")
+    tokenizer = byte_tokenizer(template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start>", "<close>"]})
+    with pytest.raises(ModelError, match=r"tokenizer has '<close>' as token 261, .* end at 260"):
+        trained(tmp_path, tokenizer, chats(), lacking=1)
+
+
+def test_a_sequence_beyond_the_positions_of_the_model_is_one_line(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    size = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    rows = [*texts(), {"prompt": "long: ", "chosen": "x" * 40, "rejected": "y"}]
+    line = r"`data.length.max_tokens`: a sequence has 48 tokens, and .* has places for 40"
+    with pytest.raises(RecipeError, match=line):
+        trained(tmp_path, tokenizer, rows, config=GPT2Config(**size))

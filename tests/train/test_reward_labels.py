@@ -119,3 +119,19 @@ def test_rows_of_ones_own_are_ties_and_have_soft_labels(tmp_path: Path) -> None:
     run = reward(tied, quiet=True)
     counted = json.loads((run.path / "data.json").read_text())["train"]["labels"]
     assert counted == {"ties": 1, "margins": 0, "votes": 1}
+
+
+def test_the_likelihood_term_takes_no_side_of_a_tie(tmp_path: Path) -> None:
+    """With ties alone it adds nothing, whichever side stands first."""
+    rows = [pair(i, tie=True) for i in range(4)]
+    settings: dict[str, Any] = {
+        "loss": {"type": "rao_kupper"},
+        "regularise": {"likelihood": {"weight": 1.0}},
+    }
+    run = reward(
+        recipe(tmp_path, data=data(tmp_path, rows, ties="as_ties"), **settings), quiet=True
+    ).path
+    assert {line["loss/likelihood"] for line in log_of(run)} == {0.0}
+    rows[0]["tie"] = False
+    found = recipe(tmp_path, out="one", data=data(tmp_path, rows, ties="as_ties"), **settings)
+    assert max(line["loss/likelihood"] for line in log_of(reward(found, quiet=True).path)) > 0

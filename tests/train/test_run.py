@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from palate.errors import DataError, ModelError, RecipeError, RunError
 from palate.io import held
@@ -191,6 +191,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         tmp_path, loss={"type": "ipo_sum"}, learning_rate=1e30, optimizer="sgd", max_grad_norm=1e9
     )
     with pytest.raises(RunError, match=r"the loss is not finite; lower train\.learning_rate"):
+        tune(recipe, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("train", "number"),
+    [
+        # One step, which is finite itself.
+        ({"learning_rate": 1e30, "max_steps": 1}, r"step 1: eval_\S+ is not finite"),
+        # No line of the log before the checkpoint at the end.
+        ({"learning_rate": 1e30, "max_steps": 3, "log_every_steps": 100}, r"is not finite"),
+    ],
+)
+def test_a_number_that_is_not_finite_stops_the_run(
+    train: dict[str, Any], number: str, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(
+        tmp_path, loss={"type": "ipo_sum"}, optimizer="sgd", max_grad_norm=1e9, **train
+    )
+    with pytest.raises(RunError, match=number):
+        tune(recipe, quiet=True)
+
+
+def test_a_sequence_beyond_the_positions_of_the_model_is_one_line(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, max_steps=1)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(recipe.model.path)
+    with pytest.raises(RecipeError, match=r"a sequence has \d+ tokens, and .* has places for 8"):
         tune(recipe, quiet=True)
 
 

@@ -84,8 +84,7 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
             trust_remote_code=recipe.trust_remote_code,
             local_files_only=offline,
         )
-        model: PreTrainedModel
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             output_loading_info=True,
@@ -99,7 +98,8 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     except Exception as error:
         reason = NO_HUB if offline else f"no readable model: {_one_line(error)}"
         raise ModelError(f"{source}: {reason}") from error
-    refuse_missing(found, source, model)
+    model: PreTrainedModel = loaded[0]
+    refuse_missing(loaded[1], source, model)
     disable_dropout(model)
     if recipe.attn_implementation is None:
         use_rows(model)

@@ -21,8 +21,10 @@ from palate.data.layouts import MaskSpec, SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head, token_stats
 from palate.models.heads import Heads, RewardHead, build_pooling
-from palate.models.loading import add_lora, load_model
+from palate.models.loading import add_lora
+from palate.models.places import embeddings_of
 from palate.models.policy import Policy, mask_spec, run_backbone
+from palate.models.reward_backbone import is_classifier, is_headless, load_whole
 from palate.recipes.reward import HeadRecipe, Pooling, RewardRecipe
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 
@@ -142,8 +144,7 @@ class RewardModel(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        weight: Any = self.base.get_input_embeddings().weight
-        return len(weight)
+        return embeddings_of(self.base)
 
     @property
     def has_adapters(self) -> bool:
@@ -229,19 +230,20 @@ def build_reward_model(recipe: RewardRecipe) -> RewardModel:
         ModelError: unreadable, no backbone that gives hidden states, or no vocabulary head for the
             likelihood term.
     """
-    whole = load_model(recipe.model)
+    whole = load_whole(recipe.model)
     backbone = whole.base_model
     if not isinstance(backbone, PreTrainedModel):
         raise ModelError(f"{recipe.model.path}: {type(whole).__name__} has no backbone of its own")
     wanted = recipe.regularise.likelihood
-    if any("SequenceClassification" in name for name in whole.config.architectures or ()):
+    if is_headless(whole.config):
+        kind = "classifier" if is_classifier(whole.config) else "backbone alone"
         if wanted is not None and not whole.config.get_text_config().tie_word_embeddings:
             raise ModelError(
-                f"{recipe.model.path}: a classifier has no vocabulary head: leave out "
+                f"{recipe.model.path}: a {kind} has no vocabulary head: leave out "
                 "`regularise.likelihood`"
             )
         log.warning(
-            "%s: a classifier: its own head is left out, a new one drawn", recipe.model.path
+            "%s: a %s: any head of its own is left out, a new one drawn", recipe.model.path, kind
         )
     language = None
     if wanted is not None:

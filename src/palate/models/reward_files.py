@@ -32,11 +32,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 
 from palate.errors import ModelError, RunError
 from palate.io import write_json
-from palate.models.loading import disable_dropout, load_model, quiet_peft
+from palate.models.loading import disable_dropout, quiet_peft
 from palate.models.reward import RewardModel
+from palate.models.reward_backbone import from_pretrained, load_whole, one_line
 from palate.models.reward_config import CONFIG, Files, check_no_run, document, read_config
 from palate.models.reward_config import read_spec as read_spec
-from palate.models.reward_import import classifier_class, from_pretrained, imported, one_line
+from palate.models.reward_import import classifier_class, imported
 from palate.models.sharding import assign
 from palate.recipes.schema import Dtype, ModelRecipe
 
@@ -149,7 +150,7 @@ def _backbone(folder: Path, kind: Files, recipe: ModelRecipe) -> nn.Module:
         auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModel
         whole = from_pretrained(auto, str(folder), recipe)
     else:
-        whole = load_model(recipe.model_copy(update={"lora": None}))
+        whole = load_whole(recipe.model_copy(update={"lora": None}))
     base: PreTrainedModel = whole.base_model
     return _with_adapters(base, folder) if kind.startswith("adapter") else base
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -15,10 +13,10 @@ from transformers import (
 )
 
 from palate.errors import ModelError
-from palate.models.attention import use_rows
 from palate.models.heads import RewardHead
-from palate.models.loading import DTYPES, NO_HUB, disable_dropout, hub_is_needed_and_absent
+from palate.models.loading import NO_HUB, disable_dropout, hub_is_needed_and_absent
 from palate.models.reward import RewardModel, RewardSpec
+from palate.models.reward_backbone import from_pretrained, one_line
 from palate.recipes.reward import HeadRecipe
 from palate.recipes.schema import Dtype, ModelRecipe
 
@@ -80,34 +78,6 @@ def imported(
         model.head.layers[0].load_state_dict(score.state_dict())
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
-
-
-def from_pretrained(auto: Any, source: str, recipe: ModelRecipe, **more: Any) -> Any:
-    """A model of an auto class with the dtype and kernels of a recipe, from safetensors alone."""
-    model = auto.from_pretrained(
-        source,
-        dtype=DTYPES[recipe.dtype],
-        attn_implementation=recipe.attn_implementation,
-        trust_remote_code=recipe.trust_remote_code,
-        use_safetensors=True,
-        **more,
-    )
-    if recipe.attn_implementation is None:
-        # As in training, where no row's numbers depend on its batch.
-        use_rows(model)
-    return model
-
-
-@contextmanager
-def one_line(path: str, reason: str | None = None) -> Iterator[None]:
-    """Turns what the libraries raise into one line that names the path."""
-    try:
-        yield
-    except (ModelError, AssertionError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{path}: {reason or f'no readable reward model: {text}'}") from error
 
 
 def _dtype(name: str) -> Dtype:

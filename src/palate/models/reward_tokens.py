@@ -12,13 +12,20 @@ from collections.abc import Collection
 from typing import Any
 
 
-def padding_token(tokenizer: Any, ends: Collection[int]) -> str | None:
+def padding_token(
+    tokenizer: Any, ends: Collection[int], *, vocabulary: int | None = None
+) -> str | None:
     """Text of a padding token that ends no response; None where the tokenizer has no such token.
 
     Its own where that serves, then the unknown token, then any other special one, those that a
     text may begin with last: padding before a text is told from it by the token alone.
+
+    Args:
+        vocabulary: how many tokens the model has, some tokenizers having one more, for padding;
+            default: as many as the tokenizer.
     """
     template = str(tokenizer.chat_template or "")
+    known = len(tokenizer) if vocabulary is None else vocabulary
     special = [
         str(token)
         for _, token in sorted(tokenizer.added_tokens_decoder.items())
@@ -26,7 +33,8 @@ def padding_token(tokenizer: Any, ends: Collection[int]) -> str | None:
     ]
     special.sort(key=lambda text: (text == tokenizer.bos_token, text in template))
     for text in (tokenizer.pad_token, tokenizer.unk_token, *special):
-        if text is not None and tokenizer.convert_tokens_to_ids(text) not in ends:
+        token = known if text is None else tokenizer.convert_tokens_to_ids(text)
+        if token < known and token not in ends:
             return str(text)
     return None
 

@@ -116,9 +116,9 @@ RewardLoss = Annotated[
 class LikelihoodRecipe(Strict):
     """Text-generation regularisation of the hidden states, arXiv:2406.10216 (GRM, SFT form).
 
-    Adds weight * -log sigmoid(beta log policy(chosen)). Its memory: the vocabulary head, frozen
-    (hidden size x vocabulary numbers in the model's dtype, none where it is tied to the
-    embeddings), and `memory_mb` to work in; its time: the head over every chosen token.
+    Adds weight * -log sigmoid(beta log policy(chosen)), of a tie nothing. Its memory: the
+    vocabulary head, frozen (hidden size x vocabulary numbers in the model's dtype, none where it is
+    tied to the embeddings), and `memory_mb` to work in; its time: the head over every chosen token.
     """
 
     weight: Positive = 0.01

@@ -14,6 +14,7 @@ from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response, text_in
 from palate.errors import DataError, ModelError
 from palate.models.loading import load_model, load_tokenizer
+from palate.models.places import padding_id
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat import Reply
@@ -51,7 +52,7 @@ class LocalModel:
             self.model.to(torch.accelerator.current_accelerator())
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
-        self._pad = int(self.tokenizer.pad_token_id or 0)
+        self._pad = padding_id(self.tokenizer, self.model)
         config = self.model.config.get_text_config()
         self._context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
         # Releases of transformers call it either.

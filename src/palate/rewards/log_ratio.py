@@ -12,6 +12,7 @@ from palate.data.pairs import Pair
 from palate.data.schema import Preference
 from palate.errors import ModelError
 from palate.models.loading import load_policy, load_tokenizer
+from palate.models.places import padding_id
 from palate.models.policy import Policy
 from palate.models.sums import sequence_stats
 from palate.recipes.curation import LogRatioScores
@@ -46,8 +47,8 @@ class LogRatio:
             max_prompt_tokens=limit, max_response_tokens=limit, max_tokens=limit, response="drop"
         )
         self._encoder = Encoder(tokenizer, recipe.chat_template, length)
-        self._pad_id = tokenizer.pad_token_id or 0
         self._policy = _ready(load_policy(model))
+        self._pad_id = padding_id(tokenizer, self._policy.base)
         self._reference: Policy | None = None
         self.name = f"log-probability of {_short(recipe.policy)}"
         if recipe.reference is not None:

@@ -19,6 +19,7 @@ from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.check import reward_layout_check
 from palate.models.loading import load_tokenizer
+from palate.models.places import padding_id
 from palate.models.reward import RewardModel, Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
@@ -297,7 +298,7 @@ class ModelScorer:
         batch = collate(
             items,
             layout=layout,
-            pad_id=int(self.tokenizer.pad_token_id),
+            pad_id=padding_id(self.tokenizer, self.model.base),
             masks=self.model.mask_spec(),
             keep_last=True,
         )

@@ -87,7 +87,10 @@ class RewardObjective:
             terms = self._terms_of_heads(found.heads, batch, bootstrap=policy.training)
         if (own := self.regularise.likelihood) is not None:
             assert found.chosen_logp is not None
+            assert batch.tie is not None
             written = likelihood(found.chosen_logp, beta=own.beta)
+            # Of a tie nobody chose either side, and which one stands first means nothing.
+            written = written.masked_fill(batch.tie, 0.0)
             terms.append(LossTerm(name="likelihood", losses=own.weight * written))
         chosen, rejected = self._sides(found.rewards.detach(), batch)
         output = LossOutput(terms=tuple(terms), chosen_rewards=chosen, rejected_rewards=rejected)

@@ -18,10 +18,10 @@ from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.layouts import Layout, collate
 from palate.data.pairs import Pair, Ranking
-from palate.errors import DataError
-from palate.evaluate.preference import PairScore, summarise_pairs
+from palate.errors import DataError, RunError
 from palate.models.features import FeatureTable
 from palate.models.loading import load_tokenizer, weights_digest
+from palate.models.places import padding_id
 from palate.models.reward import RewardModel, Scale, build_reward_model
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
@@ -37,8 +37,9 @@ from palate.train.comparisons import (
 from palate.train.fit import fit, save_model
 from palate.train.folder import RunFolder
 from palate.train.lineage import items_digest, lineage
+from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
 from palate.train.run import Run, RunResult
-from palate.train.start import choose_layout, save_memory
+from palate.train.start import check_fits, choose_layout, save_memory
 from palate.train.trainer import Job, PalateTrainer
 from palate.train.weights import is_sharded
 
@@ -81,6 +82,7 @@ class RewardRun(Run):
         folder.write_json("data.json", data.report)
         folder.write_quarantine(data.quarantine)
         check_labels(self.recipe.loss, data.train)
+        check_fits(model, self.recipe.model.path, [*data.train, *data.eval], encoder)
         objective.by_source = len({item.source for item in (*data.train, *data.eval)}) > 1
         model.spec = dataclasses.replace(
             model.spec,
@@ -111,7 +113,7 @@ class RewardRun(Run):
         digest: str,
     ) -> Job:
         recipe = self.recipe
-        pad_id = int(tokenizer.pad_token_id)
+        pad_id = padding_id(tokenizer, model.base)
         layout: Layout
         if recipe.backbone == "frozen":
             layout, note = "plain", {"used": "plain", "check": None, "reason": "cached features"}
@@ -198,7 +200,11 @@ class RewardRun(Run):
         )
 
     def _scored(self, job: Job, items: Sequence[Any]) -> list[dict[str, Any]]:
-        """Rewards and comparisons of items, in any order; the same on every process."""
+        """Rewards and comparisons of items, in any order; the same on every process.
+
+        Raises:
+            RunError: rewards that are not finite.
+        """
         assert isinstance(job.policy, RewardModel)
         model, size = job.policy, self.recipe.train.eval_batch_size_pairs
         shared = is_sharded(model)
@@ -214,6 +220,11 @@ class RewardRun(Run):
                 with torch.no_grad():
                     output = model(batch)
                 rewards, heads = output.rewards, output.heads
+                if not bool(rewards.isfinite().all()):
+                    raise RunError(
+                        f"{job.folder.path}: the trained model's rewards are not finite; lower "
+                        "train.learning_rate, or look at the last lines of metrics.jsonl"
+                    )
                 margins, of = comparisons(rewards.double(), batch)
                 each = [] if heads is None else heads.double().unbind(-1)
                 by_head = [comparisons(own, batch)[0] for own in each]
@@ -226,6 +237,7 @@ class RewardRun(Run):
                         {
                             "id": item.id,
                             "source": item.source,
+                            "prompt": item.prompt_ids,
                             "rewards": rewards[mine].tolist(),
                             "heads": [] if heads is None else heads[mine].tolist(),
                             "margins": margins[of == i].tolist(),
@@ -244,18 +256,8 @@ class RewardRun(Run):
         """
         job = trainer.job
         found = self._scored(job, job.eval)
-        scores = [
-            PairScore(
-                id=item["id"],
-                source=item["source"],
-                margin=margin,
-                log_ratio_margin=None,
-                longer=int(longer),
-            )
-            for item in found
-            for margin, longer in zip(item["margins"], item["longer"], strict=True)
-        ]
-        if not scores:
+        preference = held_out(found)
+        if not preference:
             self.console.print("held-out data has ties alone: no accuracy", highlight=False)
             return None
         rewards = [r for item in found for r in item["rewards"]]
@@ -267,7 +269,7 @@ class RewardRun(Run):
             "run": str(job.folder.path),
             "loss": self.recipe.loss.type,
             "beta": None,
-            "preference": summarise_pairs(scores),
+            "preference": preference,
             "rewards": {
                 "mean": statistics.fmean(rewards),
                 "deviation": statistics.pstdev(rewards),
@@ -276,8 +278,13 @@ class RewardRun(Run):
             },
         }
         if self.recipe.ensemble is not None:
-            entry["heads"] = _of_heads(found)
-        return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}
+            entry["heads"] = of_heads(found)
+        return {
+            "kind": "evaluation",
+            "confidence": CONFIDENCE,
+            "policies": [entry],
+            "reference": None,
+        }
 
     def _save(
         self, trainer: PalateTrainer, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
@@ -286,7 +293,7 @@ class RewardRun(Run):
         assert isinstance(model, RewardModel)
         ends = model.spec.end_tokens
         # None where the tokenizer has no token but those: then batches are refused, not misread.
-        tokenizer.pad_token = padding_token(tokenizer, set(ends))
+        tokenizer.pad_token = padding_token(tokenizer, set(ends), vocabulary=model.vocabulary)
         tokenizer.padding_side = "right"
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         closes = "chat" in model.spec.forms and encoder.template.closes_turns
@@ -304,26 +311,6 @@ def _scale(rewards: Sequence[float]) -> Scale:
     return Scale(
         mean=statistics.fmean(rewards), deviation=statistics.pstdev(rewards), n=len(rewards)
     )
-
-
-def _of_heads(found: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Held-out accuracy of each head (equal rewards half), and how far it is from their mean."""
-    entries = []
-    for k in range(len(found[0]["heads"][0])):
-        margins = [m for item in found for m in item["head_margins"][k]]
-        off = [
-            head[k] - reward
-            for item in found
-            for head, reward in zip(item["heads"], item["rewards"], strict=True)
-        ]
-        entries.append(
-            {
-                "accuracy": statistics.fmean((m > 0) + 0.5 * (m == 0) for m in margins),
-                "margin": statistics.fmean(margins),
-                "off_mean": statistics.fmean(map(abs, off)),
-            }
-        )
-    return entries
 
 
 def end_tokens(items: Sequence[Pair | Ranking], encoder: Encoder) -> dict[int, str]:

@@ -24,6 +24,7 @@ from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import head_check
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
+from palate.models.places import padding_id
 from palate.models.policy import Policy
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss
@@ -35,7 +36,13 @@ from palate.train.fit import fit, save_model
 from palate.train.folder import RunFolder
 from palate.train.lineage import items_digest, lineage
 from palate.train.objective import Objective, PreferenceObjective, objective_of
-from palate.train.start import check_extra_metrics, check_start, choose_layout, save_memory
+from palate.train.start import (
+    check_extra_metrics,
+    check_fits,
+    check_start,
+    choose_layout,
+    save_memory,
+)
 from palate.train.trainer import Job, PalateTrainer
 from palate.train.weights import is_sharded
 
@@ -151,6 +158,7 @@ class PolicyRun(Run):
             data = build(self.recipe.data, encoder, kind=objective.kind, seed=self.recipe.seed)
         folder.write_json("data.json", data.report)
         folder.write_quarantine(data.quarantine)
+        check_fits(policy, self.recipe.model.path, [*data.train, *data.eval], encoder)
         _name_sources(objective, data)
         job = self._job(folder, tokenizer, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
@@ -176,7 +184,7 @@ class PolicyRun(Run):
     ) -> Job:
         recipe = self.recipe
         layout, note = choose_layout(recipe.train.layout, policy, objective.kind)
-        pad_id = int(tokenizer.pad_token_id)
+        pad_id = padding_id(tokenizer, policy.base)
         own_collate = partial(collate, layout=layout, pad_id=pad_id, masks=policy.mask_spec())
         digest = weights_digest(policy)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 
+from palate.data.encode import Encoder
 from palate.data.layouts import Layout
+from palate.data.pairs import Example, Pair, Ranking
 from palate.errors import ModelError, RecipeError
 from palate.models.check import MEAN_TOLERANCE, layout_check, reward_layout_check
+from palate.models.places import embeddings_of, positions_of
 from palate.models.policy import Policy
 from palate.models.reference import Reference
 from palate.models.reward import RewardModel
@@ -18,6 +22,51 @@ from palate.recipes.schema import TuneRecipe
 from palate.train.batches import Collate, Item
 
 log = logging.getLogger("palate")
+
+
+def check_fits(
+    model: Policy | RewardModel,
+    path: str,
+    items: Sequence[Pair | Ranking | Example],
+    encoder: Encoder,
+) -> None:
+    """Refuses data that the model's tables have no place for.
+
+    Args:
+        path: what the user calls the model.
+
+    Raises:
+        ModelError: a token beyond its embeddings. RecipeError: a sequence beyond its positions.
+    """
+    top = longest = 0
+    for item in items:
+        for prompt, response in _sequences(item):
+            top = max(top, max(prompt, default=0), max(response))
+            longest = max(longest, len(prompt) + len(response))
+    rows, positions = embeddings_of(model.base), positions_of(model.base)
+    if top >= rows:
+        text = encoder.tokens.special.get(top) or encoder.decode([top])
+        raise ModelError(
+            f"{path}: its tokenizer has {text!r} as token {top}, and the model's embeddings end at "
+            f"{rows - 1}"
+        )
+    if positions is not None and longest > positions:
+        raise RecipeError(
+            f"`data.length.max_tokens`: a sequence has {longest} tokens, and {path} has places "
+            f"for {positions}: set it to that"
+        )
+
+
+def _sequences(
+    item: Pair | Ranking | Example,
+) -> Sequence[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompt and response of each."""
+    if isinstance(item, Pair):
+        return item.sequences
+    if isinstance(item, Ranking):
+        return [(item.prompt_ids, response) for response in item.responses]
+    responses = [item.response_ids, item.mismatched_ids]
+    return [(item.prompt_ids, response) for response in responses if response is not None]
 
 
 def choose_layout(

@@ -8,8 +8,9 @@ without pickle that can be interrupted at any moment.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,15 +239,21 @@ class PalateTrainer(Trainer):
             meter, self.meter = self._gathered(self.meter), Meter()
             logs = {k: logs[k] for k in ("learning_rate", "grad_norm") if k in logs}
             logs = {"loss": 0.0} | logs | self._rates(meter) | meter.means()
-            if not torch.isfinite(torch.tensor(logs["loss"])):
-                raise RunError(
-                    f"step {self.state.global_step}: the loss is not finite; lower "
-                    "train.learning_rate, or look at the last lines of metrics.jsonl"
-                )
         elif not any(key.startswith("eval_") for key in logs):
             return
+        self._refuse_unbounded(logs)
         super().log(logs, start_time)
         self.state.log_history.clear()
+
+    def _refuse_unbounded(self, numbers: Mapping[str, float]) -> None:
+        """Ends the run at a number that is none: what follows would be of no use, nor readable."""
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                what = "the loss" if name == "loss" else name
+                raise RunError(
+                    f"step {self.state.global_step}: {what} is not finite; lower "
+                    "train.learning_rate, or look at the last lines of metrics.jsonl"
+                )
 
     def _rates(self, meter: Meter) -> dict[str, float]:
         now = time.monotonic()
@@ -314,6 +321,7 @@ class PalateTrainer(Trainer):
         final = checkpoint.checkpoint_path(folder.checkpoints, self.state.global_step)
         randoms = gather_object([checkpoint.random_state()])
         meter = self._gathered(self.meter)
+        self._refuse_unbounded(meter.means())
         tensors = weights.gathered_weights(self.job.policy)
         optimizer = weights.gathered_optimizer(self, self.job.policy)
         if self.args.should_save:

@@ -163,6 +163,11 @@ def test_kinds_that_do_not_fit(tmp_path: Path) -> None:
         made(recipe(shown))
     with pytest.raises(DataError, match="'shown' holds demonstrations, and this needs unpaired"):
         made(recipe(shown), "unpaired")
+    answers = write(tmp_path / "said.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
+    with pytest.raises(DataError, match=r"'said' holds answers that nobody judged, .*needs pairs"):
+        made(recipe(answers))
+    with pytest.raises(DataError, match="call the field `completion` where they are to be imit"):
+        made(recipe(answers), "demonstration")
     found = made(recipe(unpaired), "demonstration")
     assert len(found.train) == 3
     dropped = found.report["sources"][0]["dropped"]

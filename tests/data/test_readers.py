@@ -225,6 +225,27 @@ def test_demonstrations(tmp_path: Path) -> None:
     assert reason(tmp_path, {"messages": [USER]}, good) == expected
 
 
+def test_answers(tmp_path: Path) -> None:
+    found = one(tmp_path, {"prompt": "a", "response": " b"})
+    assert (found.kind, found.prompt, found.responses[0].content) == ("answers", "a", " b")
+    chat = one(tmp_path, {"prompt": [USER], "responses": ["So.", [GOOD]]})
+    so = [{"role": "assistant", "content": "So."}]
+    assert (chat.prompt, [r.content for r in chat.responses]) == ([USER], [so, [GOOD]])
+    assert one(tmp_path, {"instruction": "Why?", "response": "So."}).responses[0].content == so
+    sample = {"policy": "p", "prompt_id": "1", "index": 0, "prompt": "a", "response": "b"}
+    assert one(tmp_path, sample).kind == "answers"
+    good = {"prompt": "a", "responses": ["b"]}
+    assert reason(tmp_path, {"prompt": "a", "responses": []}, good) == "responses: an empty list"
+    bad = {"prompt": "a", "responses": [7]}
+    assert reason(tmp_path, bad, good) == "responses: a number, not text"
+    turns = "responses: chat turns after a prompt of plain text"
+    assert reason(tmp_path, {"prompt": "a", "responses": [[GOOD]]}, good) == turns
+    # A bad answer costs itself, and answers with ratings or ranks are more than that.
+    assert len(one(tmp_path, {"prompt": "a", "responses": ["b", None]}).responses) == 1
+    ranked = {"prompt": "a", "responses": ["b", "c"], "rankings": [1, 2]}
+    assert read(tmp_path, [ranked]).format == "ranked"
+
+
 HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: A joke?  \n\nAssistant:"
 
 

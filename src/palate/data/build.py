@@ -40,7 +40,11 @@ _NEEDS = {
     "unpaired": "unpaired feedback, pairs or ratings",
     "demonstration": "demonstrations, pairs, ratings or unpaired feedback",
 }
-_HOLDS = {"unpaired": "unpaired feedback", "demonstration": "demonstrations"}
+_HOLDS = {
+    "unpaired": "unpaired feedback",
+    "demonstration": "demonstrations",
+    "answers": "answers that nobody judged",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +263,8 @@ def _made_of(
     row: Preference, kind: ItemKind, pairing: PairingRecipe | None, seed: int, ledger: Ledger
 ) -> list[Preference] | str:
     pairs = [row]
+    if row.kind == "answers":
+        raise _unfit(row, kind)
     if kind == "ranking" and row.kind in ("rated", "pair"):
         ranked = to_ranked(row, pairing or PairingRecipe())
         return ranked if isinstance(ranked, str) else [ranked]
@@ -280,13 +286,21 @@ def _made_of(
             return shown[0]
         return _distinct(one for found in shown if not isinstance(found, str) for one in found)
     if row.kind in _HOLDS and row.kind != kind:
-        raise DataError(
-            f"'{row.source}' holds {_HOLDS[row.kind]}, and this needs {_NEEDS[kind]}"
-            + ("; use `loss.type: kto` or `palate sft`" if row.kind == "unpaired" else "")
-        )
+        raise _unfit(row, kind)
     if kind == "unpaired":
         return _distinct(side for pair in pairs for side in to_unpaired(pair))
     return pairs
+
+
+def _unfit(row: Preference, kind: ItemKind) -> DataError:
+    advice = ""
+    if row.kind == "unpaired":
+        advice = "; use `loss.type: kto` or `palate sft`"
+    elif row.kind == "answers" and kind == "demonstration":
+        advice = "; call the field `completion` where they are to be imitated"
+    return DataError(
+        f"'{row.source}' holds {_HOLDS[row.kind]}, and this needs {_NEEDS[kind]}{advice}"
+    )
 
 
 def _distinct(examples: Iterable[Preference]) -> list[Preference]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-Kind = Literal["pair", "rated", "unpaired", "demonstration"]
+Kind = Literal["pair", "rated", "unpaired", "demonstration", "answers"]
 
 
 class TextPart(TypedDict):
@@ -96,6 +96,7 @@ class Preference:
                      pairs of them
       unpaired       one response with `label`
       demonstration  one response to imitate (supervised fine-tuning)
+      answers        one or more responses that nobody judged, to be scored; no training takes them
 
     Attributes:
         id: stable within the source; made from file and row where the data has none.

@@ -108,7 +108,8 @@ class BestOfNRecipe(Strict):
     """What choosing the best of n by each model is worth under a gold scorer."""
 
     candidates: Annotated[tuple[DataSource, ...], Field(min_length=1)]
-    """Many responses to each prompt: rated data, or samples.jsonl of a `palate eval` folder."""
+    """Many responses to each prompt: rated data, samples.jsonl of a `palate eval` folder, or rows
+    of `prompt` and `responses`."""
     gold: Scorer | None = None
     """The gold scorer; default: the ratings of the data."""
     pairing: PairingRecipe | None = None

@@ -11,7 +11,7 @@ import pytest
 
 from palate.data.schema import Content
 from palate.errors import DataError, ModelError, RecipeError
-from palate.evaluate.reward.candidates import read_candidates
+from palate.evaluate.reward.candidates import NOT_RATED, own_gold, read_candidates
 from palate.evaluate.reward.items import Item
 from palate.evaluate.reward.library import Library, key_of, name_of, names_of
 from palate.evaluate.reward.scoring import EnsembleBook, ScoreBook
@@ -330,3 +330,13 @@ def test_recipes_that_contradict_themselves(keys, message):
     with pytest.raises(ValueError, match=message.replace("`", "`")):
         ensemble(LengthScorer(), LexiconScorer(), **keys)
     assert RecipeError  # the loader turns these into one line
+
+
+def test_answers_are_candidates_without_gold_of_their_own(tmp_path):
+    rows = [{"prompt": "p", "responses": ["a", "bb", "ccc"]}, {"prompt": "q", "response": "a"}]
+    found = read_candidates([write(tmp_path / "answers.jsonl", rows)], None, 0)
+    assert [item.responses for item in found.items] == [("a", "bb", "ccc")]
+    assert np.isnan(found.gold[0]).all()
+    assert found.entries[0]["dropped"] == {NOT_RATED: 1}
+    with pytest.raises(RecipeError, match="no rating of their own: name a scorer"):
+        own_gold(found)

@@ -59,6 +59,7 @@ _KINDS = {
     "rated": "rated answers",
     "unpaired": "unpaired feedback",
     "demonstration": "demonstrations",
+    "answers": "answers that nobody judged",
 }
 
 

@@ -30,6 +30,7 @@ from palate.recipes.pairing import PairingRecipe
 _NO_PAIRS = {
     "unpaired": "unpaired feedback; a build makes pairs",
     "demonstration": "demonstrations; a build makes pairs",
+    "answers": "answers that nobody judged; a build makes pairs",
 }
 _NOT_DRAWN = "beyond `limit`"
 

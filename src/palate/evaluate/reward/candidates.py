@@ -120,14 +120,16 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
     for row in result.rows:
-        if row.kind != "rated":
+        if len(row.responses) < 2 or row.kind not in ("rated", "answers"):
             ledger.drop(row.row, NOT_RATED)
             continue
         if row.has_images:
             ledger.drop(row.row, HAS_IMAGES)
             continue
-        by, scores = scores_of(row.responses, pairing or PairingRecipe())
-        ledger.scored_by[by] += 1
+        scores: Sequence[float | None] = [None] * len(row.responses)
+        if row.kind == "rated":
+            by, scores = scores_of(row.responses, pairing or PairingRecipe())
+            ledger.scored_by[by] += 1
         ledger.keep(1, ())
         items.append(
             Item(

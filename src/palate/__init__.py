@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from palate.train import reward as train_reward
     from palate.train import sft, tune
     from palate.train.judge import train_judge
+    from palate.train.merge import merge_adapters
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ _HOMES = {
     "load_recipe": "palate.recipes",
     "load_reward_model": "palate.models.reward_files",
     "load_scorer": "palate.rewards.front",
+    "merge_adapters": "palate.train.merge",
     "resolve_yaml": "palate.recipes",
     "run_demo": "palate.demo:demo",
     "run_evaluation": "palate.evaluate:evaluate",
@@ -125,6 +127,7 @@ __all__ = [
     "load_recipe",
     "load_reward_model",
     "load_scorer",
+    "merge_adapters",
     "resolve_yaml",
     "run_demo",
     "run_evaluation",

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -31,7 +31,7 @@ from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DemoRecipe, Dtype, EvalRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
 app = typer.Typer(
@@ -231,6 +231,35 @@ def _eval_targets(targets: list[str]) -> tuple[str | None, list[str]]:
         raise RecipeError(f"{other} is no run folder; give one recipe, or run folders alone")
     out = Path(folders[0]).resolve().parent / "evaluation"
     return None, [f"runs={json.dumps(folders)}", f"output_dir={json.dumps(os.path.relpath(out))}"]
+
+
+@app.command()
+def merge(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder with LoRA adapters, or its `model`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="bfloat16, float32 or float16; default: as trained. Only in float32"
+            " nothing is rounded."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run code that came with the base model.")
+    ] = False,
+) -> None:
+    """Add LoRA adapters to their base model: one whole policy or reward model."""
+    with one_line(""):
+        from palate.train.merge import merge_adapters
+
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise RecipeError(f"--dtype {dtype}: not one of {', '.join(get_args(Dtype))}")
+        found = merge_adapters(
+            run, out, dtype=cast(Dtype, dtype), trust_remote_code=trust_remote_code
+        )
+        typer.echo(str(found))
 
 
 @app.command()

@@ -75,6 +75,7 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
             transformers would draw at random; the reason in one line.
     """
     source = path or recipe.path
+    check_whole(source)
     revision = recipe.revision if path is None else None
     offline = hub_is_needed_and_absent(source)
     try:
@@ -104,6 +105,19 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     if recipe.attn_implementation is None:
         use_rows(model)
     return model
+
+
+def check_whole(path: str) -> None:
+    """Refuses a folder that holds adapters and no model.
+
+    Raises:
+        ModelError: says what makes one of them.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{path}: LoRA adapters alone; `palate merge {path} -o FOLDER` makes a model of them"
+        )
 
 
 def refuse_missing(found: Mapping[str, Any], source: str, model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from palate.models.attention import use_rows
 from palate.models.loading import (
     DTYPES,
     NO_HUB,
+    check_whole,
     disable_dropout,
     hub_is_needed_and_absent,
     load_model,
@@ -30,6 +31,7 @@ def load_whole(recipe: ModelRecipe) -> PreTrainedModel:
     Raises:
         ModelError: unreadable, or without some of its weights; in one line.
     """
+    check_whole(recipe.path)
     offline = hub_is_needed_and_absent(recipe.path)
     more = {"revision": recipe.revision, "local_files_only": offline}
     with one_line(recipe.path, NO_HUB if offline else None, what="model"):

@@ -234,7 +234,34 @@ def test_candidates_gold_and_prior_sets_of_an_evaluation(tmp_path: Path) -> None
     benchmark = {"type": "rewardbench", "data": [{"path": str(rated)}]}
     prior = [{"path": str(tmp_path / "shp.jsonl")}]
     own = [c for c in checks(benchmarks=[benchmark | {"prior": prior}]) if c.name == "benchmark"]
-    assert [c.state for c in own] == ["ok", "problem"] and "shp.jsonl" in own[1].text
+    assert [c.state for c in own] == ["problem"] and "shp.jsonl" in own[0].text
+
+
+def test_a_benchmark_is_read_as_a_run_would_read_it(tmp_path: Path) -> None:
+    def check(rows: list[Any], **model: Any) -> list[Check]:
+        file = tmp_path / "rm.json"
+        file.write_text(json.dumps(rows))
+        document = {
+            "output_dir": str(tmp_path / "run"),
+            "models": [model or {"type": "length"}],
+            "benchmarks": [{"type": "rm_bench", "data": [{"path": str(file)}]}],
+        }
+        return examine(write_recipe(tmp_path / "r.yaml", document, "eval reward"))
+
+    good = {"id": 1, "prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+    good["domain"] = "chat"
+    found = by_name(check([good]))["benchmark"]
+    assert (found.state, found.text.endswith("rm.json: 1 prompt")) == ("ok", True)
+    found = by_name(check([good, good | {"id": 2, "chosen": ["a"]}]))["benchmark"]
+    assert found.state == "note" and "1 row left out; the first: row 2" in found.text
+    assert by_name(check([{"id": 2}]))["benchmark"].state == "problem"
+    thumbs = tmp_path / "thumbs.jsonl"
+    thumbs.write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    members = [{"scorer": {"type": "length"}}, {"scorer": {"type": "length"}}]
+    ensemble = {"type": "ensemble", "combine": "zscore", "members": members}
+    own = check([good], **ensemble, validation=[{"path": str(thumbs)}])
+    assert by_name(own)["data"].state == "problem"
+    assert "no pair or rated row among them" in by_name(own)["data"].text
 
 
 def test_the_writer_of_a_judges_texts_and_the_reward_of_samples(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from palate.doctor.check import Check, State
@@ -11,6 +11,7 @@ from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import (
+    Benchmark,
     BestOfNRecipe,
     OwnFormat,
     PairsRecipe,
@@ -51,28 +52,53 @@ def _sources(recipe: RunRecipe) -> tuple[DataSource, ...]:
     return ()
 
 
-def _benchmark_files(benchmark: OwnFormat) -> Iterator[Check]:
-    """A benchmark's own files, of which only the public code knows the format."""
+def _benchmark_files(benchmark: Benchmark) -> Iterator[Check]:
+    """A benchmark's own files, read as a run would read them where all are here."""
     prior = benchmark.prior if isinstance(benchmark, RewardBenchRecipe) else ()
-    for source in (*benchmark.data, *prior):
-        here = Path(source.path).exists()
+    sources = (*benchmark.data, *prior)
+    absent = [source for source in sources if not Path(source.path).exists()]
+    for source in absent:
         looks_local = source.path.startswith((".", "/", "~")) or Path(source.path).suffix
-        state: State = "ok" if here else "problem" if looks_local else "note"
-        what = "there" if here else "no such file" if looks_local else "from the hub, not looked up"
+        state: State = "problem" if looks_local else "note"
+        what = "no such file" if looks_local else "from the hub, not looked up"
         yield Check("benchmark", state, f"{source.path}: {what}")
+    if not absent:
+        yield _benchmark_check(benchmark, ", ".join(source.path for source in sources))
 
 
-def source_check(source: DataSource, seed: int) -> Check:
+def _benchmark_check(benchmark: Benchmark, paths: str) -> Check:
+    from palate.evaluate.reward.run import benchmark_of
+
+    try:
+        found = benchmark_of(benchmark).read(benchmark.data, 0)
+    except PalateError as error:
+        return Check("benchmark", "problem", str(error))
+    text = f"{paths}: {count(len(found.items), 'prompt')}"
+    if not found.quarantine:
+        return Check("benchmark", "ok", text)
+    first = found.quarantine[0]
+    text += f", {count(len(found.quarantine), 'row')} left out; the first: row {first['row']}: "
+    return Check("benchmark", "note", text + first["reason"])
+
+
+def source_check(source: DataSource, seed: int, *, kinds: Collection[str] = ()) -> Check:
+    """Reads the beginning of a source.
+
+    Args:
+        kinds: of rows, one of which it must have; default: any.
+    """
     from palate.data.readers import read_source
 
     try:
         result = read_source(_beginning(source), seed=seed)
     except PalateError as error:
         return Check("data", "problem", str(error))
-    kinds = sorted({row.kind for row in result.rows})
-    text = f"{source.path}: {result.read} rows read as {result.format} ({', '.join(kinds)})"
+    there = sorted({row.kind for row in result.rows})
+    text = f"{source.path}: {result.read} rows read as {result.format} ({', '.join(there)})"
     if not result.rows:
         return Check("data", "problem", f"{source.path}: no usable row of {result.read}")
+    if kinds and not set(kinds) & set(there):
+        return Check("data", "problem", f"{text}: no {' or '.join(kinds)} row among them")
     if result.rejected:
         first = result.rejected[0]
         text += f", {len(result.rejected)} rejected; the first: row {first.row}: {first.reason}"

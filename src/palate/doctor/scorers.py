@@ -21,7 +21,7 @@ def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
         for member in recipe.members:
             yield from scorer_checks(member.scorer)
         for source in recipe.validation:
-            yield source_check(source, 0)
+            yield source_check(source, 0, kinds=("pair", "rated"))
         return
     try:
         if isinstance(recipe, scorers.CriticScorer):

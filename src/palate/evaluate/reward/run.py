@@ -302,21 +302,24 @@ class _Own:
         ]
 
 
+def benchmark_of(recipe: recipes.Benchmark) -> Benchmark:
+    """What a recipe's benchmark is read and scored by."""
+    if isinstance(recipe, recipes.RewardBenchRecipe):
+        return RewardBench(recipe.prior)
+    if isinstance(recipe, recipes.RewardBench2Recipe):
+        return RewardBench2()
+    if isinstance(recipe, recipes.RmBenchRecipe):
+        return RmBench()
+    return Pairs(recipe.pairing)
+
+
 def _benchmarks(
     recipe: RewardEvalRecipe,
 ) -> list[tuple[recipes.Benchmark, str, Benchmark]]:
     found: list[tuple[recipes.Benchmark, str, Benchmark]] = []
     taken: set[str] = set()
     for one in recipe.benchmarks:
-        made: Benchmark
-        if isinstance(one, recipes.RewardBenchRecipe):
-            made = RewardBench(one.prior)
-        elif isinstance(one, recipes.RewardBench2Recipe):
-            made = RewardBench2()
-        elif isinstance(one, recipes.RmBenchRecipe):
-            made = RmBench()
-        else:
-            made = Pairs(one.pairing)
+        made = benchmark_of(one)
         plain = one.name or made.title
         name, n = plain, 1
         while name in taken:

@@ -11,12 +11,13 @@ import pytest
 
 from palate.data.build import Dataset, build, build_pairs
 from palate.data.encode import Encoder
+from palate.data.fit import LONG_RESPONSE
 from palate.data.pairs import Example
 from palate.data.split import with_mismatched
 from palate.errors import DataError, RecipeError
 from palate.io import sha256_file
 from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe
-from tiny_chat import byte_tokenizer
+from tiny_chat import CHATML, byte_tokenizer
 
 LENGTH = LengthRecipe(max_prompt_tokens=24, max_response_tokens=12)
 
@@ -272,3 +273,24 @@ def test_mismatched_responses_with_uneven_prompts(seed: int) -> None:
         assert item.mismatched_ids is not None
         assert len(item.mismatched_ids) == 2
         assert prompts[item.mismatched_ids[0] - 10] != item.prompt_ids[0]
+
+
+def test_answers_too_long_leave_their_lists(tmp_path: Path) -> None:
+    """With `response: drop`, as reward models read them."""
+    length = LengthRecipe(max_prompt_tokens=24, max_response_tokens=12, response="drop")
+    said = [["short", "a good deal too long", "brief"], ["one", "two"], ["a" * 30, "b"]]
+    rows = [
+        {"prompt": f"Q{i}", "responses": own, "rankings": list(range(1, len(own) + 1))}
+        for i, own in enumerate(said)
+    ]
+    data = recipe(write(tmp_path / "rows.jsonl", rows)).model_copy(update={"length": length})
+    encoder = Encoder(byte_tokenizer(template=CHATML), length=length)
+    found = build(data, encoder, kind="ranking", seed=0)
+    (entry,) = found.report["sources"]
+    assert [item.ranks for item in found.train] == [(1, 3), (1, 2)]
+    assert (entry["kept"], entry["dropped"]) == (2, {LONG_RESPONSE: 1})
+    assert entry["responses_left_out"] == {LONG_RESPONSE: 1}
+    assert [(line["row"], line["field"]) for line in found.quarantine] == [
+        (1, "responses"),
+        (3, None),
+    ]

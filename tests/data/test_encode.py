@@ -368,3 +368,26 @@ def test_votes_ties_and_ranks_reach_the_items() -> None:
     item = encoder.encode([ranked])[0].item
     assert isinstance(item, Ranking)
     assert item.ranks == (2, 1) and len(item.responses) == 2
+
+
+def ranked(*answers: str) -> Preference:
+    row = pair("p", "a", "b")
+    responses = tuple(
+        dataclasses.replace(row.responses[0], content=text, rank=k)
+        for k, text in enumerate(answers, 1)
+    )
+    return dataclasses.replace(row, kind="rated", responses=responses)
+
+
+def test_a_bad_answer_leaves_its_list_alone() -> None:
+    limits = LengthRecipe(max_prompt_tokens=9, max_response_tokens=6, response="drop")
+    encoder = Encoder(byte_tokenizer(), length=limits)
+    (found,) = encoder.encode([ranked("best", "much too long", "", "worst")])
+    assert isinstance(found.item, Ranking)
+    assert (found.item.ranks, len(found.item.responses)) == ((1, 4), 2)
+    assert found.left_out == (LONG_RESPONSE, NO_TOKENS)
+    # With one left there is nothing to compare.
+    (found,) = encoder.encode([ranked("best", "much too long")])
+    assert found.item == Drop(LONG_RESPONSE) and found.left_out == ()
+    (found,) = encoder.encode([dataclasses.replace(ranked("a", "b"), prompt="p" * 99)])
+    assert found.item == Drop(LONG_PROMPT)

@@ -204,6 +204,19 @@ def test_counts_that_do_not_add_up_are_said(tmp_path):
     assert "does not add up" in text
 
 
+def test_further_answers_what_a_mixture_leaves_and_left_out_responses_are_told(tmp_path):
+    run = training_run(tmp_path / "dpo", "dpo", steps=6)
+    data = json.loads((run / "data.json").read_text())
+    more = {"merged": 3, "not_selected": 2, "responses_left_out": {"response without a token": 1}}
+    data["sources"][0] |= more
+    data["sources"][0]["read"] += 5
+    (run / "data.json").write_text(json.dumps(data))
+    text = Page(write_report([run])).text
+    assert "+ 3 further answers to a prompt + 2 not in the mixture" in text
+    assert "of kept rows 1 response left out: response without a token" in text
+    assert "not add up" not in text
+
+
 def test_folders_that_are_no_runs_are_one_line(tmp_path):
     training_run(tmp_path / "runs" / "dpo", "dpo", steps=6)
     (tmp_path / "empty").mkdir()

@@ -203,6 +203,9 @@ def _encode(
             continue
         for reason in reasons:
             ledger.drop_item(row.row, reason)
+        for encoding, _ in mine:
+            for reason in encoding.left_out:
+                ledger.leave_out(row.row, reason)
         cut = _cut([e.cut for e, _ in mine])
         source = _Row(ledger=ledger, cut=cut, given=len(kept), taken=len(kept))
         items += [(item, r, source) for item, r in kept]

@@ -36,10 +36,16 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One row encoded or dropped, and what was cut of it: prompt, chosen, rejected, response."""
+    """One row encoded or dropped.
+
+    Attributes:
+        cut: what was cut of it: prompt, chosen, rejected, response.
+        left_out: of a ranked row that does without some responses, why, once for each.
+    """
 
     item: Pair | Ranking | Example | Drop
     cut: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Encoder:
@@ -190,12 +196,25 @@ class Encoder:
             prompt, tail = self._prompt_ids(rendered, starts, continuations)
         except Refused as error:
             return Encoded(item=Drop(error.reason))
-        responses = []
+        responses: list[tuple[int, ...]] = []
+        left_out: list[str] = []
         for text in rendered.responses:
             ids = continuations.get(text, ())
-            if not self.tokens.says_something(ids):
+            if self.tokens.says_something(ids):
+                responses.append(self._ended(ids, chat=row.conversational))
+            elif row.kind != "rated":
                 return Encoded(item=Drop(NO_TOKENS))
-            responses.append(self._ended(ids, chat=row.conversational))
+            else:
+                responses.append(())
+        if row.kind == "rated":
+            # Of several answers a bad one costs itself, not the list.
+            faults = [self._fault(prompt, tail, ids) for ids in responses]
+            usable = [i for i, fault in enumerate(faults) if fault is None]
+            left_out = [fault for fault in faults if fault is not None]
+            if len(usable) < 2:
+                return Encoded(item=Drop(left_out[0]))
+            responses = [responses[i] for i in usable]
+            row = dataclasses.replace(row, responses=tuple(row.responses[i] for i in usable))
         if row.kind == "pair" and responses[0] == responses[1]:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
@@ -213,7 +232,20 @@ class Encoder:
         return Encoded(
             item=_item(row, fitted.prompt, fitted.responses),
             cut=tuple(cut),
+            left_out=tuple(left_out),
         )
+
+    def _fault(
+        self, prompt: tuple[int, ...], tail: tuple[int, ...], response: tuple[int, ...]
+    ) -> str | None:
+        """Why a response cannot be used; None where it can."""
+        if not response:
+            return NO_TOKENS
+        try:
+            fit(prompt, tail, [response], self.length, bos=self.tokens.bos)
+        except TooLong as error:
+            return error.reason
+        return None
 
     def _ended(self, ids: tuple[int, ...], *, chat: bool) -> tuple[int, ...]:
         return self.tokens.ended(ids) if chat else (*ids, self.tokens.eos)

@@ -29,6 +29,7 @@ class Ledger:
         items_not_selected: further items of kept rows that it does not take.
         truncated: kept rows by what was cut of them.
         scored_by: rated rows by what their responses were compared by.
+        left_out: responses that ranked rows do without, beside those that reading left out.
         flips: pairs whose label another number of the row contradicts, by which.
     """
 
@@ -44,6 +45,7 @@ class Ledger:
     items_not_selected: int = 0
     truncated: Counter[str] = field(default_factory=Counter)
     scored_by: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     flips: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
@@ -72,6 +74,11 @@ class Ledger:
         self.items_dropped[reason] += 1
         self._quarantine(self.path, row, None, reason)
 
+    def leave_out(self, row: int | None, reason: str) -> None:
+        """Counts a response of a row that is kept for its others."""
+        self.left_out[reason] += 1
+        self._quarantine(self.path, row, "responses", reason)
+
     def entry(self) -> dict[str, Any]:
         """The source's entry in data.json."""
         read, rejected = self.result.read, self.result.rejected
@@ -94,7 +101,7 @@ class Ledger:
             "not_selected": self.not_selected,
             "truncated": _counts(self.truncated),
             "responses_left_out": _counts(
-                Counter(item.counted_as for item in self.result.left_out)
+                Counter(item.counted_as for item in self.result.left_out) + self.left_out
             ),
             "items": self.items,
             "items_dropped": _counts(self.items_dropped),

@@ -16,7 +16,8 @@ class Loose(BaseModel):
 
 
 class Source(Loose):
-    """One data file: read = kept + rejected + dropped; truncated rows are among the kept."""
+    """One data file: read = kept + rejected + dropped + merged + not selected; truncated rows are
+    among the kept, and so are those that do without some responses."""
 
     name: str = "data"
     path: str | None = None
@@ -27,7 +28,10 @@ class Source(Loose):
     kept: int = 0
     rejected: dict[str, int] = Field(default_factory=dict)
     dropped: dict[str, int] = Field(default_factory=dict)
+    merged: int = 0
+    not_selected: int = 0
     truncated: dict[str, int] = Field(default_factory=dict)
+    responses_left_out: dict[str, int] = Field(default_factory=dict)
     quarantine: str | None = None
 
     @property
@@ -36,7 +40,7 @@ class Source(Loose):
 
     @property
     def reconciles(self) -> bool:
-        return self.read == self.kept + self.left_out
+        return self.read == self.kept + self.left_out + self.merged + self.not_selected
 
 
 class Length(Loose):

@@ -115,15 +115,29 @@ def test_plain_template_gives_hh_text_back() -> None:
     assert shown(tokenizer, found.rejected_ids) == " No.<eos>"
 
 
-def test_a_saved_plain_template_renders_what_training_saw() -> None:
-    tokenizer = byte_tokenizer()
-    encoder = Encoder(tokenizer, "plain")
+BEGUN = "{{- bos_token -}}\n" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "setting"),
+    [(None, "plain"), (CHATML, "model"), (BEGUN, "model"), (f"\n {NO_END}\n\n", "model")],
+    ids=["plain", "chatml", "chatml with bos", "outer blanks"],
+)
+def test_a_saved_template_renders_what_training_saw(template: str | None, setting: str) -> None:
+    tokenizer = byte_tokenizer(template=template)
+    encoder = Encoder(tokenizer, setting)
     tokenizer.chat_template = encoder.saved_template
     ids = tokenizer.apply_chat_template(user("Hi?"), add_generation_prompt=True)["input_ids"]
     prompt = encoded(encoder, chat()).prompt_ids
-    assert tuple(ids) == prompt
+    assert prompt.count(BOS) == 1 and tuple(ids) == prompt
     assert encoded(Encoder(tokenizer), chat()).prompt_ids == prompt
-    assert Encoder(byte_tokenizer(template=CHATML)).saved_template == CHATML
+
+
+def test_a_template_that_begins_as_training_did_is_saved_as_it_is() -> None:
+    assert Encoder(byte_tokenizer(template=BEGUN)).saved_template == BEGUN
+    assert Encoder(byte_tokenizer()).saved_template is None
+    no_bos = byte_tokenizer(template=CHATML, adds_bos=False)
+    assert Encoder(no_bos).saved_template == CHATML
 
 
 def test_template_file(tmp_path: Path) -> None:

@@ -147,12 +147,22 @@ class Encoder:
     def saved_template(self) -> str | None:
         """The template to save with a trained model, so that others render chats as training did.
 
-        Chat interfaces add no BOS of their own to a rendered chat, so the plain template then
-        begins with it for the tokenizers that do.
+        Chat interfaces add no BOS of their own to a rendered chat, so it then begins with the BOS
+        of tokenizers that do.
         """
-        if self.template.setting == "plain" and self.tokens.adds_bos:
+        text = self.template.text
+        if text is None or not self.tokens.adds_bos:
+            return text
+        if self.template.setting == "plain":
             return "{{- bos_token -}}\n" + PLAIN
-        return self.template.text
+        assert self.tokens.bos is not None
+        if self.template.begins_with(self.tokens.special[self.tokens.bos]):
+            return text
+        # The signs keep Jinja from taking the template's own outer blanks away, or adding one.
+        body = text.removesuffix("\n")
+        return (
+            "{%- set rendered_chat +%}" + body + "{%+ endset -%}{{- bos_token + rendered_chat -}}"
+        )
 
     def _render(self, row: Preference) -> Rendered | Drop:
         if row.has_images:

@@ -123,6 +123,13 @@ class ChatTemplate:
             self._tails[last["role"]] = found
         return found if asked.endswith(found) else ""
 
+    def begins_with(self, text: str) -> bool:
+        """Whether every chat does, told by the simplest; True where the template refuses that."""
+        try:
+            return self._apply(_PROBE, open_turn=True).startswith(text)
+        except (Refused, ModelError):
+            return True
+
     @property
     def closes_turns(self) -> bool:
         """Whether it ends the assistant's turn with a special token, blanks after it aside.

@@ -90,13 +90,13 @@ def _policy(folder: Path, dtype: Dtype | None, trust_remote_code: bool) -> Calla
     )
     recipe = recipe.model_copy(update={"dtype": dtype or _saved_dtype(recipe)})
     hf: Any = load_trained(folder, recipe).hf
-    merged = hf.merge_and_unload()
+    return partial(save_merged, hf)
 
-    def write(whole: Path) -> None:
-        merged.save_pretrained(whole)
-        add_older_names(whole)
 
-    return write
+def save_merged(hf: Any, folder: Path) -> None:
+    """Writes a language model with its adapters added to its weights, which it loses."""
+    hf.merge_and_unload().save_pretrained(folder)
+    add_older_names(folder)
 
 
 def _saved_dtype(recipe: ModelRecipe) -> Dtype:

@@ -14,8 +14,8 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
-    check_prompt,
     check_response,
+    prompt_or_instruction,
     refuse_unread,
     required,
     text,
@@ -26,7 +26,7 @@ from palate.data.schema import Content, Message, Preference, Response
 
 def _read(record: Record, context: Context) -> Preference:
     refuse_unread(record)
-    prompt = _prompt(record)
+    prompt = prompt_or_instruction(record)
     if record.value.get("responses") is None:
         listed, fields = [required(record, "response")], ["response"]
     else:
@@ -55,21 +55,6 @@ def _read(record: Record, context: Context) -> Preference:
         responses=tuple(found),
         row=record.row,
     )
-
-
-def _prompt(record: Record) -> Content:
-    if "prompt" not in record.value and "instruction" in record.value:
-        return _asked(text(required(record, "instruction"), "instruction"))
-    prompt = required(record, "prompt")
-    if not isinstance(prompt, list):
-        return text(prompt, "prompt")
-    chat = turns(prompt, "prompt")
-    check_prompt(chat, "prompt")
-    return chat
-
-
-def _asked(prompt: Content) -> Content:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _answer(value: Any, field: str, prompt: Content) -> Content:

@@ -71,6 +71,20 @@ def content(record: Record, name: str) -> Content:
     return turns(value, name) if isinstance(value, list) else text(value, name)
 
 
+def prompt_or_instruction(record: Record) -> Content:
+    """What the row asks: `instruction` is something said to a model; `prompt` is text that it goes
+    on from, or chat turns."""
+    if "prompt" not in record.value and "instruction" in record.value:
+        asked = text(required(record, "instruction"), "instruction")
+        return [{"role": "user", "content": asked}]
+    prompt = required(record, "prompt")
+    if not isinstance(prompt, list):
+        return text(prompt, "prompt")
+    chat = turns(prompt, "prompt")
+    check_prompt(chat, "prompt")
+    return chat
+
+
 def number(record: Record, name: str) -> float | None:
     """A finite number, None where the field is absent or null."""
     value = record.value.get(name)

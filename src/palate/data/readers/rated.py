@@ -11,8 +11,8 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import check_prompt, finite, refuse_unread, required, text, turns
-from palate.data.schema import Content, Message, Preference, Response
+from palate.data.readers.fields import finite, prompt_or_instruction, refuse_unread, required, text
+from palate.data.schema import Message, Preference, Response
 
 _LISTS = ("completions", "responses")
 _TEXTS = ("text", "content", "output", "response", "completion")
@@ -22,7 +22,7 @@ _WRITERS = ("generator", "model")
 
 def _read(record: Record, context: Context) -> Preference:
     refuse_unread(record)
-    prompt = _prompt(record)
+    prompt = prompt_or_instruction(record)
     name = next((n for n in _LISTS if n in record.value), _LISTS[0])
     listed = required(record, name)
     if not isinstance(listed, list):
@@ -51,19 +51,6 @@ def _read(record: Record, context: Context) -> Preference:
         row=record.row,
         extra={"dataset": note} if isinstance(note, str) else None,
     )
-
-
-def _prompt(record: Record) -> Content:
-    # An instruction is something said to a model; a prompt is the text it goes on from.
-    if "prompt" not in record.value and "instruction" in record.value:
-        asked = text(required(record, "instruction"), "instruction")
-        return [{"role": "user", "content": asked}]
-    prompt = required(record, "prompt")
-    if not isinstance(prompt, list):
-        return text(prompt, "prompt")
-    chat = turns(prompt, "prompt")
-    check_prompt(chat, "prompt")
-    return chat
 
 
 def _response(entry: Any, field: str, *, chat: bool) -> Response:

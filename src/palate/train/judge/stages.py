@@ -11,7 +11,7 @@ from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
 from palate.io import read_json
-from palate.models.config_names import add_older_names, save_tokenizer
+from palate.models.config_names import save_tokenizer
 from palate.models.loading import load_tokenizer, load_trained
 from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
@@ -27,6 +27,7 @@ from palate.rewards.questions import FIRST, SECOND, TIE, opened
 from palate.train.checkpoint import whole_folder
 from palate.train.judge.ask import verdict_text
 from palate.train.judge.prepare import Prepared
+from palate.train.merge import save_merged
 from palate.train.reward_run import reward
 from palate.train.run import sft, tune
 
@@ -130,10 +131,9 @@ def trained_model(folder: Path, started: ModelRecipe) -> ModelRecipe:
     if (path / "adapter_config.json").exists():
         path = folder / MERGED
         if not path.exists():
-            hf = load_trained(folder / "model", started).hf.merge_and_unload()  # type: ignore[operator]
+            hf = load_trained(folder / "model", started).hf
             with whole_folder(path) as whole:
-                hf.save_pretrained(whole)
-                add_older_names(whole)
+                save_merged(hf, whole)
                 saved = ModelRecipe(path=str(folder / "model"))
                 save_tokenizer(load_tokenizer(saved), whole)
             del hf

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from palate.kernels.tiles import exact_products, spans
 
 TILE = 256
 """Most queries of a tile: fewer see fewer keys in vain, more make larger and fewer products."""
+BRANCH = 64
+"""Fewest queries for which a branch begins a tile of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Tile:
 
     Attributes:
         keys: the keys that any of them sees.
-        hidden: (start, stop, mask [stop - start of the tile, columns]) of those runs of `keys`
-            where some are hidden; True is hidden.
+        hidden: (start, stop, bias [stop - start of the tile, 1, columns]) of those runs of `keys`
+            where some are hidden; the bias of a score, in float32, is -inf where a key is hidden
+            and 0 where not. (To add is many times as fast as to fill where a mask is True.)
     """
 
     start: int
@@ -48,16 +52,33 @@ def tiles_of(visible: Tensor) -> tuple[Tile, ...]:
         visible: [T, T] bool; every query sees a key.
     """
     found = []
-    count = -(-len(visible) // TILE)
-    # Alike in size: a short last tile costs as many calls as a whole one.
-    for start, stop in spans(len(visible), -(-len(visible) // count)):
+    for start, stop in _queries(visible):
         seen = visible[start:stop].any(0).nonzero()[:, 0]
         first, last = int(seen[0]), int(seen[-1]) + 1
         keys = slice(first, last) if last - first == len(seen) else seen
         hides = ~visible[start:stop, keys]
-        hidden = tuple((a, b, hides[:, a:b].contiguous()) for a, b in _runs(hides.any(0)))
+        bias = torch.zeros(hides.shape).masked_fill_(hides, -torch.inf)[:, None]
+        hidden = tuple((a, b, bias[..., a:b].contiguous()) for a, b in _runs(hides.any(0)))
         found.append(Tile(start, stop, keys, hidden))
     return tuple(found)
+
+
+def _queries(visible: Tensor) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each tile's queries.
+
+    No tile reaches over the start of a long branch: its queries would meet keys of both sides.
+    """
+    # A window loses a key with every query, the start of a branch all keys of the branch before.
+    lost = (visible[:-1] & ~visible[1:]).sum(1)
+    cuts = [0]
+    for place in ((lost > 1).nonzero()[:, 0] + 1).tolist():
+        if min(place - cuts[-1], len(visible) - place) >= BRANCH:
+            cuts.append(place)
+    for start, stop in pairwise([*cuts, len(visible)]):
+        # Alike in size: a short last tile costs as many calls as a whole one.
+        count = -(-(stop - start) // TILE)
+        for a, b in spans(stop - start, -(-(stop - start) // count)):
+            yield start + a, start + b
 
 
 def _runs(flags: Tensor) -> Iterator[tuple[int, int]]:
@@ -101,25 +122,26 @@ class _Tiled(torch.autograd.Function):
                 row = _Row(q, k, scale)
                 for tile in tiles:
                     share = row.shares(tile).to(v.dtype)
-                    found = torch.bmm(share, v[:, tile.keys])
-                    o[tile.start : tile.stop] = row.by_head(found, tile).transpose(0, 1)
+                    found = torch.bmm(share, _of(v, tile))
+                    row.split(o, tile).copy_(row.by_token(found, tile))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        found = [torch.zeros_like(x) for x in (query, key, value)]
+        d_query = grad.new_zeros(query.transpose(1, 2).shape)
+        d_key, d_value = torch.empty_like(key), torch.empty_like(value)
         with exact_products(query.dtype, query.device):
             for r, tiles in enumerate(ctx.rows):
                 _row_backward(
                     _Row(query[r], key[r], ctx.scale),
                     (query[r], key[r], value[r]),
-                    grad[r].transpose(0, 1),
+                    grad[r],
                     tiles,
-                    [x[r] for x in found],
+                    (d_query[r], d_key[r], d_value[r]),
                 )
-        return *found, None, None
+        return d_query.transpose(1, 2), d_key, d_value, None, None
 
 
 def _row_backward(
@@ -127,54 +149,71 @@ def _row_backward(
     operands: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     tiles: Sequence[Tile],
-    found: Sequence[Tensor],
+    found: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Writes the gradients of one row to `found`."""
+    """Writes the gradients of one row to `found`: [T, H, d], [K, T, d] and [K, T, e].
+
+    Args:
+        grad: [T, H, e].
+    """
     query, key, value = operands
-    wide_value = value.to(row.wide)
+    query, grad = row.arranged(query.transpose(0, 1)), row.arranged(grad)
+    wide_grad, wide_value = grad.to(row.wide), value.to(row.wide)
     d_key = torch.zeros_like(key, dtype=row.wide)
     d_value = torch.zeros_like(value, dtype=row.wide)
     for tile in tiles:
         share = row.shares(tile)
-        upstream = row.take(grad, tile)
-        wide_keys = wide_value[:, tile.keys].transpose(1, 2)
-        d_share = torch.bmm(upstream.to(row.wide), wide_keys)
+        d_share = torch.bmm(row.take(wide_grad, tile), _of(wide_value, tile).transpose(1, 2))
         d_score = torch._softmax_backward_data(d_share, share, -1, row.wide).mul_(row.scale)
         # Sums over tiles are kept wide; the products themselves end in the model's dtype anyway,
         # and rounded to it they are twice as fast.
         d_score, share = d_score.to(query.dtype), share.to(query.dtype)
-        d_query = torch.bmm(d_score, key[:, tile.keys])
-        found[0][:, tile.start : tile.stop] = row.by_head(d_query, tile)
+        d_query = torch.bmm(d_score, _of(key, tile))
+        row.split(found[0], tile).copy_(row.by_token(d_query, tile))
         _add(d_key, tile, torch.bmm(d_score.transpose(1, 2), row.take(query, tile)))
-        _add(d_value, tile, torch.bmm(share.transpose(1, 2), upstream))
+        _add(d_value, tile, torch.bmm(share.transpose(1, 2), row.take(grad, tile)))
     found[1].copy_(d_key)
     found[2].copy_(d_value)
 
 
 class _Row:
-    """One row's queries and keys, the query heads of a key head side by side."""
+    """One row's queries and keys, the query heads of a key head beside each other at a token."""
 
     def __init__(self, query: Tensor, key: Tensor, scale: float) -> None:
         self.wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = len(key)
-        self.query, self.key, self.scale = query.to(self.wide), key.to(self.wide), scale
+        self.query = self.arranged(query.transpose(0, 1)).to(self.wide)
+        self.key, self.scale = key.to(self.wide), scale
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """[K, T, H/K, d], from [T, H, d]: once a row, so that no tile of it is a copy."""
+        return x.unflatten(1, (self.heads, -1)).transpose(0, 1).contiguous()
 
     def take(self, x: Tensor, tile: Tile) -> Tensor:
-        """[K, H/K * n, d] of a tile, from [H, T, d]."""
-        return x[:, tile.start : tile.stop].reshape(self.heads, -1, x.shape[-1])
+        """[K, n * H/K, d] of a tile, from what is `arranged`."""
+        return x[:, tile.start : tile.stop].flatten(1, 2)
 
-    def by_head(self, x: Tensor, tile: Tile) -> Tensor:
-        """[H, n, d], from [K, H/K * n, d]."""
-        return x.view(-1, tile.stop - tile.start, x.shape[-1])
+    def split(self, x: Tensor, tile: Tile) -> Tensor:
+        """[K, n, H/K, d] of a tile, a view of [T, H, d]."""
+        return x[tile.start : tile.stop].unflatten(1, (self.heads, -1)).transpose(0, 1)
+
+    def by_token(self, x: Tensor, tile: Tile) -> Tensor:
+        """[K, n, H/K, d], from [K, n * H/K, d]."""
+        return x.unflatten(1, (tile.stop - tile.start, -1))
 
     def shares(self, tile: Tile) -> Tensor:
-        """[K, H/K * n, keys] the softmax."""
-        score = torch.bmm(self.take(self.query, tile), self.key[:, tile.keys].transpose(1, 2))
+        """[K, n * H/K, keys] the softmax."""
+        score = torch.bmm(self.take(self.query, tile), _of(self.key, tile).transpose(1, 2))
         score.mul_(self.scale)
-        by_head = self.by_head(score, tile)
-        for start, stop, mask in tile.hidden:
-            by_head[:, :, start:stop].masked_fill_(mask, -torch.inf)
+        by_token = self.by_token(score, tile)
+        for start, stop, bias in tile.hidden:
+            by_token[..., start:stop].add_(bias)
         return torch.softmax(score, -1)
+
+
+def _of(x: Tensor, tile: Tile) -> Tensor:
+    """[K, keys, d] those keys or values that a tile sees, from [K, T, d]."""
+    return x[:, tile.keys] if isinstance(tile.keys, slice) else x.index_select(1, tile.keys)
 
 
 def _add(x: Tensor, tile: Tile, values: Tensor) -> None:

@@ -16,6 +16,7 @@ N, SCALE = 23, 0.3
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TILE", 5)
+    monkeypatch.setattr(module, "BRANCH", 6)
 
 
 def causal(window: int | None = None) -> Tensor:
@@ -75,11 +76,24 @@ def test_gradients_are_those_of_differences() -> None:
 def test_a_tile_meets_only_what_it_sees() -> None:
     last_branch = tiles_of(shared())[4]
     assert isinstance(last_branch.keys, Tensor)
-    assert last_branch.keys.tolist() == [*range(9), *range(16, 23)]
+    assert last_branch.keys.tolist() == [*range(9), *range(16, 20)]
     middle = tiles_of(causal(4))[2]
     assert middle.keys == slice(7, 15)
-    # Only where a key is hidden from somebody is there a mask.
-    assert all(mask.any(0).all() for tile in tiles_of(shared()) for _, _, mask in tile.hidden)
+    # Only where a key is hidden from somebody is there a bias.
+    biases = [bias for tile in tiles_of(shared()) for _, _, bias in tile.hidden]
+    assert biases and all((bias == -torch.inf).any(0).all() for bias in biases)
+
+
+def test_no_tile_reaches_over_the_start_of_a_long_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spans(visible: Tensor) -> list[tuple[int, int]]:
+        return [(tile.start, tile.stop) for tile in tiles_of(visible)]
+
+    # The second branch begins at 16, the padding behind it is too short for a tile of its own.
+    assert spans(shared()) == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 23)]
+    whole = [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]
+    assert spans(causal()) == spans(causal(4)) == whole
+    monkeypatch.setattr(module, "BRANCH", 8)
+    assert spans(shared()) == whole
 
 
 def test_a_mask_that_does_more_than_hide_is_left_to_torch() -> None:

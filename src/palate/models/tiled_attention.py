@@ -187,7 +187,7 @@ class _Row:
 
     def arranged(self, x: Tensor) -> Tensor:
         """[K, T, H/K, d], from [T, H, d]: once a row, so that no tile of it is a copy."""
-        return x.unflatten(1, (self.heads, -1)).transpose(0, 1).contiguous()
+        return x.view(len(x), self.heads, -1, x.shape[-1]).transpose(0, 1).contiguous()
 
     def take(self, x: Tensor, tile: Tile) -> Tensor:
         """[K, n * H/K, d] of a tile, from what is `arranged`."""
@@ -195,11 +195,12 @@ class _Row:
 
     def split(self, x: Tensor, tile: Tile) -> Tensor:
         """[K, n, H/K, d] of a tile, a view of [T, H, d]."""
-        return x[tile.start : tile.stop].unflatten(1, (self.heads, -1)).transpose(0, 1)
+        own = x[tile.start : tile.stop]
+        return own.view(len(own), self.heads, -1, x.shape[-1]).transpose(0, 1)
 
     def by_token(self, x: Tensor, tile: Tile) -> Tensor:
         """[K, n, H/K, d], from [K, n * H/K, d]."""
-        return x.unflatten(1, (tile.stop - tile.start, -1))
+        return x.view(len(x), tile.stop - tile.start, -1, x.shape[-1])
 
     def shares(self, tile: Tile) -> Tensor:
         """[K, n * H/K, keys] the softmax."""

@@ -204,6 +204,19 @@ def _refusal(source: str, item: Rejection) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
+def _nothing(quarantine: Path, first_file: str) -> DataError:
+    """What to say where no record can be read: what the first lacks, and where the others are."""
+    with quarantine.open(encoding="utf-8") as lines:
+        first = next(lines, None)
+        others = sum(1 for _ in lines)
+    if first is None:
+        return DataError("no rows", file=first_file)
+    found = json.loads(first)
+    more = f"; no usable row, {others} more in {quarantine}" if others else "; no usable row"
+    reason = found["reason"] + more
+    return DataError(reason, file=found["file"], row=found["row"], field=found["field"])
+
+
 def _counted(scorer: Any) -> Counter[str]:
     return Counter(getattr(scorer, "counts", {}))
 
@@ -212,7 +225,7 @@ def _finish(
     recipe: ScoreRecipe, streams: Sequence[Stream], state: Journal, folder: Folder
 ) -> ScoreResult:
     if not any(tally.rows for tally in state.tallies):
-        raise DataError("no usable row: see quarantine.jsonl", file=recipe.data[0].path)
+        raise _nothing(folder.path / QUARANTINE, recipe.data[0].path)
     scores = folder.path / LINES
     members = members_in(folder.path, scores, folder.path / TABLE)
     if recipe.format == "parquet":

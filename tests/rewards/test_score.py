@@ -348,6 +348,6 @@ def test_a_table_that_does_not_fit_on_the_disk_is_one_line(monkeypatch: Any) -> 
 def test_files_without_a_usable_row_end_with_what_the_first_lacks() -> None:
     Path("bad.jsonl").write_text('{"prompt": "q", "response": 3}\n{"prompt": "q"\n')
     wanted = r"^bad.jsonl, row 1, field 'response': a number, not text; no usable row, 1 more in "
-    for _ in range(2):  # as it is found, and as a folder that is done says it again
+    for resume in (False, True):
         with pytest.raises(DataError, match=wanted + "out/quarantine.jsonl$"):
-            score_files(recipe(data=[{"path": "bad.jsonl"}]))
+            score_files(recipe(data=[{"path": "bad.jsonl"}], resume=resume))

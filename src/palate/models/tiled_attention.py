@@ -136,7 +136,8 @@ class _Tiled(torch.autograd.Function):
             for r, tiles in enumerate(ctx.rows):
                 _row_backward(
                     _Row(query[r], key[r], ctx.scale),
-                    (query[r], key[r], value[r]),
+                    key[r],
+                    value[r],
                     grad[r],
                     tiles,
                     (d_query[r], d_key[r], d_value[r]),
@@ -146,7 +147,8 @@ class _Tiled(torch.autograd.Function):
 
 def _row_backward(
     row: _Row,
-    operands: tuple[Tensor, Tensor, Tensor],
+    key: Tensor,
+    value: Tensor,
     grad: Tensor,
     tiles: Sequence[Tile],
     found: tuple[Tensor, Tensor, Tensor],
@@ -156,8 +158,7 @@ def _row_backward(
     Args:
         grad: [T, H, e].
     """
-    query, key, value = operands
-    query, grad = row.arranged(query.transpose(0, 1)), row.arranged(grad)
+    grad = row.arranged(grad)
     wide_grad, wide_value = grad.to(row.wide), value.to(row.wide)
     d_key = torch.zeros_like(key, dtype=row.wide)
     d_value = torch.zeros_like(value, dtype=row.wide)
@@ -167,10 +168,10 @@ def _row_backward(
         d_score = torch._softmax_backward_data(d_share, share, -1, row.wide).mul_(row.scale)
         # Sums over tiles are kept wide; the products themselves end in the model's dtype anyway,
         # and rounded to it they are twice as fast.
-        d_score, share = d_score.to(query.dtype), share.to(query.dtype)
+        d_score, share = d_score.to(key.dtype), share.to(key.dtype)
         d_query = torch.bmm(d_score, _of(key, tile))
         row.split(found[0], tile).copy_(row.by_token(d_query, tile))
-        _add(d_key, tile, torch.bmm(d_score.transpose(1, 2), row.take(query, tile)))
+        _add(d_key, tile, torch.bmm(d_score.transpose(1, 2), row.take(row.query, tile)))
         _add(d_value, tile, torch.bmm(share.transpose(1, 2), row.take(grad, tile)))
     found[1].copy_(d_key)
     found[2].copy_(d_value)
@@ -182,8 +183,9 @@ class _Row:
     def __init__(self, query: Tensor, key: Tensor, scale: float) -> None:
         self.wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.heads = len(key)
-        self.query = self.arranged(query.transpose(0, 1)).to(self.wide)
-        self.key, self.scale = key.to(self.wide), scale
+        self.query = self.arranged(query.transpose(0, 1))
+        self.wide_query, self.wide_key = self.query.to(self.wide), key.to(self.wide)
+        self.scale = scale
 
     def arranged(self, x: Tensor) -> Tensor:
         """[K, T, H/K, d], from [T, H, d]: once a row, so that no tile of it is a copy."""
@@ -204,8 +206,8 @@ class _Row:
 
     def shares(self, tile: Tile) -> Tensor:
         """[K, n * H/K, keys] the softmax."""
-        score = torch.bmm(self.take(self.query, tile), _of(self.key, tile).transpose(1, 2))
-        score.mul_(self.scale)
+        keys = _of(self.wide_key, tile).transpose(1, 2)
+        score = torch.bmm(self.take(self.wide_query, tile), keys).mul_(self.scale)
         by_token = self.by_token(score, tile)
         for start, stop, bias in tile.hidden:
             by_token[..., start:stop].add_(bias)

@@ -24,6 +24,7 @@ from palate.data.schema import Preference
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
+from palate.evaluate.reward.benchmark import quarantined
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.library import VERSION, identities, name_of
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
@@ -124,7 +125,10 @@ def _score(
                     for index, outcome in enumerate(own):
                         tally.add(outcome)
                         lines.append(line_of(row, index, outcome))
-                quarantine = [_refusal(stream.name, item) for item in lost]
+                quarantine = [
+                    json.dumps(quarantined(stream.name, item), ensure_ascii=False) + "\n"
+                    for item in lost
+                ]
                 # The last block holds what is lost for good: after it comes the next source.
                 state.source = number + block.last
                 state.place = 0 if block.last else block.end
@@ -191,17 +195,6 @@ def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> lis
         next(scored) if reason is None else [Outcome(None, reason)] * len(row.responses)
         for row, reason in zip(rows, reasons, strict=True)
     ]
-
-
-def _refusal(source: str, item: Rejection) -> str:
-    line = {
-        "source": source,
-        "file": item.file,
-        "row": item.row,
-        "field": item.field,
-        "reason": item.reason,
-    }
-    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _nothing(quarantine: Path, first_file: str) -> DataError:

@@ -118,6 +118,10 @@ def test_plain_template_gives_hh_text_back() -> None:
 BEGUN = "{{- bos_token -}}\n" + CHATML
 
 
+SOMETIMES = "{%- if messages[0].role == 'system' -%}{{ bos_token }}{%- endif -%}\n" + CHATML
+"""Writes BOS in some chats alone."""
+
+
 @pytest.mark.parametrize(
     ("template", "setting"),
     [(None, "plain"), (CHATML, "model"), (BEGUN, "model"), (f"\n {NO_END}\n\n", "model")],
@@ -131,6 +135,17 @@ def test_a_saved_template_renders_what_training_saw(template: str | None, settin
     prompt = encoded(encoder, chat()).prompt_ids
     assert prompt.count(BOS) == 1 and tuple(ids) == prompt
     assert encoded(Encoder(tokenizer), chat()).prompt_ids == prompt
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be kind."}]])
+def test_a_saved_template_adds_bos_to_those_chats_that_lack_it(system: list[Any]) -> None:
+    tokenizer = byte_tokenizer(template=SOMETIMES)
+    encoder = Encoder(tokenizer)
+    tokenizer.chat_template = encoder.saved_template
+    asked = [*system, *user("Hi?")]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    assert ids.count(BOS) == 1
+    assert tuple(ids) == encoded(encoder, pair(asked, says("Yes."), says("No."))).prompt_ids
 
 
 def test_a_template_that_begins_as_training_did_is_saved_as_it_is() -> None:

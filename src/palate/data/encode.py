@@ -160,8 +160,9 @@ class Encoder:
             return text
         # The signs keep Jinja from taking the template's own outer blanks away, or adding one.
         body = text.removesuffix("\n")
+        first = "{{- '' if rendered_chat.startswith(bos_token) else bos_token -}}"
         return (
-            "{%- set rendered_chat +%}" + body + "{%+ endset -%}{{- bos_token + rendered_chat -}}"
+            "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + first + "{{- rendered_chat -}}"
         )
 
     def _render(self, row: Preference) -> Rendered | Drop:
@@ -206,16 +207,12 @@ class Encoder:
             prompt, tail = self._prompt_ids(rendered, starts, continuations)
         except Refused as error:
             return Encoded(item=Drop(error.reason))
-        responses: list[tuple[int, ...]] = []
+        said = [continuations.get(text, ()) for text in rendered.responses]
+        responses = [
+            self._ended(ids, chat=row.conversational) if self.tokens.says_something(ids) else ()
+            for ids in said
+        ]
         left_out: list[str] = []
-        for text in rendered.responses:
-            ids = continuations.get(text, ())
-            if self.tokens.says_something(ids):
-                responses.append(self._ended(ids, chat=row.conversational))
-            elif row.kind != "rated":
-                return Encoded(item=Drop(NO_TOKENS))
-            else:
-                responses.append(())
         if row.kind == "rated":
             # Of several answers a bad one costs itself, not the list.
             faults = [self._fault(prompt, tail, ids) for ids in responses]
@@ -225,6 +222,8 @@ class Encoder:
                 return Encoded(item=Drop(left_out[0]))
             responses = [responses[i] for i in usable]
             row = dataclasses.replace(row, responses=tuple(row.responses[i] for i in usable))
+        elif () in responses:
+            return Encoded(item=Drop(NO_TOKENS))
         if row.kind == "pair" and responses[0] == responses[1]:
             return Encoded(item=Drop(SAME_TOKENS))
         try:

@@ -7,6 +7,7 @@ the full chat; a template for which it is not is refused.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ PLAIN = """\
 _PROBE: tuple[Message, ...] = ({"role": "user", "content": "Which colour has the sky?"},)
 _PROBE_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "Blue."},)
 _SHOWN_CHARACTERS = 24
+_BEGINS = re.compile(r"\{\{[-+]?\s*bos_token\s*[-+]?\}\}")
 
 
 class Refused(Exception):
@@ -124,11 +126,13 @@ class ChatTemplate:
         return found if asked.endswith(found) else ""
 
     def begins_with(self, text: str) -> bool:
-        """Whether every chat does, told by the simplest; True where the template refuses that."""
-        try:
-            return self._apply(_PROBE, open_turn=True).startswith(text)
-        except (Refused, ModelError):
-            return True
+        """Whether every chat surely does, told by the source: others may in some chats alone.
+
+        Args:
+            text: of the BOS token.
+        """
+        source = self.text or ""
+        return source.startswith(text) or _BEGINS.match(source) is not None
 
     @property
     def closes_turns(self) -> bool:

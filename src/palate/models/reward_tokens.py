@@ -40,7 +40,7 @@ def padding_token(
 
 
 def classifier_template(
-    template: str | None, *, closes: bool, end: str | None = None, adds_bos: bool = False
+    template: str | None, *, closes: bool, end: str | None = None
 ) -> str | None:
     """The chat template, a finished chat ending with the token that a response ends with.
 
@@ -51,8 +51,6 @@ def classifier_template(
             is taken off. Otherwise EOS is added, as in training.
         end: text of the token that closes, after which blanks and an EOS of the whole chat go;
             default: blanks alone.
-        adds_bos: the tokenizer begins every text with BOS, and training every chat, too; chat
-            interfaces add none to what a template writes.
     """
     if template is None:
         return None
@@ -67,5 +65,4 @@ def classifier_template(
     # The signs keep Jinja from taking the template's own outer blanks away, or adding one.
     body = template.removesuffix("\n")
     last = f"{{{{- rendered_chat if {keep} else {whole} -}}}}"
-    first = "{{- '' if rendered_chat.startswith(bos_token) else bos_token -}}" if adds_bos else ""
-    return "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + first + parts + last
+    return "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + parts + last

@@ -302,7 +302,6 @@ class RewardRun(Run):
             encoder.saved_template,
             closes=closes,
             end=own[0] if len(own) == 1 else None,
-            adds_bos=encoder.tokens.adds_bos,
         )
         save_model(trainer, tokenizer)
 

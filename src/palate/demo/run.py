@@ -26,6 +26,7 @@ from palate.demo.presets import FULL, METHODS, QUICK, Preset, eval_recipe, tune_
 from palate.errors import RunError
 from palate.evaluate.progress import duration
 from palate.io import read_json, write_json, write_text
+from palate.memory import kept_memory
 from palate.recipes import load_recipe, resolve_yaml
 from palate.recipes.schema import DemoRecipe, ModelRecipe
 
@@ -49,7 +50,7 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
     _open(recipe, root)
     parts = _Parts(console, recipe.quick)
-    with _quiet_libraries():
+    with _quiet_libraries(), kept_memory():
         return _run(recipe, root, preset, parts)
 
 

@@ -21,6 +21,7 @@ from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
 from palate.evaluate.targets import Target, find_targets, read_runs, weights_identity
+from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.policy import Policy
 from palate.models.reference import Reference
@@ -59,7 +60,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
     reward = None if recipe.reward is None else build_reward(recipe.reward)
-    with Folder.open(recipe) as folder:
+    with Folder.open(recipe) as folder, kept_memory():
         results: dict[str, dict[str, Any]] = {}
         references: list[dict[str, Any]] = []
         done = 0

@@ -20,6 +20,7 @@ from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.layouts import Layout, collate
 from palate.io import held
+from palate.memory import kept_memory
 from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import head_check
@@ -111,7 +112,7 @@ class Run(ABC):
         else:
             # One process of a run holds the folder for all of them.
             alone = held(folder.path) if self.main else nullcontext()
-            with alone, folder.running(), _without_bars():
+            with alone, folder.running(), _without_bars(), kept_memory():
                 self.fill(folder)
             self._report(folder)
         return RunResult(path=folder.path, metrics=last_metrics(folder.path))

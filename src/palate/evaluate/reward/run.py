@@ -30,6 +30,7 @@ from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.evaluate.reward.scoring import Book, EnsembleBook
 from palate.evaluate.run import EvalResult
 from palate.io import read_json
+from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.base import has_images
@@ -78,7 +79,7 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     candidates = (
         None if chosen is None else read_candidates(chosen.candidates, chosen.pairing, recipe.seed)
     )
-    with Folder.open(recipe) as folder:
+    with Folder.open(recipe) as folder, kept_memory():
         entries = [entry for one in sets for entry in one.read.entries]
         lines = [line for one in sets for line in one.read.quarantine]
         if candidates is not None:

@@ -30,6 +30,7 @@ from palate.evaluate.reward.library import VERSION, identities, name_of
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
 from palate.io import sha256_file, write_json
+from palate.memory import kept_memory
 from palate.recipes.scorers import EnsembleScorer
 from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ScoreRecipe
@@ -71,7 +72,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
     streams = [Stream(source, seed=recipe.seed) for source in sources]
-    with Folder.open(recipe) as folder:
+    with Folder.open(recipe) as folder, kept_memory():
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)

@@ -15,6 +15,7 @@ from rich.console import Console
 from palate.errors import RecipeError, RunError
 from palate.evaluate.progress import task
 from palate.io import held, read_json, write_json, write_text
+from palate.memory import kept_memory
 from palate.recipes import scorers
 from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKind
 from palate.recipes.schema import ModelRecipe
@@ -86,7 +87,7 @@ def train_judge(
         if folder.finished:
             console.print(f"{folder.path}: this run is finished already", highlight=False)
         else:
-            with folder.running():
+            with folder.running(), kept_memory():
                 _Run(recipe, folder, console, quiet, writer).do()
     file = folder.path / "evaluation.json"
     entries = read_json(file)["stages"] if file.exists() else []

@@ -1,0 +1,140 @@
+"""What it brings, and costs, that a CPU's training keeps the memory it frees.
+
+    python benchmarks/kept_memory.py [MODEL] [--verb reward|tune] [--steps 12] [--rounds 1]
+
+`palate reward` or `palate tune` (DPO) on pairs whose lengths vary from step to step, which is what
+could part kept memory into pieces of no use; once as shipped and once with the C library's own
+ways, by turns, each in a process of its own. Fails unless both end with the same weights. The first
+step of each is not timed. MODEL is a local folder or hub name; the packaged small model is prepared
+when it is left out.
+
+The last line is the ratio of tokens per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+WORDS = "the a good bad answer to this question is long short and of course true false"
+
+
+def make_pairs(count: int, path: Path) -> None:
+    """Prompts of 20 to 600 words, responses of 10 to 300."""
+    rng = random.Random(0)
+
+    def text(least: int, most: int) -> str:
+        return "".join(" " + rng.choice(WORDS.split()) for _ in range(rng.randint(least, most)))
+
+    rows = [
+        {"prompt": text(20, 600), "chosen": text(10, 300), "rejected": text(10, 300)}
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def train(args: argparse.Namespace) -> None:
+    import palate
+    from palate.recipes.reward import RewardRecipe
+    from palate.recipes.schema import TuneRecipe
+    from palate.train import run
+
+    if args.side == "given back":
+        run.kept_memory = nullcontext  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        recipe: dict[str, Any] = {
+            "output_dir": str(Path(folder) / "run"),
+            "model": {"path": args.model, "dtype": "bfloat16"},
+            "data": {
+                "train": [{"path": str(args.data)}],
+                "length": {"max_prompt_tokens": 1_000, "max_response_tokens": 1_000},
+            },
+            "train": {
+                "batch_size_pairs": 4,
+                "micro_batch_size_pairs": 4,
+                "max_steps": args.steps,
+                "learning_rate": 1e-6,
+            },
+        }
+        if args.verb == "reward":
+            result = palate.train_reward(RewardRecipe.model_validate(recipe), quiet=True)
+        else:
+            recipe["loss"] = {"type": "dpo", "beta": 0.1}
+            result = palate.tune(TuneRecipe.model_validate(recipe), quiet=True)
+        lines = (result.path / "metrics.jsonl").read_text().splitlines()
+        weights = hashlib.sha256()
+        for file in sorted((result.path / "model").glob("*.safetensors")):
+            weights.update(file.read_bytes())
+    log = [entry for entry in map(json.loads, lines) if entry["split"] == "train"][1:]
+    # Steps differ in length: tokens of all of them over the seconds of all of them.
+    seconds = [4 / entry["pairs_per_second"] for entry in log]
+    tokens = [entry["tokens_per_second"] * s for entry, s in zip(log, seconds, strict=True)]
+    found = {
+        "tokens": sum(tokens),
+        "seconds": sum(seconds),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "weights": weights.hexdigest(),
+    }
+    print("RESULT " + json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--verb", choices=["reward", "tune"], default="reward")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--side", choices=["kept", "given back"], help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        train(args)
+        return
+    if args.model is None:
+        from palate.demo.model import packaged_model
+
+        args.model = str(packaged_model(print).path)
+    total: dict[str, dict[str, float]] = {}
+    weights = set()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "pairs.jsonl"
+        make_pairs(4 * args.steps, data)
+        for side in ("given back", "kept") * args.rounds:
+            command = [
+                sys.executable, __file__, args.model, "--side", side, "--data", str(data),
+                "--verb", args.verb, "--steps", str(args.steps),
+            ]  # fmt: skip
+            out = subprocess.run(command, capture_output=True, text=True)
+            found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
+            if out.returncode or not found:
+                raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
+            result = json.loads(found[0][7:])
+            weights.add(result["weights"])
+            own = total.setdefault(side, {"tokens": 0.0, "seconds": 0.0, "peak": 0.0})
+            own["tokens"] += result["tokens"]
+            own["seconds"] += result["seconds"]
+            own["peak"] = max(own["peak"], result["peak"])
+    print(f"palate {args.verb}, {args.steps} steps of 4 pairs of varying length, {args.rounds}x")
+    print(f"{'':>10} {'tokens/s':>9} {'peak GB':>8}")
+    for side, own in total.items():
+        print(f"{side:>10} {own['tokens'] / own['seconds']:>9.1f} {own['peak'] / 1e9:>8.2f}")
+    if len(weights) > 1:
+        raise SystemExit("the sides end with different weights")
+    print("the same weights, bit by bit")
+    one, other = total["given back"], total["kept"]
+    print(f"peak memory, kept / given back: {other['peak'] / one['peak']:.2f}x")
+    speed = other["tokens"] / other["seconds"] * one["seconds"] / one["tokens"]
+    print(f"{speed:.2f}x tokens per second")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,16 +14,14 @@ The last line is the ratio of tokens per second.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from sides import report, run_side
 
 WORDS = "the a good bad answer to this question is long short and of course true false"
 
@@ -31,9 +29,10 @@ WORDS = "the a good bad answer to this question is long short and of course true
 def make_pairs(count: int, path: Path) -> None:
     """Prompts of 20 to 600 words, responses of 10 to 300."""
     rng = random.Random(0)
+    words = WORDS.split()
 
     def text(least: int, most: int) -> str:
-        return "".join(" " + rng.choice(WORDS.split()) for _ in range(rng.randint(least, most)))
+        return "".join(" " + rng.choice(words) for _ in range(rng.randint(least, most)))
 
     rows = [
         {"prompt": text(20, 600), "chosen": text(10, 300), "rejected": text(10, 300)}
@@ -44,6 +43,7 @@ def make_pairs(count: int, path: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     import palate
+    from palate.io import sha256_file
     from palate.recipes.reward import RewardRecipe
     from palate.recipes.schema import TuneRecipe
     from palate.train import run
@@ -71,20 +71,13 @@ def train(args: argparse.Namespace) -> None:
             recipe["loss"] = {"type": "dpo", "beta": 0.1}
             result = palate.tune(TuneRecipe.model_validate(recipe), quiet=True)
         lines = (result.path / "metrics.jsonl").read_text().splitlines()
-        weights = hashlib.sha256()
-        for file in sorted((result.path / "model").glob("*.safetensors")):
-            weights.update(file.read_bytes())
+        files = sorted((result.path / "model").glob("*.safetensors"))
+        weights = " ".join(map(sha256_file, files))
     log = [entry for entry in map(json.loads, lines) if entry["split"] == "train"][1:]
     # Steps differ in length: tokens of all of them over the seconds of all of them.
     seconds = [4 / entry["pairs_per_second"] for entry in log]
     tokens = [entry["tokens_per_second"] * s for entry, s in zip(log, seconds, strict=True)]
-    found = {
-        "tokens": sum(tokens),
-        "seconds": sum(seconds),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "weights": weights.hexdigest(),
-    }
-    print("RESULT " + json.dumps(found))
+    report(tokens=sum(tokens), seconds=sum(seconds), weights=weights)
 
 
 def main() -> None:
@@ -109,15 +102,10 @@ def main() -> None:
         data = Path(folder) / "pairs.jsonl"
         make_pairs(4 * args.steps, data)
         for side in ("given back", "kept") * args.rounds:
-            command = [
-                sys.executable, __file__, args.model, "--side", side, "--data", str(data),
-                "--verb", args.verb, "--steps", str(args.steps),
-            ]  # fmt: skip
-            out = subprocess.run(command, capture_output=True, text=True)
-            found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
-            if out.returncode or not found:
-                raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
-            result = json.loads(found[0][7:])
+            result = run_side(
+                __file__, side, args.model, "--data", data, "--verb", args.verb,
+                "--steps", args.steps,
+            )  # fmt: skip
             weights.add(result["weights"])
             own = total.setdefault(side, {"tokens": 0.0, "seconds": 0.0, "peak": 0.0})
             own["tokens"] += result["tokens"]

@@ -21,13 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from sides import report, run_side
 
 
 def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -> None:
@@ -110,7 +109,7 @@ def run_trl(args: argparse.Namespace) -> None:
         )
         trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    finish(clock.seconds, losses)
+    report(seconds=clock.seconds, losses=losses)
 
 
 def run_palate(args: argparse.Namespace) -> None:
@@ -138,12 +137,8 @@ def run_palate(args: argparse.Namespace) -> None:
         result = tune(recipe)
         lines = (result.path / "metrics.jsonl").read_text().splitlines()
     train = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
-    finish([rows / entry["pairs_per_second"] for entry in train], [e["loss"] for e in train])
-
-
-def finish(seconds: list[float], losses: list[float]) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print("RESULT " + json.dumps({"seconds": seconds, "losses": losses, "peak": peak}))
+    seconds = [rows / entry["pairs_per_second"] for entry in train]
+    report(seconds=seconds, losses=[entry["loss"] for entry in train])
 
 
 def main() -> None:
@@ -171,16 +166,10 @@ def main() -> None:
         data = Path(folder) / "pairs.jsonl"
         make_pairs(args.model, args.pairs, args.prompt, args.response, data)
         for side in ("trl", "palate"):
-            command = [
-                sys.executable, __file__, args.model, "--side", side, "--data", str(data),
-                "--steps", str(args.steps), "--learning-rate", str(args.learning_rate),
-                "--loss", args.loss, "--dtype", args.dtype,
-            ]  # fmt: skip
-            out = subprocess.run(command, capture_output=True, text=True)
-            found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
-            if out.returncode or not found:
-                raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
-            results[side] = json.loads(found[0][7:])
+            results[side] = run_side(
+                __file__, side, args.model, "--data", data, "--steps", args.steps,
+                "--learning-rate", args.learning_rate, "--loss", args.loss, "--dtype", args.dtype,
+            )  # fmt: skip
     print(
         f"{args.pairs} pairs a step, prompts of {args.prompt} and responses of {args.response} "
         f"tokens, {args.dtype}, full fine-tuning; median of {args.steps - 1} steps"

@@ -21,15 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from sides import report, run_side
 from vs_trl_dpo import make_pairs
 
 
@@ -94,7 +92,7 @@ def run_trl(args: argparse.Namespace) -> None:
         )
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    finish(clock.seconds, log)
+    report(seconds=clock.seconds, losses=[float(entry["loss"]) for entry in log])
 
 
 def run_palate(args: argparse.Namespace) -> None:
@@ -140,7 +138,8 @@ def run_palate(args: argparse.Namespace) -> None:
         result = reward(recipe)
         lines = (result.path / "metrics.jsonl").read_text().splitlines()
     log = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
-    finish([rows / entry["pairs_per_second"] for entry in log], log)
+    seconds = [rows / entry["pairs_per_second"] for entry in log]
+    report(seconds=seconds, losses=[entry["loss"] for entry in log])
 
 
 def run_scores(args: argparse.Namespace) -> None:
@@ -190,17 +189,7 @@ def run_scores(args: argparse.Namespace) -> None:
         f"palate, {args.dtype}": palate_scores(args.dtype) - exact,
     }
     found = {name: float(values.square().mean().sqrt()) for name, values in off.items()}
-    print("RESULT " + json.dumps({"off": found, "deviation": float(exact.std())}))
-
-
-def finish(seconds: list[float], log: list[dict[str, float]]) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {
-        "seconds": seconds,
-        "losses": [float(entry["loss"]) for entry in log],
-        "peak": peak,
-    }
-    print("RESULT " + json.dumps(found))
+    report(off=found, deviation=float(exact.std()))
 
 
 def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
@@ -213,16 +202,10 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
         starting_model(args.model, args.dtype, start)
 
     def run(side: str) -> dict[str, Any]:
-        command = [
-            sys.executable, __file__, str(start), "--side", side, "--data", str(data),
-            "--steps", str(args.steps), "--learning-rate", str(args.learning_rate),
-            "--dtype", args.dtype, "--layout", args.layout,
-        ]  # fmt: skip
-        out = subprocess.run(command, capture_output=True, text=True)
-        found = [x for x in out.stdout.splitlines() if x.startswith("RESULT ")]
-        if out.returncode or not found:
-            raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
-        return dict(json.loads(found[0][7:]))
+        return run_side(
+            __file__, side, start, "--data", data, "--steps", args.steps,
+            "--learning-rate", args.learning_rate, "--dtype", args.dtype, "--layout", args.layout,
+        )  # fmt: skip
 
     scores = run("scores")
     # By turns: what else the machine does meanwhile falls on both sides.

@@ -40,7 +40,8 @@ found = {"before": faults()}
 start = resident()
 with kept_memory():
     # It takes some rounds until what lies between the blocks no longer parts them.
-    settling = [faults() for _ in range(12)]
+    for _ in range(12):
+        faults()
     with kept_memory():
         found["kept"] = faults()
     found["after_inner"] = faults()

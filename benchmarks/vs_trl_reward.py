@@ -147,8 +147,8 @@ def run_scores(args: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from palate.data.items import Item
     from palate.data.layouts import collate
-    from palate.data.pairs import Ranking
     from palate.models.check import reward_layout_check
     from palate.models.reward_files import load_reward_model
 
@@ -159,11 +159,7 @@ def run_scores(args: argparse.Namespace) -> None:
         own = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected")]
         texts += own
         tails = [tuple(tokenizer(text)["input_ids"][len(prompt) :]) for text in own]
-        items.append(
-            Ranking(
-                id="", source="", prompt_ids=tuple(prompt), responses=tuple(tails), ranks=(1, 1)
-            )
-        )
+        items.append(Item.of(tuple(prompt), *tails))
 
     @torch.no_grad()
     def transformers_scores(dtype: str) -> torch.Tensor:
@@ -178,8 +174,8 @@ def run_scores(args: argparse.Namespace) -> None:
         model = load_reward_model(args.model, dtype=dtype)
         layout = args.layout
         if layout == "auto":
-            layout = "shared" if reward_layout_check(model, "shared").ok else "plain"
-        batch = collate(items, layout=layout, pad_id=0, masks=model.mask_spec(), keep_last=True)
+            layout = "shared" if reward_layout_check(model).ok else "plain"
+        batch = collate(items, layout=layout, pad_id=0, keep_last=True)
         return model(batch).rewards
 
     exact = transformers_scores("float32")

@@ -55,11 +55,9 @@ def main() -> None:
 
     order = random.Random(0)
     for step in range(args.steps):
-        # 3. one row a pair: the prompt is run once for both responses
+        # 3. prefix trees: the prompt is run once for both responses
         pairs = order.sample(data.train, min(args.batch, len(data.train)))
-        batch = collate(
-            pairs, layout="shared", pad_id=tokenizer.pad_token_id, masks=policy.mask_spec()
-        )
+        batch = collate(pairs, layout="shared", pad_id=tokenizer.pad_token_id)
 
         # 4. token statistics: log-probs and exact KL(reference || policy), no full logits
         stats = token_stats(
@@ -78,8 +76,8 @@ def main() -> None:
             segment=batch.segment,
             n_sequences=batch.n_sequences,
         )
-        n = batch.n_pairs
-        out = tdpo2(sums[:n], sums[n:], beta=0.1, alpha=0.5)
+        sides = batch.of_pairs()
+        out = tdpo2(sums[sides.chosen], sums[sides.rejected], beta=0.1, alpha=0.5)
         loss = out.terms[0].losses.mean()
 
         optimizer.zero_grad()
@@ -90,7 +88,8 @@ def main() -> None:
         kl = sums.kl.detach()
         print(
             f"step {step + 1:3d}  loss {loss.item():.4f}  margin {margin.item():+.3f}  "
-            f"KL chosen {kl[:n].mean().item():.2f}  rejected {kl[n:].mean().item():.2f}"
+            f"KL chosen {kl[sides.chosen].mean().item():.2f}  "
+            f"rejected {kl[sides.rejected].mean().item():.2f}"
         )
 
 

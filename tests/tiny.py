@@ -13,7 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from palate.data.pairs import Pair
+from palate.data.items import Item, PairLabel
 
 VOCABULARY = 211
 
@@ -70,7 +70,7 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def tiny_pairs(n: int = 5, *, seed: int = 0, longest: int = 14) -> list[Pair]:
+def tiny_pairs(n: int = 5, *, seed: int = 0, longest: int = 14) -> list[Item]:
     """Pairs of random tokens, of uneven lengths, one-token responses included."""
     g = torch.Generator().manual_seed(seed)
 
@@ -82,12 +82,13 @@ def tiny_pairs(n: int = 5, *, seed: int = 0, longest: int = 14) -> list[Pair]:
     for i in range(n):
         chosen = ids(1, longest) if i else ids(1, 1)
         pairs.append(
-            Pair(
+            Item.of(
+                (1, *ids(1, longest)),
+                (*chosen, 2),
+                ids(1, longest) if i % 3 else (*ids(1, longest), 2),
+                label=PairLabel(),
                 id=f"pair-{i}",
                 source="even" if i % 2 == 0 else "odd",
-                prompt_ids=(1, *ids(1, longest)),
-                chosen_ids=(*chosen, 2),
-                rejected_ids=ids(1, longest) if i % 3 else (*ids(1, longest), 2),
                 index=i,
             )
         )

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from palate.data.encode import Encoder
-from palate.data.pairs import Example
+from palate.data.items import Item
 from palate.data.schema import Content, Message, Preference, Response
 from palate.models.reward import RewardModel, RewardSpec
 from palate.recipes.schema import LengthRecipe, ModelRecipe
@@ -32,9 +32,9 @@ def scorer_of(tokenizer: Any, *, whole: bool = False, heads: int = 1, **length: 
     config = CONFIGS["llama"]()
     config.vocab_size = len(tokenizer)
     chat = tokenizer.chat_template is not None
-    item = Encoder(tokenizer).encode_example(row(*conversation(chat)))
-    assert isinstance(item, Example)
-    end = item.response_ids[-1]
+    item = Encoder(tokenizer).encode_row(row(*conversation(chat)))
+    assert isinstance(item, Item)
+    end = item.responses[0].ids[-1]
     spec = RewardSpec(
         model=ModelRecipe(path="tiny"),
         forms=() if whole else ("chat",) if chat else ("text",),

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from palate.data.pairs import Example, Pair
+    from palate.data.items import Item
     from palate.data.schema import Preference, Response
     from palate.data_verbs import build_data, inspect_data
     from palate.demo import demo as run_demo
@@ -52,12 +52,11 @@ _HOMES = {
     "DataError": "palate.errors",
     "DemoRecipe": "palate.recipes",
     "EvalRecipe": "palate.recipes",
-    "Example": "palate.data.pairs",
     "Head": "palate.kernels",
+    "Item": "palate.data.items",
     "JudgeRecipe": "palate.recipes",
     "ModelError": "palate.errors",
     "PalateError": "palate.errors",
-    "Pair": "palate.data.pairs",
     "Preference": "palate.data.schema",
     "RecipeError": "palate.errors",
     "RefHidden": "palate.kernels",
@@ -99,11 +98,10 @@ __all__ = [
     "DataError",
     "DemoRecipe",
     "EvalRecipe",
-    "Example",
     "Head",
+    "Item",
     "JudgeRecipe",
     "ModelError",
-    "Pair",
     "PalateError",
     "Preference",
     "RecipeError",

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from palate.data.build import Dataset, build, build_pairs
+from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
-from palate.data.fit import LONG_RESPONSE
-from palate.data.pairs import Example
+from palate.data.items import Desirable, Item, Ranks
 from palate.data.split import with_mismatched
+from palate.data.truncate import LONG_RESPONSE
 from palate.errors import DataError, RecipeError
 from palate.io import sha256_file
 from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe
@@ -130,12 +130,12 @@ def test_rated_rows(tmp_path: Path) -> None:
     assert (entry["read"], entry["kept"], entry["items"], len(found.train)) == (8, 6, 12, 12)
     assert entry["dropped"] == {"no response lower than the best by more than min_gap": 1}
     assert entry["rejected"] == {"responses: fewer than two usable rated answers": 1}
-    assert all(item.margin in (1.0, 2.0, 3.0) for item in found.train)
+    assert all(item.pair.margin in (1.0, 2.0, 3.0) for item in found.train)
     # One demonstration a row, however many pairs; KTO counts the shared best answer once.
     twice = recipe(source, pairing=PairingRecipe(pairs_per_prompt=2))
     assert len(made(twice, "demonstration").train) == 6
     apart = made(twice, "unpaired")
-    assert [item.label for item in apart.train] == [True, False, False] * 6
+    assert [item.label.desirable for item in apart.train] == [True, False, False] * 6
     with pytest.raises(RecipeError, match="'rows' holds ratings, not pairs: add `pairing: "):
         made(recipe(source))
     other = write(tmp_path / "pairs.jsonl", pairs(3))
@@ -190,15 +190,15 @@ def test_held_out_prompts_are_in_one_split_alone(tmp_path: Path) -> None:
     rows = pairs(30) + [row | {"chosen": "yes again"} for row in pairs(30)]
     found = made(recipe(write(tmp_path / "rows.jsonl", rows), eval_fraction=0.2))
     assert (len(found.train), len(found.eval)) == (48, 12)
-    assert not {p.prompt_ids for p in found.train} & {p.prompt_ids for p in found.eval}
+    assert not {p.prompts[0].ids for p in found.train} & {p.prompts[0].ids for p in found.eval}
     assert found.report["eval"]["prompts_in_train"] == 0
     assert found.report["sources"][0]["kept"] == 60
     # Neither the order of the rows nor the file's name matters; the seed does.
     random.Random(1).shuffle(rows)
     again = made(recipe(write(tmp_path / "other.jsonl", rows), eval_fraction=0.2))
-    assert {p.prompt_ids for p in again.eval} == {p.prompt_ids for p in found.eval}
+    assert {p.prompts[0].ids for p in again.eval} == {p.prompts[0].ids for p in found.eval}
     other = made(recipe(write(tmp_path / "rows.jsonl", rows), eval_fraction=0.2), seed=1)
-    assert {p.prompt_ids for p in other.eval} != {p.prompt_ids for p in found.eval}
+    assert {p.prompts[0].ids for p in other.eval} != {p.prompts[0].ids for p in found.eval}
 
 
 def test_prompts_that_truncation_makes_equal_stay_together(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_prompts_that_truncation_makes_equal_stay_together(tmp_path: Path) -> No
     data = DataRecipe(
         train=(write(tmp_path / "rows.jsonl", rows),), length=length, eval_fraction=0.5
     )
-    found = build_pairs(data, Encoder(byte_tokenizer(), length=length), 0)
-    assert not {p.prompt_ids for p in found.train} & {p.prompt_ids for p in found.eval}
+    found = build(data, Encoder(byte_tokenizer(), length=length), kind="pair", seed=0)
+    assert not {p.prompts[0].ids for p in found.train} & {p.prompts[0].ids for p in found.eval}
     assert found.report["train"]["prompts"] + found.report["eval"]["prompts"] == 10
 
 
@@ -252,27 +252,27 @@ def test_the_same_seed_gives_the_same_data(tmp_path: Path) -> None:
 def test_kto_gets_responses_of_other_prompts(tmp_path: Path) -> None:
     found = made(recipe(write(tmp_path / "rows.jsonl", pairs(12)), eval_fraction=0.25), "unpaired")
     for split in (found.train, found.eval):
-        mine = {item.response_ids: item.prompt_ids for item in split}
+        mine = {item.responses[0].ids: item.prompts[0].ids for item in split}
         for item in split:
-            assert mine[item.mismatched_ids] != item.prompt_ids
+            assert mine[item.label.mismatched.ids] != item.prompts[0].ids
     with pytest.raises(DataError, match="KTO needs two or more different prompts"):
         made(recipe(write(tmp_path / "one.jsonl", pairs(1))), "unpaired")
     plain = made(recipe(write(tmp_path / "rows.jsonl", pairs(3))), "demonstration")
-    assert all(item.mismatched_ids is None and item.label is None for item in plain.train)
+    assert all(item.label is None for item in plain.train)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mismatched_responses_with_uneven_prompts(seed: int) -> None:
     prompts = [1] * 9 + [2] * 2 + [3]
     examples = [
-        Example(id=str(i), source="s", prompt_ids=(p, p), response_ids=(10 + i, 5, 6), label=True)
+        Item.of((p, p), (10 + i, 5, 6), label=Desirable(desirable=True), id=str(i))
         for i, p in enumerate(prompts)
     ]
     found = with_mismatched(examples, seed, max_tokens=4, split="train")
     for item in found:
-        assert item.mismatched_ids is not None
-        assert len(item.mismatched_ids) == 2
-        assert prompts[item.mismatched_ids[0] - 10] != item.prompt_ids[0]
+        assert isinstance(item.label, Desirable) and item.label.mismatched is not None
+        assert len(item.label.mismatched.ids) == 2
+        assert prompts[item.label.mismatched.ids[0] - 10] != item.prompts[0].ids[0]
 
 
 def test_answers_too_long_leave_their_lists(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_answers_too_long_leave_their_lists(tmp_path: Path) -> None:
     encoder = Encoder(byte_tokenizer(template=CHATML), length=length)
     found = build(data, encoder, kind="ranking", seed=0)
     (entry,) = found.report["sources"]
-    assert [item.ranks for item in found.train] == [(1, 3), (1, 2)]
+    assert [item.label for item in found.train] == [Ranks((1, 3)), Ranks((1, 2))]
     assert (entry["kept"], entry["dropped"]) == (2, {LONG_RESPONSE: 1})
     assert entry["responses_left_out"] == {LONG_RESPONSE: 1}
     assert [(line["row"], line["field"]) for line in found.quarantine] == [

@@ -19,9 +19,9 @@ from palate.data.encode import (
     Drop,
     Encoder,
 )
-from palate.data.fit import LONG_PROMPT, LONG_RESPONSE, LONG_TOTAL, NO_ROOM
-from palate.data.pairs import Example, Pair, Ranking
+from palate.data.items import Item, Ranks
 from palate.data.schema import Content, Preference, Response
+from palate.data.truncate import LONG_PROMPT, LONG_RESPONSE, LONG_TOTAL, NO_ROOM
 from palate.errors import DataError, ModelError
 from palate.recipes.schema import LengthRecipe
 from tiny_chat import (
@@ -55,9 +55,9 @@ def chat(question: str = "Hi?", chosen: str = "Yes.", rejected: str = "No.") -> 
     return pair(user(question), says(chosen), says(rejected))
 
 
-def encoded(encoder: Encoder, row: Preference) -> Pair:
-    found = encoder.encode_pair(row)
-    assert isinstance(found, Pair), found
+def encoded(encoder: Encoder, row: Preference) -> Item:
+    found = encoder.encode_row(row)
+    assert isinstance(found, Item), found
     return found
 
 
@@ -70,17 +70,17 @@ def test_text(adds_bos: bool) -> None:
     tokenizer = byte_tokenizer(adds_bos=adds_bos)
     found = encoded(Encoder(tokenizer), pair("The sky is", " blue. ", " green.\n"))
     start = "<bos>" if adds_bos else ""
-    assert shown(tokenizer, found.prompt_ids) == f"{start}The sky is"
-    assert shown(tokenizer, found.chosen_ids) == " blue. <eos>"
-    assert shown(tokenizer, found.rejected_ids) == " green.\n<eos>"
+    assert shown(tokenizer, found.prompts[0].ids) == f"{start}The sky is"
+    assert shown(tokenizer, found.responses[0].ids) == " blue. <eos>"
+    assert shown(tokenizer, found.responses[1].ids) == " green.\n<eos>"
 
 
 def test_text_with_its_own_bos_and_eos_gets_no_second() -> None:
     tokenizer = byte_tokenizer()
     found = encoded(Encoder(tokenizer), pair("<bos>Q<end>", "a<eos>", "b"))
-    assert found.prompt_ids[:2] == (BOS, *tokenizer("Q", add_special_tokens=False)["input_ids"])
-    assert found.prompt_ids[-1] == END
-    assert found.chosen_ids.count(EOS) == found.rejected_ids.count(EOS) == 1
+    assert found.prompts[0].ids[:2] == (BOS, *tokenizer("Q", add_special_tokens=False)["input_ids"])
+    assert found.prompts[0].ids[-1] == END
+    assert found.responses[0].ids.count(EOS) == found.responses[1].ids.count(EOS) == 1
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
@@ -98,21 +98,21 @@ def test_chats(template: str, prompt: str, chosen: str, adds_bos: bool) -> None:
     tokenizer = byte_tokenizer(adds_bos=adds_bos, template=template)
     found = encoded(Encoder(tokenizer), chat())
     start = "<bos>" if adds_bos and not prompt.startswith("<bos>") else ""
-    assert shown(tokenizer, found.prompt_ids) == start + prompt
-    assert shown(tokenizer, found.chosen_ids) == chosen
-    assert found.prompt_ids.count(BOS) == (adds_bos or template is STRICT)
-    assert sum(found.chosen_ids.count(i) for i in (EOS, END)) == 1
+    assert shown(tokenizer, found.prompts[0].ids) == start + prompt
+    assert shown(tokenizer, found.responses[0].ids) == chosen
+    assert found.prompts[0].ids.count(BOS) == (adds_bos or template is STRICT)
+    assert sum(found.responses[0].ids.count(i) for i in (EOS, END)) == 1
 
 
 def test_plain_template_gives_hh_text_back() -> None:
     tokenizer = byte_tokenizer()
     head = [{"role": "system", "content": "Be kind."}, *user("Hi"), *says("Hello! "), *user("Why")]
     found = encoded(Encoder(tokenizer, "plain"), pair(head, says(" So."), says("No.")))
-    assert shown(tokenizer, found.prompt_ids) == (
+    assert shown(tokenizer, found.prompts[0].ids) == (
         "<bos>\n\nSystem: Be kind.\n\nHuman: Hi\n\nAssistant: Hello! \n\nHuman: Why\n\nAssistant:"
     )
-    assert shown(tokenizer, found.chosen_ids) == "  So.<eos>"
-    assert shown(tokenizer, found.rejected_ids) == " No.<eos>"
+    assert shown(tokenizer, found.responses[0].ids) == "  So.<eos>"
+    assert shown(tokenizer, found.responses[1].ids) == " No.<eos>"
 
 
 BEGUN = "{{- bos_token -}}\n" + CHATML
@@ -132,9 +132,9 @@ def test_a_saved_template_renders_what_training_saw(template: str | None, settin
     encoder = Encoder(tokenizer, setting)
     tokenizer.chat_template = encoder.saved_template
     ids = tokenizer.apply_chat_template(user("Hi?"), add_generation_prompt=True)["input_ids"]
-    prompt = encoded(encoder, chat()).prompt_ids
+    prompt = encoded(encoder, chat()).prompts[0].ids
     assert prompt.count(BOS) == 1 and tuple(ids) == prompt
-    assert encoded(Encoder(tokenizer), chat()).prompt_ids == prompt
+    assert encoded(Encoder(tokenizer), chat()).prompts[0].ids == prompt
 
 
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be kind."}]])
@@ -145,7 +145,7 @@ def test_a_saved_template_adds_bos_to_those_chats_that_lack_it(system: list[Any]
     asked = [*system, *user("Hi?")]
     ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
     assert ids.count(BOS) == 1
-    assert tuple(ids) == encoded(encoder, pair(asked, says("Yes."), says("No."))).prompt_ids
+    assert tuple(ids) == encoded(encoder, pair(asked, says("Yes."), says("No."))).prompts[0].ids
 
 
 def test_a_template_that_begins_as_training_did_is_saved_as_it_is() -> None:
@@ -160,13 +160,13 @@ def test_template_file(tmp_path: Path) -> None:
     file.write_text(CHATML, encoding="utf-8")
     tokenizer = byte_tokenizer(template=STRICT)
     encoder = Encoder(tokenizer, file)
-    assert shown(tokenizer, encoded(encoder, chat()).prompt_ids).startswith("<bos><start>user")
+    assert shown(tokenizer, encoded(encoder, chat()).prompts[0].ids).startswith("<bos><start>user")
     assert encoder.template_sha256 != Encoder(tokenizer).template_sha256
     with pytest.raises(ModelError, match=r"model\.chat_template: .*none: No such file"):
         Encoder(tokenizer, tmp_path / "none")
     file.write_text("{% if %}", encoding="utf-8")
     with pytest.raises(ModelError, match=r"chat\.jinja: line 1: "):
-        Encoder(tokenizer, file).encode_pair(chat())
+        Encoder(tokenizer, file).encode_row(chat())
 
 
 def test_a_prompt_that_is_no_prefix_is_refused() -> None:
@@ -176,14 +176,14 @@ def test_a_prompt_that_is_no_prefix_is_refused() -> None:
         r"the prompt has '\[think\]\\n', the chat 'Blue\.<end>\\n'"
     )
     with pytest.raises(ModelError, match=expected):
-        encoder.encode_pair(chat())
+        encoder.encode_row(chat())
 
 
 def test_no_template_for_chats() -> None:
     encoder = Encoder(byte_tokenizer())
-    assert isinstance(encoder.encode_pair(pair("a", "b", "c")), Pair)
+    assert isinstance(encoder.encode_row(pair("a", "b", "c")), Item)
     with pytest.raises(ModelError, match=r"no chat template: set `model\.chat_template: plain`"):
-        encoder.encode_pair(chat())
+        encoder.encode_row(chat())
 
 
 def test_no_end_of_sequence_token() -> None:
@@ -196,10 +196,10 @@ def test_no_end_of_sequence_token() -> None:
 def test_rows_that_a_template_refuses_are_dropped() -> None:
     encoder = Encoder(byte_tokenizer(template=STRICT))
     twice = pair([*user("a"), *user("b")], says("c"), says("d"))
-    assert encoder.encode_pair(twice) == Drop("the chat template refuses it: roles must alternate")
+    assert encoder.encode_row(twice) == Drop("the chat template refuses it: roles must alternate")
     plain = Encoder(byte_tokenizer(), "plain")
     tool = pair([*user("a"), {"role": "tool", "content": "b"}], says("c"), says("d"))
-    assert plain.encode_pair(tool) == Drop(
+    assert plain.encode_row(tool) == Drop(
         "the chat template refuses it: the plain template has no tool turns"
     )
 
@@ -211,25 +211,26 @@ def test_special_tokens_in_texts_are_refused() -> None:
         chat(chosen="Yes.<end>"),
         pair("a", "b<start>c", "d"),
     ):
-        found = encoder.encode_pair(row)
+        found = encoder.encode_row(row)
         assert isinstance(found, Drop)
         assert found.reason.startswith("text holds the special token <")
-    assert isinstance(encoder.encode_pair(chat(chosen="a < b <en")), Pair)
+    assert isinstance(encoder.encode_row(chat(chosen="a < b <en")), Item)
 
 
 def test_tokenizers_that_put_a_space_before_every_text() -> None:
     tokenizer = spacing_tokenizer()
     # The vocabulary's own ids of the letters, with no space that nobody wrote.
     found = encoded(Encoder(tokenizer), pair("Q?", " Yes", "No"))
-    assert tokenizer.convert_ids_to_tokens(list(found.prompt_ids)) == ["▁", "Q", "?"]
-    assert tokenizer.convert_ids_to_tokens(list(found.chosen_ids)) == ["▁", "Y", "e", "s", "<eos>"]
-    assert tokenizer.convert_ids_to_tokens(list(found.rejected_ids)) == ["N", "o", "<eos>"]
+    assert tokenizer.convert_ids_to_tokens(list(found.prompts[0].ids)) == ["▁", "Q", "?"]
+    yes, no = (tokenizer.convert_ids_to_tokens(list(r.ids)) for r in found.responses)
+    assert yes == ["▁", "Y", "e", "s", "<eos>"]
+    assert no == ["N", "o", "<eos>"]
 
 
 def test_equal_and_empty_after_rendering() -> None:
     encoder = Encoder(byte_tokenizer(template=STRICT))
-    assert encoder.encode_pair(chat(chosen="Yes", rejected="Yes\n")) == Drop(SAME_TOKENS)
-    assert encoder.encode_pair(chat(chosen="\u200a")) == Drop(NO_TOKENS)
+    assert encoder.encode_row(chat(chosen="Yes", rejected="Yes\n")) == Drop(SAME_TOKENS)
+    assert encoder.encode_row(chat(chosen="\u200a")) == Drop(NO_TOKENS)
 
 
 def test_texts_without_a_prompt_begin_with_bos() -> None:
@@ -237,18 +238,18 @@ def test_texts_without_a_prompt_begin_with_bos() -> None:
         id="i", source="s", kind="demonstration", prompt="", responses=(Response(content="ab"),)
     )
     for adds_bos in (True, False):
-        found = Encoder(byte_tokenizer(adds_bos=adds_bos)).encode_example(row)
-        assert isinstance(found, Example)
-        assert (found.prompt_ids, len(found.response_ids)) == ((BOS,), 3)
+        found = Encoder(byte_tokenizer(adds_bos=adds_bos)).encode_row(row)
+        assert isinstance(found, Item)
+        assert (found.prompts[0].ids, len(found.responses[0].ids)) == ((BOS,), 3)
     without = byte_tokenizer(adds_bos=False)
     without.bos_token = None
-    assert Encoder(without).encode_example(row) == Drop(NO_START)
+    assert Encoder(without).encode_row(row) == Drop(NO_START)
 
 
 def test_encode_prompt_is_the_prompt_of_training() -> None:
     encoder = Encoder(byte_tokenizer(template=CHATML), length=LengthRecipe(max_prompt_tokens=40))
-    assert encoder.encode_prompt(user("Hi?")) == encoded(encoder, chat()).prompt_ids
-    assert encoder.encode_prompt("Hi") == encoded(encoder, pair("Hi", "a", "b")).prompt_ids
+    assert encoder.encode_prompt(user("Hi?")) == encoded(encoder, chat()).prompts[0].ids
+    assert encoder.encode_prompt("Hi") == encoded(encoder, pair("Hi", "a", "b")).prompts[0].ids
     assert encoder.decode(encoder.encode_prompt("Hi")) == "Hi"
     with pytest.raises(DataError, match=LONG_PROMPT):
         encoder.encode_prompt("x" * 40)
@@ -262,8 +263,8 @@ def cut(row: Preference = LONG, template: str | None = None, **length: Any) -> A
     (found,) = Encoder(tokenizer, length=LengthRecipe(**length)).encode([row])
     if isinstance(found.item, Drop):
         return found.item.reason
-    assert isinstance(found.item, Pair)
-    sides = (found.item.prompt_ids, found.item.chosen_ids, found.item.rejected_ids)
+    assert isinstance(found.item, Item)
+    sides = (found.item.prompts[0].ids, found.item.responses[0].ids, found.item.responses[1].ids)
     return tuple(shown(tokenizer, ids) for ids in sides), found.cut
 
 
@@ -348,30 +349,30 @@ def test_limits_hold_and_nothing_is_empty(
     found = encoded_or_none(length, row)
     if found is None or full is None:
         return
-    assert 0 < len(found.prompt_ids) <= limits[0]
-    assert found.prompt_ids[0] == BOS and BOS not in found.prompt_ids[1:]
-    assert found.chosen_ids != found.rejected_ids
+    assert 0 < len(found.prompts[0].ids) <= limits[0]
+    assert found.prompts[0].ids[0] == BOS and BOS not in found.prompts[0].ids[1:]
+    assert found.responses[0].ids != found.responses[1].ids
     for ids, whole in (
-        (found.chosen_ids, full.chosen_ids),
-        (found.rejected_ids, full.rejected_ids),
+        (found.responses[0].ids, full.responses[0].ids),
+        (found.responses[1].ids, full.responses[1].ids),
     ):
         assert 0 < len(ids) <= limits[1]
-        assert limits[2] is None or len(found.prompt_ids) + len(ids) <= limits[2]
+        assert limits[2] is None or len(found.prompts[0].ids) + len(ids) <= limits[2]
         assert ids == whole[: len(ids)]
-    if len(full.prompt_ids) <= limits[0]:
-        assert found.prompt_ids == full.prompt_ids
+    if len(full.prompts[0].ids) <= limits[0]:
+        assert found.prompts[0].ids == full.prompts[0].ids
     elif is_chat:
-        opening = full.prompt_ids[-len("assistant\n") - 1 :]
-        n = min(len(opening), len(found.prompt_ids) - 1)
-        assert found.prompt_ids[-n:] == opening[-n:]
+        opening = full.prompts[0].ids[-len("assistant\n") - 1 :]
+        n = min(len(opening), len(found.prompts[0].ids) - 1)
+        assert found.prompts[0].ids[-n:] == opening[-n:]
 
 
 CHAT_TOKENIZER = byte_tokenizer(template=CHATML)
 
 
-def encoded_or_none(length: LengthRecipe, row: Preference) -> Pair | None:
-    found = Encoder(CHAT_TOKENIZER, length=length).encode_pair(row)
-    return found if isinstance(found, Pair) else None
+def encoded_or_none(length: LengthRecipe, row: Preference) -> Item | None:
+    found = Encoder(CHAT_TOKENIZER, length=length).encode_row(row)
+    return found if isinstance(found, Item) else None
 
 
 def test_votes_ties_and_ranks_reach_the_items() -> None:
@@ -383,9 +384,9 @@ def test_votes_ties_and_ranks_reach_the_items() -> None:
             dataclasses.replace(r, votes=v)
             for r, v in zip(row.responses, (chosen, rejected), strict=True)
         )
-        item = encoder.encode_pair(dataclasses.replace(row, responses=sides, tie=want is None))
-        assert isinstance(item, Pair)
-        assert item.probability == want and item.tie is (want is None)
+        item = encoder.encode_row(dataclasses.replace(row, responses=sides, tie=want is None))
+        assert isinstance(item, Item)
+        assert item.pair.probability == want and item.pair.tie is (want is None)
     ranked = dataclasses.replace(
         pair("p", "a", "b"),
         kind="rated",
@@ -395,8 +396,8 @@ def test_votes_ties_and_ranks_reach_the_items() -> None:
         ),
     )
     item = encoder.encode([ranked])[0].item
-    assert isinstance(item, Ranking)
-    assert item.ranks == (2, 1) and len(item.responses) == 2
+    assert isinstance(item, Item)
+    assert item.label == Ranks((2, 1)) and len(item.responses) == 2
 
 
 def ranked(*answers: str) -> Preference:
@@ -412,8 +413,8 @@ def test_a_bad_answer_leaves_its_list_alone() -> None:
     limits = LengthRecipe(max_prompt_tokens=9, max_response_tokens=6, response="drop")
     encoder = Encoder(byte_tokenizer(), length=limits)
     (found,) = encoder.encode([ranked("best", "much too long", "", "worst")])
-    assert isinstance(found.item, Ranking)
-    assert (found.item.ranks, len(found.item.responses)) == ((1, 4), 2)
+    assert isinstance(found.item, Item)
+    assert (found.item.label, len(found.item.responses)) == (Ranks((1, 4)), 2)
     assert found.left_out == (LONG_RESPONSE, NO_TOKENS)
     # With one left there is nothing to compare.
     (found,) = encoder.encode([ranked("best", "much too long")])

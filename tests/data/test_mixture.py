@@ -303,7 +303,7 @@ def test_equal_tokens_are_counted_by_the_models_tokenizer(tmp_path: Path) -> Non
     assert account["unit"] == "tokens"
     for name in ("a", "b"):
         mine = [item for item in found.train if item.source == name]
-        tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in mine)
+        tokens = sum(len(p.prompts[0]) + sum(map(len, p.responses)) for p in mine)
         assert tokens == account["sources"][name]["taken"] <= 60
         assert len(mine) == account["sources"][name]["rows_taken"]
     assert sum(found.report["train"]["tokens"].values()) == account["taken"]

@@ -46,8 +46,8 @@ def test_hh_rlhf_comes_out_byte_for_byte() -> None:
     assert entry["read"] == entry["kept"] + 7 + sum(entry["dropped"].values())
     raw = lines(path)
     for pair, row in zip(found.train, found.train_rows, strict=True):
-        for ids, side in ((pair.chosen_ids, "chosen"), (pair.rejected_ids, "rejected")):
-            text = tokenizer.decode([*pair.prompt_ids, *ids])
+        for ids, side in ((pair.responses[0].ids, "chosen"), (pair.responses[1].ids, "rejected")):
+            text = tokenizer.decode([*pair.prompts[0].ids, *ids])
             assert row.row is not None
             whole = f"<bos>{raw[row.row][side]}<eos>"
             assert text == whole or (len(ids) == 2000 and whole.startswith(text))

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from palate.data.items import Item
 from palate.data.layouts import collate
-from palate.data.pairs import Example
 from palate.evaluate.loading import Shelf, grouped
 from palate.evaluate.targets import Target
 from palate.models.loading import load_policy, load_trained
@@ -17,7 +17,7 @@ from palate.models.reference import AdapterOff
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 from tiny_text import save_tiny
 
-ITEM = Example(id="a", source="s", prompt_ids=(1, 40, 50), response_ids=(60, 70, 80, 2))
+ITEM = Item.of((1, 40, 50), (60, 70, 80, 2))
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ def closed_form(policy, reference, pair):
     """(m_w, m_l, K_w, K_l, log p_w, log p_l) from the models' own logits."""
 
     def one(ids):
-        whole = torch.tensor([[*pair.prompt_ids, *ids]])
-        take = slice(len(pair.prompt_ids) - 1, -1)
+        whole = torch.tensor([[*pair.prompts[0].ids, *ids]])
+        take = slice(len(pair.prompts[0].ids) - 1, -1)
         log_q, log_p = (
             p.base(whole, use_cache=False).logits[0, take].log_softmax(-1)
             for p in (policy, reference.policy)
@@ -36,7 +36,7 @@ def closed_form(policy, reference, pair):
         return float(q - p), float((log_p.exp() * (log_p - log_q)).sum()), float(q)
 
     with torch.no_grad():
-        (mw, kw, qw), (ml, kl, ql) = one(pair.chosen_ids), one(pair.rejected_ids)
+        (mw, kw, qw), (ml, kl, ql) = one(pair.responses[0].ids), one(pair.responses[1].ids)
     return mw, ml, kw, kl, qw, ql
 
 
@@ -65,7 +65,7 @@ def test_margins_are_the_losses_rewards(setting, loss, margin, layout):
     scores = score_pairs(policy, pairs, loss=loss, reference=reference, batch_size=3, layout=layout)
     for pair, score in zip(pairs, scores, strict=True):
         values = closed_form(policy, reference, pair)
-        expected = margin(*values, len(pair.chosen_ids), len(pair.rejected_ids))
+        expected = margin(*values, len(pair.responses[0].ids), len(pair.responses[1].ids))
         assert score.id == pair.id
         assert score.margin == pytest.approx(expected, abs=1e-4, rel=1e-4)
         assert score.log_ratio_margin == pytest.approx(values[0] - values[1], abs=1e-4, rel=1e-4)
@@ -75,8 +75,8 @@ def test_margins_of_weighted_losses_are_weighted(setting):
     policy, reference, pairs = setting
 
     def decayed(pair, ids):
-        whole = torch.tensor([[*pair.prompt_ids, *ids]])
-        take = slice(len(pair.prompt_ids) - 1, -1)
+        whole = torch.tensor([[*pair.prompts[0].ids, *ids]])
+        take = slice(len(pair.prompts[0].ids) - 1, -1)
         q, p = (
             m.base(whole, use_cache=False)
             .logits[0, take]
@@ -97,7 +97,9 @@ def test_margins_of_weighted_losses_are_weighted(setting):
     plain = score_pairs(policy, pairs, loss=Dpo(beta=0.3), reference=reference)
     with torch.no_grad():
         for pair, score, other in zip(pairs, scores, plain, strict=True):
-            expected = 0.3 * (decayed(pair, pair.chosen_ids) - decayed(pair, pair.rejected_ids))
+            expected = 0.3 * (
+                decayed(pair, pair.responses[0].ids) - decayed(pair, pair.responses[1].ids)
+            )
             assert score.margin == pytest.approx(expected, abs=1e-4, rel=1e-4)
             assert score.log_ratio_margin == pytest.approx(other.log_ratio_margin, abs=1e-4)
 

@@ -27,7 +27,8 @@ def context() -> TokenContext:
         position=POSITION,
         segment=SEGMENT,
         lengths=LENGTHS,
-        n_pairs=2,
+        chosen=torch.arange(2),
+        rejected=torch.arange(2, 4),
         logp=logp,
         ref_logp=ref_logp,
         kl=logp.exp(),
@@ -55,7 +56,12 @@ def test_context_knows_the_partner_and_has_no_gradient():
     assert ctx.sequence_sum(torch.ones(10)).tolist() == [3, 1, 2, 4]
     with pytest.raises(ValueError, match="6 sequences"):
         TokenContext.of_pairs(
-            position=POSITION, segment=SEGMENT, lengths=LENGTHS, n_pairs=3, logp=ctx.logp
+            position=POSITION,
+            segment=SEGMENT,
+            lengths=LENGTHS,
+            chosen=torch.arange(3),
+            rejected=torch.arange(3),
+            logp=ctx.logp,
         )
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.data.items import Item, PairLabel
 from palate.data.layouts import collate
-from palate.data.pairs import Pair
 from palate.models.attention import NAME, row_lengths
 from palate.models.loading import load_model
 from palate.models.policy import Policy
@@ -29,29 +29,19 @@ def both(family: str, tmp_path, dtype: str = "float32") -> tuple[Policy, Policy]
 
 def hidden(policy: Policy, pairs, layout: str) -> list[Tensor]:
     """Hidden states of each sequence."""
-    batch = collate(pairs, layout=layout, pad_id=0, masks=policy.mask_spec())
+    batch = collate(pairs, layout=layout, pad_id=0)
     found = policy.hidden(batch)
     return [found[batch.segment == s] for s in range(batch.n_sequences)]
 
 
-def long_pairs(count: int) -> list[Pair]:
+def long_pairs(count: int) -> list[Item]:
     """Pairs of 8 to 40 tokens a part; products of two or three rows take a kernel of their own."""
     rng = random.Random(0)
 
     def ids() -> tuple[int, ...]:
         return tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(8, 40)))
 
-    return [
-        Pair(
-            id=str(i),
-            source="s",
-            prompt_ids=ids(),
-            chosen_ids=ids(),
-            rejected_ids=ids(),
-            margin=None,
-        )
-        for i in range(count)
-    ]
+    return [Item.of(ids(), ids(), ids(), label=PairLabel(), id=str(i)) for i in range(count)]
 
 
 @pytest.mark.parametrize("layout", ["plain", "shared"])
@@ -79,8 +69,8 @@ def test_a_row_is_the_same_bits_in_any_batch(family, layout, tmp_path):
         together = hidden(own, pairs, layout)
         for i, pair in enumerate(pairs):
             alone = hidden(own, [pair], layout)
-            assert torch.equal(alone[0], together[i])
-            assert torch.equal(alone[1], together[i + len(pairs)])
+            assert torch.equal(alone[0], together[2 * i])
+            assert torch.equal(alone[1], together[2 * i + 1])
 
 
 def test_a_saved_model_names_no_kernel_of_ours(tmp_path):

@@ -40,11 +40,10 @@ def perturbed(model, scale=0.02):
 def oracle(policy, reference, pairs):
     """The definition, sequence by sequence: no padding, no batch, full logits in float64."""
     parts = []
-    for side in ("chosen_ids", "rejected_ids"):
-        for pair in pairs:
-            response = getattr(pair, side)
-            ids = torch.tensor([[*pair.prompt_ids, *response]])
-            start = len(pair.prompt_ids) - 1
+    for pair in pairs:
+        for prompt, response in ((p.ids, r.ids) for p, r in pair.sequences):
+            ids = torch.tensor([[*prompt, *response]])
+            start = len(prompt) - 1
             hidden = policy.base.base_model(input_ids=ids).last_hidden_state[0, start:-1]
             with torch.no_grad():
                 ref = reference.base.base_model(input_ids=ids).last_hidden_state[0, start:-1]
@@ -72,7 +71,7 @@ def test_every_family_and_layout_equals_the_oracle(family, layout):
     reference = FrozenCopy(Policy(copy.deepcopy(model)), digest="")
     policy = Policy(perturbed(model))
     pairs = tiny_pairs()
-    batch = collate(pairs, layout=layout, pad_id=0, masks=policy.mask_spec())
+    batch = collate(pairs, layout=layout, pad_id=0)
     stats = policy(batch, reference=reference.inputs(batch, kl=True), kl=True)
     want = oracle(policy, reference.policy, pairs)
     assert want["kl"].mean() > 0.01
@@ -98,7 +97,7 @@ def test_frozen_head_with_adapters_equals_the_oracle(family, layout):
     reference = AdapterOff(policy, digest="")
     base = Policy(tiny_model(family, dtype=wide(family)))
     pairs = tiny_pairs()
-    batch = collate(pairs, layout=layout, pad_id=0, masks=policy.mask_spec())
+    batch = collate(pairs, layout=layout, pad_id=0)
     stats = policy(batch, reference=reference.inputs(batch, kl=True), kl=True)
     want = oracle(policy, base, pairs)
     assert want["kl"].mean() > 0.01
@@ -128,8 +127,7 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
     source = AdapterOff(policy, digest="d") if lora else StartingPolicy(policy, digest="d")
     assert needed_format(policy, kl=kl) == format
     pairs = tiny_pairs(6)
-    masks = policy.mask_spec()
-    options = {"folder": tmp_path, "format": format, "layout": layout, "pad_id": 0, "masks": masks}
+    options = {"folder": tmp_path, "format": format, "layout": layout, "pad_id": 0}
     first = cached_reference(source, pairs[:4], batch_size=3, **options)
     assert (first.counts.found, first.counts.computed) == (0, 4)
     cache = cached_reference(source, pairs, batch_size=3, **options)
@@ -139,7 +137,7 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    batch = collate([pairs[i] for i in (5, 0, 2)], layout=layout, pad_id=0, masks=masks)
+    batch = collate([pairs[i] for i in (5, 0, 2)], layout=layout, pad_id=0)
     a = policy(batch, reference=cache.inputs(batch, kl=kl), kl=kl)
     # The live reference's head is another tensor, so this is the general operator.
     b = policy(batch, reference=live.inputs(batch, kl=kl), kl=kl)
@@ -158,7 +156,6 @@ def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_pat
         "format": "logps",
         "layout": "plain",
         "pad_id": 0,
-        "masks": policy.mask_spec(),
     }
     pairs = tiny_pairs(3)
     cached_reference(StartingPolicy(policy, digest="a"), pairs, **options)
@@ -210,20 +207,19 @@ def test_masked_positions_may_hold_anything():
     policy = Policy(tiny_model(dtype=torch.float64))
     pairs = tiny_pairs()
     for layout in ("plain", "shared"):
-        a = policy(collate(pairs, layout=layout, pad_id=0, masks=policy.mask_spec()))
-        b = policy(collate(pairs, layout=layout, pad_id=77, masks=policy.mask_spec()))
+        a = policy(collate(pairs, layout=layout, pad_id=0))
+        b = policy(collate(pairs, layout=layout, pad_id=77))
         torch.testing.assert_close(a.logp, b.logp, **CLOSE)
 
 
 def test_pairs_in_any_order_give_the_same_numbers():
     policy = Policy(tiny_model(dtype=torch.float64))
     pairs = tiny_pairs()
-    spec = policy.mask_spec()
     sums = {}
     for order in (pairs, pairs[::-1]):
-        batch = collate(order, layout="shared", pad_id=0, masks=spec)
+        batch = collate(order, layout="shared", pad_id=0)
         logp = torch.zeros(10, dtype=torch.float64).index_add(0, batch.segment, policy(batch).logp)
         for i, pair in enumerate(order):
-            sums.setdefault(pair.id, []).append(torch.stack([logp[i], logp[i + 5]]))
+            sums.setdefault(pair.id, []).append(logp[2 * i : 2 * i + 2])
     for a, b in sums.values():
         torch.testing.assert_close(a, b, **CLOSE)

@@ -71,8 +71,8 @@ def theirs(folder: Path) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     assert model.config.num_labels == 1
     pairs = tiny_pairs(4)
-    rows = [torch.tensor([*p.prompt_ids, *p.chosen_ids]) for p in pairs]
-    rows += [torch.tensor([*p.prompt_ids, *p.rejected_ids]) for p in pairs]
+    sequences = [sequence for pair in pairs for sequence in pair.sequences]
+    rows = [torch.tensor([*prompt.ids, *response.ids]) for prompt, response in sequences]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=ids, attention_mask=(ids != 0).long()).logits[:, 0]

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from palate.data.items import Item, PairLabel, Ranks, Tokens
 from palate.data.layouts import collate
-from palate.data.pairs import Pair, Ranking
 from palate.errors import ModelError, RunError
 from palate.models import features
 from palate.models.features import FeatureTable
@@ -39,14 +39,14 @@ def filled(root: Path, items: Any, **more: Any) -> Any:
     return found
 
 
-def lists(n: int = 6) -> list[Ranking]:
+def lists(n: int = 6) -> list[Item]:
     return [
-        Ranking(
+        Item.of(
+            p.prompts[0],
+            *(*p.responses, Tokens((7, 8, 2)))[: 2 + i % 2],
+            label=Ranks((2, 1, 1)[: 2 + i % 2]),
             id=p.id,
             source=p.source,
-            prompt_ids=p.prompt_ids,
-            responses=(p.chosen_ids, p.rejected_ids, (7, 8, 2))[: 2 + i % 2],
-            ranks=(2, 1, 1)[: 2 + i % 2],
             index=i,
         )
         for i, p in enumerate(tiny_pairs(n))
@@ -63,14 +63,19 @@ def test_batches_are_those_of_the_live_backbone(items: Any, pooling: str, tmp_pa
     live = collate(chunk, layout="plain", pad_id=0, keep_last=True)
     with torch.no_grad():
         torch.testing.assert_close(own(batch).rewards, own(live).rewards)
-    for name in ("lengths", "group", "rank", "tie", "weight", "n_pairs", "ids"):
+    for name in ("lengths", "item", "rank", "weight", "ids", "sources"):
         got, want = getattr(batch, name), getattr(live, name)
         assert torch.equal(got, want) if isinstance(got, torch.Tensor) else got == want, name
+    assert (batch.pairs is None) == (live.pairs is None)
+    if batch.pairs is not None and live.pairs is not None:
+        for name in ("chosen", "rejected", "tie"):
+            assert torch.equal(getattr(batch.pairs, name), getattr(live.pairs, name)), name
 
 
 def test_own_prompts_of_the_sides(tmp_path: Path) -> None:
     pairs = [
-        dataclasses.replace(p, rejected_prompt_ids=(1, 50 + i)) for i, p in enumerate(tiny_pairs(4))
+        dataclasses.replace(p, prompts=(p.prompts[0], Tokens((1, 50 + i))))
+        for i, p in enumerate(tiny_pairs(4))
     ]
     own = model()
     batch = filled(tmp_path, pairs, own=own).collate(pairs)
@@ -175,9 +180,7 @@ def test_states_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_equal_token_ids_cut_elsewhere_are_other_sequences(tmp_path: Path) -> None:
-    one = Pair(
-        id="a", source="s", prompt_ids=(1, 5), chosen_ids=(6, 7, 2), rejected_ids=(2,), index=0
-    )
-    other = dataclasses.replace(one, prompt_ids=(1, 5, 6), chosen_ids=(7, 2), index=1)
+    one = Item.of((1, 5), (6, 7, 2), (2,), label=PairLabel(), index=0)
+    other = Item.of((1, 5, 6), (7, 2), (2,), label=PairLabel(), index=1)
     keys = table(tmp_path, [one, other])._keys
     assert len(set(keys)) == 4

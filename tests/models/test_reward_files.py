@@ -94,8 +94,8 @@ def assert_equal(a: RewardModel, b: RewardModel) -> None:
 def scores_elsewhere(folder: Path, kind: str) -> torch.Tensor:
     """Padded on the right and on the left, in a process that cannot import palate: [2, S]."""
     pairs = tiny_pairs(5)
-    rows = [[*p.prompt_ids, *p.chosen_ids] for p in pairs]
-    rows += [[*p.prompt_ids, *p.rejected_ids] for p in pairs]
+    sequences = [sequence for pair in pairs for sequence in pair.sequences]
+    rows = [[*prompt.ids, *response.ids] for prompt, response in sequences]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     out = subprocess.run(
         [sys.executable, "-c", OTHERS, str(folder), kind],
@@ -203,9 +203,9 @@ def test_models_that_others_trained(tmp_path):
     pair = tiny_pairs(1)[0]
     batch = collate([pair], layout="plain", pad_id=0, keep_last=True)
     for response, ours in zip(
-        (pair.chosen_ids, pair.rejected_ids), model(batch).rewards, strict=True
+        (pair.responses[0].ids, pair.responses[1].ids), model(batch).rewards, strict=True
     ):
-        ids = torch.tensor([[*pair.prompt_ids, *response]])
+        ids = torch.tensor([[*pair.prompts[0].ids, *response]])
         with torch.no_grad():
             torch.testing.assert_close(theirs(input_ids=ids).logits[0, 0], ours)
     config.num_labels = 3
@@ -227,9 +227,9 @@ def test_loaded_scores_do_not_depend_on_the_batch_in_bfloat16(tmp_path):
                 [loaded(collate(own, layout="plain", pad_id=0, keep_last=True)) for own in cut]
                 for cut in ([pairs], [[pair] for pair in pairs])
             )
-        chosen = torch.cat([found.rewards[:1] for found in single])
+        alone = torch.cat([found.rewards for found in single])
         # In float32 the head rounds, too.
-        torch.testing.assert_close(whole[0].rewards[: len(pairs)], chosen, atol=1e-6, rtol=0)
+        torch.testing.assert_close(whole[0].rewards, alone, atol=1e-6, rtol=0)
 
 
 CODE = """

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from palate.data.items import Item, Ranks, Tokens
 from palate.data.layouts import collate
-from palate.data.pairs import Example, Ranking
 from palate.models.check import reward_layout_check
 from palate.models.heads import ACTIVATIONS, Attention, RewardHead
 from palate.models.reward import RewardModel, RewardSpec
@@ -30,7 +30,7 @@ def reward_model(family="llama", *, pooling="token", dtype=torch.float32, **head
 
 def alone(model, prompt, response):
     """The definition: one sequence, no padding, no batch."""
-    ids = torch.tensor([[*prompt, *response]])
+    ids = torch.tensor([[*prompt.ids, *response.ids]])
     states = model.base(input_ids=ids).last_hidden_state[0, len(prompt) :]
     if isinstance(model.pooling, Attention):
         weight = (states @ model.pooling.query / math.sqrt(states.shape[1])).softmax(0)
@@ -41,17 +41,14 @@ def alone(model, prompt, response):
 
 
 def wanted(model, pairs):
-    return torch.stack(
-        [alone(model, p.prompt_ids, p.chosen_ids) for p in pairs]
-        + [alone(model, p.prompt_ids, p.rejected_ids) for p in pairs]
-    )
+    return torch.stack([alone(model, *s) for pair in pairs for s in pair.sequences])
 
 
 def laid_out(model, items, layout):
-    return collate(items, layout=layout, pad_id=0, masks=model.mask_spec(), keep_last=True)
+    return collate(items, layout=layout, pad_id=0, keep_last=True)
 
 
-@pytest.mark.parametrize("layout", ["plain", "packed", "shared"])
+@pytest.mark.parametrize("layout", ["plain", "shared"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layout_gives_the_score_of_the_sequence_alone(family, layout):
     model = reward_model(family, layers=2)
@@ -62,7 +59,7 @@ def test_every_layout_gives_the_score_of_the_sequence_alone(family, layout):
     torch.testing.assert_close(got, want, **CLOSE)
 
 
-@pytest.mark.parametrize("layout", ["plain", "packed", "shared"])
+@pytest.mark.parametrize("layout", ["plain", "shared"])
 @pytest.mark.parametrize("pooling", ["token", "mean", "attention"])
 def test_every_pooling_in_every_layout_and_its_gradients(pooling, layout):
     model = reward_model("gemma3", pooling=pooling, layers=2, dtype=torch.float64).double()
@@ -76,48 +73,44 @@ def test_every_pooling_in_every_layout_and_its_gradients(pooling, layout):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_packed_rows_hold_several_sequences():
+def test_shared_rows_hold_several_items():
     model = reward_model("mistral")
     pairs = tiny_pairs(8)
-    packed = laid_out(model, pairs, "packed").inputs["input_ids"]
+    singles = [Item.of(*sequence) for pair in pairs for sequence in pair.sequences]
+    shared = laid_out(model, singles, "shared").inputs["input_ids"]
     plain = laid_out(model, pairs, "plain").inputs["input_ids"]
-    assert packed.shape[1] == plain.shape[1]
-    assert packed.shape[0] < plain.shape[0]
+    assert shared.shape[1] == plain.shape[1]
+    assert shared.shape[0] < plain.shape[0]
 
 
-@pytest.mark.parametrize("layout", ["plain", "packed", "shared"])
+@pytest.mark.parametrize("layout", ["plain", "shared"])
 def test_ranked_lists(layout):
     model = reward_model("gemma3")
     pairs = tiny_pairs(4)
     lists = [
-        Ranking(
-            id=p.id,
-            source=p.source,
-            prompt_ids=p.prompt_ids,
-            responses=(p.chosen_ids, p.rejected_ids, (7, 8, 2))[: 2 + i % 2],
-            ranks=(1, 2, 2)[: 2 + i % 2],
+        Item.of(
+            p.prompts[0],
+            *(*p.responses, Tokens((7, 8, 2)))[: 2 + i % 2],
+            label=Ranks((1, 2, 2)[: 2 + i % 2]),
         )
         for i, p in enumerate(pairs)
     ]
     batch = laid_out(model, lists, layout)
-    want = torch.stack([alone(model, x.prompt_ids, r) for x in lists for r in x.responses])
+    want = wanted(model, lists)
     torch.testing.assert_close(model(batch).rewards, want, **CLOSE)
-    assert batch.group.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert batch.item.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert batch.rank.tolist() == [1, 2, 1, 2, 2, 1, 2, 1, 2, 2]
 
 
-@pytest.mark.parametrize("layout", ["plain", "packed"])
+@pytest.mark.parametrize("layout", ["plain", "shared"])
 def test_batch_size_order_and_padding_change_nothing(layout):
     model = reward_model("qwen3")
-    rows = [
-        Example(id=p.id, source="x", prompt_ids=p.prompt_ids, response_ids=p.chosen_ids)
-        for p in tiny_pairs(7)
-    ]
+    rows = [Item.of(p.prompts[0], p.responses[0]) for p in tiny_pairs(7)]
     whole = model(laid_out(model, rows, layout)).rewards
     torch.testing.assert_close(model(laid_out(model, rows[::-1], layout)).rewards.flip(0), whole)
     singles = torch.cat([model(laid_out(model, [row], layout)).rewards for row in rows])
     torch.testing.assert_close(singles, whole, **CLOSE)
-    other = collate(rows, layout=layout, pad_id=9, masks=model.mask_spec(), keep_last=True)
+    other = collate(rows, layout=layout, pad_id=9, keep_last=True)
     torch.testing.assert_close(model(other).rewards, whole)
 
 
@@ -130,8 +123,8 @@ def test_scores_do_not_depend_on_the_side_of_the_padding():
     turned = (torch.arange(width) - shift[:, None]) % width
     left = {name: value.gather(1, turned) for name, value in batch.inputs.items()}
     assert left["attention_mask"][:, -1].all() and not left["attention_mask"].all()
-    at = batch.at + shift.repeat_interleave(batch.lengths)
-    moved = type(batch)(**{**vars(batch), "inputs": left, "at": at})
+    ends = batch.ends + shift
+    moved = type(batch)(**{**vars(batch), "inputs": left, "ends": ends})
     torch.testing.assert_close(model(moved).rewards, model(batch).rewards, **CLOSE)
 
 
@@ -189,10 +182,9 @@ def test_a_linear_head_has_no_bias_unless_asked():
     assert not RewardHead(8, HeadRecipe(layers=2, bias=False)).is_linear
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared"])
-def test_the_layout_check_sees_a_backbone_that_ignores_the_mask(layout, monkeypatch):
+def test_the_layout_check_sees_a_backbone_that_ignores_the_mask(monkeypatch):
     model = reward_model("llama")
-    found = reward_layout_check(model, layout)
+    found = reward_layout_check(model)
     assert found.ok and found.max_abs_difference < 1e-4
     forward = model.base.forward
 
@@ -201,5 +193,5 @@ def test_the_layout_check_sees_a_backbone_that_ignores_the_mask(layout, monkeypa
         return forward(input_ids=kwargs["input_ids"], use_cache=False)
 
     monkeypatch.setattr(model.base, "forward", careless)
-    found = reward_layout_check(model, layout)
+    found = reward_layout_check(model)
     assert not found.ok and "differ" in found.reason

@@ -111,7 +111,8 @@ class Ours:
                     position=position,
                     segment=segment,
                     lengths=lengths,
-                    n_pairs=len(ids) // 2,
+                    chosen=torch.arange(len(ids) // 2),
+                    rejected=torch.arange(len(ids) // 2, len(ids)),
                     logp=logp,
                 )
             )

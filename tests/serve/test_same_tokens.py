@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from palate.data.encode import Encoder
-from palate.data.pairs import Pair
+from palate.data.items import Item
 from palate.data.schema import Preference, Response
 from palate.evaluate.reward import score_files
 from palate.recipes.serving import ScoreRecipe
@@ -53,9 +53,9 @@ def test_the_same_tokens_everywhere(
             Response(content=[{**response[0], "content": "no"}] if chat else "no"),
         ),
     )
-    trained = Encoder(tokenizer).encode_pair(pair)
-    assert isinstance(trained, Pair)
-    right = trained.prompt_ids + trained.chosen_ids
+    trained = Encoder(tokenizer).encode_row(pair)
+    assert isinstance(trained, Item)
+    right = trained.prompts[0].ids + trained.responses[0].ids
 
     scorer = scorer_of(tokenizer)
     read: list[tuple[int, ...]] = []

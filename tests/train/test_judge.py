@@ -155,7 +155,7 @@ def test_a_judge_is_asked_in_the_tokens_that_it_was_trained_on(tmp_path: Path) -
     encoder = Encoder(load_tokenizer(own.model), "plain")
     from palate.data.schema import Preference, Response
 
-    item: Any = encoder.encode_example(
+    item: Any = encoder.encode_row(
         Preference(
             id="",
             source="",
@@ -165,16 +165,16 @@ def test_a_judge_is_asked_in_the_tokens_that_it_was_trained_on(tmp_path: Path) -
         )
     )
     trained: Any = open_chat(scorer.chat)  # type: ignore[union-attr]
-    assert tuple(trained._ids(row["prompt"])) == item.prompt_ids
+    assert tuple(trained._ids(row["prompt"])) == item.prompts[0].ids
     begun, tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
     verdict = trained.tokenizer(said(row)[len("<answer>")], add_special_tokens=False)["input_ids"]
-    whole = (*item.prompt_ids, *item.response_ids)
+    whole = (*item.prompts[0].ids, *item.responses[0].ids)
     assert (*begun, *verdict) == whole[: len(begun) + len(verdict)]
     assert verdict in tails
-    assert item.response_ids[-1] in trained._ends()
+    assert item.responses[0].ids[-1] in trained._ends()
     # The starting model, too, is asked behind its BOS.
     base: Any = open_chat(LocalChat(path=own.model.path, dtype="float32", chat_template="plain"))
-    assert tuple(base._ids(row["prompt"])) == item.prompt_ids
+    assert tuple(base._ids(row["prompt"])) == item.prompts[0].ids
 
 
 def test_questions_with_special_tokens_are_not_asked(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import palate.train.judge.run as module
-from palate.data.build import build_pairs
+from palate.data.build import build
 from palate.data.encode import Encoder
 from palate.errors import DataError, RecipeError
 from palate.models.loading import load_tokenizer
@@ -69,7 +69,7 @@ def test_a_critic_learns_a_rule_and_scores(tmp_path: Path) -> None:
     assert held["all"]["n"] == 6 and set(held) == {"all", "held"}
 
 
-@pytest.mark.parametrize("layout", ["shared", "plain", "packed"])
+@pytest.mark.parametrize("layout", ["shared", "plain"])
 def test_training_reads_exactly_the_tokens_that_are_scored_in_use(
     layout: str, tmp_path: Path
 ) -> None:
@@ -80,7 +80,7 @@ def test_training_reads_exactly_the_tokens_that_are_scored_in_use(
     stage = load_recipe(RewardRecipe, result.path / "2-reward/recipe.yaml")
     assert read(result.path / "2-reward/lineage.json")["layout"]["used"] == layout
     encoder = Encoder(load_tokenizer(stage.model), stage.model.chat_template, stage.data.length)
-    pairs = build_pairs(stage.data, encoder, seed=stage.seed)
+    pairs = build(stage.data, encoder, kind="pair", seed=stage.seed)
     scorer = ModelScorer(str(result.path / "2-reward/model"))
     by_id = {item.id: item for item in (*pairs.train, *pairs.eval)}
     asked = [*lines(tmp_path / "rows32.jsonl"), *lines(tmp_path / "held.jsonl")]
@@ -88,13 +88,13 @@ def test_training_reads_exactly_the_tokens_that_are_scored_in_use(
     for row in asked:
         name = "rows32" if int(row["id"]) < 200 else "held"
         pair = by_id[f"{name}:{row['id']}"]
-        assert pair.rejected_prompt_ids is not None
+        assert pair.prompts[0] != pair.prompts[1]
         for side, critique, ids in zip(
             ("chosen", "rejected"), ("right praise", "wrong blame"), pair.sequences, strict=True
         ):
             # As `Critic.score` asks its reward model.
             question = critique_question(row["prompt"], row[side])
-            assert scorer._encoded(question, [critique]) == [ids]
+            assert scorer._encoded(question, [critique]) == [tuple(part.ids for part in ids)]
             scores.setdefault(pair.id, []).extend(scorer.score([question], [critique]))
     # And the rewards that the run measured at its end are those scores.
     held = read(result.path / "2-reward/evaluation.json")["policies"][0]

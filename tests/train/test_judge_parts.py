@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.data.encode import Encoder
+from palate.data.items import Item, PairLabel, Tokens
 from palate.data.layouts import collate
-from palate.data.pairs import Pair
 from palate.data.readers import read_source
 from palate.data.schema import Preference, Response
 from palate.errors import DataError, RecipeError
@@ -26,7 +26,6 @@ from palate.recipes.schema import DataSource
 from palate.recipes.scorers import LocalChat, PairwiseJudge
 from palate.rewards.chat import Reply
 from palate.rewards.questions import critique_question, pair_question, read_verdict
-from palate.train.batches import item_tokens
 from palate.train.judge.ask import (
     Question,
     critique_questions,
@@ -251,61 +250,54 @@ def test_seeds_have_a_purpose_each() -> None:
 # Pairs whose sides have prompts of their own ----------------------------------------------------
 
 
-def two_prompts() -> list[Pair]:
+def two_prompts() -> list[Item]:
     """Prompts that differ at the end, in length, not at all, and from the second token on."""
     pairs = tiny_pairs(4, longest=9)
     others = [
-        (*pairs[0].prompt_ids, 7, 8),
-        (*pairs[1].prompt_ids[:-1], 9, 9, 9),
+        (*pairs[0].prompts[0].ids, 7, 8),
+        (*pairs[1].prompts[0].ids[:-1], 9, 9, 9),
         None,
         (1, 200, 201),
     ]
     return [
-        dataclasses.replace(pair, rejected_prompt_ids=other)
+        pair if other is None else with_rejected_prompt(pair, other)
         for pair, other in zip(pairs, others, strict=True)
     ]
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared"])
+def with_rejected_prompt(pair: Item, ids: tuple[int, ...]) -> Item:
+    return dataclasses.replace(pair, prompts=(pair.prompts[0], Tokens(ids)))
+
+
 @pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layout_reads_each_side_behind_its_own_prompt(
-    family: str, keep_last: bool, layout: Any
-) -> None:
+def test_every_layout_reads_each_side_behind_its_own_prompt(family: str, keep_last: bool) -> None:
     policy = Policy(tiny_model(family))
-    pairs, masks = two_prompts(), policy.mask_spec()
-    batch = collate(pairs, layout=layout, pad_id=0, masks=masks, keep_last=keep_last)
+    pairs = two_prompts()
+    batch = collate(pairs, layout="shared", pad_id=0, keep_last=keep_last)
     plain = collate(pairs, layout="plain", pad_id=0, keep_last=keep_last)
     assert batch.targets.tolist() == plain.targets.tolist() and batch.keys == plain.keys
-    ids = [(*prompt, *response) for pair in pairs for prompt, response in pair.sequences]
+    ids = [(*prompt.ids, *response.ids) for p in pairs for prompt, response in p.sequences]
     rows = plain.inputs["input_ids"].tolist()
-    order = [*range(0, 8, 2), *range(1, 8, 2)]
-    for row, k in zip(rows, order, strict=True):
-        n = len(ids[k]) - (not keep_last)
-        assert tuple(row[:n]) == ids[k][:n]
+    for row, sequence in zip(rows, ids, strict=True):
+        n = len(sequence) - (not keep_last)
+        assert tuple(row[:n]) == sequence[:n]
     with torch.no_grad():
         one, other = policy(plain).logp, policy(batch).logp
     torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
     if keep_last:
         flat = batch.inputs["input_ids"].flatten()
-        assert flat[batch.at].tolist() == batch.targets.tolist()
+        assert flat[batch.target_positions].tolist() == batch.targets.tolist()
 
 
 def test_a_shared_beginning_is_run_once() -> None:
-    pair = Pair(
-        id="p",
-        source="s",
-        prompt_ids=(1, 5, 6, 7, 8),
-        chosen_ids=(9, 2),
-        rejected_ids=(10, 2),
-        rejected_prompt_ids=(1, 5, 6, 11),
-    )
+    same = Item.of((1, 5, 6, 7, 8), (9, 2), (10, 2), label=PairLabel())
+    pair = with_rejected_prompt(same, (1, 5, 6, 11))
     batch = collate([pair], layout="shared", pad_id=0, keep_last=True)
     assert batch.inputs["input_ids"].tolist() == [[1, 5, 6, 7, 8, 9, 2, 11, 10, 2]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5]]
     assert batch.predict.tolist() == [4, 5, 7, 8]
-    assert item_tokens(pair) == 5 + 4 + 2 + 2
-    same = dataclasses.replace(pair, rejected_prompt_ids=None)
+    assert pair.n_tokens == 5 + 4 + 2 + 2
     assert items_digest([pair]) != items_digest([same])
 
 
@@ -313,7 +305,10 @@ def test_a_shared_beginning_is_run_once() -> None:
     "change", [{"margin": 2.0}, {"tie": True}, {"probability": 0.7}, {"id": "q"}, {"weight": 2.0}]
 )
 def test_other_labels_are_other_data(change: dict[str, Any]) -> None:
-    pair = Pair(id="p", source="s", prompt_ids=(1,), chosen_ids=(2,), rejected_ids=(3,), margin=1.0)
+    label = PairLabel(margin=1.0)
+    pair = Item.of((1,), (2,), (3,), label=label, id="p", source="s")
+    if change.keys() <= {"margin", "tie", "probability"}:
+        change = {"label": dataclasses.replace(label, **change)}
     assert items_digest([pair]) != items_digest([dataclasses.replace(pair, **change)])
 
 
@@ -332,14 +327,14 @@ def test_sides_are_encoded_as_each_by_itself() -> None:
             Response(content=turns("Fine.", "assistant"), prompt=turns("About B.")),
         ),
     )
-    pair = encoder.encode_pair(row)
-    assert isinstance(pair, Pair)
+    pair = encoder.encode_row(row)
+    assert isinstance(pair, Item)
     for prompt, own in zip(("About A.", "About B."), pair.sequences, strict=True):
         alone = dataclasses.replace(
             row, kind="demonstration", prompt=turns(prompt), responses=row.responses[:1]
         )
-        item: Any = encoder.encode_example(alone)
-        assert own == (item.prompt_ids, item.response_ids)
+        item: Any = encoder.encode_row(alone)
+        assert own == item.sequences[0]
 
 
 SIDES = {

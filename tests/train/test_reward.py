@@ -47,7 +47,7 @@ def test_the_run_folder_with_report(tmp_path: Path) -> None:
     assert (run / "report.html").read_text().count("accuracy") > 1
 
 
-@pytest.mark.parametrize("layout", ["plain", "packed"])
+@pytest.mark.parametrize("layout", ["plain", "shared"])
 @pytest.mark.parametrize("micro", [2, 4])
 def test_neither_layout_nor_accumulation_changes_anything(
     layout: str, micro: int, tmp_path: Path

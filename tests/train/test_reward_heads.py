@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from palate.data.pairs import Pair
+from palate.data.items import Item, PairLabel
 from palate.errors import ModelError, RecipeError
 from palate.evaluate.reward import evaluate_rewards
 from palate.models.reward import RewardModel
@@ -100,9 +100,7 @@ def test_bootstrap_weights_are_poisson_and_of_the_item_alone() -> None:
 def test_held_out_items_count_once_for_every_head(tmp_path: Path) -> None:
     own = recipe(tmp_path, ensemble={"heads": 2, "bootstrap": True}, train={"epochs": 1.0})
     objective = RewardObjective(own.loss, own.regularise, ensemble=own.ensemble, seed=0)
-    pair = Pair(
-        id="one", source="s", prompt_ids=(3, 4), chosen_ids=(5, 2), rejected_ids=(6, 2), margin=None
-    )
+    pair = Item.of((3, 4), (5, 2), (6, 2), label=PairLabel(), id="one")
     from palate.data.layouts import collate
 
     model = reward_run.build_reward_model(own)

@@ -6,12 +6,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
 from palate.data.containers import named, source_name
 from palate.data.encode import Drop, Encoder
+from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
 from palate.data.pairing import (
@@ -22,7 +23,6 @@ from palate.data.pairing import (
     to_ranked,
     to_unpaired,
 )
-from palate.data.pairs import Example, Pair, Ranking
 from palate.data.readers import read_source
 from palate.data.schema import Preference
 from palate.data.split import held_out, shared_prompts, with_mismatched
@@ -30,9 +30,6 @@ from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataRecipe, DataSource
-
-ItemKind = Literal["pair", "ranking", "unpaired", "demonstration"]
-Item = TypeVar("Item", Pair, Ranking, Example)
 
 _NEEDS = {
     "pair": "pairs or ratings",
@@ -48,7 +45,7 @@ _HOLDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(Generic[Item]):
+class Dataset:
     """Encoded data.
 
     Attributes:
@@ -82,18 +79,13 @@ class _Row:
             self.ledger.not_selected += 1
 
 
-_Made = tuple[Any, Preference, _Row]
+_Made = tuple[Item, Preference, _Row]
 """An item, its pair or example before encoding, and the row it was made of."""
-
-
-def build_pairs(data: DataRecipe, encoder: Encoder, seed: int) -> Dataset[Pair]:
-    """The data as pairs; see `build`."""
-    return cast("Dataset[Pair]", build(data, encoder, kind="pair", seed=seed))
 
 
 def build(
     data: DataRecipe, encoder: Encoder, *, kind: ItemKind, seed: int, ties: bool = False
-) -> Dataset[Any]:
+) -> Dataset:
     """Reads, pairs, encodes and splits the data of a recipe.
 
     Args:
@@ -123,7 +115,7 @@ def build(
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
         prompts = [row.prompt for _, row, _ in train]
-        ids = [item.prompt_ids for item, _, _ in train]
+        ids = [item.prompts[0].ids for item, _, _ in train]
         out = held_out(prompts, ids, data.eval_fraction, seed)
         held = [both for both, is_out in zip(train, out, strict=True) if is_out]
         train = [both for both, is_out in zip(train, out, strict=True) if not is_out]
@@ -229,7 +221,7 @@ def _mixed(
     selection = select(
         source=np.array([place[row.source] for _, row, _ in train]),
         key=row_keys(seed, (item.id for item, *_ in train)),
-        size=np.array([_tokens(item) if tokens else 1 for item, *_ in train]),
+        size=np.array([item.n_tokens if tokens else 1 for item, *_ in train]),
         names=names,
         recipe=recipe,
         counted_in="tokens" if tokens else "pairs" if kind == "pair" else "examples",
@@ -242,16 +234,6 @@ def _mixed(
         else:
             made[2].taken -= 1
     return taken, selection.account
-
-
-def _tokens(item: Pair | Ranking | Example) -> int:
-    prompt = len(item.prompt_ids)
-    if isinstance(item, Ranking):
-        return prompt + sum(map(len, item.responses))
-    if isinstance(item, Pair):
-        prompt += len(item.rejected_prompt_ids or ())
-        return prompt + len(item.chosen_ids) + len(item.rejected_ids)
-    return prompt + len(item.response_ids)
 
 
 def _cut(cuts: Sequence[tuple[str, ...]]) -> list[str]:

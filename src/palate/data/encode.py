@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palate.data.fit import TooLong, fit, fit_prompt
-from palate.data.pairs import Example, Pair, Ranking
+from palate.data.items import Desirable, Item, Label, PairLabel, Ranks, TokenIds, Tokens
 from palate.data.schema import Content, Message, Preference, text_in
 from palate.data.templates import PLAIN, ChatTemplate, Refused, Rendered
-from palate.data.tokens import Tokens
+from palate.data.tokenizer import SequenceTokenizer
+from palate.data.truncate import TooLong, truncate, truncate_prompt
 from palate.errors import DataError
 from palate.recipes.schema import LengthRecipe
 
@@ -43,7 +43,7 @@ class Encoded:
         left_out: of a ranked row that does without some responses, why, once for each.
     """
 
-    item: Pair | Ranking | Example | Drop
+    item: Item | Drop
     cut: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -66,26 +66,18 @@ class Encoder:
         chat_template: str | Path = "model",
         length: LengthRecipe | None = None,
     ) -> None:
-        self.tokens = Tokens(tokenizer)
+        self.tokens = SequenceTokenizer(tokenizer)
         self.template = ChatTemplate(tokenizer, chat_template)
         self.length = length or LengthRecipe()
 
-    def encode_pair(self, row: Preference) -> Pair | Drop:
-        """One pair; see `encode`."""
-        item = self.encode([row])[0].item
-        assert not isinstance(item, (Example, Ranking))
-        return item
-
-    def encode_example(self, row: Preference) -> Example | Drop:
-        """One demonstration or row of unpaired feedback; see `encode`."""
-        item = self.encode([row])[0].item
-        assert not isinstance(item, (Pair, Ranking))
-        return item
+    def encode_row(self, row: Preference) -> Item | Drop:
+        """One row; see `encode`."""
+        return self.encode([row])[0].item
 
     def encode(self, rows: Sequence[Preference]) -> list[Encoded]:
-        """Encodes rows, in order: pairs as `Pair`, ranked rows as `Ranking`, others as `Example`.
+        """Encodes rows, in order: of pairs both responses, of ranked rows all that can be used.
 
-        An `Example` is of the row's first response.
+        Of other rows the first response is taken.
 
         Raises:
             ModelError: the template cannot be used for these chats.
@@ -94,10 +86,10 @@ class Encoder:
         if any(row.kind == "rated" and any(r.rank is None for r in row.responses) for row in rows):
             raise ValueError("rated rows have no token form: make pairs of them first")
         parts = [_sides(row) if row.has_own_prompts else [row] for row in rows]
-        found = iter(self._encode_rows([one for own in parts for one in own]))
+        encoded = iter(self._encode_rows([side for sides in parts for side in sides]))
         return [
-            next(found) if len(own) == 1 else _joined(row, [next(found) for _ in own])
-            for row, own in zip(rows, parts, strict=True)
+            next(encoded) if len(sides) == 1 else _joined(row, [next(encoded) for _ in sides])
+            for row, sides in zip(rows, parts, strict=True)
         ]
 
     def _encode_rows(self, rows: Sequence[Preference]) -> list[Encoded]:
@@ -130,7 +122,7 @@ class Encoder:
                 self.tokens.starts([rendered.prompt]),
                 self.tokens.continuations([rendered.tail] if rendered.tail else []),
             )
-            return fit_prompt(ids, tail, self.length, bos=self.tokens.bos)
+            return truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
         except (Refused, TooLong) as error:
             raise DataError(error.reason, field="prompt") from None
 
@@ -227,7 +219,7 @@ class Encoder:
         if row.kind == "pair" and responses[0] == responses[1]:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
-            fitted = fit(prompt, tail, responses, self.length, bos=self.tokens.bos)
+            fitted = truncate(prompt, tail, responses, self.length, bos=self.tokens.bos)
         except TooLong as error:
             return Encoded(item=Drop(error.reason))
         if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:
@@ -239,7 +231,7 @@ class Encoder:
         if fitted.prompt_cut:
             cut.insert(0, "prompt")
         return Encoded(
-            item=_item(row, fitted.prompt, fitted.responses),
+            item=_item(row, [fitted.prompt] * len(fitted.responses), fitted.responses),
             cut=tuple(cut),
             left_out=tuple(left_out),
         )
@@ -251,7 +243,7 @@ class Encoder:
         if not response:
             return NO_TOKENS
         try:
-            fit(prompt, tail, [response], self.length, bos=self.tokens.bos)
+            truncate(prompt, tail, [response], self.length, bos=self.tokens.bos)
         except TooLong as error:
             return error.reason
         return None
@@ -294,55 +286,44 @@ def _sides(row: Preference) -> list[Preference]:
 
 def _joined(row: Preference, sides: Sequence[Encoded]) -> Encoded:
     """The pair of two sides that were encoded one by one."""
-    items: list[Example] = []
+    items: list[Item] = []
     cut: list[str] = []
     for name, side in zip(("chosen", "rejected"), sides, strict=True):
         if isinstance(side.item, Drop):
             return Encoded(item=side.item)
-        assert isinstance(side.item, Example)
         items.append(side.item)
         cut += [name if part == "response" else part for part in side.cut]
-    chosen, rejected = items
-    pair = _item(row, chosen.prompt_ids, (chosen.response_ids, rejected.response_ids))
-    if rejected.prompt_ids == chosen.prompt_ids:
-        if rejected.response_ids == chosen.response_ids:
-            return Encoded(item=Drop(SAME_CUT if cut else SAME_TOKENS))
-    else:
-        assert isinstance(pair, Pair)
-        pair = dataclasses.replace(pair, rejected_prompt_ids=rejected.prompt_ids)
+    if items[0].sequences == items[1].sequences:
+        return Encoded(item=Drop(SAME_CUT if cut else SAME_TOKENS))
+    prompts = [item.prompts[0].ids for item in items]
+    pair = _item(row, prompts, [item.responses[0].ids for item in items])
     return Encoded(item=pair, cut=tuple(dict.fromkeys(cut)))
 
 
-def _item(
-    row: Preference, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]
-) -> Pair | Ranking | Example:
+def _item(row: Preference, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Item:
+    tokens = {ids: Tokens(ids) for ids in prompts}
+    taken = len(responses) if row.kind in ("pair", "rated") else 1
+    return Item(
+        id=row.id,
+        source=row.source,
+        prompts=tuple(tokens[ids] for ids in prompts[:taken]),
+        responses=tuple(map(Tokens, responses[:taken])),
+        label=_label(row),
+    )
+
+
+def _label(row: Preference) -> Label | None:
     if row.kind == "pair":
-        return Pair(
-            id=row.id,
-            source=row.source,
-            prompt_ids=prompt,
-            chosen_ids=responses[0],
-            rejected_ids=responses[1],
+        return PairLabel(
             margin=row.margin,
             tie=row.tie,
             probability=_share(row.chosen.votes, row.rejected.votes),
         )
     if row.kind == "rated":
-        ranks = [r.rank for r in row.responses]
-        return Ranking(
-            id=row.id,
-            source=row.source,
-            prompt_ids=prompt,
-            responses=responses,
-            ranks=tuple(rank for rank in ranks if rank is not None),
-        )
-    return Example(
-        id=row.id,
-        source=row.source,
-        prompt_ids=prompt,
-        response_ids=responses[0],
-        label=row.responses[0].label,
-    )
+        ranks = [response.rank for response in row.responses]
+        return Ranks(tuple(rank for rank in ranks if rank is not None))
+    desirable = row.responses[0].label
+    return None if desirable is None else Desirable(desirable=desirable)
 
 
 def _share(chosen: float | None, rejected: float | None) -> float | None:

@@ -1,12 +1,16 @@
-"""Batches for the backbone: which rows it runs, and which positions predict which tokens.
+"""Token rows for a backbone, and where in them the responses are.
 
-Three layouts of the same pairs, one result type:
+Two layouts of the same items, one batch type:
 
-  plain   one row a sequence, `prompt + response`, padded on the right; a pair is two rows
-  packed  as plain, but short sequences share a row; none sees another, positions restart
-  shared  one row a pair, `prompt + chosen + rejected`; the rejected branch cannot see the chosen
-          one and its positions restart after the prompt, so the prompt is run once; where the two
-          prompts differ, what they begin with is shared
+  plain   one row a sequence, `prompt + response`, padded on the right
+  shared  several items a row, each a prefix tree: what sequences of an item begin with is run once,
+          and each goes on in a branch of its own, which sees its ancestors alone and whose
+          positions go on from them: prompt, common beginning of responses, branches, later turns
+
+A tree lies in a row depth first, so that everything that may see a token follows it without a gap.
+One number a token therefore says all of the structure: `visible_until`, the first later place in
+the row that no longer sees it. Masks are made of that, and of positions where a window is slid,
+inside the attention that needs them (`palate.models.attention`).
 
 The last token of a response predicts nothing and is run only where it is asked for: reward models
 read their score there.
@@ -19,85 +23,100 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from palate.data.pairs import Example, Pair, Ranking, sequence_key
+from palate.data.items import Desirable, Item, PairLabel, Ranks, Tokens, sequence_key
 
-Layout = Literal["plain", "packed", "shared"]
+Layout = Literal["plain", "shared"]
+_Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskSpec:
-    """Attention masks that a backbone wants in the packed and shared layouts.
+class PairBatch:
+    """The pairs of a batch of pairs.
 
     Attributes:
-        windows: mask name -> sliding window in tokens (None: full attention). One unnamed mask
-            ("") is passed as a tensor, several as a mapping of layer type to tensor.
+        chosen, rejected: [B] the sequence of each.
+        margin: [B] nan where the data has none. probability: [B] nan where nobody counted votes.
+        tie: [B] bool.
     """
 
-    windows: dict[str, int | None] = dataclasses.field(default_factory=lambda: {"": None})
+    chosen: Tensor
+    rejected: Tensor
+    margin: Tensor
+    probability: Tensor
+    tie: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
-    """S sequences (of B pairs: chosen 0..B-1, rejected B..2B-1) laid out for one forward pass.
+    """S sequences of B items laid out for one forward pass, item after item, response by response.
 
-    Tokens are flat, [N], sequence after sequence, in response order. Ranked lists are sequences
-    list after list.
+    Tokens are flat, [N], sequence after sequence, in response order: those that are trained on.
 
     Attributes:
-        inputs: what the backbone takes: `input_ids` [R, T], `position_ids` [R, T] and
-            `attention_mask`, [R, T] or, per layer type, boolean [R, 1, T, T] (True = visible).
+        inputs: what the backbone takes: `input_ids` and `position_ids`, [R, T], and in the plain
+            layout `attention_mask`, [R, T], in the shared one `visible_until`, [R, T]: place j of a
+            row is seen by the places j <= i < visible_until[j], padding (0) by none.
         predict: [N] positions in the flattened [R * T] hidden states that predict `targets`.
-        at: [N] positions of the targets themselves; None where their last one is not run.
+        target_positions: [N] those of the targets themselves; None where their last one is not run.
+        ends: [S] those of the last token of each response; None as `target_positions`.
         targets: [N] response token ids.
-        segment: [N] sequence of each token. position: [N] its index in its response.
-        n_sequences: S. n_pairs: B, or 0 when the sequences are single examples.
-        weight: [B] (or [S]) loss weights. margin: [B] nan where the data has none.
-        tie: [B] bool. probability: [B] nan where the data counts no votes; None without pairs.
-        labels: [S] True = desirable; None unless unpaired feedback.
-        group: [S] list of each sequence. rank: [S] its place there, 1 = best, equal ranks are ties.
-            None unless the items are ranked lists.
-        keys: content key of each sequence. ids, sources: of each pair (or example).
+        segment: [N] sequence of each token. position: [N] its index among its response's tokens
+            that are trained on.
+        item: [S] item of each sequence.
+        weight: [B] loss weights.
+        pairs: of a batch of pairs. rank: [S] of ranked lists, 1 = best, equal ranks are ties.
+            desirable: [S] bool, of unpaired feedback. None where the items have no such label.
+        keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
     """
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Tensor]
     predict: Tensor
     targets: Tensor
     segment: Tensor
     position: Tensor
-    n_sequences: int
-    n_pairs: int
+    item: Tensor
     weight: Tensor
-    margin: Tensor
     keys: tuple[str, ...]
     ids: tuple[str, ...]
     sources: tuple[str, ...]
-    at: Tensor | None = None
-    tie: Tensor | None = None
-    probability: Tensor | None = None
-    labels: Tensor | None = None
-    group: Tensor | None = None
+    target_positions: Tensor | None = None
+    ends: Tensor | None = None
+    pairs: PairBatch | None = None
     rank: Tensor | None = None
+    desirable: Tensor | None = None
     mismatched: SequenceBatch | None = None
 
     @property
-    def ends(self) -> Tensor:
-        """[S] positions of the last response tokens.
+    def n_sequences(self) -> int:
+        return len(self.item)
 
-        Raises:
-            ValueError: they are not run.
-        """
-        if self.at is None:
-            raise ValueError("the last response tokens are not run: collate with keep_last")
-        return self.at[self.lengths.cumsum(0) - 1]
+    @property
+    def n_items(self) -> int:
+        return len(self.ids)
 
     @property
     def lengths(self) -> Tensor:
-        """[S] response tokens of each sequence."""
+        """[S] response tokens of each sequence that are trained on."""
         return torch.bincount(self.segment, minlength=self.n_sequences)
+
+    def of_pairs(self) -> PairBatch:
+        """The pairs.
+
+        Raises:
+            ValueError: the items are no pairs.
+        """
+        if self.pairs is None:
+            raise ValueError("a batch without pairs")
+        return self.pairs
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         """The same batch with every tensor on `device`."""
@@ -105,6 +124,8 @@ class SequenceBatch:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: move(v) for k, v in value.items()}
+            if isinstance(value, PairBatch):
+                return PairBatch(**{k: move(v) for k, v in vars(value).items()})
             if isinstance(value, (Tensor, SequenceBatch)):
                 return value.to(device, non_blocking=non_blocking)
             return value
@@ -114,188 +135,238 @@ class SequenceBatch:
 
 
 def collate(
-    items: Sequence[Pair] | Sequence[Example] | Sequence[Ranking],
-    *,
-    layout: Layout,
-    pad_id: int,
-    masks: MaskSpec | None = None,
-    keep_last: bool = False,
+    items: Sequence[Item], *, layout: Layout, pad_id: int, keep_last: bool = False
 ) -> SequenceBatch:
-    """Lays out pairs, ranked lists, or single examples (not shared) as one batch.
+    """Lays out items as one batch.
 
     Args:
-        masks: of the backbone, for the packed and shared layouts.
+        items: all labelled alike.
         keep_last: run the last token of every response too.
 
     Raises:
-        ValueError: no items, or single examples in the shared layout.
+        ValueError: no items, labels of several kinds, or images, which no backbone here reads.
     """
     if not items:
         raise ValueError("an empty batch has no layout")
-    first = items[0]
-    if isinstance(first, Example):
-        return _examples(list(items), layout, pad_id, masks or MaskSpec(), keep_last)  # type: ignore[arg-type]
-    prompted: list[Pair | Ranking] = list(items)  # type: ignore[arg-type]
-    branches = [
-        (item.chosen_ids, item.rejected_ids) if isinstance(item, Pair) else item.responses
-        for item in prompted
-    ]
-    own_prompts = [
-        [ids for ids, _ in item.sequences] if isinstance(item, Pair) else [item.prompt_ids] * len(b)
-        for item, b in zip(prompted, branches, strict=True)
-    ]
-    # Of pairs all chosen responses come first, of lists each list's own.
-    order = [(i, j) for i, own in enumerate(branches) for j in range(len(own))]
-    if isinstance(first, Pair):
-        order.sort(key=lambda both: both[1])
-    sequences = [(own_prompts[i][j], branches[i][j]) for i, j in order]
+    sequences = [both for item in items for both in item.sequences]
+    if any(part.images for both in sequences for part in both):
+        raise ValueError("items with images, and a backbone of text alone")
     cut = 0 if keep_last else 1
-    if layout == "shared":
-        blocks = [_block(*both) for both in zip(own_prompts, branches, strict=True)]
-        rows = _blocks([[block] for block in blocks], pad_id, masks or MaskSpec(), cut)
-        laid = {both: k for k, both in enumerate(sorted(order))}
-        rows = rows.reordered([laid[both] for both in order])
+    runs = [_run(prompt, response, cut) for prompt, response in sequences]
+    if layout == "plain":
+        rows = _plain(runs, pad_id)
     else:
-        rows = _single(sequences, layout, pad_id, masks or MaskSpec(), cut)
-    if isinstance(first, Pair):
-        pairs: list[Pair] = list(items)  # type: ignore[arg-type]
-        return _batch(
-            sequences,
-            rows,
-            n_pairs=len(pairs),
-            items=items,
-            keep_last=keep_last,
-            margin=[_known(p.margin) for p in pairs],
-            tie=torch.tensor([p.tie for p in pairs]),
-            probability=torch.tensor([_known(p.probability) for p in pairs]),
+        sizes = [len(item.responses) for item in items]
+        rows = _shared(_split(runs, sizes), pad_id)
+    predict, target_positions, ends, segment, position, targets = [], [], [], [], [], []
+    for index, ((prompt, response), places) in enumerate(zip(sequences, rows.places, strict=True)):
+        n = len(response)
+        trained = np.arange(n) if response.trained is None else np.flatnonzero(response.trained)
+        before = places[len(prompt) - 1 :]
+        predict.append(before[trained])
+        if keep_last:
+            target_positions.append(before[trained + 1])
+            ends.append(before[n])
+        targets.append(np.asarray(response.ids)[trained])
+        segment.append(np.full(len(trained), index))
+        position.append(np.arange(len(trained)))
+    return SequenceBatch(
+        inputs=rows.inputs,
+        predict=_flat(predict),
+        target_positions=_flat(target_positions) if keep_last else None,
+        ends=torch.tensor(ends) if keep_last else None,
+        targets=_flat(targets),
+        segment=_flat(segment),
+        position=_flat(position),
+        keys=tuple(sequence_key(*both) for both in sequences),
+        **item_fields(items, pad_id),
+    )
+
+
+def item_fields(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
+    """The fields of a batch that say which items its sequences are of, and what their labels are.
+
+    Args:
+        pad_id: of the batch of mismatched responses.
+
+    Raises:
+        ValueError: labels of several kinds.
+    """
+    kinds = {item.kind for item in items}
+    if len(kinds) > 1:
+        raise ValueError(f"a batch of items of several kinds: {', '.join(sorted(kinds))}")
+    sizes = [len(item.responses) for item in items]
+    fields: dict[str, Any] = {
+        "item": torch.arange(len(items)).repeat_interleave(torch.tensor(sizes)),
+        "weight": torch.tensor([item.weight for item in items], dtype=torch.float32),
+        "ids": tuple(item.id for item in items),
+        "sources": tuple(item.source for item in items),
+    }
+    labels = [item.label for item in items]
+    pairs = [label for label in labels if isinstance(label, PairLabel)]
+    if pairs:
+        first = torch.arange(0, 2 * len(pairs), 2)
+        fields["pairs"] = PairBatch(
+            chosen=first,
+            rejected=first + 1,
+            margin=_known(label.margin for label in pairs),
+            probability=_known(label.probability for label in pairs),
+            tie=torch.tensor([label.tie for label in pairs]),
         )
-    lists: list[Ranking] = list(items)  # type: ignore[arg-type]
-    return _batch(
-        sequences,
-        rows,
-        n_pairs=0,
-        items=items,
-        keep_last=keep_last,
-        margin=[float("nan")] * len(lists),
-        group=torch.tensor([i for i, _ in order]),
-        rank=torch.tensor([r for item in lists for r in item.ranks]),
-    )
+    if kinds == {"ranking"}:
+        ranks = [rank for label in labels if isinstance(label, Ranks) for rank in label.ranks]
+        fields["rank"] = torch.tensor(ranks)
+    feedback = [label for label in labels if isinstance(label, Desirable)]
+    if feedback:
+        fields["desirable"] = torch.tensor([label.desirable for label in feedback])
+        mismatched = [
+            Item.of(item.prompts[0], label.mismatched)
+            for item, label in zip(items, feedback, strict=True)
+            if label.mismatched is not None
+        ]
+        if len(mismatched) == len(items):
+            fields["mismatched"] = collate(mismatched, layout="plain", pad_id=pad_id)
+    return fields
 
 
-def _known(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _known(values: Any) -> Tensor:
+    """[B] float32, nan for None."""
+    return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32)
 
 
-def _examples(
-    examples: list[Example], layout: Layout, pad_id: int, masks: MaskSpec, keep_last: bool
-) -> SequenceBatch:
-    if layout == "shared":
-        raise ValueError("the shared layout is for pairs; single examples have no prefix to share")
-    labels = [e.label for e in examples]
-    mismatched = None
-    others = [
-        dataclasses.replace(e, response_ids=e.mismatched_ids, mismatched_ids=None)
-        for e in examples
-        if e.mismatched_ids is not None
-    ]
-    if len(others) == len(examples):
-        mismatched = collate(others, layout="plain", pad_id=pad_id)
-    sequences = [(e.prompt_ids, e.response_ids) for e in examples]
-    return _batch(
-        sequences,
-        _single(sequences, layout, pad_id, masks, 0 if keep_last else 1),
-        n_pairs=0,
-        items=examples,
-        keep_last=keep_last,
-        margin=[float("nan")] * len(examples),
-        labels=None if any(x is None for x in labels) else torch.tensor(labels, dtype=torch.bool),
-        mismatched=mismatched,
-    )
+def _flat(parts: Sequence[_Ids]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def _run(prompt: Tokens, response: Tokens, cut: int) -> _Ids:
+    """The tokens of a sequence that are run, in order."""
+    return np.asarray((*prompt.ids, *response.ids[: len(response) - cut]), dtype=np.int64)
+
+
+def _split(runs: Sequence[_Ids], sizes: Sequence[int]) -> list[Sequence[_Ids]]:
+    ends = np.cumsum(sizes)
+    return [runs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    inputs: dict[str, Any]
-    starts: list[int]
-    """Flat position that predicts the first response token of each sequence."""
-    follows: list[int]
-    """Flat position of that token, which predicts the second; the rest are consecutive."""
+    """Rows, and of each sequence the places of its tokens in the flattened rows."""
 
-    def reordered(self, order: list[int]) -> _Rows:
-        return _Rows(self.inputs, [self.starts[k] for k in order], [self.follows[k] for k in order])
+    inputs: dict[str, Tensor]
+    places: list[_Ids]
 
 
-_Sequence = tuple[tuple[int, ...], tuple[int, ...]]
-_Block = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
-"""What all prompts begin with; of each response the rest of its prompt, and the response."""
+def _plain(runs: Sequence[_Ids], pad_id: int) -> _Rows:
+    width = max(map(len, runs))
+    ids = np.full((len(runs), width), pad_id)
+    mask = np.zeros((len(runs), width), dtype=np.int64)
+    for i, run in enumerate(runs):
+        ids[i, : len(run)] = run
+        mask[i, : len(run)] = 1
+    inputs = {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "position_ids": torch.arange(width).expand(len(runs), width).contiguous(),
+    }
+    return _Rows(inputs, [i * width + np.arange(len(run)) for i, run in enumerate(runs)])
 
 
-def _block(prompts: Sequence[tuple[int, ...]], responses: tuple[tuple[int, ...], ...]) -> _Block:
-    first = prompts[0]
-    shared = len(first)
-    for other in prompts[1:]:
-        if other != first:
-            both = zip(first[:shared], other, strict=False)
-            shared = next((n for n, (a, b) in enumerate(both) if a != b), min(shared, len(other)))
-    return first[:shared], tuple(prompt[shared:] for prompt in prompts), responses
+@dataclass(frozen=True)
+class _Tree:
+    """The sequences of one item as a prefix tree, depth first.
+
+    Attributes:
+        ids, depth, until: [n] token, distance from the root, and first place that does not see it.
+        places: of each sequence those of its tokens.
+    """
+
+    ids: _Ids
+    depth: _Ids
+    until: _Ids
+    places: list[_Ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def _batch(
-    sequences: list[_Sequence],
-    rows: _Rows,
-    *,
-    n_pairs: int,
-    items: Sequence[Pair] | Sequence[Example] | Sequence[Ranking],
-    keep_last: bool,
-    margin: list[float],
-    **more: Any,
-) -> SequenceBatch:
-    predict, at, segment, position = [], [], [], []
-    for index, ((_, response), start, follow) in enumerate(
-        zip(sequences, rows.starts, rows.follows, strict=True)
-    ):
-        n = len(response)
-        predict.append(torch.tensor([start, *range(follow, follow + n - 1)]))
-        at.append(torch.arange(follow, follow + n))
-        segment.append(torch.full((n,), index))
-        position.append(torch.arange(n))
-    return SequenceBatch(
-        inputs=rows.inputs,
-        predict=torch.cat(predict),
-        at=torch.cat(at) if keep_last else None,
-        targets=torch.tensor([t for _, response in sequences for t in response]),
-        segment=torch.cat(segment),
-        position=torch.cat(position),
-        n_sequences=len(sequences),
-        n_pairs=n_pairs,
-        weight=torch.tensor([i.weight for i in items], dtype=torch.float32),
-        margin=torch.tensor(margin, dtype=torch.float32),
-        keys=tuple(sequence_key(p, r) for p, r in sequences),
-        ids=tuple(i.id for i in items),
-        sources=tuple(i.source for i in items),
-        **more,
+def _tree(runs: Sequence[_Ids]) -> _Tree:
+    """The prefix tree of sequences; branches in the order of their first sequence."""
+    ids: list[_Ids] = []
+    depth: list[_Ids] = []
+    spans: list[tuple[int, int, int]] = []
+    places: list[list[_Ids]] = [[] for _ in runs]
+    end = 0
+
+    def grow(members: list[int], start: int) -> None:
+        """Adds the part that all members share from `start` on, then what branches off it."""
+        nonlocal end
+        stop = _shared_until([runs[m] for m in members], start)
+        begin, end = end, end + stop - start
+        ids.append(runs[members[0]][start:stop])
+        depth.append(np.arange(start, stop))
+        for m in members:
+            places[m].append(np.arange(begin, end))
+        node = len(spans)
+        spans.append((begin, end, end))
+        branches: dict[int, list[int]] = {}
+        for m in members:
+            if len(runs[m]) > stop:
+                branches.setdefault(int(runs[m][stop]), []).append(m)
+        for branch in branches.values():
+            grow(branch, stop)
+        spans[node] = (begin, spans[node][1], end)
+
+    roots: dict[int, list[int]] = {}
+    for m, run in enumerate(runs):
+        roots.setdefault(int(run[0]), []).append(m)
+    for members in roots.values():
+        grow(members, 0)
+    until = np.concatenate([np.full(stop - start, last) for start, stop, last in spans])
+    return _Tree(
+        ids=np.concatenate(ids),
+        depth=np.concatenate(depth),
+        until=until,
+        places=[np.concatenate(parts) for parts in places],
     )
 
 
-def _single(
-    sequences: list[_Sequence], layout: Layout, pad_id: int, masks: MaskSpec, cut: int
-) -> _Rows:
-    if layout != "packed":
-        return _plain(sequences, pad_id, cut)
-    lengths = [len(prompt) + len(response) - cut for prompt, response in sequences]
-    packed = _first_fit(lengths)
-    rows = _blocks(
-        [[(sequences[i][0], ((),), (sequences[i][1],)) for i in row] for row in packed],
-        pad_id,
-        masks,
-        cut,
-    )
-    place = {i: k for k, i in enumerate(i for row in packed for i in row)}
-    return rows.reordered([place[i] for i in range(len(sequences))])
+def _shared_until(runs: Sequence[_Ids], start: int) -> int:
+    """The place up to which all runs, which agree before `start`, agree."""
+    first, stop = runs[0], min(map(len, runs))
+    for run in runs[1:]:
+        differ = np.flatnonzero(first[start:stop] != run[start:stop])
+        if len(differ):
+            stop = start + int(differ[0])
+    return stop
 
 
-def _first_fit(lengths: list[int]) -> list[list[int]]:
-    """Rows no longer than the longest sequence: longest first, each into the first with room."""
+def _shared(items: Sequence[Sequence[_Ids]], pad_id: int) -> _Rows:
+    trees = [_tree(runs) for runs in items]
+    packed = _first_fit([len(tree) for tree in trees])
+    width = max(map(len, trees))
+    ids = np.full((len(packed), width), pad_id)
+    positions = np.zeros((len(packed), width), dtype=np.int64)
+    until = np.zeros((len(packed), width), dtype=np.int64)
+    places: list[list[_Ids]] = [[] for _ in items]
+    for i, row in enumerate(packed):
+        start = 0
+        for t in row:
+            tree, stop = trees[t], start + len(trees[t])
+            ids[i, start:stop] = tree.ids
+            positions[i, start:stop] = tree.depth
+            until[i, start:stop] = tree.until + start
+            places[t] = [i * width + start + own for own in tree.places]
+            start = stop
+    inputs = {
+        "input_ids": torch.from_numpy(ids),
+        "position_ids": torch.from_numpy(positions),
+        "visible_until": torch.from_numpy(until),
+    }
+    return _Rows(inputs, [own for of_item in places for own in of_item])
+
+
+def _first_fit(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows no longer than the longest tree: longest first, each into the first with room."""
     room: list[int] = []
     rows: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -307,69 +378,3 @@ def _first_fit(lengths: list[int]) -> list[list[int]]:
         room[fit] -= lengths[i]
         rows[fit].append(i)
     return rows
-
-
-def _plain(sequences: list[_Sequence], pad_id: int, cut: int) -> _Rows:
-    rows = [(*prompt, *response[: len(response) - cut]) for prompt, response in sequences]
-    width = max(len(r) for r in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    starts = [i * width + len(prompt) - 1 for i, (prompt, _) in enumerate(sequences)]
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": torch.arange(width).expand(len(rows), width).contiguous(),
-    }
-    return _Rows(inputs=inputs, starts=starts, follows=[s + 1 for s in starts])
-
-
-def _blocks(rows: list[list[_Block]], pad_id: int, masks: MaskSpec, cut: int) -> _Rows:
-    """Rows of blocks that do not see one another; in a block every response sees its prompt.
-
-    Sequences are numbered row by row, block by block, response by response.
-    """
-    length = [
-        sum(len(p) + sum(map(len, rests)) + sum(len(r) - cut for r in own) for p, rests, own in row)
-        for row in rows
-    ]
-    n, width = len(rows), max(length)
-    ids = torch.full((n, width), pad_id)
-    positions = torch.zeros(n, width, dtype=torch.long)
-    block, branch = (torch.full((n, width), -1) for _ in range(2))
-    starts, follows = [], []
-    for i, row in enumerate(rows):
-        end = 0
-        for b, (prompt, rests, responses) in enumerate(row):
-            begin, p = end, len(prompt)
-            tails = zip(rests, responses, strict=True)
-            parts = (prompt, *((*rest, *r[: len(r) - cut]) for rest, r in tails))
-            for k, part in enumerate(parts):
-                begun, end = end, end + len(part)
-                first = 0 if k == 0 else p
-                ids[i, begun:end] = torch.tensor(part, dtype=torch.long)
-                positions[i, begun:end] = torch.arange(first, first + len(part))
-                block[i, begun:end], branch[i, begun:end] = b, k
-                if k:
-                    rest = len(rests[k - 1])
-                    starts.append(i * width + (begun + rest if rest else begin + p) - 1)
-                    follows.append(i * width + begun + rest)
-    order = torch.arange(width)
-    visible = (order[:, None] >= order[None, :]).expand(n, width, width)
-    same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-    visible = visible & same & (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, None, :]
-    # A padded query sees itself, so that no row of the mask is empty.
-    visible = visible | torch.eye(width, dtype=torch.bool)
-    distance = positions[:, :, None] - positions[:, None, :]
-    by_type = {
-        name: (visible if window is None else visible & (distance < window)).unsqueeze(1)
-        for name, window in masks.windows.items()
-    }
-    inputs = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "attention_mask": by_type[""] if set(by_type) == {""} else by_type,
-    }
-    return _Rows(inputs=inputs, starts=starts, follows=follows)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from palate.data.pairs import Example, Pair, Ranking
+from palate.data.items import Desirable, Item
 from palate.data.readers import ReadResult
 from palate.io import sha256_file, sha256_tree
 
@@ -123,37 +123,28 @@ def digest(files: Sequence[Path]) -> str | None:
     return sha256_file(files[0]) if len(files) == 1 else sha256_tree(files)
 
 
-def describe(
-    items: Sequence[Pair] | Sequence[Ranking] | Sequence[Example],
-) -> dict[str, Any]:
+def describe(items: Sequence[Item]) -> dict[str, Any]:
     """Numbers, tokens and lengths of one split, and how far length gives the label away."""
-    pairs = [item for item in items if isinstance(item, Pair)]
-    examples = [item for item in items if isinstance(item, Example)]
-    lists = [item for item in items if isinstance(item, Ranking)]
-    sides: dict[str, list[int]] = {"prompt": [len(item.prompt_ids) for item in items]}
-    found: dict[str, Any]
-    if lists:
-        sides["response"] = [len(ids) for item in lists for ids in item.responses]
-        found = {"lists": len(lists)}
-    elif examples:
-        sides["response"] = [len(e.response_ids) for e in examples]
-        found = {"examples": len(examples)}
-        if any(e.label is not None for e in examples):
-            found["desirable"] = sum(e.label is True for e in examples)
-    else:
-        others = (p.rejected_prompt_ids for p in pairs)
-        sides["prompt"] += [len(ids) for ids in others if ids is not None]
-        sides["chosen"] = [len(p.chosen_ids) for p in pairs]
-        sides["rejected"] = [len(p.rejected_ids) for p in pairs]
-        found = {"pairs": len(pairs)}
-    found["prompts"] = len({item.prompt_ids for item in items})
-    found["tokens"] = {name: sum(lengths) for name, lengths in sides.items()}
-    found["length"] = {name: _lengths(lengths) for name, lengths in sides.items()}
-    if pairs:
-        both = zip(sides["chosen"], sides["rejected"], strict=True)
-        longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in both]
-        found["longer_is_chosen"] = sum(longer) / len(longer)
-    return found
+    kind = items[0].kind
+    prompts = [prompt for item in items for prompt in dict.fromkeys(item.prompts)]
+    sides = {"prompt": [len(prompt) for prompt in prompts]}
+    names = ("chosen", "rejected") if kind == "pair" else ("response",)
+    for place, name in enumerate(names):
+        taken = slice(place, place + 1) if kind == "pair" else slice(None)
+        sides[name] = [len(response) for item in items for response in item.responses[taken]]
+    counted = {"pair": "pairs", "ranking": "lists"}.get(kind, "examples")
+    described: dict[str, Any] = {counted: len(items)}
+    if kind == "unpaired":
+        labels = [item.label for item in items if isinstance(item.label, Desirable)]
+        described["desirable"] = sum(label.desirable for label in labels)
+    described["prompts"] = len({item.prompts[0] for item in items})
+    described["tokens"] = {name: sum(lengths) for name, lengths in sides.items()}
+    described["length"] = {name: _lengths(lengths) for name, lengths in sides.items()}
+    if kind == "pair":
+        lengths = zip(sides["chosen"], sides["rejected"], strict=True)
+        longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in lengths]
+        described["longer_is_chosen"] = sum(longer) / len(longer)
+    return described
 
 
 def _lengths(lengths: list[int]) -> dict[str, float]:

@@ -8,13 +8,13 @@ import json
 import random
 from collections.abc import Sequence
 
-from palate.data.pairs import Example, Pair, Ranking
+from palate.data.items import Desirable, Item, TokenIds, Tokens
 from palate.data.schema import Content
 from palate.errors import DataError, RecipeError
 
 
 def held_out(
-    prompts: Sequence[Content], ids: Sequence[tuple[int, ...]], fraction: float, seed: int
+    prompts: Sequence[Content], ids: Sequence[TokenIds], fraction: float, seed: int
 ) -> list[bool]:
     """Which items go to the evaluation split: `fraction` of the prompts, at least one.
 
@@ -38,17 +38,15 @@ def held_out(
     return [tokens in chosen for tokens in ids]
 
 
-def shared_prompts(
-    train: Sequence[Pair | Ranking | Example], held: Sequence[Pair | Ranking | Example]
-) -> int:
+def shared_prompts(train: Sequence[Item], held: Sequence[Item]) -> int:
     """Number of distinct evaluation prompts that are also trained on."""
-    known = {item.prompt_ids for item in train}
-    return len({item.prompt_ids for item in held} & known)
+    known = {item.prompts[0] for item in train}
+    return len({item.prompts[0] for item in held} & known)
 
 
 def with_mismatched(
-    examples: Sequence[Example], seed: int, *, max_tokens: int | None, split: str
-) -> list[Example]:
+    examples: Sequence[Item], seed: int, *, max_tokens: int | None, split: str
+) -> list[Item]:
     """Each example with the response of another prompt, for KTO's estimate of the KL.
 
     The examples are permuted with `seed` and each takes the response of the next one whose prompt
@@ -59,10 +57,10 @@ def with_mismatched(
     """
     order = list(range(len(examples)))
     random.Random(f"{seed}|mismatched|{split}").shuffle(order)
-    found = list(examples)
+    completed = list(examples)
     n = len(order)
     # Donors in a circle, runs of one prompt skipped at once: next_other[k] for each place k.
-    prompts = [examples[i].prompt_ids for i in order]
+    prompts = [examples[i].prompts[0] for i in order]
     if len(set(prompts)) < 2:
         raise DataError(f"KTO needs two or more different prompts ({split} split has one)")
     next_other = [0] * n
@@ -71,8 +69,11 @@ def with_mismatched(
         same = prompts[here] == prompts[there]
         next_other[here] = next_other[there] if same else there
     for k, i in enumerate(order):
-        response = examples[order[next_other[k]]].response_ids
+        response = examples[order[next_other[k]]].responses[0].ids
         if max_tokens is not None:
-            response = response[: max_tokens - len(examples[i].prompt_ids)]
-        found[i] = dataclasses.replace(examples[i], mismatched_ids=response)
-    return found
+            response = response[: max_tokens - len(examples[i].prompts[0])]
+        label = examples[i].label
+        assert isinstance(label, Desirable)
+        label = dataclasses.replace(label, mismatched=Tokens(response))
+        completed[i] = dataclasses.replace(examples[i], label=label)
+    return completed

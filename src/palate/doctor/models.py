@@ -93,7 +93,7 @@ def reward_model_checks(recipe: RewardRecipe) -> Iterator[Check]:
     layout = recipe.train.layout
     if recipe.backbone == "frozen" or layout == "plain":
         return
-    check = reward_layout_check(model, "shared" if layout == "auto" else layout)
+    check = reward_layout_check(model)
     if check.ok:
         text = f"agrees with plain to {check.max_abs_difference:.2g}"
         yield Check("layout", "ok", text)

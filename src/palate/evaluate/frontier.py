@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from palate.data.items import Item
 from palate.data.layouts import collate
-from palate.data.pairs import Example
 from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
 from palate.models.policy import Policy
@@ -62,7 +62,7 @@ def sample_stats(
     try:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            batch = collate([_example(samples[i]) for i in chunk], layout="plain", pad_id=pad_id)
+            batch = collate([_item(samples[i]) for i in chunk], layout="plain", pad_id=pad_id)
             batch = batch.to(policy.device)
             known = reference is not None
             ref = None if reference is None else reference.inputs(batch, kl=True)
@@ -122,10 +122,5 @@ def frontier_point(
     return point
 
 
-def _example(sample: Sample) -> Example:
-    return Example(
-        id=f"{sample.prompt}.{sample.index}",
-        source="samples",
-        prompt_ids=sample.prompt_ids,
-        response_ids=sample.response_ids,
-    )
+def _item(sample: Sample) -> Item:
+    return Item.of(sample.prompt_ids, sample.response_ids)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from palate.data.build import build_pairs
+from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.pairs import Pair, sequence_key
+from palate.data.items import Item, TokenIds, Tokens, sequence_key
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import Run
 from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
@@ -41,7 +41,7 @@ class Material:
         digest: changes with any token of pairs and prompts.
     """
 
-    pairs: list[Pair]
+    pairs: list[Item]
     prompts: list[Prompt]
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
@@ -91,16 +91,17 @@ def build_material(
     """Reads and encodes the data, and draws the prompts with the recipe's seed.
 
     Raises:
-        DataError, RecipeError, ModelError: as `build_pairs`.
+        DataError, RecipeError, ModelError: as `palate.data.build.build`.
     """
-    dataset = build_pairs(data, encoder, seed)
+    dataset = build(data, encoder, kind="pair", seed=seed)
     whole = part == "whole"
     pairs = dataset.train if whole else dataset.eval
-    prompts: dict[tuple[int, ...], Prompt] = {}
+    prompts: dict[TokenIds, Prompt] = {}
     for pair, row in zip(pairs, dataset.train_rows if whole else dataset.eval_rows, strict=True):
         # A chat is shown as its template writes it.
-        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(pair.prompt_ids)
-        prompts.setdefault(pair.prompt_ids, Prompt(id=pair.id, text=text, ids=pair.prompt_ids))
+        ids = pair.prompts[0].ids
+        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
+        prompts.setdefault(ids, Prompt(id=pair.id, text=text, ids=ids))
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
         distinct = list(prompts.values())
@@ -109,11 +110,11 @@ def build_material(
         drawn = [distinct[i] for i in chosen]
     digest = hashlib.sha256()
     for pair in pairs:
-        for ids, response in pair.sequences:
+        for sequence in pair.sequences:
             digest.update(f"{pair.source}|".encode())
-            digest.update(sequence_key(ids, response).encode())
+            digest.update(sequence_key(*sequence).encode())
     for prompt in drawn:
-        digest.update(sequence_key(prompt.ids, ()).encode())
+        digest.update(sequence_key(Tokens(prompt.ids), Tokens(())).encode())
     report = dataset.report
     if whole:
         # What is read here is evaluated on, whatever part of a recipe it stands in.

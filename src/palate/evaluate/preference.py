@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from scipy import stats as scipy_stats
 
+from palate.data.items import Item
 from palate.data.layouts import Layout, collate
-from palate.data.pairs import Pair
 from palate.errors import RunError
 from palate.evaluate.statistics import mean_interval, wilson
 from palate.losses import Member, combined_needs, compute
+from palate.models.aggregate import sequence_stats
 from palate.models.policy import Policy
 from palate.models.reference import Reference
-from palate.models.sums import sequence_stats
 from palate.recipes.losses import Loss, TokenWeights, members
 
 Progress = Callable[[int, int], None]
@@ -60,7 +60,7 @@ def loss_members(loss: Loss | None) -> list[Member]:
 @torch.no_grad()
 def score_pairs(
     policy: Policy,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Item],
     *,
     loss: Loss | None,
     reference: Reference | None,
@@ -84,42 +84,37 @@ def score_pairs(
     if needs.reference and reference is None:
         raise RunError(f"the reward of {chosen_members[0].type} needs a reference: set `reference`")
     # Alike lengths together: less padding.
-    order = sorted(
-        range(len(pairs)),
-        key=lambda i: (
-            -sum(map(len, (pairs[i].prompt_ids, pairs[i].chosen_ids, pairs[i].rejected_ids)))
-        ),
-    )
+    order = sorted(range(len(pairs)), key=lambda i: -pairs[i].n_tokens)
     scores: dict[int, PairScore] = {}
     was_training = policy.training
     policy.eval()
     try:
         for start in range(0, len(order), batch_size):
             chunk = [pairs[i] for i in order[start : start + batch_size]]
-            batch = collate(chunk, layout=layout, pad_id=pad_id, masks=policy.mask_spec())
+            batch = collate(chunk, layout=layout, pad_id=pad_id)
             batch = batch.to(policy.device)
             ref = None if reference is None else reference.inputs(batch, kl=needs.kl)
             tokens = policy(batch, reference=ref, kl=needs.kl)
             sums = sequence_stats(tokens, batch)
-            n = batch.n_pairs
+            sides = batch.of_pairs()
             judged = (
                 sums
                 if token_weights is None
                 else sequence_stats(tokens, batch, token_weights=token_weights)
             )
-            output = compute(chosen_members, judged[:n], judged[n:])
+            output = compute(chosen_members, judged[sides.chosen], judged[sides.rejected])
             margin = (output.chosen_rewards - output.rejected_rewards).tolist()
-            ratio: list[float | None] = [None] * n
+            ratio: list[float | None] = [None] * len(sides)
             if sums.ref_logp is not None:
                 m = sums.logp - sums.ref_logp
-                ratio = (m[:n] - m[n:]).tolist()
+                ratio = (m[sides.chosen] - m[sides.rejected]).tolist()
             for j, i in enumerate(order[start : start + batch_size]):
                 scores[i] = PairScore(
                     id=pairs[i].id,
                     source=pairs[i].source,
                     margin=margin[j],
                     log_ratio_margin=ratio[j],
-                    longer=len(pairs[i].chosen_ids) - len(pairs[i].rejected_ids),
+                    longer=len(pairs[i].responses[0]) - len(pairs[i].responses[1]),
                 )
             if progress is not None:
                 progress(len(scores), len(pairs))
@@ -130,7 +125,7 @@ def score_pairs(
 
 def evaluate_pairs(
     policy: Policy,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Item],
     *,
     loss: Loss | None,
     reference: Reference | None,

@@ -25,7 +25,8 @@ A row for each, and the recipe can name them:
 >>> row = TokenWeightSpec(function=unsure, paper="arXiv:2506.08712")
 >>> segment, position = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
 >>> ctx = TokenContext.of_pairs(
-...     position=position, segment=segment, lengths=torch.tensor([3, 2]), n_pairs=1,
+...     position=position, segment=segment, lengths=torch.tensor([3, 2]),
+...     chosen=torch.tensor([0]), rejected=torch.tensor([1]),
 ...     logp=torch.tensor([-0.1, -0.2, -3.0, -0.5, -0.1]),
 ...     ref_logp=torch.tensor([-0.2, -0.2, -2.0, -0.5, -0.3]),
 ... )
@@ -74,24 +75,33 @@ class TokenContext:
         position: Tensor,
         segment: Tensor,
         lengths: Tensor,
-        n_pairs: int,
+        chosen: Tensor,
+        rejected: Tensor,
         logp: Tensor,
         ref_logp: Tensor | None = None,
         kl: Tensor | None = None,
     ) -> TokenContext:
-        """Context of B pairs whose chosen sequences are 0..B-1 and rejected ones B..2B-1.
+        """Context of B pairs, all of whose sequences are one or the other side of one of them.
+
+        Args:
+            chosen, rejected: [B] sequence of each.
 
         Raises:
             ValueError: there are not 2B sequences.
         """
-        if lengths.numel() != 2 * n_pairs:
-            raise ValueError(f"{n_pairs} pairs have {2 * n_pairs} sequences, not {lengths.numel()}")
+        n = lengths.numel()
+        if len(chosen) + len(rejected) != n:
+            raise ValueError(f"{len(chosen)} pairs have {2 * len(chosen)} sequences, not {n}")
+        partner = lengths.new_empty(n)
+        partner[chosen], partner[rejected] = lengths[rejected], lengths[chosen]
+        is_chosen = torch.zeros(n, dtype=torch.bool, device=lengths.device)
+        is_chosen[chosen] = True
         return cls(
             position=position,
             segment=segment,
             lengths=lengths,
-            partner_lengths=lengths.roll(n_pairs),
-            chosen=torch.arange(2 * n_pairs, device=lengths.device) < n_pairs,
+            partner_lengths=partner,
+            chosen=is_chosen,
             logp=logp.detach(),
             ref_logp=None if ref_logp is None else ref_logp.detach(),
             kl=None if kl is None else kl.detach(),

@@ -1,14 +1,22 @@
-"""Attention whose result for a row does not depend on the rows beside it.
+"""Attention whose result for a sequence does not depend on what is beside it.
 
 On the CPU the rounding of attention depends on the padded width of the batch: in bfloat16 the same
 sequence beside a longer one differs by tenths of a nat a response. Then a cached reference is not
-what a live one gives, losses do not begin at ln 2 and scores depend on the batch. Each row at its
-own length gives the same bits in any batch, and takes less time, since nothing attends to padding.
-What a row hides from itself costs nothing either (`palate.models.tiled_attention`).
+what a live one gives, losses do not begin at ln 2 and scores depend on the batch. Each row, and
+each prefix tree of a row, at its own length gives the same bits in any batch, and takes less time,
+since nothing attends to padding. What a row hides from itself costs nothing either
+(`palate.models.tiled_attention`).
+
+The shared layout says what sees what by one number a token (`visible_until`, see
+`palate.data.layouts`). With the positions and the window of a layer type it goes through a model in
+the place of an attention mask, as the three lines of an integer tensor [R, 1, 3, T], so that
+nothing of T x T is made before the attention that needs it; models with kernels of their own get
+the dense mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +33,10 @@ NAME = "palate_rows"
 WIDE_TOKENS = 512
 """From this length on tiles are faster in float32, too; in bfloat16 they always are."""
 
+Windows = Mapping[str, int | None]
+"""Layer type -> sliding window in tokens (None: full attention). With the one name "" the model
+takes one mask for all layers, else a mapping of masks."""
+
 
 def use_rows(model: PreTrainedModel) -> None:
     """Runs the attention of `model` row by row on the CPU; elsewhere it stays torch's (SDPA).
@@ -33,6 +45,38 @@ def use_rows(model: PreTrainedModel) -> None:
     """
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
+
+
+def structure_masks(
+    until: Tensor, positions: Tensor, windows: Windows, *, kernel: str, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """What a model takes as the attention mask of shared rows, by layer type where it has several.
+
+    Args:
+        until, positions: [R, T]. kernel: the model's attention implementation.
+        dtype: of dense masks, which are additive.
+    """
+    by_type: dict[str, Tensor] = {}
+    for name, window in windows.items():
+        if kernel == NAME and until.device.type == "cpu":
+            line = torch.full_like(until, 0 if window is None else window)
+            by_type[name] = torch.stack([until, positions, line], dim=1).unsqueeze(1)
+        else:
+            visible = torch.stack(
+                [_visible(u, p, window) for u, p in zip(until, positions, strict=True)]
+            )
+            hidden = torch.zeros(visible.shape, dtype=dtype, device=until.device)
+            by_type[name] = hidden.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+    return by_type[""] if by_type.keys() == {""} else by_type
+
+
+def _visible(until: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """[T, T] bool, True = query (first) sees key; a padded query sees itself."""
+    place = torch.arange(len(until), device=until.device)
+    visible = (place[:, None] >= place[None, :]) & (place[:, None] < until[None, :])
+    if window:
+        visible &= positions[:, None] - positions[None, :] < window
+    return visible | torch.eye(len(until), dtype=torch.bool, device=until.device)
 
 
 def rows_attention(
@@ -47,32 +91,34 @@ def rows_attention(
 
     Args:
         query: [R, heads, T, head size]. key, value: [R, key heads, S, head size].
-        attention_mask: [R, 1, T, S], boolean (True = visible) or additive.
+        attention_mask: [R, 1, T, S], boolean (True = visible) or additive, or [R, 1, 3, T], int64,
+            the structure of shared rows.
 
     Returns:
-        [R, T, heads, head size], zero at padding behind a row, and None for the weights.
+        [R, T, heads, head size], zero at padding, and None for the weights.
     """
     width = query.shape[2]
     if query.device.type != "cpu" or attention_mask is None or key.shape[2] != width:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     heads_fit = query.shape[1] % key.shape[1] == 0
-    plain = heads_fit and not any(options.get(name) for name in _UNTILED)
+    tiled = heads_fit and not any(options.get(name) for name in _UNTILED)
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    rows = _rows(attention_mask, len(query))
-    tiles = [row.tiles if plain and row.fits(query.dtype) else None for row in rows]
-    if all(one is not None for one in tiles):
-        return tiled_attention(query, key, value, tiles, scale=scale), None  # type: ignore[arg-type]
+    rows = _plans(attention_mask, len(query), query.dtype if tiled else None)
+    if all(part.mask is None for row in rows for part in row):
+        tiles = [[tile.moved(part.start) for part in row for tile in part.tiles] for row in rows]
+        return tiled_attention(query, key, value, tiles, scale=scale), None
     out = []
-    for i, (row, own) in enumerate(zip(rows, tiles, strict=True)):
-        n = row.tokens
-        q, k, v = (x[i : i + 1, :, :n] for x in (query, key, value))
-        if own is not None:
-            found = tiled_attention(q, k, v, [own], scale=scale)
-        else:
-            mask = attention_mask.expand(len(query), -1, -1, -1)[i : i + 1, :, :n, :n].contiguous()
-            found, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-        out.append(pad(found, (0, 0, 0, 0, 0, width - n)))
+    for i, row in enumerate(rows):
+        done = []
+        for part in row:
+            q, k, v = (x[i : i + 1, :, part.start : part.stop] for x in (query, key, value))
+            if part.mask is None:
+                done.append(tiled_attention(q, k, v, [part.tiles], scale=scale))
+            else:
+                mask = part.mask[None, None]
+                done.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
+        out.append(pad(torch.cat(done, dim=1), (0, 0, 0, 0, 0, width - row[-1].stop)))
     return torch.cat(out), None
 
 
@@ -81,40 +127,76 @@ _UNTILED = ("dropout", "position_bias", "cache", "softcap", "output_attentions")
 
 
 @dataclass(frozen=True)
-class _RowPlan:
-    """What is known of a row from its mask.
+class _Part:
+    """A stretch of a row that sees nothing else of it: a whole plain row, or one prefix tree.
 
     Attributes:
-        tokens: up to its last real one.
-        tiles: None where the mask does more than to hide.
+        start, stop: in the row; parts follow one another without gaps.
+        tiles: from the part's own start, where they are the faster way.
+        mask: [n, n], boolean or additive, where they are not; else None.
     """
 
-    tokens: int
-    tiles: tuple[Tile, ...] | None
-
-    def fits(self, dtype: torch.dtype) -> bool:
-        """Whether tiles are the faster way, which depends on nothing but the row itself."""
-        return dtype == torch.bfloat16 or self.tokens >= WIDE_TOKENS
+    start: int
+    stop: int
+    tiles: tuple[Tile, ...] = ()
+    mask: Tensor | None = None
 
 
-def _rows(mask: Tensor, rows: int) -> list[_RowPlan]:
-    """The plan of every row; all layers that share a mask share it."""
-    known: list[_RowPlan] | None = getattr(mask, _PLAN, None)
-    if known is None or len(known) != rows:
-        visible = mask if mask.dtype == torch.bool else mask == 0
-        hides = mask.dtype == torch.bool or bool(
-            (visible | (mask <= torch.finfo(mask.dtype).min)).all()
-        )
-        hides = hides and mask.shape[1] == 1 and bool(visible.any(-1).all())
-        known = []
-        masks = visible.expand(rows, -1, -1, -1)
-        for one, n in zip(masks, row_lengths(masks), strict=True):
-            known.append(_RowPlan(n, tiles_of(one[0, :n, :n]) if hides else None))
-        setattr(mask, _PLAN, known)
-    return known
+def _part(start: int, visible: Tensor, dtype: torch.dtype | None) -> _Part:
+    """A part of a mask that only hides.
+
+    Args:
+        visible: [n, n] bool, True = visible.
+        dtype: of the queries; None where tiles cannot be used.
+    """
+    # Which way it goes must depend on nothing but the part itself.
+    n = len(visible)
+    if dtype is not None and (dtype == torch.bfloat16 or n >= WIDE_TOKENS):
+        return _Part(start, start + n, tiles=tiles_of(visible))
+    return _Part(start, start + n, mask=visible)
 
 
-_PLAN = "_palate_rows"
+def _plans(mask: Tensor, rows: int, dtype: torch.dtype | None) -> list[list[_Part]]:
+    """The parts of every row; all layers that share a mask share them."""
+    plans: dict[Any, list[list[_Part]]] = getattr(mask, _PLANS, {})
+    if (rows, dtype) not in plans:
+        if mask.dtype == torch.int64:
+            plans[rows, dtype] = [_structured_row(lines, dtype) for lines in mask[:, 0]]
+        else:
+            plans[rows, dtype] = _masked_rows(mask, rows, dtype)
+        setattr(mask, _PLANS, plans)
+    return plans[rows, dtype]
+
+
+_PLANS = "_palate_plans"
+
+
+def _structured_row(lines: Tensor, dtype: torch.dtype | None) -> list[_Part]:
+    """The trees of a row of the shared layout, [3, T]; padding is in none."""
+    until, positions, windows = lines
+    parts, start = [], 0
+    window = int(windows[0])
+    while start < len(until) and (stop := int(until[start])) > 0:
+        visible = _visible(until[start:stop] - start, positions[start:stop], window)
+        parts.append(_part(start, visible, dtype))
+        start = stop
+    return parts
+
+
+def _masked_rows(mask: Tensor, rows: int, dtype: torch.dtype | None) -> list[list[_Part]]:
+    visible = mask if mask.dtype == torch.bool else mask == 0
+    hides = mask.dtype == torch.bool or bool(
+        (visible | (mask <= torch.finfo(mask.dtype).min)).all()
+    )
+    hides = hides and mask.shape[1] == 1 and bool(visible.any(-1).all())
+    masks, whole = (x.expand(rows, -1, -1, -1) for x in (visible, mask))
+    plans = []
+    for seen, row, n in zip(masks, whole, row_lengths(masks), strict=True):
+        if hides:
+            plans.append([_part(0, seen[0, :n, :n], dtype)])
+        else:
+            plans.append([_Part(0, n, mask=row[0, :n, :n].contiguous())])
+    return plans
 
 
 def rows_mask(**options: Any) -> Tensor | None:
@@ -122,21 +204,21 @@ def rows_mask(**options: Any) -> Tensor | None:
     if torch.device(options.get("device", "cpu")).type != "cpu":
         return sdpa_mask(**options)
     # Left out, a mask would be implied, and rows with and without padding differ in the kernel.
-    found = sdpa_mask(**options | {"allow_is_causal_skip": False})
+    mask = sdpa_mask(**options | {"allow_is_causal_skip": False})
     padding = options.get("attention_mask")
-    if found is None or padding is None or found.shape[-1] != found.shape[-2]:
-        return found
-    real: Tensor = padding[:, : found.shape[-1]].to(torch.bool)
-    alone = torch.eye(found.shape[-1], dtype=torch.bool)
-    return (found & real[:, None, :, None]) | alone
+    if mask is None or padding is None or mask.shape[-1] != mask.shape[-2]:
+        return mask
+    real: Tensor = padding[:, : mask.shape[-1]].to(torch.bool)
+    alone = torch.eye(mask.shape[-1], dtype=torch.bool)
+    return (mask & real[:, None, :, None]) | alone
 
 
 def row_lengths(mask: Tensor) -> list[int]:
     """Tokens of each row up to its last real one, told by who sees somebody else.
 
     Args:
-        mask: [R, 1, T, T]. Every real token but a sequence's first sees an earlier one; padding
-            behind the row sees itself alone.
+        mask: [R, 1, T, T]. Every real token but a row's first sees an earlier one; padding behind
+            the row sees itself alone.
     """
     width = mask.shape[-1]
     visible = mask if mask.dtype == torch.bool else mask == 0

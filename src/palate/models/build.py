@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from palate.data.items import Item
 from palate.data.layouts import Layout
-from palate.data.pairs import Example, Pair
 from palate.models.cache import CachedReference, cached_reference, needed_format
 from palate.models.policy import Policy
 from palate.models.reference import LiveReference, build_live_reference
@@ -19,7 +19,7 @@ def build_reference(
     policy: Policy,
     *,
     kl: bool,
-    items: Sequence[Pair] | Sequence[Example],
+    items: Sequence[Item],
     layout: Layout,
     pad_id: int,
     cache_root: Path,
@@ -51,7 +51,6 @@ def build_reference(
         else ("hidden" if kl else "logps"),
         layout=layout,
         pad_id=pad_id,
-        masks=policy.mask_spec(),
         batch_size=batch_size,
         progress=progress,
         rank=rank,

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from palate.data.layouts import Layout, MaskSpec, SequenceBatch, collate
-from palate.data.pairs import Example, Pair, sequence_key
+from palate.data.items import Item, sequence_key
+from palate.data.layouts import Layout, SequenceBatch, collate
 from palate.errors import ModelError, RunError
 from palate.io import write_bytes
 from palate.kernels import (
@@ -149,13 +149,12 @@ def needed_format(policy: Policy, *, kl: bool) -> Format:
 
 def cached_reference(
     live: LiveReference,
-    items: Sequence[Pair] | Sequence[Example],
+    items: Sequence[Item],
     *,
     folder: Path,
     format: Format,
     layout: Layout,
     pad_id: int,
-    masks: MaskSpec,
     batch_size: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -198,22 +197,22 @@ def cached_reference(
     )
     cache.folder.mkdir(parents=True, exist_ok=True)
     cache.index()
-    known: list[Pair | Example] = []
-    missing: list[Pair | Example] = []
+    known: list[Item] = []
+    missing: list[Item] = []
     for item in items:
-        ours = item_keys(item)
-        complete = all(k in cache._entries for k in ours)
+        keys = (sequence_key(*sequence) for sequence in item.all_sequences)
+        complete = all(key in cache._entries for key in keys)
         (known if complete else missing).append(item)
     if known:
         sample = random.Random(seed).sample(known, min(VERIFY_SEQUENCES, len(known)))
-        _verify(cache, live, sample, layout=layout, pad_id=pad_id, masks=masks)
+        _verify(cache, live, sample, layout=layout, pad_id=pad_id)
     cache.counts.found = len(known)
     mine = missing[rank::world_size]
     # Long sequences first, alike lengths together: less padding, and memory peaks at once.
-    mine.sort(key=lambda item: (-item_tokens(item), item.id))
+    mine.sort(key=lambda item: (-item.n_tokens, item.id))
     cache.counts.computed = len(mine)
     writer = _ShardWriter(cache.folder, {"key": json.dumps(key, sort_keys=True)})
-    for done, batch in enumerate(_batches(mine, batch_size, layout, pad_id, masks)):
+    for done, batch in enumerate(_batches(mine, batch_size, layout, pad_id)):
         for sequence_key_, record in _records(live, batch.to(policy.device), format):
             writer.add(sequence_key_, record)
         if progress is not None:
@@ -226,24 +225,6 @@ def cached_reference(
     return cache
 
 
-def item_keys(item: Pair | Example) -> tuple[str, ...]:
-    """Content keys of all sequences of one item."""
-    if isinstance(item, Pair):
-        return tuple(sequence_key(*sides) for sides in item.sequences)
-    keys = [sequence_key(item.prompt_ids, item.response_ids)]
-    if item.mismatched_ids is not None:
-        keys.append(sequence_key(item.prompt_ids, item.mismatched_ids))
-    return tuple(keys)
-
-
-def item_tokens(item: Pair | Example) -> int:
-    """Tokens of one item in its row(s)."""
-    if isinstance(item, Pair):
-        prompts = len(item.prompt_ids) + len(item.rejected_prompt_ids or ())
-        return prompts + len(item.chosen_ids) + len(item.rejected_ids)
-    return len(item.prompt_ids) + len(item.response_ids)
-
-
 def _detached(head: Head) -> Head:
     bias = None if head.bias is None else head.bias.detach().clone()
     return Head(
@@ -252,10 +233,10 @@ def _detached(head: Head) -> Head:
 
 
 def _batches(
-    items: Sequence[Any], size: int, layout: Layout, pad_id: int, masks: MaskSpec
+    items: Sequence[Item], size: int, layout: Layout, pad_id: int
 ) -> Iterator[SequenceBatch]:
     for start in range(0, len(items), size):
-        batch = collate(items[start : start + size], layout=layout, pad_id=pad_id, masks=masks)
+        batch = collate(items[start : start + size], layout=layout, pad_id=pad_id)
         yield batch
         # Mismatched sequences (KTO) are rows of their own.
         if batch.mismatched is not None:
@@ -293,14 +274,13 @@ def _records(
 def _verify(
     cache: CachedReference,
     live: LiveReference,
-    items: Sequence[Any],
+    items: Sequence[Item],
     *,
     layout: Layout,
     pad_id: int,
-    masks: MaskSpec,
 ) -> None:
     tolerance = VERIFY_TOLERANCE[live.policy.dtype]
-    for batch in _batches(items, 1, layout, pad_id, masks):
+    for batch in _batches(items, 1, layout, pad_id):
         for key, record in _records(live, batch.to(live.policy.device), cache.format):
             stored = cache.read(key)
             for name in ("logp", "lse"):

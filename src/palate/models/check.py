@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from palate.data.layouts import Layout, MaskSpec, collate
-from palate.data.pairs import Pair
+from palate.data.items import Item, PairLabel
+from palate.data.layouts import Layout, collate
 from palate.errors import ModelError
-from palate.models.policy import Policy
+from palate.models.policy import Policy, windows_of
 from palate.models.reward import RewardModel
 from palate.testing import full_logits
 
@@ -40,7 +39,7 @@ class LayoutCheck:
     reason: str | None
 
 
-def example_pair(vocabulary: int, window: int | None) -> Pair:
+def example_pair(vocabulary: int, window: int | None) -> Item:
     """A pair of pseudo-random tokens that reaches past the sliding window, if it is short."""
     generator = torch.Generator().manual_seed(0)
     prompt_len = 24 if window is None or window > 1024 else window + 8
@@ -48,27 +47,20 @@ def example_pair(vocabulary: int, window: int | None) -> Pair:
     def ids(n: int) -> tuple[int, ...]:
         return tuple(torch.randint(3, max(vocabulary, 4), (n,), generator=generator).tolist())
 
-    return Pair(
-        id="check",
-        source="check",
-        prompt_ids=ids(prompt_len),
-        chosen_ids=ids(17),
-        rejected_ids=ids(11),
-    )
+    return Item.of(ids(prompt_len), ids(17), ids(11), label=PairLabel())
 
 
-def layout_check(policy: Policy, pair: Pair | None = None) -> LayoutCheck:
+def layout_check(policy: Policy, pair: Item | None = None) -> LayoutCheck:
     """Runs one pair in both layouts, without gradients."""
-    spec = policy.mask_spec()
     if pair is None:
-        windows = [w for w in spec.windows.values() if w is not None]
+        windows = [w for w in windows_of(policy.config).values() if w is not None]
         pair = example_pair(policy.vocabulary, min(windows) if windows else None)
     was_training = policy.training
     policy.eval()
     try:
         with torch.no_grad():
-            plain = _logps(policy, pair, "plain", spec)
-            shared = _logps(policy, pair, "shared", spec)
+            plain = _logps(policy, pair, "plain")
+            shared = _logps(policy, pair, "shared")
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         return LayoutCheck(float("inf"), False, f"the model does not run the shared layout: {text}")
@@ -91,39 +83,41 @@ STATE_TOLERANCE = {
 wrong tokens is off by about its whole length. Rewards say less: a new head has no scale yet."""
 
 
-def reward_layout_check(model: RewardModel, layout: Layout) -> LayoutCheck:
+def reward_layout_check(model: RewardModel) -> LayoutCheck:
     """As `layout_check`, of the states that the head reads; the difference is a share of them."""
-    spec = model.mask_spec()
-    windows = [w for w in spec.windows.values() if w is not None]
+    windows = [w for w in windows_of(model.config).values() if w is not None]
     pair = example_pair(model.vocabulary, min(windows) if windows else None)
-    # A second pair, so that packed rows hold two sequences.
-    short = dataclasses.replace(pair, prompt_ids=pair.prompt_ids[:5], rejected_ids=(7, 8))
+    # Two more pairs, so that a row holds several.
+    prompt, chosen = pair.prompts[0].ids, pair.responses[0].ids
+    short = [Item.of(prompt[:5], chosen[:n], (7, 8), label=PairLabel()) for n in (4, 6)]
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            plain, other = (_features(model, [pair, short], way) for way in ("plain", layout))
+            plain, shared = (_features(model, [pair, *short], way) for way in _LAYOUTS)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        why = f"the model does not run the {layout} layout: {text}"
+        why = f"the model does not run the shared layout: {text}"
         return LayoutCheck(float("inf"), False, why)
     finally:
         model.train(was_training)
-    gap = (plain - other).norm(dim=1) / plain.norm(dim=1)
+    gap = (plain - shared).norm(dim=1) / plain.norm(dim=1)
     worst = float(gap.max())
     ok = worst <= STATE_TOLERANCE[model.dtype]
     reason = None if ok else f"pooled states differ by up to {worst:.2g} of their length"
     return LayoutCheck(worst, ok, reason)
 
 
-def _features(model: RewardModel, pairs: list[Pair], layout: Layout) -> torch.Tensor:
-    masks = model.mask_spec()
-    batch = collate(pairs, layout=layout, pad_id=0, masks=masks, keep_last=True)
+_LAYOUTS: tuple[Layout, Layout] = ("plain", "shared")
+
+
+def _features(model: RewardModel, pairs: list[Item], layout: Layout) -> torch.Tensor:
+    batch = collate(pairs, layout=layout, pad_id=0, keep_last=True)
     return model.features(batch.to(model.device)).float()
 
 
-def _logps(policy: Policy, pair: Pair, layout: str, spec: MaskSpec) -> torch.Tensor:
-    batch = collate([pair], layout=layout, pad_id=0, masks=spec)  # type: ignore[arg-type]
+def _logps(policy: Policy, pair: Item, layout: Layout) -> torch.Tensor:
+    batch = collate([pair], layout=layout, pad_id=0)
     logp: torch.Tensor = policy(batch.to(policy.device)).logp
     return logp
 

@@ -14,10 +14,8 @@ import hashlib
 import json
 import random
 import time
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from palate.data.layouts import SequenceBatch, collate
-from palate.data.pairs import Example, Pair, Ranking
+from palate.data.items import Item, Tokens, sequence_key
+from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError, RunError
 from palate.io import write_bytes
 from palate.models.reward import RewardModel
 
-VERSION = 2
+VERSION = 3
 """Of the stored numbers and files: raised whenever the same inputs would give others."""
 SHARD_SEQUENCES = 16_384
 SHARD_SECONDS = 300.0
@@ -48,8 +46,7 @@ round differently, another model is off by its whole length."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-_Item = Pair | Ranking
-_Ids = tuple[tuple[int, ...], tuple[int, ...]]
+_Sequence = tuple[Tokens, Tokens]
 
 
 class FeatureTable:
@@ -66,7 +63,7 @@ class FeatureTable:
     def __init__(
         self,
         model: RewardModel,
-        items: Sequence[_Item],
+        items: Sequence[Item],
         *,
         digest: str,
         root: Path,
@@ -87,10 +84,10 @@ class FeatureTable:
         self.pad_id = pad_id
         self.batch_size = batch_size
         self.computed = 0
-        sizes = [len(_responses(item)) for item in items]
+        sizes = [len(item.responses) for item in items]
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._lengths = np.asarray([len(r) for item in items for r in _responses(item)])
-        self._keys = [key for item in items for key in _keys(item)]
+        self._lengths = np.asarray([len(r) for item in items for r in item.responses])
+        self._keys = [bytes.fromhex(sequence_key(*s)) for item in items for s in item.sequences]
         self._rows = np.zeros(0, dtype=np.int64)
         self._shards: dict[Path, np.ndarray] = {}
         self._starts = np.zeros(1, dtype=np.int64)
@@ -113,28 +110,28 @@ class FeatureTable:
             ModelError: states that are not finite.
         """
         self._read()
-        wanted: dict[bytes, _Ids] = {}
-        ids = (own for item in self.items for own in _sequences(item))
-        for key, own in zip(self._keys, ids, strict=True):
+        wanted: dict[bytes, _Sequence] = {}
+        sequences = (sequence for item in self.items for sequence in item.sequences)
+        for key, sequence in zip(self._keys, sequences, strict=True):
             if key not in self._known and int.from_bytes(key[:8], "big") % world_size == rank:
-                wanted[key] = own
+                wanted[key] = sequence
         # Alike lengths together.
-        mine = sorted(wanted.items(), key=lambda both: (-sum(map(len, both[1])), both[0]))
-        self.computed = len(mine)
+        missing = sorted(wanted.items(), key=lambda entry: (-sum(map(len, entry[1])), entry[0]))
+        self.computed = len(missing)
         states: list[Tensor] = []
         keys: list[bytes] = []
         started = time.monotonic()
-        for i in range(0, len(mine), self.batch_size):
-            part = mine[i : i + self.batch_size]
-            states.append(self._live([own for _, own in part]))
+        for i in range(0, len(missing), self.batch_size):
+            part = missing[i : i + self.batch_size]
+            states.append(self._live([sequence for _, sequence in part]))
             keys += [key for key, _ in part]
             done = i + len(part)
             old = time.monotonic() - started >= SHARD_SECONDS
-            if old or done == len(mine) or len(keys) + self.batch_size > SHARD_SEQUENCES:
+            if old or done == len(missing) or len(keys) + self.batch_size > SHARD_SEQUENCES:
                 self._write(keys, self._finite(torch.cat(states).cpu()))
                 states, keys, started = [], [], time.monotonic()
             if progress is not None:
-                progress(done, len(mine))
+                progress(done, len(missing))
 
     def index(self) -> None:
         """Finds every item's states; checks a sample against the live backbone.
@@ -151,45 +148,20 @@ class FeatureTable:
         self._rows = np.asarray(rows, dtype=np.int64)
         self._verify()
 
-    def collate(self, items: Sequence[_Item]) -> SequenceBatch:
+    def collate(self, items: Sequence[Item]) -> SequenceBatch:
         """A batch whose `inputs` are the features [S, d], in the order of `palate.data.layouts`."""
-        own_items = np.asarray([item.index for item in items])
-        first, end = self._first[own_items], self._first[own_items + 1]
-        sizes = end - first
-        pairs = isinstance(items[0], Pair)
-        # Of pairs all chosen responses come first, of lists each list's own.
-        group = np.tile(np.arange(len(items)), 2) if pairs else np.arange(len(items)).repeat(sizes)
-        place = np.arange(len(group)) - (np.cumsum(sizes) - sizes)[group]
-        if pairs:
-            place = np.arange(2).repeat(len(items))
-        at = first[group] + place
+        places = np.asarray([item.index for item in items])
+        at = np.concatenate([np.arange(self._first[i], self._first[i + 1]) for i in places])
         lengths = torch.from_numpy(self._lengths[at])
         nothing = torch.zeros(0, dtype=torch.long)
-        more: dict[str, Any] = {}
-        margin = [float("nan")] * len(items)
-        if pairs:
-            own = [item for item in items if isinstance(item, Pair)]
-            margin = [_known(p.margin) for p in own]
-            more["tie"] = torch.tensor([p.tie for p in own])
-            more["probability"] = torch.tensor([_known(p.probability) for p in own])
-        else:
-            more["group"] = torch.from_numpy(group)
-            ranks = [r for item in items if isinstance(item, Ranking) for r in item.ranks]
-            more["rank"] = torch.tensor(ranks)
         return SequenceBatch(
             inputs={"features": self._gather(self._rows[at])},
             predict=nothing,
             targets=nothing,
             segment=torch.repeat_interleave(torch.arange(len(at)), lengths),
             position=nothing,
-            n_sequences=len(at),
-            n_pairs=len(items) if pairs else 0,
-            weight=torch.tensor([item.weight for item in items], dtype=torch.float32),
-            margin=torch.tensor(margin, dtype=torch.float32),
             keys=(),
-            ids=tuple(item.id for item in items),
-            sources=tuple(item.source for item in items),
-            **more,
+            **item_fields(items, self.pad_id),
         )
 
     def _gather(self, rows: np.ndarray) -> Tensor:
@@ -253,13 +225,10 @@ class FeatureTable:
         return states
 
     @torch.no_grad()
-    def _live(self, sequences: Sequence[_Ids]) -> Tensor:
+    def _live(self, sequences: Sequence[_Sequence]) -> Tensor:
         """[S, d] states, in the backbone's dtype (a mean over tokens: float32)."""
-        rows = [
-            Example(id="", source="", prompt_ids=prompt, response_ids=response)
-            for prompt, response in sequences
-        ]
-        batch = collate(rows, layout="plain", pad_id=self.pad_id, keep_last=True)
+        items = [Item.of(prompt, response) for prompt, response in sequences]
+        batch = collate(items, layout="plain", pad_id=self.pad_id, keep_last=True)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -273,7 +242,7 @@ class FeatureTable:
         sequences = []
         for place in chosen:
             item = int(np.searchsorted(self._first, place, side="right")) - 1
-            sequences.append(list(_sequences(self.items[item]))[place - int(self._first[item])])
+            sequences.append(self.items[item].sequences[place - int(self._first[item])])
         live = self._live(sequences).float().cpu()
         stored = self._gather(self._rows[chosen]).float()
         gap = (live - stored).norm(dim=1) / live.norm(dim=1).clamp(min=1e-6)
@@ -284,37 +253,9 @@ class FeatureTable:
             )
 
 
-def _responses(item: _Item) -> tuple[tuple[int, ...], ...]:
-    if isinstance(item, Pair):
-        return item.chosen_ids, item.rejected_ids
-    return item.responses
-
-
-def _sequences(item: _Item) -> Iterable[_Ids]:
-    if isinstance(item, Pair):
-        return item.sequences
-    return ((item.prompt_ids, response) for response in item.responses)
-
-
-def _keys(item: _Item) -> Iterable[bytes]:
-    """SHA-256 of each sequence: number of prompt tokens, prompt, response."""
-    started: dict[int, Any] = {}
-    for prompt, response in _sequences(item):
-        begun = started.get(id(prompt))
-        if begun is None:
-            begun = started[id(prompt)] = hashlib.sha256(array("q", (len(prompt), *prompt)))
-        digest = begun.copy()
-        digest.update(array("q", response))
-        yield digest.digest()
-
-
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in ("keys", "features"):
         flat = tensors[name].contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _known(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -83,6 +83,8 @@ class EndToken(nn.Module):
     """The state at the last token of each response: the end of its turn, which the data ensures."""
 
     def forward(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        if batch.ends is None:
+            raise ValueError("the last response tokens are not run: collate with keep_last")
         return states[batch.ends]
 
 
@@ -133,7 +135,7 @@ def _as_typed(x: Tensor) -> torch.autocast:
 
 def _own(states: Tensor, batch: SequenceBatch) -> Tensor:
     """[N, d] states of the response tokens, float32 or wider."""
-    if batch.at is None:
+    if batch.target_positions is None:
         raise ValueError("the last response tokens are not run: collate with keep_last")
-    own = states[batch.at]
+    own = states[batch.target_positions]
     return own if own.dtype == torch.float64 else own.float()

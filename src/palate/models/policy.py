@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from palate.data.layouts import MaskSpec, SequenceBatch
+from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head, RefInputs, TokenStats, token_stats
+from palate.models.attention import Windows, structure_masks
 
 
 class Policy(nn.Module):
@@ -83,10 +84,6 @@ class Policy(nn.Module):
             softcap=None if cap is None else float(cap),
         )
 
-    def mask_spec(self) -> MaskSpec:
-        """The masks that the backbone's layer types want in the shared layout."""
-        return mask_spec(self.config)
-
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """[N, d] last hidden states at the batch's predicting positions."""
         return run_backbone(self.base.base_model, batch, self.dtype)[batch.predict]
@@ -122,37 +119,36 @@ class Policy(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-def mask_spec(config: Any) -> MaskSpec:
-    """The masks that the layer types of a model want; `config` is the model's."""
+def windows_of(config: Any) -> Windows:
+    """The sliding windows of a model's layer types; `config` is the model's.
+
+    Under the name "" where all layers are of one type.
+    """
     config = config.get_text_config()
     types = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None
     if "sliding_attention" in types:
-        return MaskSpec(windows={t: window if t == "sliding_attention" else None for t in types})
-    return MaskSpec(windows={"": None if types else window})
+        return {t: window if t == "sliding_attention" else None for t in types}
+    return {"": None if types else window}
 
 
-def run_backbone(backbone: nn.Module, batch: SequenceBatch, dtype: torch.dtype) -> Tensor:
+def run_backbone(backbone: Any, batch: SequenceBatch, dtype: torch.dtype) -> Tensor:
     """[R * T, d] last hidden states of every position of a batch.
 
     Args:
         dtype: of the weights; attention masks take it.
     """
-    inputs = dict(batch.inputs)
-    mask = inputs["attention_mask"]
-    if isinstance(mask, dict):
-        inputs["attention_mask"] = {k: _additive(v, dtype) for k, v in mask.items()}
-    elif mask.dim() == 4:
-        inputs["attention_mask"] = _additive(mask, dtype)
+    inputs: dict[str, Any] = dict(batch.inputs)
+    until = inputs.pop("visible_until", None)
+    if until is not None:
+        inputs["attention_mask"] = structure_masks(
+            until,
+            inputs["position_ids"],
+            windows_of(backbone.config),
+            kernel=backbone.config._attn_implementation,
+            dtype=dtype,
+        )
     states: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
     return states.reshape(-1, states.shape[-1])
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Boolean mask (True = visible) to an additive one that every attention kernel takes."""
-    lowest = torch.finfo(dtype).min
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, lowest
-    )

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from palate.data.layouts import MaskSpec, SequenceBatch
+from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head, token_stats
 from palate.models.heads import Heads, RewardHead, build_pooling
+from palate.models.limits import embeddings_of
 from palate.models.loading import add_lora
-from palate.models.places import embeddings_of
-from palate.models.policy import Policy, mask_spec, run_backbone
+from palate.models.policy import Policy, run_backbone
 from palate.models.reward_backbone import is_classifier, is_headless, load_whole
 from palate.recipes.reward import HeadRecipe, Pooling, RewardRecipe
 from palate.recipes.schema import LengthRecipe, ModelRecipe
@@ -159,10 +159,6 @@ class RewardModel(nn.Module):
     def n_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def mask_spec(self) -> MaskSpec:
-        """The masks that the backbone's layer types want in the packed and shared layouts."""
-        return mask_spec(self.config)
-
     def features(self, batch: SequenceBatch) -> Tensor:
         """[S, d] pooled states: what the head reads."""
         pooled: Tensor = self.pooling(run_backbone(self.base, batch, self.dtype), batch)
@@ -189,16 +185,19 @@ class RewardModel(nn.Module):
         return RewardOutput(rewards=found.mean(-1), heads=found)
 
     def _chosen_logp(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        n = batch.n_pairs
-        own = batch.segment < n
-        found = token_stats(
-            hidden=states[batch.predict[own]],
+        chosen = batch.of_pairs().chosen
+        pair_of = torch.full((batch.n_sequences,), -1, device=states.device)
+        pair_of[chosen] = torch.arange(len(chosen), device=states.device)
+        pair = pair_of[batch.segment]
+        counted = pair >= 0
+        tokens = token_stats(
+            hidden=states[batch.predict[counted]],
             head=self.language_head(),
-            targets=batch.targets[own],
+            targets=batch.targets[counted],
             memory_mb=self.memory_mb,
         )
-        total = torch.zeros(n, dtype=found.logp.dtype, device=states.device)
-        return total.index_add(0, batch.segment[own], found.logp)
+        total = torch.zeros(len(chosen), dtype=tokens.logp.dtype, device=states.device)
+        return total.index_add(0, pair[counted], tokens.logp)
 
     def language_head(self) -> Head:
         """The vocabulary head: the input embeddings themselves where the model ties the two.

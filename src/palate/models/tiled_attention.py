@@ -44,6 +44,14 @@ class Tile:
     keys: slice | Tensor
     hidden: tuple[tuple[int, int, Tensor], ...]
 
+    def moved(self, by: int) -> Tile:
+        """The tile of the same part of a row, `by` places later in it."""
+        if by == 0:
+            return self
+        keys = self.keys
+        keys = slice(keys.start + by, keys.stop + by) if isinstance(keys, slice) else keys + by
+        return Tile(self.start + by, self.stop + by, keys, self.hidden)
+
 
 def tiles_of(visible: Tensor) -> tuple[Tile, ...]:
     """The tiles of a row.

@@ -163,9 +163,8 @@ class RewardDataRecipe(DataRecipe):
 
 class RewardTrainRecipe(LoopRecipe):
     learning_rate: Positive = 1e-5
-    layout: Literal["auto", "plain", "packed", "shared"] = "auto"
-    """auto: shared prefix where the start-of-run check passes, else plain. packed: short sequences
-    share a row."""
+    layout: Literal["auto", "plain", "shared"] = "auto"
+    """auto: shared prefix, several pairs a row, where the start-of-run check passes, else plain."""
 
 
 class RewardRecipe(RunRecipe):

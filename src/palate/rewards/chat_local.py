@@ -13,8 +13,8 @@ from torch import Tensor
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response, text_in
 from palate.errors import DataError, ModelError
+from palate.models.limits import padding_id
 from palate.models.loading import load_model, load_tokenizer
-from palate.models.places import padding_id
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat import Reply
@@ -264,15 +264,15 @@ class LocalModel:
         listed = list(own) if isinstance(own, (list, tuple)) else [own]
         if self._encoder is not None:
             # The one that training ends an answer with; a custom template may have its own.
-            item = self._encoder.encode_example(_probe())
-            listed += [] if isinstance(item, Drop) else [item.response_ids[-1]]
+            item = self._encoder.encode_row(_probe())
+            listed += [] if isinstance(item, Drop) else [item.responses[0].ids[-1]]
         return frozenset(int(x) for x in [*listed, self.tokenizer.eos_token_id] if x is not None)
 
 
 def _trains(encoder: Encoder) -> bool:
     """Whether training takes the template."""
     try:
-        encoder.encode_example(_probe())
+        encoder.encode_row(_probe())
     except ModelError:
         return False
     return True

@@ -6,15 +6,15 @@ import math
 
 import torch
 
-from palate.data.encode import Encoder
+from palate.data.encode import Drop, Encoder
+from palate.data.items import Item
 from palate.data.layouts import collate
-from palate.data.pairs import Pair
 from palate.data.schema import Preference
 from palate.errors import ModelError
+from palate.models.aggregate import sequence_stats
+from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer
-from palate.models.places import padding_id
 from palate.models.policy import Policy
-from palate.models.sums import sequence_stats
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 
@@ -67,34 +67,30 @@ class LogRatio:
         """Scores of chosen and rejected, in the order given; NaN where there is none."""
         found = [_NONE] * len(rows)
         items = [encoded.item for encoded in self._encoder.encode(rows)]
-        pairs = {k: item for k, item in enumerate(items) if isinstance(item, Pair)}
+        pairs = {k: item for k, item in enumerate(items) if not isinstance(item, Drop)}
         # Alike lengths together: less padding.
         order = sorted(pairs, key=lambda k: -_size(pairs[k]))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             scores = self._scores([pairs[k] for k in places])
-            for k, chosen, rejected in zip(
-                places, scores[: len(places)], scores[len(places) :], strict=True
-            ):
-                found[k] = chosen, rejected
+            for k, sides in zip(places, scores, strict=True):
+                found[k] = sides
         return found
 
-    def _scores(self, pairs: list[Pair]) -> list[float]:
-        """Of the chosen responses, then of the rejected ones."""
+    def _scores(self, pairs: list[Item]) -> list[tuple[float, float]]:
+        """Of chosen and rejected response of each pair."""
         values = self._log_probs(self._policy, pairs)
         if self._reference is not None:
             values = values - self._log_probs(self._reference, pairs)
         if self.recipe.average:
-            sides = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
-            values = values / torch.tensor([len(ids) for ids in sides], dtype=torch.float64)
-        scores: list[float] = (self.recipe.beta * values).tolist()
-        return scores
+            lengths = [[len(response) for response in pair.responses] for pair in pairs]
+            values = values / torch.tensor(lengths, dtype=torch.float64)
+        return [(chosen, rejected) for chosen, rejected in (self.recipe.beta * values).tolist()]
 
-    def _log_probs(self, policy: Policy, pairs: list[Pair]) -> torch.Tensor:
-        """[2B] sums over each response's tokens, float64 on the processor."""
-        batch = collate(pairs, layout="plain", pad_id=self._pad_id, masks=policy.mask_spec())
-        batch = batch.to(policy.device)
-        return sequence_stats(policy(batch), batch).logp.double().cpu()
+    def _log_probs(self, policy: Policy, pairs: list[Item]) -> torch.Tensor:
+        """[B, 2] sums over each response's tokens, float64 on the processor."""
+        batch = collate(pairs, layout="plain", pad_id=self._pad_id).to(policy.device)
+        return sequence_stats(policy(batch), batch).logp.double().cpu().view(-1, 2)
 
 
 def _ready(policy: Policy) -> Policy:
@@ -103,8 +99,8 @@ def _ready(policy: Policy) -> Policy:
     return policy.eval()
 
 
-def _size(pair: Pair) -> int:
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+def _size(pair: Item) -> int:
+    return max(len(prompt) + len(response) for prompt, response in pair.sequences)
 
 
 def _short(path: str) -> str:

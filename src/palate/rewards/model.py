@@ -12,14 +12,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from palate.data.encode import Drop, Encoder
+from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import Layout, collate
-from palate.data.pairs import Example, Ranking, sequence_key
 from palate.data.schema import Content, Message, Preference, Response
 from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.check import reward_layout_check
+from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer
-from palate.models.places import padding_id
 from palate.models.reward import RewardModel, Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
@@ -159,7 +159,7 @@ class ModelScorer:
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     self.unscored[ids] += 1
-                elif self.head is not None and (heads := known.get(sequence_key(*ids))):
+                elif self.head is not None and (heads := known.get(_key(*ids))):
                     found[i][j] = self._scaled(heads[self.head])
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
@@ -170,11 +170,11 @@ class ModelScorer:
         layout: Layout = "plain"
         if any(len(own) > 1 for _, _, own in wanted):
             layout = self._sharing()
-        items: list[Ranking] = []
+        items: list[Item] = []
         places: list[list[tuple[int, int]]] = []
         for i, prompt, own in wanted:
             for part in self._parts(prompt, own, layout):
-                items.append(_item(prompt, [ids for _, ids in part]))
+                items.append(Item.of(prompt, *(ids for _, ids in part)))
                 places.append([(i, j) for j, _ in part])
         for chunk in self._batches(items, layout):
             rewards = iter(self._rewards([items[k] for k in chunk], layout))
@@ -220,14 +220,14 @@ class ModelScorer:
             if isinstance(item, Drop):
                 found.append(item.reason)
                 continue
-            assert isinstance(item, Example)
-            end = item.response_ids[-1]
+            prompt_ids, response_ids = (tokens.ids for tokens in item.sequences[0])
+            end = response_ids[-1]
             if end not in self.model.spec.end_tokens:
                 raise ModelError(
                     f"{self.name}: reads its reward at {self._ends()}, and this ends with "
                     f"{self.encoder.tokens.special.get(end, end)!r}"
                 )
-            found.append((item.prompt_ids, item.response_ids))
+            found.append((prompt_ids, response_ids))
         return found
 
     def _rendered(self, prompt: Content, response: Content) -> Encoded:
@@ -257,7 +257,7 @@ class ModelScorer:
 
     def _sharing(self) -> Layout:
         if self._shared is None:
-            self._shared = "shared" if reward_layout_check(self.model, "shared").ok else "plain"
+            self._shared = "shared" if reward_layout_check(self.model).ok else "plain"
         return self._shared
 
     def _parts(
@@ -277,7 +277,7 @@ class ModelScorer:
         if part:
             yield part
 
-    def _batches(self, items: Sequence[Ranking], layout: Layout) -> Iterator[list[int]]:
+    def _batches(self, items: Sequence[Item], layout: Layout) -> Iterator[list[int]]:
         """Indices of items alike in length, within the budget of tokens."""
         size = [_tokens(item, layout) for item in items]
         chunk: list[int] = []
@@ -294,12 +294,11 @@ class ModelScorer:
             yield chunk
 
     @torch.no_grad()
-    def _rewards(self, items: Sequence[Ranking], layout: Layout) -> list[float]:
+    def _rewards(self, items: Sequence[Item], layout: Layout) -> list[float]:
         batch = collate(
             items,
             layout=layout,
             pad_id=padding_id(self.tokenizer, self.model.base),
-            masks=self.model.mask_spec(),
             keep_last=True,
         )
         found = self.model(batch.to(self.model.device))
@@ -307,9 +306,8 @@ class ModelScorer:
             return list(map(self._scaled, found.rewards.tolist()))
         heads = found.heads.tolist()
         known = self._known()
-        sequences = ((item.prompt_ids, ids) for item in items for ids in item.responses)
-        for ids, own in zip(sequences, heads, strict=True):
-            known.put(sequence_key(*ids), tuple(own))
+        for key, rewards in zip(batch.keys, heads, strict=True):
+            known.put(key, tuple(rewards))
         return [self._scaled(own[self.head]) for own in heads]
 
     def _scaled(self, reward: float) -> float:
@@ -360,15 +358,15 @@ def _longer_prompt(
     return prompt + own[0][1][:n], [(j, ids[n:]) for j, ids in own]
 
 
-def _item(prompt: _Ids, responses: Sequence[_Ids]) -> Ranking:
-    n = len(responses)
-    return Ranking(id="", source="", prompt_ids=prompt, responses=tuple(responses), ranks=(1,) * n)
+def _key(prompt: _Ids, response: _Ids) -> str:
+    return sequence_key(Tokens(prompt), Tokens(response))
 
 
-def _tokens(item: Ranking, layout: Layout) -> int:
+def _tokens(item: Item, layout: Layout) -> int:
     """Length of its row, or of the longest of its rows."""
-    lengths = [len(ids) for ids in item.responses]
-    return len(item.prompt_ids) + (sum(lengths) if layout == "shared" else max(lengths))
+    if layout == "shared":
+        return item.n_tokens
+    return max(len(prompt) + len(response) for prompt, response in item.sequences)
 
 
 def _side(response: Content | str, chat: bool) -> Content:

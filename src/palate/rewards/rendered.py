@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.fit import TooLong, fit
 from palate.data.schema import Message
-from palate.data.tokens import Tokens
+from palate.data.tokenizer import SequenceTokenizer
+from palate.data.truncate import TooLong, truncate
 from palate.rewards.base import NOT_FINITE, Scorer
 from palate.rewards.classifier import TOO_LONG as TOO_LONG_TO_CLASSIFY
 from palate.rewards.classifier import ClassifierScorer
@@ -138,7 +138,7 @@ def _classified(
     tokenizer = scorer.classifier.tokenizer
     turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
     shown = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    wording = _Wording(tokenizer, Tokens(tokenizer), *shown.split(_SAID, 1))
+    wording = _Wording(tokenizer, SequenceTokenizer(tokenizer), *shown.split(_SAID, 1))
     found: list[Outcome] = []
     readable: dict[int, str] = {}
     for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
@@ -165,7 +165,9 @@ class _Wording:
         before, closing: what it puts before a response and behind it; empty of plain text.
     """
 
-    def __init__(self, tokenizer: Any, tokens: Tokens, before: str = "", closing: str = "") -> None:
+    def __init__(
+        self, tokenizer: Any, tokens: SequenceTokenizer, before: str = "", closing: str = ""
+    ) -> None:
         self.tokens = tokens
         self.pad: str | None = tokenizer.pad_token
         self.bos: str | None = tokenizer.bos_token
@@ -256,7 +258,7 @@ class _Reading:
             answer = self._ended(self._continued(said + self.wording.closing))
         tail = self._continued(self.opening) if prompt.endswith(self.opening) else ()
         try:
-            fitted = fit(asked, tail, [answer], self.length, bos=self.tokens.bos)
+            fitted = truncate(asked, tail, [answer], self.length, bos=self.tokens.bos)
         except TooLong as error:
             return error.reason
         return fitted.prompt, fitted.responses[0]

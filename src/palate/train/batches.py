@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from palate.data.items import Item
 from palate.data.layouts import SequenceBatch
-from palate.data.pairs import Example, Pair, Ranking
 
-Item = Pair | Example | Ranking
 Slot = list[int]
 """Indices of one micro-batch; negative (bitwise complement): run, but not counted."""
 
@@ -154,25 +153,15 @@ class _Collator:
 
 def micro(items: Sequence[Item], collate: Collate, *, counted: bool = True) -> Micro:
     """One micro-batch of items."""
-    tokens = sum(map(item_tokens, items)) if counted else 0
+    tokens = sum(item.n_tokens for item in items) if counted else 0
     return Micro(batch=collate(items), counted=counted, tokens=tokens)
 
 
 def eval_batches(items: Sequence[Item], plan: BatchPlan, collate: Collate) -> Iterator[Micro]:
     """All items once over the processes, alike lengths together; any order gives the same means."""
-    order = sorted(range(len(items)), key=lambda i: (-item_tokens(items[i]), i))
+    order = sorted(range(len(items)), key=lambda i: (-items[i].n_tokens, i))
     size = plan.micro_batch_size * plan.world_size
     for start in range(0, len(order), size):
         (slot,) = plan.micro_batches(order[start : start + size])
         counted = slot[0] >= 0
         yield micro([items[i if counted else ~i] for i in slot], collate, counted=counted)
-
-
-def item_tokens(item: Item) -> int:
-    """Tokens of an item, each prompt once."""
-    if isinstance(item, Pair):
-        prompts = len(item.prompt_ids) + len(item.rejected_prompt_ids or ())
-        return prompts + len(item.chosen_ids) + len(item.rejected_ids)
-    if isinstance(item, Ranking):
-        return len(item.prompt_ids) + sum(map(len, item.responses))
-    return len(item.prompt_ids) + len(item.response_ids)

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from palate.data.pairs import Pair
+from palate.data.items import of_kind
 from palate.evaluate.preference import loss_members, score_pairs, summarise_pairs
 from palate.io import read_json
 from palate.losses import combined_needs
@@ -42,7 +42,7 @@ def held_out(
         return None
     assert isinstance(job.policy, Policy)
     state = PartialState()
-    pairs = [item for item in job.eval if isinstance(item, Pair)]
+    pairs = of_kind(job.eval, "pair")
     scores = score_pairs(
         job.policy,
         pairs if sharded else pairs[state.process_index :: state.num_processes],

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from palate.data.build import ItemKind
+from palate.data.items import Item, ItemKind, PairLabel, Ranks
 from palate.data.layouts import SequenceBatch
-from palate.data.pairs import Pair, Ranking
 from palate.errors import DataError, RecipeError
 from palate.losses import (
     PAIR_LOSSES,
@@ -87,10 +86,9 @@ class RewardObjective:
             terms = self._terms_of_heads(found.heads, batch, bootstrap=policy.training)
         if (own := self.regularise.likelihood) is not None:
             assert found.chosen_logp is not None
-            assert batch.tie is not None
             written = likelihood(found.chosen_logp, beta=own.beta)
             # Of a tie nobody chose either side, and which one stands first means nothing.
-            written = written.masked_fill(batch.tie, 0.0)
+            written = written.masked_fill(batch.of_pairs().tie, 0.0)
             terms.append(LossTerm(name="likelihood", losses=own.weight * written))
         chosen, rejected = self._sides(found.rewards.detach(), batch)
         output = LossOutput(terms=tuple(terms), chosen_rewards=chosen, rejected_rewards=rejected)
@@ -135,49 +133,51 @@ class RewardObjective:
             values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
             losses = plackett_luce(values, rank, listed, ties=self.loss.ties)
             return [LossTerm(name=self.loss.type, losses=losses)]
-        n, own = batch.n_pairs, self.regularise
+        sides, regularise = batch.of_pairs(), self.regularise
         shaped = self._shaped(rewards, batch)
         options = self.loss.model_dump(exclude={"type", "margin", "soft_labels"})
         votes = isinstance(self.loss, BradleyTerry) and self.loss.soft_labels
         labels = PairLabels(
-            margin=batch.margin if self.loss.margin else None,
-            probability=batch.probability if votes else None,
-            tie=batch.tie,
+            margin=sides.margin if self.loss.margin else None,
+            probability=sides.probability if votes else None,
+            tie=sides.tie,
         )
-        losses = PAIR_LOSSES[self.loss.type](shaped[:n], shaped[n:], labels, **options)
+        losses = PAIR_LOSSES[self.loss.type](
+            shaped[sides.chosen], shaped[sides.rejected], labels, **options
+        )
         terms = [LossTerm(name=self.loss.type, losses=losses)]
         for name, weight, function in (
-            ("centring", own.centring, centring),
-            ("magnitude", own.magnitude, magnitude),
+            ("centring", regularise.centring, centring),
+            ("magnitude", regularise.magnitude, magnitude),
         ):
             if weight:
-                losses = weight * function(rewards[:n], rewards[n:])
+                losses = weight * function(rewards[sides.chosen], rewards[sides.rejected])
                 terms.append(LossTerm(name=name, losses=losses))
         return terms
 
     def _sides(self, rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Rewards of the better and of the other responses."""
-        if self.kind == "pair":
-            return rewards[: batch.n_pairs], rewards[batch.n_pairs :]
+        if batch.pairs is not None:
+            return rewards[batch.pairs.chosen], rewards[batch.pairs.rejected]
         values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
         best = rank == rank.masked_fill(~listed, rank.max() + 1).amin(1, keepdim=True)
         return values[listed & best], values[listed & ~best]
 
 
-def label_counts(items: Sequence[Pair | Ranking]) -> dict[str, int]:
+def label_counts(items: Sequence[Item]) -> dict[str, int]:
     """How many pairs are ties, have a margin, and have votes; how many lists order nothing."""
-    pairs = [item for item in items if isinstance(item, Pair)]
+    pairs = [item.label for item in items if isinstance(item.label, PairLabel)]
     if not pairs:
-        lists = [item for item in items if isinstance(item, Ranking)]
-        return {"undecided": sum(len(set(item.ranks)) < 2 for item in lists)}
+        lists = [item.label for item in items if isinstance(item.label, Ranks)]
+        return {"undecided": sum(len(set(label.ranks)) < 2 for label in lists)}
     return {
-        "ties": sum(pair.tie for pair in pairs),
-        "margins": sum(pair.margin is not None for pair in pairs),
-        "votes": sum(pair.probability is not None for pair in pairs),
+        "ties": sum(label.tie for label in pairs),
+        "margins": sum(label.margin is not None for label in pairs),
+        "votes": sum(label.probability is not None for label in pairs),
     }
 
 
-def check_labels(loss: RewardLoss, items: Sequence[Pair | Ranking]) -> None:
+def check_labels(loss: RewardLoss, items: Sequence[Item]) -> None:
     """Refuses a loss that asks for what no training item has.
 
     Raises:
@@ -224,9 +224,9 @@ def _poisson(u: float) -> int:
 
 def as_lists(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """[S] rewards of ranked lists as [B, K]: rewards, ranks, and True where there is one."""
-    assert batch.group is not None
-    assert batch.rank is not None
-    sizes = torch.bincount(batch.group)
+    if batch.rank is None:
+        raise ValueError("a batch without ranked lists")
+    sizes = torch.bincount(batch.item)
     listed = torch.arange(int(sizes.max()), device=rewards.device) < sizes[:, None]
     shape = listed.shape
     padded = rewards.new_zeros(shape).masked_scatter(listed, rewards)
@@ -262,13 +262,10 @@ def reward_statistics(
 
 def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
     """[M] reward differences, better minus worse, and the item that each is of."""
-    if batch.group is None:
-        n = batch.n_pairs
-        margins = rewards[:n] - rewards[n:]
-        item = torch.arange(n, device=rewards.device)
-        if batch.tie is None:
-            return margins, item
-        return margins[~batch.tie], item[~batch.tie]
+    if (sides := batch.pairs) is not None:
+        decided = (~sides.tie).nonzero()[:, 0]
+        margins = rewards[sides.chosen] - rewards[sides.rejected]
+        return margins[decided], decided
     padded, rank, listed = as_lists(rewards, batch)
     better = (rank[:, :, None] < rank[:, None, :]) & listed[:, :, None] & listed[:, None, :]
     margins = padded[:, :, None] - padded[:, None, :]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import palate
-from palate.data.pairs import Pair, Ranking, sequence_key
+from palate.data.items import Desirable, Item, sequence_key
 from palate.io import read_json
 from palate.recipes.schema import ModelRecipe
-from palate.train.batches import Item
 from palate.versions import code_version, library_versions
 
 
@@ -72,24 +71,12 @@ def items_digest(items: Iterable[Item]) -> str:
     """Hex SHA-256 of encoded data: ids, token ids, weights, labels and order."""
     digest = hashlib.sha256()
     for item in items:
-        for prompt, response in _sequences(item):
-            digest.update(sequence_key(prompt, response).encode())
-        known: Any
-        if isinstance(item, Pair):
-            known = (item.margin, item.tie, item.probability)
-        else:
-            known = item.ranks if isinstance(item, Ranking) else item.label
-        digest.update(repr((item.id, item.source, item.weight, known)).encode())
+        for sequence in item.all_sequences:
+            digest.update(sequence_key(*sequence).encode())
+        # The mismatched response is a sequence already.
+        label = item.label.desirable if isinstance(item.label, Desirable) else item.label
+        digest.update(repr((item.id, item.source, item.weight, label)).encode())
     return digest.hexdigest()
-
-
-def _sequences(item: Item) -> Sequence[tuple[tuple[int, ...], tuple[int, ...]]]:
-    if isinstance(item, Pair):
-        return item.sequences
-    if isinstance(item, Ranking):
-        return [(item.prompt_ids, response) for response in item.responses]
-    others = () if item.mismatched_ids is None else (item.mismatched_ids,)
-    return [(item.prompt_ids, response) for response in (item.response_ids, *others)]
 
 
 def _sha(text: str) -> str:

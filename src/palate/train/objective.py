@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from palate.data.build import ItemKind
+from palate.data.items import ItemKind
 from palate.data.layouts import SequenceBatch
 from palate.kernels import TokenStats
 from palate.losses import (
@@ -27,8 +27,8 @@ from palate.losses import (
     sft,
 )
 from palate.losses.sequence import Per
+from palate.models.aggregate import sequence_stats
 from palate.models.reference import Reference
-from palate.models.sums import sequence_stats
 from palate.recipes.losses import Kto, Loss, TokenWeights, members
 from palate.train.meter import Statistics
 from palate.train.statistics import pair_statistics, single_statistics
@@ -74,15 +74,14 @@ def counts(batch: SequenceBatch) -> Counts:
     Single examples are sequences, and all of them chosen: what is trained on is imitated (SFT) or
     told apart by its label (KTO, which counts sequences). A ranked list counts as a pair.
     """
-    n = batch.n_pairs
-    if batch.group is not None:
-        return {"pair": len(batch.ids), "sequence": batch.n_sequences, "chosen_token": 0.0}
-    if n == 0:
+    if batch.rank is not None:
+        return {"pair": batch.n_items, "sequence": batch.n_sequences, "chosen_token": 0.0}
+    if batch.pairs is None:
         return {"pair": 0.0, "sequence": batch.n_sequences, "chosen_token": len(batch.targets)}
     return {
-        "pair": n,
+        "pair": len(batch.pairs),
         "sequence": batch.n_sequences,
-        "chosen_token": int((batch.segment < n).sum()),
+        "chosen_token": int(batch.lengths[batch.pairs.chosen].sum()),
     }
 
 
@@ -166,10 +165,10 @@ class PreferenceObjective:
         return output, statistics
 
     def _loss(self, tokens: TokenStats, sums: SequenceStats, batch: SequenceBatch) -> LossOutput:
-        n = batch.n_pairs
+        sides = batch.of_pairs()
 
-        def on(chosen: Sequence[Member], given: SequenceStats) -> LossOutput:
-            return compute(chosen, given[:n], given[n:], weight=batch.weight)
+        def on(losses: Sequence[Member], given: SequenceStats) -> LossOutput:
+            return compute(losses, given[sides.chosen], given[sides.rejected], weight=batch.weight)
 
         if self._weights is None:
             return on(self.members, sums)
@@ -200,14 +199,14 @@ class KtoObjective:
         *,
         baseline: Tensor | None = None,
     ) -> tuple[LossOutput, Statistics]:
-        if batch.labels is None or baseline is None:
+        if batch.desirable is None or baseline is None:
             raise ValueError("kto needs labels and the step's mean log-ratio")
         tokens = self._asked.tokens(policy, batch, reference)
         sums = sequence_stats(tokens, batch)
         output = compute_unpaired(
             self.member,
             sums,
-            desirable=batch.labels,
+            desirable=batch.desirable,
             kl_baseline=baseline,
             weight=batch.weight,
         )

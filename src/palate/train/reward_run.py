@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
+from palate.data.items import Item
 from palate.data.layouts import Layout, collate
-from palate.data.pairs import Pair, Ranking
 from palate.errors import DataError, RunError
 from palate.models.features import FeatureTable
+from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer, weights_digest
-from palate.models.places import padding_id
 from palate.models.reward import RewardModel, Scale, build_reward_model
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
@@ -109,7 +109,7 @@ class RewardRun(Run):
         encoder: Encoder,
         model: RewardModel,
         objective: RewardObjective,
-        data: Dataset[Any],
+        data: Dataset,
         digest: str,
     ) -> Job:
         recipe = self.recipe
@@ -120,9 +120,7 @@ class RewardRun(Run):
             own_collate = self._features(model, data, digest, pad_id).collate
         else:
             layout, note = choose_layout(recipe.train.layout, model, objective.kind)
-            own_collate = partial(
-                collate, layout=layout, pad_id=pad_id, masks=model.mask_spec(), keep_last=True
-            )
+            own_collate = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
         collated: Collate = own_collate
         folder.write_json(
             "lineage.json",
@@ -162,7 +160,7 @@ class RewardRun(Run):
         )
 
     def _features(
-        self, model: RewardModel, data: Dataset[Any], digest: str, pad_id: int
+        self, model: RewardModel, data: Dataset, digest: str, pad_id: int
     ) -> FeatureTable:
         table = FeatureTable(
             model,
@@ -209,7 +207,7 @@ class RewardRun(Run):
         model, size = job.policy, self.recipe.train.eval_batch_size_pairs
         shared = is_sharded(model)
         own = items if shared else items[self.rank :: self.world]
-        own = sorted(own, key=lambda item: -len(item.prompt_ids))
+        own = sorted(own, key=lambda item: -len(item.prompts[0]))
         found: list[dict[str, Any]] = []
         was_training = model.training
         model.eval()
@@ -229,17 +227,15 @@ class RewardRun(Run):
                 each = [] if heads is None else heads.double().unbind(-1)
                 by_head = [comparisons(own, batch)[0] for own in each]
                 lengths = comparisons(batch.lengths.double(), batch)[0]
-                n = batch.n_pairs
-                group = batch.group if batch.group is not None else torch.arange(2 * n) % n
                 for i, item in enumerate(chunk):
-                    mine = group.to(rewards.device) == i
+                    responses = batch.item == i
                     found.append(
                         {
                             "id": item.id,
                             "source": item.source,
-                            "prompt": item.prompt_ids,
-                            "rewards": rewards[mine].tolist(),
-                            "heads": [] if heads is None else heads[mine].tolist(),
+                            "prompt": item.prompts[0].ids,
+                            "rewards": rewards[responses].tolist(),
+                            "heads": [] if heads is None else heads[responses].tolist(),
                             "margins": margins[of == i].tolist(),
                             "longer": lengths[of == i].tolist(),
                             "head_margins": [one[of == i].tolist() for one in by_head],
@@ -312,21 +308,15 @@ def _scale(rewards: Sequence[float]) -> Scale:
     )
 
 
-def end_tokens(items: Sequence[Pair | Ranking], encoder: Encoder) -> dict[int, str]:
+def end_tokens(items: Sequence[Item], encoder: Encoder) -> dict[int, str]:
     """The tokens that responses end with: one of a chat template, one of plain text.
 
     Raises:
         DataError: a response that ends with an ordinary token, where no reward can be read.
     """
-    found = {
-        ids[-1]
-        for item in items
-        for ids in (
-            (item.chosen_ids, item.rejected_ids) if isinstance(item, Pair) else item.responses
-        )
-    }
+    ends = {response.ids[-1] for item in items for response in item.responses}
     special = encoder.tokens.special
-    if odd := sorted(found - special.keys()):
+    if odd := sorted(ends - special.keys()):
         text = encoder.decode(odd[:1])
         raise DataError(f"a response does not end with an end token but with {text!r}")
-    return {i: special[i] for i in sorted(found)}
+    return {i: special[i] for i in sorted(ends)}

@@ -24,8 +24,8 @@ from palate.memory import kept_memory
 from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import head_check
+from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
-from palate.models.places import padding_id
 from palate.models.policy import Policy
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss
@@ -181,12 +181,12 @@ class PolicyRun(Run):
         encoder: Encoder,
         policy: Policy,
         objective: Objective,
-        data: Dataset[Any],
+        data: Dataset,
     ) -> Job:
         recipe = self.recipe
         layout, note = choose_layout(recipe.train.layout, policy, objective.kind)
         pad_id = padding_id(tokenizer, policy.base)
-        own_collate = partial(collate, layout=layout, pad_id=pad_id, masks=policy.mask_spec())
+        own_collate = partial(collate, layout=layout, pad_id=pad_id)
         digest = weights_digest(policy)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
@@ -234,7 +234,7 @@ class PolicyRun(Run):
         self,
         objective: Objective,
         policy: Policy,
-        data: Dataset[Any],
+        data: Dataset,
         layout: Layout,
         pad_id: int,
         digest: str,
@@ -295,7 +295,7 @@ def _without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _name_sources(objective: Objective, data: Dataset[Any]) -> None:
+def _name_sources(objective: Objective, data: Dataset) -> None:
     """Accuracies of each source are worth a line each where there are several."""
     sources: set[Any] = {item.source for item in (*data.train, *data.eval)}
     if isinstance(objective, PreferenceObjective):

@@ -10,16 +10,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from palate.data.encode import Encoder
+from palate.data.items import Item
 from palate.data.layouts import Layout
-from palate.data.pairs import Example, Pair, Ranking
 from palate.errors import ModelError, RecipeError
 from palate.models.check import MEAN_TOLERANCE, layout_check, reward_layout_check
-from palate.models.places import embeddings_of, positions_of
+from palate.models.limits import embeddings_of, positions_of
 from palate.models.policy import Policy
 from palate.models.reference import Reference
 from palate.models.reward import RewardModel
 from palate.recipes.schema import TuneRecipe
-from palate.train.batches import Collate, Item
+from palate.train.batches import Collate
 
 log = logging.getLogger("palate")
 
@@ -27,7 +27,7 @@ log = logging.getLogger("palate")
 def check_fits(
     model: Policy | RewardModel,
     path: str,
-    items: Sequence[Pair | Ranking | Example],
+    items: Sequence[Item],
     encoder: Encoder,
 ) -> None:
     """Refuses data that the model's tables have no place for.
@@ -40,8 +40,8 @@ def check_fits(
     """
     top = longest = 0
     for item in items:
-        for prompt, response in _sequences(item):
-            top = max(top, max(prompt, default=0), max(response))
+        for prompt, response in item.all_sequences:
+            top = max(top, max(prompt.ids, default=0), max(response.ids))
             longest = max(longest, len(prompt) + len(response))
     rows, positions = embeddings_of(model.base), positions_of(model.base)
     if top >= rows:
@@ -57,18 +57,6 @@ def check_fits(
         )
 
 
-def _sequences(
-    item: Pair | Ranking | Example,
-) -> Sequence[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompt and response of each."""
-    if isinstance(item, Pair):
-        return item.sequences
-    if isinstance(item, Ranking):
-        return [(item.prompt_ids, response) for response in item.responses]
-    responses = [item.response_ids, item.mismatched_ids]
-    return [(item.prompt_ids, response) for response in responses if response is not None]
-
-
 def choose_layout(
     wanted: str, policy: Policy | RewardModel, kind: str
 ) -> tuple[Layout, dict[str, Any]]:
@@ -81,20 +69,14 @@ def choose_layout(
         return "plain", {"used": "plain", "check": None, "reason": "single examples"}
     if wanted == "plain":
         return "plain", {"used": "plain", "check": None, "reason": "asked for"}
-    layout: Layout = "packed" if wanted == "packed" else "shared"
-    if isinstance(policy, RewardModel):
-        found = reward_layout_check(policy, layout)
-    else:
-        found = layout_check(policy)
+    found = reward_layout_check(policy) if isinstance(policy, RewardModel) else layout_check(policy)
     # One answer for all processes, also where the difference is on the edge.
     (ok,) = broadcast_object_list([found.ok])
     finite = found.max_abs_difference != float("inf")
     check = {"max_abs_difference": found.max_abs_difference} if finite else None
     if ok:
-        return layout, {"used": layout, "check": check, "reason": None}
-    log.warning(
-        "pairs run plain: the %s layout is not exact for this model: %s", layout, found.reason
-    )
+        return "shared", {"used": "shared", "check": check, "reason": None}
+    log.warning("pairs run plain: the shared layout is not exact for this model: %s", found.reason)
     return "plain", {"used": "plain", "check": check, "reason": found.reason}
 
 

@@ -26,8 +26,8 @@ def pair_statistics(
         sums: unweighted sequence sums.
         output: of the loss, whose rewards and statistics are [B].
     """
-    n = batch.n_pairs
-    chosen = torch.arange(2 * n, device=batch.segment.device) < n
+    chosen = torch.zeros(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
+    chosen[batch.of_pairs().chosen] = True
     found = _sides(tokens, sums, batch, chosen)
     margins = output.chosen_rewards - output.rejected_rewards
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
@@ -52,7 +52,7 @@ def single_statistics(
         output: of an unpaired loss; None for demonstrations, which have no rewards.
     """
     everything = torch.ones(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
-    chosen = everything if batch.labels is None else batch.labels
+    chosen = everything if batch.desirable is None else batch.desirable
     found = _sides(tokens, sums, batch, chosen)
     if output is not None:
         found |= _rewards(output)

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from palate.data.items import Item
 from palate.data.layouts import Layout
 from palate.errors import RunError
 from palate.io import read_json, write_json
@@ -30,7 +31,7 @@ from palate.models.reference import Reference
 from palate.models.reward import RewardModel
 from palate.recipes.schema import ModelRecipe
 from palate.train import checkpoint, weights
-from palate.train.batches import BatchPlan, Collate, Item, Micro, eval_batches, train_loader
+from palate.train.batches import BatchPlan, Collate, Micro, eval_batches, train_loader
 from palate.train.folder import RunFolder
 from palate.train.meter import Meter, Sum
 from palate.train.objective import Counts, Objective, counts, mismatched_log_ratios

@@ -247,7 +247,7 @@ def _answer(encoder: Encoder, text: str) -> tuple[int, ...]:
         prompt=[Message(role="user", content="Which?")],
         responses=(Response(content=[Message(role="assistant", content=text)]),),
     )
-    item = encoder.encode_example(row)
+    item = encoder.encode_row(row)
     if isinstance(item, Drop):
         raise ModelError(f"model.chat_template: cannot be used for a judge: {item.reason}")
-    return item.response_ids
+    return item.responses[0].ids

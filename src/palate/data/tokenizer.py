@@ -1,4 +1,4 @@
-"""What encoding needs to know of a tokenizer, found out once by asking it."""
+"""A tokenizer as encoding uses it: starts, continuations and ends of sequences."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _BATCH = 1000
 _LETTER, _BREAK = "a", "\n"
 
 
-class Tokens:
-    """A tokenizer, its special tokens, and how its texts begin and end.
+class SequenceTokenizer:
+    """A tokenizer, its special tokens, and how its texts begin and end; found out by asking it.
 
     Attributes:
         bos, eos: ids; bos is None where there is none.

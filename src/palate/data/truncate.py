@@ -22,7 +22,7 @@ class TooLong(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class Truncated:
     """Ids within the limits. `cut` says which of prompt and responses were cut."""
 
     prompt: tuple[int, ...]
@@ -31,7 +31,7 @@ class Fitted:
     cut: tuple[bool, ...]
 
 
-def fit_prompt(
+def truncate_prompt(
     ids: tuple[int, ...], tail: tuple[int, ...], length: LengthRecipe, *, bos: int | None
 ) -> tuple[int, ...]:
     """A prompt of at most `max_prompt_tokens`, BOS counted and kept.
@@ -56,20 +56,20 @@ def fit_prompt(
     return (*head, *ids[len(ids) - (limit - len(head)) :])
 
 
-def fit(
+def truncate(
     prompt: tuple[int, ...],
     tail: tuple[int, ...],
     responses: Sequence[tuple[int, ...]],
     length: LengthRecipe,
     *,
     bos: int | None,
-) -> Fitted:
+) -> Truncated:
     """Prompt and responses within all limits. A cut response has no end token.
 
     Raises:
         TooLong: dropped by the recipe, or no room for one token of a response.
     """
-    asked = fit_prompt(prompt, tail, length, bos=bos)
+    asked = truncate_prompt(prompt, tail, length, bos=bos)
     limit, over = length.max_response_tokens, LONG_RESPONSE
     if length.max_tokens is not None:
         room = length.max_tokens - len(asked)
@@ -79,7 +79,7 @@ def fit(
             limit, over = room, LONG_TOTAL
     if length.response == "drop" and any(len(ids) > limit for ids in responses):
         raise TooLong(over)
-    return Fitted(
+    return Truncated(
         prompt=asked,
         responses=tuple(ids[:limit] for ids in responses),
         prompt_cut=asked is not prompt,

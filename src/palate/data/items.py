@@ -1,0 +1,225 @@
+"""Rows made trainable: what encoding returns, and what layouts, caches and losses' batches take.
+
+One type for pairs, ranked lists, demonstrations, unpaired feedback and answers to be scored: some
+responses, the prompt of each, and what is known of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+TokenIds = tuple[int, ...]
+ItemKind = Literal["pair", "ranking", "unpaired", "demonstration"]
+"""What a loss takes: items labelled `PairLabel`, `Ranks`, `Desirable`, or without a label."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """An image in a text: its placeholder tokens, and the digest of its encoded file.
+
+    Attributes:
+        start: of its first placeholder token. length: how many there are.
+        digest: hex SHA-256 of the file.
+    """
+
+    start: int
+    length: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt or a response as token ids.
+
+    Attributes:
+        ids: of a prompt with BOS where the model has one; of a response with the end-of-response
+            token unless it was truncated.
+        trained: of a response, whether each token is trained on (True) or only read, as a user's
+            turn between two answers is; None: all are.
+        images: in the order of their places.
+
+    Raises:
+        ValueError: `trained` of another length than `ids`, or with nothing to train on.
+    """
+
+    ids: TokenIds
+    trained: tuple[bool, ...] | None = None
+    images: tuple[PlacedImage, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.trained is not None:
+            if len(self.trained) != len(self.ids):
+                raise ValueError(f"{len(self.ids)} ids, {len(self.trained)} flags of training")
+            if not any(self.trained):
+                raise ValueError("a response of which no token is trained on")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLabel:
+    """Of two responses the first is chosen, the second rejected.
+
+    Attributes:
+        margin: chosen score minus rejected score, where known.
+        tie: neither was preferred; the order means nothing.
+        probability: share of the votes for the chosen response, where somebody counted.
+    """
+
+    margin: float | None = None
+    tie: bool = False
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Of two or more responses the rank of each: 1 is best, equal ranks are ties."""
+
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desirable:
+    """Of one response whether it is desirable (unpaired feedback).
+
+    Attributes:
+        mismatched: another row's response, for KTO's estimate of the KL.
+    """
+
+    desirable: bool
+    mismatched: Tokens | None = None
+
+
+Label = PairLabel | Ranks | Desirable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A row as token ids.
+
+    Attributes:
+        prompts: of each response its prompt; mostly the same one.
+        responses: none of them empty.
+        label: what is known of the responses; None of demonstrations and of answers to be scored.
+        weight: multiplies the item's loss.
+        id, source: of the row; empty where nothing asks for them.
+        index: position in the encoded data set (for caches and sample tables).
+
+    Raises:
+        ValueError: not one prompt a response, or a label for another number of responses.
+    """
+
+    prompts: tuple[Tokens, ...]
+    responses: tuple[Tokens, ...]
+    label: Label | None = None
+    weight: float = 1.0
+    id: str = ""
+    source: str = ""
+    index: int = -1
+
+    def __post_init__(self) -> None:
+        n = len(self.responses)
+        if n < 1 or len(self.prompts) != n:
+            raise ValueError(f"{len(self.prompts)} prompts of {n} responses")
+        if not all(map(len, self.responses)):
+            raise ValueError("a response without a token")
+        match self.label:
+            case PairLabel() if n != 2:
+                raise ValueError(f"the label of a pair, for {n} responses")
+            case Ranks(ranks) if n < 2 or len(ranks) != n:
+                raise ValueError(f"{len(ranks)} ranks of {n} responses")
+            case Desirable() if n != 1:
+                raise ValueError(f"the label of one response, for {n}")
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Tokens | TokenIds,
+        *responses: Tokens | TokenIds,
+        label: Label | None = None,
+        weight: float = 1.0,
+        id: str = "",
+        source: str = "",
+        index: int = -1,
+    ) -> Item:
+        """An item of responses to one prompt."""
+        asked = _tokens(prompt)
+        return cls(
+            prompts=(asked,) * len(responses),
+            responses=tuple(map(_tokens, responses)),
+            label=label,
+            weight=weight,
+            id=id,
+            source=source,
+            index=index,
+        )
+
+    @property
+    def kind(self) -> ItemKind:
+        """Which losses take it."""
+        match self.label:
+            case PairLabel():
+                return "pair"
+            case Ranks():
+                return "ranking"
+            case Desirable():
+                return "unpaired"
+        return "demonstration"
+
+    @property
+    def pair(self) -> PairLabel:
+        """The label of a pair.
+
+        Raises:
+            TypeError: it is none.
+        """
+        if not isinstance(self.label, PairLabel):
+            raise TypeError(f"a {self.kind} has no chosen and rejected response")
+        return self.label
+
+    @property
+    def sequences(self) -> tuple[tuple[Tokens, Tokens], ...]:
+        """Prompt and response of each response."""
+        return tuple(zip(self.prompts, self.responses, strict=True))
+
+    @property
+    def all_sequences(self) -> tuple[tuple[Tokens, Tokens], ...]:
+        """As `sequences`, and the mismatched response of unpaired feedback."""
+        if isinstance(self.label, Desirable) and self.label.mismatched is not None:
+            return (*self.sequences, (self.prompts[0], self.label.mismatched))
+        return self.sequences
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of prompts and responses, a prompt that several responses have once."""
+        prompts = {prompt.ids: len(prompt) for prompt in self.prompts}
+        return sum(prompts.values()) + sum(map(len, self.responses))
+
+
+def _tokens(ids: Tokens | TokenIds) -> Tokens:
+    return ids if isinstance(ids, Tokens) else Tokens(ids)
+
+
+def of_kind(items: Sequence[Item], kind: ItemKind) -> list[Item]:
+    """Those items that a loss of this kind takes."""
+    return [item for item in items if item.kind == kind]
+
+
+def sequence_key(prompt: Tokens, response: Tokens) -> str:
+    """Content key of one prompt and response: hex SHA-256 of all they hold, images included."""
+    digest = hashlib.sha256()
+    digest.update(np.asarray([len(prompt), len(response)], dtype="<i8").tobytes())
+    for part in (prompt, response):
+        digest.update(np.asarray(part.ids, dtype="<i8").tobytes())
+    for name, part in (("prompt", prompt), ("response", response)):
+        if part.trained is not None:
+            digest.update(f"{name}|{part.trained}".encode())
+        for image in part.images:
+            digest.update(f"{name}|{image.start}|{image.length}|{image.digest}".encode())
+    return digest.hexdigest()

@@ -99,18 +99,18 @@ def run_palate(args: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from palate.models.reward import RewardModel
+    from palate.models.model import Model
     from palate.recipes.reward import RewardRecipe
     from palate.train import reward, reward_run
 
     rows = len(args.data.read_text().splitlines())
     build = reward_run.build_reward_model
 
-    def with_the_same_head(recipe: RewardRecipe) -> RewardModel:
+    def with_the_same_head(recipe: RewardRecipe) -> Model:
         model = build(recipe)
         score = load_file(Path(args.model) / "model.safetensors")["score.weight"]
         with torch.no_grad():
-            model.head.layers[0].weight.copy_(score)
+            model.reward_head.head.layers[0].weight.copy_(score)
         return model
 
     reward_run.build_reward_model = with_the_same_head
@@ -150,6 +150,7 @@ def run_scores(args: argparse.Namespace) -> None:
     from palate.data.items import Item
     from palate.data.layouts import collate
     from palate.models.check import reward_layout_check
+    from palate.models.model import Ask
     from palate.models.reward_files import load_reward_model
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -176,7 +177,7 @@ def run_scores(args: argparse.Namespace) -> None:
         if layout == "auto":
             layout = "shared" if reward_layout_check(model).ok else "plain"
         batch = collate(items, layout=layout, pad_id=0, keep_last=True)
-        return model(batch).rewards
+        return model(batch, Ask(heads=("reward",))).rewards
 
     exact = transformers_scores("float32")
     off = {

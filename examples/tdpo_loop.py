@@ -62,7 +62,7 @@ def main() -> None:
         # 4. token statistics: log-probs and exact KL(reference || policy), no full logits
         stats = token_stats(
             hidden=policy.hidden(batch),
-            head=policy.head(),
+            head=policy.vocabulary_head(),
             targets=batch.targets,
             reference=reference.inputs(batch, kl=True),
             kl=True,

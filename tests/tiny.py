@@ -14,6 +14,9 @@ from transformers import (
 )
 
 from palate.data.items import Item, PairLabel
+from palate.data.layouts import SequenceBatch
+from palate.kernels import TokenStats
+from palate.models.model import Ask, Model
 
 VOCABULARY = 211
 
@@ -93,3 +96,11 @@ def tiny_pairs(n: int = 5, *, seed: int = 0, longest: int = 14) -> list[Item]:
             )
         )
     return pairs
+
+
+def token_stats_of(policy: Model, batch: SequenceBatch, reference=None, **ask: bool) -> TokenStats:
+    return policy(batch, Ask(**ask), reference=reference).token_stats
+
+
+def rewards_of(model: Model, batch: SequenceBatch) -> torch.Tensor:
+    return model(batch, Ask(heads=("reward",))).sequence_rewards

@@ -10,7 +10,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.schema import Content, Message, Preference, Response
-from palate.models.reward import RewardModel, RewardSpec
+from palate.models.model import Model
+from palate.models.reward_config import RewardSpec
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.rewards.ensemble import Ensemble, Member, Rule
 from palate.rewards.model import ModelScorer
@@ -43,7 +44,7 @@ def scorer_of(tokenizer: Any, *, whole: bool = False, heads: int = 1, **length: 
         heads=heads,
         length=LengthRecipe(**length) if length else None,
     )
-    return ModelScorer(RewardModel(AutoModel.from_config(config), spec), tokenizer=tokenizer)
+    return ModelScorer(Model.reward(AutoModel.from_config(config), spec), tokenizer=tokenizer)
 
 
 def heads_of(tokenizer: Any, heads: int = 3, *, rule: Rule = "mean") -> Ensemble:

@@ -9,15 +9,15 @@ import torch
 from palate.evaluate.frontier import frontier_point, sample_stats
 from palate.evaluate.sample import sample
 from palate.evaluate.statistics import mean_interval
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import FrozenCopy
 from tiny_text import tiny_text_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def setting():
-    policy = Policy(tiny_text_model("gemma3", seed=1, spread=3.0))
-    reference = FrozenCopy(Policy(tiny_text_model("gemma3", seed=2, spread=3.0)), digest="x")
+    policy = Model.policy(tiny_text_model("gemma3", seed=1, spread=3.0))
+    reference = FrozenCopy(Model.policy(tiny_text_model("gemma3", seed=2, spread=3.0)), digest="x")
     tokenizer = tiny_tokenizer()
     prompts = [tuple(tokenizer(t)["input_ids"]) for t in ("A film", "The hotel was", "I")]
     return (

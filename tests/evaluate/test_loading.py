@@ -12,9 +12,10 @@ from palate.data.layouts import collate
 from palate.evaluate.loading import Shelf, grouped
 from palate.evaluate.targets import Target
 from palate.models.loading import load_policy, load_trained
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import AdapterOff
 from palate.recipes.schema import LoraRecipe, ModelRecipe
+from tiny import token_stats_of
 from tiny_text import save_tiny
 
 ITEM = Item.of((1, 40, 50), (60, 70, 80, 2))
@@ -52,7 +53,7 @@ def target(base, folder, **changes):
 
 @torch.no_grad()
 def logp(policy, batch):
-    return policy(batch).logp
+    return token_stats_of(policy, batch).logp
 
 
 def test_adapters_one_after_another_over_one_base(tmp_path, batch):
@@ -60,17 +61,17 @@ def test_adapters_one_after_another_over_one_base(tmp_path, batch):
     targets = [target(base, adapter(base, tmp_path / f"a{i}", i)) for i in range(3)]
     assert grouped(targets) == [targets]
     shelf = Shelf(targets[0].model, targets[0].reference)
-    plain = logp(Policy(shelf.base()), batch)
+    plain = logp(Model.policy(shelf.base()), batch)
     held = id(shelf.base())
     for one, policy, reference in shelf.policies(targets):
         expected = logp(load_trained(one.folder, targets[0].model), batch)
         torch.testing.assert_close(logp(policy, batch), expected)
         assert not torch.allclose(expected, plain)
         assert isinstance(reference, AdapterOff)
-        stats = policy(batch, reference=reference.inputs(batch, kl=True), kl=True)
+        stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=True), kl=True)
         torch.testing.assert_close(stats.ref_logp, plain)
         assert id(policy.base) == held
-    torch.testing.assert_close(logp(Policy(shelf.base()), batch), plain)
+    torch.testing.assert_close(logp(Model.policy(shelf.base()), batch), plain)
     torch.testing.assert_close(logp(shelf.reference().policy, batch), plain)
 
 
@@ -83,7 +84,10 @@ def test_full_models_stand_beside_their_reference(tmp_path, batch):
     ]
     shelf = Shelf(targets[0].model, str(base))
     found = {
-        one.name: (logp(policy, batch), policy(batch, reference=reference.inputs(batch, kl=True)))
+        one.name: (
+            logp(policy, batch),
+            token_stats_of(policy, batch, reference.inputs(batch, kl=True)),
+        )
         for one, policy, reference in shelf.policies(targets)
     }
     assert not torch.allclose(found["tuned"][0], found["tuned"][1].ref_logp)
@@ -96,7 +100,7 @@ def test_another_reference_stays_itself_under_adapters(tmp_path, batch):
     shelf = Shelf(one.model, str(other))
     expected = logp(load_policy(ModelRecipe(path=str(other), dtype="float32")), batch)
     for _, policy, reference in shelf.policies([one]):
-        stats = policy(batch, reference=reference.inputs(batch, kl=False))
+        stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=False))
         torch.testing.assert_close(stats.ref_logp, expected)
 
 

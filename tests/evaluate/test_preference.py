@@ -8,7 +8,7 @@ import torch
 from palate.errors import RunError
 from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
 from palate.evaluate.statistics import wilson
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import FrozenCopy
 from palate.recipes.losses import D2poWeights, Dpo, Kto, Mixture, Sft, SimPo, Tdpo1, Tdpo2
 from tiny import tiny_model, tiny_pairs
@@ -16,8 +16,8 @@ from tiny import tiny_model, tiny_pairs
 
 @pytest.fixture(scope="module")
 def setting():
-    policy = Policy(tiny_model("llama", seed=1, dtype=torch.float64))
-    reference = Policy(tiny_model("llama", seed=2, dtype=torch.float64))
+    policy = Model.policy(tiny_model("llama", seed=1, dtype=torch.float64))
+    reference = Model.policy(tiny_model("llama", seed=2, dtype=torch.float64))
     return policy, FrozenCopy(reference, digest="x"), tiny_pairs(7)
 
 

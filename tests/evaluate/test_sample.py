@@ -7,7 +7,7 @@ import torch
 
 from palate.evaluate.sample import draw, end_ids, sample
 from palate.models.loading import add_lora
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.recipes.schema import LoraRecipe
 from tiny_text import tiny_text_model, tiny_tokenizer
 
@@ -16,7 +16,7 @@ TEXTS = ["A film", "The hotel was", "I", "We came late and the kitchen"]
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def policy(request):
-    return Policy(tiny_text_model(request.param))
+    return Model.policy(tiny_text_model(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_ids_are_the_models_own_distribution(policy, tokenizer, prompts):
 
 def test_a_response_keeps_its_end_token_and_the_text_leaves_it_out(tokenizer, prompts):
     # Nearly uniform over 259 tokens: one in five of the samples meets the end token.
-    policy = Policy(tiny_text_model("llama", spread=1.0))
+    policy = Model.policy(tiny_text_model("llama", spread=1.0))
     found = sample(policy, tokenizer, prompts, samples_per_prompt=16, max_new_tokens=64, seed=0)
     ended = [s for s in found if s.finished]
     assert ended, "some of 64 long samples meet the end token"
@@ -87,20 +87,22 @@ def test_a_response_keeps_its_end_token_and_the_text_leaves_it_out(tokenizer, pr
 
 def test_the_models_own_generation_settings_are_not_used_and_come_back(tokenizer, prompts):
     model = tiny_text_model("llama")
-    plain = sample(Policy(model), tokenizer, prompts, max_new_tokens=12, seed=0)
+    plain = sample(Model.policy(model), tokenizer, prompts, max_new_tokens=12, seed=0)
     model.generation_config.top_k = 1
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.min_new_tokens = 12
     own = model.generation_config
     model.train()
-    assert sample(Policy(model), tokenizer, prompts, max_new_tokens=12, seed=0) == plain
+    assert sample(Model.policy(model), tokenizer, prompts, max_new_tokens=12, seed=0) == plain
     assert model.generation_config is own and own.top_k == 1
     assert model.training
 
 
 def test_adapters_are_sampled_and_can_be_switched_off(tokenizer, prompts):
-    plain = sample(Policy(tiny_text_model("llama")), tokenizer, prompts, max_new_tokens=12, seed=0)
-    policy = Policy(add_lora(tiny_text_model("llama"), LoraRecipe(r=2)))
+    plain = sample(
+        Model.policy(tiny_text_model("llama")), tokenizer, prompts, max_new_tokens=12, seed=0
+    )
+    policy = Model.policy(add_lora(tiny_text_model("llama"), LoraRecipe(r=2)))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:

@@ -12,22 +12,22 @@ from palate.data.items import Item, PairLabel
 from palate.data.layouts import collate
 from palate.models.attention import NAME, row_lengths
 from palate.models.loading import load_model
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.recipes.schema import ModelRecipe
 from tiny import FAMILIES, VOCABULARY, tiny_model, tiny_pairs
 
 
-def both(family: str, tmp_path, dtype: str = "float32") -> tuple[Policy, Policy]:
+def both(family: str, tmp_path, dtype: str = "float32") -> tuple[Model, Model]:
     """A model with rows attention, and the same with torch's alone."""
     tiny_model(family).save_pretrained(tmp_path)
     own = load_model(ModelRecipe(path=str(tmp_path), dtype=dtype))
     plain = load_model(ModelRecipe(path=str(tmp_path), dtype=dtype))
     if plain.config._attn_implementation == NAME:
         plain.set_attn_implementation("sdpa")
-    return Policy(own), Policy(plain)
+    return Model.policy(own), Model.policy(plain)
 
 
-def hidden(policy: Policy, pairs, layout: str) -> list[Tensor]:
+def hidden(policy: Model, pairs, layout: str) -> list[Tensor]:
     """Hidden states of each sequence."""
     batch = collate(pairs, layout=layout, pad_id=0)
     found = policy.hidden(batch)

@@ -12,11 +12,11 @@ from palate.kernels import Head, RefHidden
 from palate.models.cache import cached_reference, needed_format
 from palate.models.check import head_check, layout_check
 from palate.models.loading import add_lora
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import AdapterOff, FrozenCopy, StartingPolicy
 from palate.recipes.schema import LoraRecipe
 from palate.testing import token_stats_oracle
-from tiny import FAMILIES, tiny_model, tiny_pairs
+from tiny import FAMILIES, tiny_model, tiny_pairs, token_stats_of
 
 # The models' norms and rotary embeddings are float32 inside, whatever the weights are.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -50,9 +50,9 @@ def oracle(policy, reference, pairs):
             parts.append(
                 token_stats_oracle(
                     hidden=hidden,
-                    head=policy.head(),
+                    head=policy.vocabulary_head(),
                     targets=torch.tensor(response),
-                    reference=RefHidden(hidden=ref, head=reference.head()),
+                    reference=RefHidden(hidden=ref, head=reference.vocabulary_head()),
                     kl=True,
                 )
             )
@@ -68,11 +68,11 @@ def assert_stats(stats, want):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_layout_equals_the_oracle(family, layout):
     model = tiny_model(family, dtype=wide(family))
-    reference = FrozenCopy(Policy(copy.deepcopy(model)), digest="")
-    policy = Policy(perturbed(model))
+    reference = FrozenCopy(Model.policy(copy.deepcopy(model)), digest="")
+    policy = Model.policy(perturbed(model))
     pairs = tiny_pairs()
     batch = collate(pairs, layout=layout, pad_id=0)
-    stats = policy(batch, reference=reference.inputs(batch, kl=True), kl=True)
+    stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=True), kl=True)
     want = oracle(policy, reference.policy, pairs)
     assert want["kl"].mean() > 0.01
     assert_stats(stats, want)
@@ -88,17 +88,17 @@ def test_every_family_and_layout_equals_the_oracle(family, layout):
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2"])
 def test_frozen_head_with_adapters_equals_the_oracle(family, layout):
     torch.manual_seed(0)
-    policy = Policy(
+    policy = Model.policy(
         add_lora(tiny_model(family, dtype=wide(family)), LoraRecipe(r=4)).to(wide(family))
     )
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     reference = AdapterOff(policy, digest="")
-    base = Policy(tiny_model(family, dtype=wide(family)))
+    base = Model.policy(tiny_model(family, dtype=wide(family)))
     pairs = tiny_pairs()
     batch = collate(pairs, layout=layout, pad_id=0)
-    stats = policy(batch, reference=reference.inputs(batch, kl=True), kl=True)
+    stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=True), kl=True)
     want = oracle(policy, base, pairs)
     assert want["kl"].mean() > 0.01
     assert_stats(stats, want)
@@ -122,8 +122,8 @@ def test_frozen_head_with_adapters_equals_the_oracle(family, layout):
 def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
     torch.manual_seed(0)
     model = tiny_model(family, dtype=wide(family))
-    policy = Policy(add_lora(model, LoraRecipe(r=4)).to(wide(family)) if lora else model)
-    live = FrozenCopy(Policy(tiny_model(family, dtype=wide(family))), digest="d")
+    policy = Model.policy(add_lora(model, LoraRecipe(r=4)).to(wide(family)) if lora else model)
+    live = FrozenCopy(Model.policy(tiny_model(family, dtype=wide(family))), digest="d")
     source = AdapterOff(policy, digest="d") if lora else StartingPolicy(policy, digest="d")
     assert needed_format(policy, kl=kl) == format
     pairs = tiny_pairs(6)
@@ -138,9 +138,9 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     batch = collate([pairs[i] for i in (5, 0, 2)], layout=layout, pad_id=0)
-    a = policy(batch, reference=cache.inputs(batch, kl=kl), kl=kl)
+    a = token_stats_of(policy, batch, reference=cache.inputs(batch, kl=kl), kl=kl)
     # The live reference's head is another tensor, so this is the general operator.
-    b = policy(batch, reference=live.inputs(batch, kl=kl), kl=kl)
+    b = token_stats_of(policy, batch, reference=live.inputs(batch, kl=kl), kl=kl)
     for name in ("logp", "ref_logp", *(["kl"] if kl else [])):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), **CLOSE)
     if kl:
@@ -150,7 +150,7 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
 def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_path):
     from palate.errors import ModelError, RunError
 
-    policy = Policy(tiny_model())
+    policy = Model.policy(tiny_model())
     options = {
         "folder": tmp_path,
         "format": "logps",
@@ -162,7 +162,7 @@ def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_pat
     other = cached_reference(StartingPolicy(policy, digest="b"), pairs, **options)
     assert other.counts.found == 0
     with torch.no_grad():
-        policy.head_module().weight.mul_(1.5)
+        policy.backbone.vocabulary_module().weight.mul_(1.5)
     with pytest.raises(ModelError, match="off the live reference"):
         cached_reference(StartingPolicy(policy, digest="a"), pairs, **options)
     shard = next(other.folder.glob("shard-*"))
@@ -173,14 +173,14 @@ def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_start_of_run_checks_pass(family):
-    policy = Policy(tiny_model(family))
+    policy = Model.policy(tiny_model(family))
     head_check(policy)
     check = layout_check(policy)
     assert check.ok and check.reason is None and check.max_abs_difference < 1e-3
 
 
 def test_layout_check_sees_a_backbone_that_ignores_the_mask(monkeypatch):
-    policy = Policy(tiny_model("llama"))
+    policy = Model.policy(tiny_model("llama"))
     forward = policy.base.base_model.forward
 
     def careless(**kwargs):
@@ -195,30 +195,32 @@ def test_layout_check_sees_a_backbone_that_ignores_the_mask(monkeypatch):
 def test_head_check_refuses_unknown_transforms(monkeypatch):
     from palate.errors import ModelError
 
-    policy = Policy(tiny_model("gemma2"))
-    uncapped = Head(weight=policy.head_module().weight)
-    monkeypatch.setattr(Policy, "head", lambda self: uncapped)
+    policy = Model.policy(tiny_model("gemma2"))
+    uncapped = Head(weight=policy.backbone.vocabulary_module().weight)
+    monkeypatch.setattr(Model, "vocabulary_head", lambda self: uncapped)
     with pytest.raises(ModelError, match="transforms its logits"):
         head_check(policy)
 
 
 def test_masked_positions_may_hold_anything():
     """Padding never reaches the head: garbage ids there change nothing."""
-    policy = Policy(tiny_model(dtype=torch.float64))
+    policy = Model.policy(tiny_model(dtype=torch.float64))
     pairs = tiny_pairs()
     for layout in ("plain", "shared"):
-        a = policy(collate(pairs, layout=layout, pad_id=0))
-        b = policy(collate(pairs, layout=layout, pad_id=77))
+        a = token_stats_of(policy, collate(pairs, layout=layout, pad_id=0))
+        b = token_stats_of(policy, collate(pairs, layout=layout, pad_id=77))
         torch.testing.assert_close(a.logp, b.logp, **CLOSE)
 
 
 def test_pairs_in_any_order_give_the_same_numbers():
-    policy = Policy(tiny_model(dtype=torch.float64))
+    policy = Model.policy(tiny_model(dtype=torch.float64))
     pairs = tiny_pairs()
     sums = {}
     for order in (pairs, pairs[::-1]):
         batch = collate(order, layout="shared", pad_id=0)
-        logp = torch.zeros(10, dtype=torch.float64).index_add(0, batch.segment, policy(batch).logp)
+        logp = torch.zeros(10, dtype=torch.float64).index_add(
+            0, batch.segment, token_stats_of(policy, batch).logp
+        )
         for i, pair in enumerate(order):
             sums.setdefault(pair.id, []).append(logp[2 * i : 2 * i + 2])
     for a, b in sums.values():

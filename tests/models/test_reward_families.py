@@ -15,12 +15,14 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 from palate.data.layouts import collate
 from palate.errors import ModelError
 from palate.models.loading import load_model
-from palate.models.reward import RewardModel, RewardSpec, build_reward_model
+from palate.models.model import Model
+from palate.models.reward import build_reward_model
+from palate.models.reward_config import RewardSpec
 from palate.models.reward_files import CONFIG, load_reward_model, save_reward_model
 from palate.models.reward_import import SCORE_ON_LAST_STATE
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ModelRecipe
-from tiny import CONFIGS, VOCABULARY, tiny_pairs
+from tiny import CONFIGS, VOCABULARY, rewards_of, tiny_pairs
 
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
@@ -48,7 +50,7 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def start(family: str, folder: Path) -> RewardModel:
+def start(family: str, folder: Path) -> Model:
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(FAMILIES[family]())
     with torch.no_grad():
@@ -58,13 +60,13 @@ def start(family: str, folder: Path) -> RewardModel:
     model.save_pretrained(folder)
     recipe = ModelRecipe(path=str(folder), dtype="float32")
     spec = RewardSpec(model=recipe, end_tokens={2: "<eos>"})
-    return RewardModel(load_model(recipe).base_model, spec).eval()
+    return Model.reward(load_model(recipe).base_model, spec).eval()
 
 
-def scores(model: RewardModel) -> torch.Tensor:
+def scores(model: Model) -> torch.Tensor:
     batch = collate(tiny_pairs(4), layout="plain", pad_id=0, keep_last=True)
     with torch.no_grad():
-        return model(batch).rewards
+        return rewards_of(model, batch)
 
 
 def theirs(folder: Path) -> torch.Tensor:
@@ -128,7 +130,7 @@ def test_training_goes_on_from_a_reward_models_backbone(
     assert "any head of its own is left out" in caplog.text
     recipe = RewardRecipe.model_validate(document | {"regularise": {"likelihood": {}}})
     if family == "qwen3":
-        assert build_reward_model(recipe).language_head().weight.shape == (VOCABULARY, 32)
+        assert build_reward_model(recipe).vocabulary_head().weight.shape == (VOCABULARY, 32)
     else:
         with pytest.raises(ModelError, match="has no vocabulary head"):
             build_reward_model(recipe)

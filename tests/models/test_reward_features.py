@@ -16,18 +16,19 @@ from palate.data.layouts import collate
 from palate.errors import ModelError, RunError
 from palate.models import features
 from palate.models.features import FeatureTable
-from palate.models.reward import RewardModel, RewardSpec
+from palate.models.model import Model
+from palate.models.reward_config import RewardSpec
 from palate.recipes.schema import ModelRecipe
-from tiny import tiny_model, tiny_pairs
+from tiny import rewards_of, tiny_model, tiny_pairs
 
 
 def model(*, pooling: Any = "token", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     spec = RewardSpec(model=ModelRecipe(path="tiny"), pooling=pooling)
     base = tiny_model("llama", dtype=dtype, seed=seed, spread=2.0).base_model
-    return RewardModel(base, spec).eval()
+    return Model.reward(base, spec).eval()
 
 
-def table(root: Path, items: Any, *, own: RewardModel | None = None, digest: str = "a") -> Any:
+def table(root: Path, items: Any, *, own: Model | None = None, digest: str = "a") -> Any:
     own = own or model()
     return FeatureTable(own, items, digest=digest, root=root, pad_id=0, batch_size=4)
 
@@ -62,7 +63,7 @@ def test_batches_are_those_of_the_live_backbone(items: Any, pooling: str, tmp_pa
     batch = found.collate(chunk)
     live = collate(chunk, layout="plain", pad_id=0, keep_last=True)
     with torch.no_grad():
-        torch.testing.assert_close(own(batch).rewards, own(live).rewards)
+        torch.testing.assert_close(rewards_of(own, batch), rewards_of(own, live))
     for name in ("lengths", "item", "rank", "weight", "ids", "sources"):
         got, want = getattr(batch, name), getattr(live, name)
         assert torch.equal(got, want) if isinstance(got, torch.Tensor) else got == want, name
@@ -81,7 +82,7 @@ def test_own_prompts_of_the_sides(tmp_path: Path) -> None:
     batch = filled(tmp_path, pairs, own=own).collate(pairs)
     live = collate(pairs, layout="plain", pad_id=0, keep_last=True)
     with torch.no_grad():
-        torch.testing.assert_close(own(batch).rewards, own(live).rewards)
+        torch.testing.assert_close(rewards_of(own, batch), rewards_of(own, live))
 
 
 def test_processes_share_the_work_whatever_the_others_have_written(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, dynamic
 from palate.data.layouts import collate
 from palate.errors import ModelError, RunError
 from palate.models.loading import add_lora, load_model
-from palate.models.reward import RewardModel, RewardSpec, Scale
+from palate.models.model import Model
+from palate.models.reward_config import RewardSpec, Scale
 from palate.models.reward_files import (
     CONFIG,
     HEAD,
@@ -26,7 +27,7 @@ from palate.models.reward_files import (
 )
 from palate.recipes.reward import HeadRecipe
 from palate.recipes.schema import LoraRecipe, ModelRecipe
-from tiny import tiny_model, tiny_pairs
+from tiny import rewards_of, tiny_model, tiny_pairs
 
 OTHERS = """
 import json, sys
@@ -70,7 +71,7 @@ def built(folder: Path, family: str = "llama", *, lora: bool = False, pooling="t
         end_tokens={2: "<eos>"},
         scale=Scale(mean=0.25, deviation=2.0, n=9),
     )
-    model = RewardModel(hf, spec)
+    model = Model.reward(hf, spec)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and ("lora_B" in name or "query" in name):
@@ -78,13 +79,13 @@ def built(folder: Path, family: str = "llama", *, lora: bool = False, pooling="t
     return model.eval()
 
 
-def scores(model: RewardModel) -> torch.Tensor:
+def scores(model: Model) -> torch.Tensor:
     batch = collate(tiny_pairs(5), layout="plain", pad_id=0, keep_last=True)
     with torch.no_grad():
-        return model(batch).rewards
+        return rewards_of(model, batch)
 
 
-def assert_equal(a: RewardModel, b: RewardModel) -> None:
+def assert_equal(a: Model, b: Model) -> None:
     one, other = a.state_dict(), b.state_dict()
     assert one.keys() == other.keys()
     for name in one:
@@ -160,7 +161,7 @@ def test_peft_gives_the_same_scores_head_included(tmp_path):
 def test_merging_keeps_the_scores(case, tmp_path):
     model = built(tmp_path, lora=True, **case)
     want = scores(model)
-    model.merge_adapters()
+    model.backbone.merge_adapters()
     assert not model.has_adapters
     torch.testing.assert_close(scores(model), want, atol=1e-5, rtol=1e-5)
     save_reward_model(model, tmp_path / "merged")
@@ -203,7 +204,7 @@ def test_models_that_others_trained(tmp_path):
     pair = tiny_pairs(1)[0]
     batch = collate([pair], layout="plain", pad_id=0, keep_last=True)
     for response, ours in zip(
-        (pair.responses[0].ids, pair.responses[1].ids), model(batch).rewards, strict=True
+        (pair.responses[0].ids, pair.responses[1].ids), rewards_of(model, batch), strict=True
     ):
         ids = torch.tensor([[*pair.prompts[0].ids, *response]])
         with torch.no_grad():
@@ -224,12 +225,15 @@ def test_loaded_scores_do_not_depend_on_the_batch_in_bfloat16(tmp_path):
         pairs = tiny_pairs(6, longest=60)
         with torch.no_grad():
             whole, single = (
-                [loaded(collate(own, layout="plain", pad_id=0, keep_last=True)) for own in cut]
+                [
+                    rewards_of(loaded, collate(own, layout="plain", pad_id=0, keep_last=True))
+                    for own in cut
+                ]
                 for cut in ([pairs], [[pair] for pair in pairs])
             )
-        alone = torch.cat([found.rewards for found in single])
+        alone = torch.cat(single)
         # In float32 the head rounds, too.
-        torch.testing.assert_close(whole[0].rewards, alone, atol=1e-6, rtol=0)
+        torch.testing.assert_close(whole[0], alone, atol=1e-6, rtol=0)
 
 
 CODE = """

@@ -11,10 +11,11 @@ from palate.data.items import Item, Ranks, Tokens
 from palate.data.layouts import collate
 from palate.models.check import reward_layout_check
 from palate.models.heads import ACTIVATIONS, Attention, RewardHead
-from palate.models.reward import RewardModel, RewardSpec
+from palate.models.model import Model
+from palate.models.reward_config import RewardSpec
 from palate.recipes.reward import HeadRecipe
 from palate.recipes.schema import ModelRecipe
-from tiny import FAMILIES, tiny_model, tiny_pairs
+from tiny import FAMILIES, rewards_of, tiny_model, tiny_pairs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -22,9 +23,9 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 def reward_model(family="llama", *, pooling="token", dtype=torch.float32, **head):
     torch.manual_seed(5)
     spec = RewardSpec(model=ModelRecipe(path="tiny"), head=HeadRecipe(**head), pooling=pooling)
-    model = RewardModel(tiny_model(family, dtype=dtype, spread=2.0).base_model, spec)
+    model = Model.reward(tiny_model(family, dtype=dtype, spread=2.0).base_model, spec)
     if pooling == "attention":
-        torch.nn.init.normal_(model.pooling.query)
+        torch.nn.init.normal_(model.reward_head.pooling.query)
     return model.eval()
 
 
@@ -32,12 +33,12 @@ def alone(model, prompt, response):
     """The definition: one sequence, no padding, no batch."""
     ids = torch.tensor([[*prompt.ids, *response.ids]])
     states = model.base(input_ids=ids).last_hidden_state[0, len(prompt) :]
-    if isinstance(model.pooling, Attention):
-        weight = (states @ model.pooling.query / math.sqrt(states.shape[1])).softmax(0)
+    if isinstance(model.reward_head.pooling, Attention):
+        weight = (states @ model.reward_head.pooling.query / math.sqrt(states.shape[1])).softmax(0)
         pooled = (weight[:, None] * states).sum(0)
     else:
         pooled = states[-1] if model.spec.pooling == "token" else states.mean(0)
-    return model.head(pooled)
+    return model.reward_head.head(pooled)
 
 
 def wanted(model, pairs):
@@ -55,7 +56,7 @@ def test_every_layout_gives_the_score_of_the_sequence_alone(family, layout):
     pairs = tiny_pairs(6)
     want = wanted(model, pairs)
     assert want.std() > 0.1
-    got = model(laid_out(model, pairs, layout)).rewards
+    got = rewards_of(model, laid_out(model, pairs, layout))
     torch.testing.assert_close(got, want, **CLOSE)
 
 
@@ -67,7 +68,7 @@ def test_every_pooling_in_every_layout_and_its_gradients(pooling, layout):
     up = torch.randn(10, generator=torch.manual_seed(1), dtype=torch.float64)
     leaves = list(model.parameters())
     want = torch.autograd.grad((wanted(model, pairs) * up).sum(), leaves, allow_unused=True)
-    got = model(laid_out(model, pairs, layout)).rewards
+    got = rewards_of(model, laid_out(model, pairs, layout))
     got = torch.autograd.grad((got * up).sum(), leaves, allow_unused=True)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
@@ -97,7 +98,7 @@ def test_ranked_lists(layout):
     ]
     batch = laid_out(model, lists, layout)
     want = wanted(model, lists)
-    torch.testing.assert_close(model(batch).rewards, want, **CLOSE)
+    torch.testing.assert_close(rewards_of(model, batch), want, **CLOSE)
     assert batch.item.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert batch.rank.tolist() == [1, 2, 1, 2, 2, 1, 2, 1, 2, 2]
 
@@ -106,12 +107,14 @@ def test_ranked_lists(layout):
 def test_batch_size_order_and_padding_change_nothing(layout):
     model = reward_model("qwen3")
     rows = [Item.of(p.prompts[0], p.responses[0]) for p in tiny_pairs(7)]
-    whole = model(laid_out(model, rows, layout)).rewards
-    torch.testing.assert_close(model(laid_out(model, rows[::-1], layout)).rewards.flip(0), whole)
-    singles = torch.cat([model(laid_out(model, [row], layout)).rewards for row in rows])
+    whole = rewards_of(model, laid_out(model, rows, layout))
+    torch.testing.assert_close(
+        rewards_of(model, laid_out(model, rows[::-1], layout)).flip(0), whole
+    )
+    singles = torch.cat([rewards_of(model, laid_out(model, [row], layout)) for row in rows])
     torch.testing.assert_close(singles, whole, **CLOSE)
     other = collate(rows, layout=layout, pad_id=9, keep_last=True)
-    torch.testing.assert_close(model(other).rewards, whole)
+    torch.testing.assert_close(rewards_of(model, other), whole)
 
 
 def test_scores_do_not_depend_on_the_side_of_the_padding():
@@ -125,13 +128,13 @@ def test_scores_do_not_depend_on_the_side_of_the_padding():
     assert left["attention_mask"][:, -1].all() and not left["attention_mask"].all()
     ends = batch.ends + shift
     moved = type(batch)(**{**vars(batch), "inputs": left, "ends": ends})
-    torch.testing.assert_close(model(moved).rewards, model(batch).rewards, **CLOSE)
+    torch.testing.assert_close(rewards_of(model, moved), rewards_of(model, batch), **CLOSE)
 
 
 def test_the_end_must_be_run():
     model = reward_model()
     with pytest.raises(ValueError, match="keep_last"):
-        model(collate(tiny_pairs(2), layout="plain", pad_id=0))
+        rewards_of(model, collate(tiny_pairs(2), layout="plain", pad_id=0))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -169,10 +172,12 @@ def test_mixed_precision_leaves_pooling_and_head_in_float32(pooling):
     model = reward_model(pooling=pooling, layers=2)
     batch = laid_out(model, tiny_pairs(3), "plain")
     with torch.no_grad():
-        states = model.base(**batch.inputs).last_hidden_state.reshape(-1, model.hidden_size)
-        want = model.head(model.pooling(states, batch))
+        states = model.base(**batch.inputs).last_hidden_state.reshape(
+            -1, model.backbone.hidden_size
+        )
+        want = model.reward_head.head(model.reward_head.pooling(states, batch))
         with torch.autocast("cpu", torch.bfloat16):
-            got = model.head(model.pooling(states, batch))
+            got = model.reward_head.head(model.reward_head.pooling(states, batch))
     assert got.dtype == torch.float32 and torch.equal(got, want)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from palate.data.items import Desirable, Item, PairLabel, PlacedImage, Tokens, sequence_key
 from palate.data.layouts import collate
-from palate.models.policy import Policy
-from tiny import FAMILIES, tiny_model
+from palate.models.model import Model
+from tiny import FAMILIES, tiny_model, token_stats_of
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
 
@@ -81,7 +81,7 @@ def test_trees_of_any_depth_are_the_sequences_alone(family: str, keep_last: bool
     tokens = sum(sum(map(len, both)) for item in items for both in item.sequences)
     assert int((batch.inputs["visible_until"] > 0).sum()) < 0.9 * tokens
     with torch.no_grad():
-        logps = Policy(model)(batch).logp
+        logps = token_stats_of(Model.policy(model), batch).logp
         for s, (prompt, response) in enumerate(b for item in items for b in item.sequences):
             ids = torch.tensor([[*prompt.ids, *response.ids]])
             logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -91,11 +91,11 @@ def test_trees_of_any_depth_are_the_sequences_alone(family: str, keep_last: bool
 
 def test_a_token_alone_is_run() -> None:
     """Prompts of one token that share nothing: each is a tree of its own, and a lone one."""
-    policy = Policy(tiny_model("llama"))
+    policy = Model.policy(tiny_model("llama"))
     items = [Item.of((p,), (7,)) for p in (3, 4)]
     with torch.no_grad():
-        together = policy(shared(*items, Item.of((1, 5, 6), (8, 2)))).logp
-        alone = torch.cat([policy(shared(item)).logp for item in items])
+        together = token_stats_of(policy, shared(*items, Item.of((1, 5, 6), (8, 2)))).logp
+        alone = torch.cat([token_stats_of(policy, shared(item)).logp for item in items])
         logits = policy.base(torch.tensor([[3], [4]]), use_cache=False).logits[:, 0]
     torch.testing.assert_close(alone, logits.log_softmax(-1)[:, 7], **CLOSE)
     torch.testing.assert_close(together[:2], alone, **CLOSE)
@@ -104,7 +104,7 @@ def test_a_token_alone_is_run() -> None:
 
 @pytest.mark.parametrize("layout", ["plain", "shared"])
 def test_only_what_is_trained_on_is_a_target(layout: str) -> None:
-    policy = Policy(tiny_model("llama"))
+    policy = Model.policy(tiny_model("llama"))
     whole = Item.of((1, 5), (6, 7, 8, 9, 2))
     flags = (True, False, False, True, True)
     some = Item.of((1, 5), Tokens((6, 7, 8, 9, 2), trained=flags))
@@ -115,7 +115,9 @@ def test_only_what_is_trained_on_is_a_target(layout: str) -> None:
     assert b.lengths.tolist() == [3] and a.keys != b.keys
     assert torch.equal(b.ends, a.ends) and torch.equal(b.target_positions, a.target_positions[kept])
     with torch.no_grad():
-        torch.testing.assert_close(policy(b).logp, policy(a).logp[kept])
+        torch.testing.assert_close(
+            token_stats_of(policy, b).logp, token_stats_of(policy, a).logp[kept]
+        )
 
 
 def test_items_are_refused_where_their_parts_do_not_fit() -> None:

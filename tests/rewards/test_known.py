@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from palate.models.reward import RewardModel
+from palate.models.model import Model
 from palate.rewards import known, model
 from palate.rewards.known import Known
 from palate.rewards.model import ModelScorer
@@ -23,14 +23,14 @@ FEW = 8
 def sequences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Responses of each pass, with room for few."""
     found: list[int] = []
-    forward = RewardModel.forward
+    forward = Model.forward
 
     def counted(self: Any, batch: Any, *args: Any, **more: Any) -> Any:
         out = forward(self, batch, *args, **more)
         found.append(len(out.rewards))
         return out
 
-    monkeypatch.setattr(RewardModel, "forward", counted)
+    monkeypatch.setattr(Model, "forward", counted)
     monkeypatch.setattr(known, "MOST_KNOWN", FEW)
     return found
 

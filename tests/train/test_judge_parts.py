@@ -20,7 +20,7 @@ from palate.data.layouts import collate
 from palate.data.readers import read_source
 from palate.data.schema import Preference, Response
 from palate.errors import DataError, RecipeError
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.recipes.judge import ChatTexts, PairwiseKind, PointwiseKind
 from palate.recipes.schema import DataSource
 from palate.recipes.scorers import LocalChat, PairwiseJudge
@@ -45,7 +45,7 @@ from palate.train.judge.texts import (
     written_reasoning,
 )
 from palate.train.lineage import items_digest
-from tiny import FAMILIES, tiny_model, tiny_pairs
+from tiny import FAMILIES, tiny_model, tiny_pairs, token_stats_of
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_judge import FakeWriter
 from tiny_runs import write_rows
@@ -272,7 +272,7 @@ def with_rejected_prompt(pair: Item, ids: tuple[int, ...]) -> Item:
 @pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layout_reads_each_side_behind_its_own_prompt(family: str, keep_last: bool) -> None:
-    policy = Policy(tiny_model(family))
+    policy = Model.policy(tiny_model(family))
     pairs = two_prompts()
     batch = collate(pairs, layout="shared", pad_id=0, keep_last=keep_last)
     plain = collate(pairs, layout="plain", pad_id=0, keep_last=keep_last)
@@ -283,7 +283,7 @@ def test_every_layout_reads_each_side_behind_its_own_prompt(family: str, keep_la
         n = len(sequence) - (not keep_last)
         assert tuple(row[:n]) == sequence[:n]
     with torch.no_grad():
-        one, other = policy(plain).logp, policy(batch).logp
+        one, other = token_stats_of(policy, plain).logp, token_stats_of(policy, batch).logp
     torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
     if keep_last:
         flat = batch.inputs["input_ids"].flatten()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from palate.data.items import Item, PairLabel
 from palate.errors import ModelError, RecipeError
 from palate.evaluate.reward import evaluate_rewards
-from palate.models.reward import RewardModel
+from palate.models.model import Ask, Model
 from palate.models.reward_files import load_reward_model
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.scorers import EnsembleScorer, HeadsScorer, ModelScorer
@@ -46,9 +46,9 @@ def test_heads_train_as_each_would_alone(tmp_path: Path, monkeypatch: Any) -> No
     starts = load_starts(recipe(tmp_path, ensemble=THREE, **kept))
     for k in range(3):
 
-        def start(own: Any, k: int = k) -> RewardModel:
+        def start(own: Any, k: int = k) -> Model:
             model = build(own)
-            model.head.load_state_dict(starts[k])
+            model.reward_head.head.load_state_dict(starts[k])
             return model
 
         monkeypatch.setattr(reward_run, "build_reward_model", start)
@@ -56,7 +56,9 @@ def test_heads_train_as_each_would_alone(tmp_path: Path, monkeypatch: Any) -> No
         alone = reward(recipe(tmp_path, out=f"alone{k}", **kept), quiet=True).path
         model = load_reward_model(alone / "model")
         own = together[f"head.members.{k}.layers.0.weight"]
-        torch.testing.assert_close(model.head.layers[0].weight, own, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model.reward_head.head.layers[0].weight, own, atol=1e-5, rtol=1e-4
+        )
 
 
 def load_starts(own: Any) -> list[dict[str, torch.Tensor]]:
@@ -64,7 +66,7 @@ def load_starts(own: Any) -> list[dict[str, torch.Tensor]]:
 
     set_seed(own.seed)
     model = reward_run.build_reward_model(own)
-    return [member.state_dict() for member in model.head.members]
+    return [member.state_dict() for member in model.reward_head.head.members]
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
@@ -107,7 +109,7 @@ def test_held_out_items_count_once_for_every_head(tmp_path: Path) -> None:
     batch = collate([pair], layout="plain", pad_id=0, keep_last=True)
     model.eval()
     found, _ = objective.step(model, batch, None)
-    heads = model(batch).heads
+    heads = model(batch, Ask(heads=("reward",))).by_head
     wanted = torch.nn.functional.softplus(heads[1] - heads[0]).mean()
     assert found.terms[0].losses.item() == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -172,7 +174,7 @@ def test_scores_are_those_of_an_ensemble_and_the_backbone_is_run_once(
         "uncertainty": each.mean(0) - each.std(0),
     }
     passes = 0
-    forward = RewardModel.forward
+    forward = Model.forward
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal passes
@@ -183,11 +185,11 @@ def test_scores_are_those_of_an_ensemble_and_the_backbone_is_run_once(
         recipe = HeadsScorer.model_validate({"path": path, "combine": rule})
         scorer = make_scorer(recipe)
         assert isinstance(scorer, Ensemble)
-        monkeypatch.setattr(RewardModel, "forward", counted)
+        monkeypatch.setattr(Model, "forward", counted)
         passes = 0
         found = np.concatenate(scorer.score_groups(PROMPTS, groups))
         once = passes
-        monkeypatch.setattr(RewardModel, "forward", forward)
+        monkeypatch.setattr(Model, "forward", forward)
         np.testing.assert_allclose(found, right, atol=1e-5)
         # A pass a batch, and the check of the layout; not one for each head.
         assert 0 < once <= 4

@@ -108,6 +108,17 @@ class SequenceBatch:
         """[S] response tokens of each sequence that are trained on."""
         return torch.bincount(self.segment, minlength=self.n_sequences)
 
+    @property
+    def chosen_tokens(self) -> Tensor:
+        """[N] bool, True = of a chosen response.
+
+        Raises:
+            ValueError: the items are no pairs.
+        """
+        chosen = torch.zeros(self.n_sequences, dtype=torch.bool, device=self.segment.device)
+        chosen[self.of_pairs().chosen] = True
+        return chosen[self.segment]
+
     def of_pairs(self) -> PairBatch:
         """The pairs.
 

@@ -14,7 +14,7 @@ from palate.demo.presets import SAMPLES_PER_BATCH, Preset
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
 from palate.io import write_text
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.rewards import Lexicon, Reward
 
 OPENINGS_PER_SHARD = 32
@@ -25,7 +25,7 @@ def write_feedback(
     folder: Path,
     preset: Preset,
     *,
-    load: Callable[[], tuple[Policy, Any]],
+    load: Callable[[], tuple[Model, Any]],
     encode: Callable[[Any, str], tuple[int, ...]],
     seed: int,
     console: Console,
@@ -78,7 +78,7 @@ def _rated(
     part: Sequence[Opening],
     ids: Sequence[tuple[int, ...]],
     *,
-    policy: Policy,
+    policy: Model,
     tokenizer: Any,
     reward: Reward,
     preset: Preset,

@@ -12,7 +12,7 @@ from palate.data.items import Item
 from palate.data.layouts import collate
 from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
-from palate.models.policy import Policy
+from palate.models.model import Ask, Model
 from palate.models.reference import Reference
 
 
@@ -39,7 +39,7 @@ class SampleStats:
 
 @torch.no_grad()
 def sample_stats(
-    policy: Policy,
+    policy: Model,
     samples: Sequence[Sample],
     *,
     reference: Reference | None,
@@ -66,7 +66,8 @@ def sample_stats(
             batch = batch.to(policy.device)
             known = reference is not None
             ref = None if reference is None else reference.inputs(batch, kl=True)
-            tokens = policy(batch, reference=ref, kl=known, reverse_kl=known, entropy=True)
+            ask = Ask(kl=known, reverse_kl=known, entropy=True)
+            tokens = policy(batch, ask, reference=ref).token_stats
 
             def total(values: torch.Tensor | None, batch: Any = batch) -> list[float | None]:
                 if values is None:

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from palate.errors import ModelError
 from palate.evaluate.targets import Target
 from palate.models.loading import load_model, load_trained, quiet_peft, weights_digest
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import AdapterOff, FrozenCopy, Reference
 from palate.recipes.schema import ModelRecipe
 
-Loaded = tuple[Target, Policy, Reference | None]
+Loaded = tuple[Target, Model, Reference | None]
 
 
 def group_key(target: Target) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class Shelf:
             else:
                 model = load_model(self.recipe, self._reference_path)
                 digest = weights_digest(model)
-            policy = Policy(model, memory_mb=self.memory_mb)
+            policy = Model.policy(model, memory_mb=self.memory_mb)
             self._frozen = FrozenCopy(policy, digest=digest, path=self._reference_path)
         return self._frozen
 
@@ -89,7 +89,7 @@ class Shelf:
                 yield from self._adapted(target)
                 continue
             if target.folder is None:
-                policy = Policy(self.base(), memory_mb=self.memory_mb)
+                policy = Model.policy(self.base(), memory_mb=self.memory_mb)
             else:
                 policy = load_trained(target.folder, self.recipe, memory_mb=self.memory_mb)
             policy.requires_grad_(False)
@@ -106,7 +106,7 @@ class Shelf:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{target.folder}: no readable adapter: {reason}") from error
-        policy = Policy(hf, memory_mb=self.memory_mb)
+        policy = Model.policy(hf, memory_mb=self.memory_mb)
         off: Reference | None = reference
         if reference is not None and self.shares_base:
             off = AdapterOff(policy, digest=self.digest)

@@ -15,7 +15,7 @@ from palate.errors import RunError
 from palate.evaluate.statistics import mean_interval, wilson
 from palate.losses import Member, combined_needs, compute
 from palate.models.aggregate import sequence_stats
-from palate.models.policy import Policy
+from palate.models.model import Ask, Model
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss, TokenWeights, members
 
@@ -59,7 +59,7 @@ def loss_members(loss: Loss | None) -> list[Member]:
 
 @torch.no_grad()
 def score_pairs(
-    policy: Policy,
+    policy: Model,
     pairs: Sequence[Item],
     *,
     loss: Loss | None,
@@ -94,7 +94,7 @@ def score_pairs(
             batch = collate(chunk, layout=layout, pad_id=pad_id)
             batch = batch.to(policy.device)
             ref = None if reference is None else reference.inputs(batch, kl=needs.kl)
-            tokens = policy(batch, reference=ref, kl=needs.kl)
+            tokens = policy(batch, Ask(kl=needs.kl), reference=ref).token_stats
             sums = sequence_stats(tokens, batch)
             sides = batch.of_pairs()
             judged = (
@@ -124,7 +124,7 @@ def score_pairs(
 
 
 def evaluate_pairs(
-    policy: Policy,
+    policy: Model,
     pairs: Sequence[Item],
     *,
     loss: Loss | None,

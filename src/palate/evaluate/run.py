@@ -23,7 +23,7 @@ from palate.evaluate.sample import sample
 from palate.evaluate.targets import Target, find_targets, read_runs, weights_identity
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.recipes.schema import EvalRecipe
 from palate.rewards import Reward, build_reward
@@ -145,9 +145,7 @@ class _Own:
     reward: Reward | None
     console: Console
 
-    def measure(
-        self, target: Target, policy: Policy, reference: Reference | None
-    ) -> dict[str, Any]:
+    def measure(self, target: Target, policy: Model, reference: Reference | None) -> dict[str, Any]:
         entry = target.entry()
         samples: list[dict[str, Any]] = []
         # The reference's implicit rewards are all 0.
@@ -168,7 +166,7 @@ class _Own:
         return {"entry": entry, "samples": samples}
 
     def _samples(
-        self, target: Target, policy: Policy, reference: Reference | None
+        self, target: Target, policy: Model, reference: Reference | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         s = self.recipe.sampling
         assert s is not None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from palate.models.policy import Policy
+from palate.models.model import Model
 
 _BLOCK = 512
 """Tokens of one block of the two-level search through the vocabulary."""
@@ -48,7 +48,7 @@ class Sample:
 
 
 def sample(
-    policy: Policy,
+    policy: Model,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
     *,
@@ -109,7 +109,7 @@ def sample(
     return sorted(found, key=lambda s: (s.prompt, s.index))
 
 
-def end_ids(policy: Policy, tokenizer: Any) -> frozenset[int]:
+def end_ids(policy: Model, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a response: the tokenizer's, and those of the model's generation settings."""
     own = getattr(policy.base.generation_config, "eos_token_id", None)
     listed = own if isinstance(own, (list, tuple)) else [own]
@@ -181,7 +181,7 @@ def _nucleus(weight: Tensor, top_p: float) -> Tensor:
 
 @torch.no_grad()
 def _generate(
-    policy: Policy,
+    policy: Model,
     prompts: Sequence[tuple[int, ...]],
     *,
     uniform: Tensor,
@@ -219,7 +219,7 @@ def _generate(
 
 
 @contextmanager
-def _settings(policy: Policy, settings: GenerationConfig) -> Iterator[None]:
+def _settings(policy: Model, settings: GenerationConfig) -> Iterator[None]:
     # `generate` fills what a call leaves open from the model's own file: top-k 50, penalties ...
     model: Any = policy.base
     own = model.generation_config
@@ -231,13 +231,13 @@ def _settings(policy: Policy, settings: GenerationConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _contiguous_head(policy: Policy) -> Iterator[None]:
+def _contiguous_head(policy: Model) -> Iterator[None]:
     # `generate` hands the head a slice of the hidden states. For a frozen head, torch multiplies a
     # slice by one copy of the whole head a row: 20 GB at 64 rows of a 262k vocabulary, and minutes.
     def contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].contiguous(), *inputs[1:])
 
-    hook = policy.head_module().register_forward_pre_hook(contiguous)
+    hook = policy.backbone.vocabulary_module().register_forward_pre_hook(contiguous)
     try:
         yield
     finally:
@@ -245,7 +245,7 @@ def _contiguous_head(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(policy: Policy) -> Iterator[None]:
+def _evaluating(policy: Model) -> Iterator[None]:
     was_training = policy.training
     policy.eval()
     try:

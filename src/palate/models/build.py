@@ -8,7 +8,7 @@ from pathlib import Path
 from palate.data.items import Item
 from palate.data.layouts import Layout
 from palate.models.cache import CachedReference, cached_reference, needed_format
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import LiveReference, build_live_reference
 from palate.recipes.schema import ModelRecipe, ReferenceRecipe
 
@@ -16,7 +16,7 @@ from palate.recipes.schema import ModelRecipe, ReferenceRecipe
 def build_reference(
     recipe: ReferenceRecipe,
     model: ModelRecipe,
-    policy: Policy,
+    policy: Model,
     *,
     kl: bool,
     items: Sequence[Item],

@@ -43,7 +43,7 @@ from palate.kernels import (
     summarise,
     token_stats,
 )
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import FrozenCopy, LiveReference
 
 Format = Literal["logps", "summary", "hidden"]
@@ -140,11 +140,11 @@ class CachedReference:
                 self._entries.setdefault(key, _Entry(path, start, stop))
 
 
-def needed_format(policy: Policy, *, kl: bool) -> Format:
+def needed_format(policy: Model, *, kl: bool) -> Format:
     """The smallest format that answers a loss: `summary` where the frozen-head operator applies."""
     if not kl:
         return "logps"
-    return "summary" if shares_frozen_head(policy.head()) else "hidden"
+    return "summary" if shares_frozen_head(policy.vocabulary_head()) else "hidden"
 
 
 def cached_reference(
@@ -188,7 +188,7 @@ def cached_reference(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     head = None
     if format == "hidden":
-        own = policy.head()
+        own = policy.vocabulary_head()
         # The policy's head is about to be trained; the reference's is not.
         shared = isinstance(live, FrozenCopy) or not own.weight.requires_grad
         head = own if shared else _detached(own)

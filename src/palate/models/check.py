@@ -9,8 +9,8 @@ import torch
 from palate.data.items import Item, PairLabel
 from palate.data.layouts import Layout, collate
 from palate.errors import ModelError
-from palate.models.policy import Policy, windows_of
-from palate.models.reward import RewardModel
+from palate.models.backbone import windows_of
+from palate.models.model import Ask, Model, Outputs
 from palate.testing import full_logits
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
@@ -50,7 +50,7 @@ def example_pair(vocabulary: int, window: int | None) -> Item:
     return Item.of(ids(prompt_len), ids(17), ids(11), label=PairLabel())
 
 
-def layout_check(policy: Policy, pair: Item | None = None) -> LayoutCheck:
+def layout_check(policy: Model, pair: Item | None = None) -> LayoutCheck:
     """Runs one pair in both layouts, without gradients."""
     if pair is None:
         windows = [w for w in windows_of(policy.config).values() if w is not None]
@@ -83,7 +83,7 @@ STATE_TOLERANCE = {
 wrong tokens is off by about its whole length. Rewards say less: a new head has no scale yet."""
 
 
-def reward_layout_check(model: RewardModel) -> LayoutCheck:
+def reward_layout_check(model: Model) -> LayoutCheck:
     """As `layout_check`, of the states that the head reads; the difference is a share of them."""
     windows = [w for w in windows_of(model.config).values() if w is not None]
     pair = example_pair(model.vocabulary, min(windows) if windows else None)
@@ -111,19 +111,19 @@ def reward_layout_check(model: RewardModel) -> LayoutCheck:
 _LAYOUTS: tuple[Layout, Layout] = ("plain", "shared")
 
 
-def _features(model: RewardModel, pairs: list[Item], layout: Layout) -> torch.Tensor:
+def _features(model: Model, pairs: list[Item], layout: Layout) -> torch.Tensor:
     batch = collate(pairs, layout=layout, pad_id=0, keep_last=True)
-    return model.features(batch.to(model.device)).float()
+    return model.pooled(batch.to(model.device)).float()
 
 
-def _logps(policy: Policy, pair: Item, layout: Layout) -> torch.Tensor:
+def _logps(policy: Model, pair: Item, layout: Layout) -> torch.Tensor:
     batch = collate([pair], layout=layout, pad_id=0)
-    logp: torch.Tensor = policy(batch.to(policy.device)).logp
-    return logp
+    outputs: Outputs = policy(batch.to(policy.device), Ask())
+    return outputs.token_stats.logp
 
 
-def head_check(policy: Policy) -> None:
-    """Asserts that `Policy.head` reproduces the model's own logits.
+def head_check(policy: Model) -> None:
+    """Asserts that `Model.vocabulary_head` reproduces the model's own logits.
 
     Raises:
         ModelError: the family transforms its logits in a way that is not known here.
@@ -137,7 +137,7 @@ def head_check(policy: Policy) -> None:
         with torch.no_grad():
             own = policy.base(input_ids=ids, use_cache=False).logits[0].float()
             states = policy.base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            ours = full_logits(states, policy.head()).float()
+            ours = full_logits(states, policy.vocabulary_head()).float()
     finally:
         policy.train(was_training)
     scale = max(1.0, float(own.abs().max()))

@@ -27,7 +27,7 @@ from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError, RunError
 from palate.io import write_bytes
-from palate.models.reward import RewardModel
+from palate.models.model import Model
 
 VERSION = 3
 """Of the stored numbers and files: raised whenever the same inputs would give others."""
@@ -62,7 +62,7 @@ class FeatureTable:
 
     def __init__(
         self,
-        model: RewardModel,
+        model: Model,
         items: Sequence[Item],
         *,
         digest: str,
@@ -168,7 +168,7 @@ class FeatureTable:
         # By numpy: so many small copies by torch would each wait for all of its threads.
         shards = list(self._shards.values())
         shard = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.empty((len(rows), self.model.hidden_size), dtype=shards[0].dtype)
+        found = np.empty((len(rows), self.model.backbone.hidden_size), dtype=shards[0].dtype)
         for s in np.unique(shard):
             own = np.flatnonzero(shard == s)
             found[own] = shards[s][rows[own] - self._starts[s]]
@@ -208,7 +208,7 @@ class FeatureTable:
             text = f"{path}: not a readable feature shard; delete it: {error}"
             raise RunError(text) from error
         keys, features = tensors["keys"], tensors["features"]
-        shape, n = (len(keys) // 32, self.model.hidden_size), len(keys)
+        shape, n = (len(keys) // 32, self.model.backbone.hidden_size), len(keys)
         fits = n % 32 == 0 and features.shape == shape and features.dtype == self._dtype
         if metadata.get("cache") != self.key or not fits:
             raise RunError(f"{path}: a feature shard of another model; delete it")
@@ -232,7 +232,7 @@ class FeatureTable:
         was_training = self.model.training
         self.model.eval()
         try:
-            return self.model.features(batch.to(self.model.device))
+            return self.model.pooled(batch.to(self.model.device))
         finally:
             self.model.train(was_training)
 

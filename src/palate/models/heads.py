@@ -1,15 +1,20 @@
-"""Reward heads, and what they see of a response: pooled hidden states."""
+"""The heads of a model: words, rewards of sequences, values of tokens; and what they see."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palate.data.layouts import SequenceBatch
+from palate.kernels import Head
+from palate.models.backbone import Backbone
+from palate.models.reward_config import RewardSpec
 from palate.recipes.reward import HeadRecipe, Pooling
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -139,3 +144,88 @@ def _own(states: Tensor, batch: SequenceBatch) -> Tensor:
         raise ValueError("the last response tokens are not run: collate with keep_last")
     own = states[batch.target_positions]
     return own if own.dtype == torch.float64 else own.float()
+
+
+class VocabularyHead(nn.Module):
+    """The head that makes words of states; it holds no weights of its own.
+
+    Args:
+        trunk: name of the trunk that it reads.
+        frozen: weights to use in place of the trunk's own: of a trunk without a head, for the
+            likelihood term of reward models.
+    """
+
+    def __init__(self, trunk: str, frozen: Head | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self._frozen = frozen
+
+    def weights(self, backbone: Backbone) -> Head:
+        """Weights with the family's scaling and soft-capping; the input embeddings themselves where
+        the model ties the two.
+
+        Raises:
+            ModelError: the trunk has no such head.
+        """
+        if self._frozen is None:
+            return backbone.vocabulary_head()
+        tied = backbone.config.get_text_config().tie_word_embeddings
+        embeddings: Any = backbone.base.get_input_embeddings().weight
+        if self._frozen.weight.device != backbone.device:
+            # Moved once, not for every batch.
+            bias = self._frozen.bias
+            self._frozen = dataclasses.replace(
+                self._frozen,
+                weight=embeddings.detach() if tied else self._frozen.weight.to(backbone.device),
+                bias=None if bias is None else bias.to(backbone.device),
+            )
+        return dataclasses.replace(self._frozen, weight=embeddings) if tied else self._frozen
+
+
+class ScalarHead(nn.Module):
+    """Rewards of sequences: a pooling of a trunk's states, and a reward head or several.
+
+    Attributes:
+        trunk: name of the trunk that it reads.
+        spec: what a saved model says of itself.
+    """
+
+    def __init__(self, trunk: str, hidden_size: int, spec: RewardSpec) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.spec = spec
+        several = spec.heads > 1
+        self.head = (
+            Heads(hidden_size, spec.head, spec.heads)
+            if several
+            else RewardHead(hidden_size, spec.head)
+        )
+        self.pooling = build_pooling(spec.pooling, hidden_size)
+
+    def pooled(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """[S, d] of [R * T, d]."""
+        pooled: Tensor = self.pooling(states, batch)
+        return pooled
+
+    def rewards(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[S] rewards; of several heads their mean, and [S, K] those of each."""
+        scores: Tensor = self.head(pooled)
+        return (scores, None) if scores.dim() == 1 else (scores.mean(-1), scores)
+
+
+class ValueHead(nn.Module):
+    """Values of states: what a trunk sees before each token, to one number, in float32.
+
+    Attributes:
+        trunk: name of the trunk that it reads.
+    """
+
+    def __init__(self, trunk: str, hidden_size: int, recipe: HeadRecipe | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = RewardHead(hidden_size, recipe or HeadRecipe())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[N] of [N, d]."""
+        values: Tensor = self.head(states)
+        return values

@@ -22,7 +22,7 @@ from transformers import (
 from palate import hub
 from palate.errors import ModelError
 from palate.models.attention import use_rows
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 
 NO_HUB = "no such folder, not in the local cache, and the hub cannot be reached"
@@ -133,11 +133,11 @@ def refuse_missing(found: Mapping[str, Any], source: str, model: nn.Module) -> N
         )
 
 
-def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Policy:
+def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
     """The trainable policy of a recipe: full weights, or frozen weights with new adapters."""
     model = load_model(recipe)
     hf: nn.Module = model if recipe.lora is None else add_lora(model, recipe.lora)
-    return Policy(hf, memory_mb=memory_mb)
+    return Model.policy(hf, memory_mb=memory_mb)
 
 
 def add_lora(model: PreTrainedModel, recipe: LoraRecipe, *, task: str = "CAUSAL_LM") -> nn.Module:
@@ -168,10 +168,10 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe, *, task: str = "CAUSAL_
         raise ModelError(f"model.lora.target_modules: {_one_line(error)}") from error
 
 
-def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> Policy:
+def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
     """A policy saved by `Policy.save`: full weights, or adapters on the recipe's model."""
     if not (folder / "adapter_config.json").exists():
-        return Policy(load_model(recipe, str(folder)), memory_mb=memory_mb)
+        return Model.policy(load_model(recipe, str(folder)), memory_mb=memory_mb)
     from peft import PeftModel
 
     try:
@@ -179,7 +179,7 @@ def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> 
             hf = PeftModel.from_pretrained(load_model(recipe), folder, is_trainable=False)
     except Exception as error:
         raise ModelError(f"{folder}: no readable adapter: {_one_line(error)}") from error
-    return Policy(hf, memory_mb=memory_mb)
+    return Model.policy(hf, memory_mb=memory_mb)
 
 
 @contextmanager
@@ -211,9 +211,7 @@ def weights_digest(model: nn.Module) -> str:
     """Hex SHA-256 over names, dtypes, shapes and bytes of all weights but adapters'."""
     digest = hashlib.sha256()
     named = {
-        name.removeprefix("hf.")
-        .removeprefix("base_model.model.")
-        .replace(".base_layer", ""): tensor
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
         for name, tensor in model.state_dict().items()
         if "lora_" not in name
     }

@@ -6,12 +6,13 @@ import copy
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError, RecipeError
 from palate.kernels import RefHidden, RefInputs
 from palate.models.loading import load_model, weights_digest
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.recipes.schema import ModelRecipe, ReferenceRecipe
 
 
@@ -36,7 +37,7 @@ class Reference(Protocol):
 class FrozenCopy:
     """A second model of the same dtype, in evaluation mode, never trained."""
 
-    def __init__(self, policy: Policy, *, digest: str, path: str | None = None) -> None:
+    def __init__(self, policy: Model, *, digest: str, path: str | None = None) -> None:
         self.policy = policy.eval().requires_grad_(False)
         self.identity = {
             "kind": "frozen_copy",
@@ -47,13 +48,13 @@ class FrozenCopy:
 
     @torch.no_grad()
     def inputs(self, batch: SequenceBatch, *, kl: bool) -> RefInputs:
-        return RefHidden(hidden=self.policy.hidden(batch), head=self.policy.head())
+        return RefHidden(hidden=self.policy.hidden(batch), head=self.policy.vocabulary_head())
 
 
 class AdapterOff:
     """The policy itself with its adapters switched off: no second model."""
 
-    def __init__(self, policy: Policy, *, digest: str) -> None:
+    def __init__(self, policy: Model, *, digest: str) -> None:
         if not policy.has_adapters:
             raise RecipeError("reference.kind: adapter_off needs model.lora")
         self.policy = policy
@@ -69,11 +70,11 @@ class AdapterOff:
         was_training = self.policy.training
         self.policy.eval()
         try:
-            with self.policy.hf.disable_adapter():  # type: ignore[operator]
+            with self.policy.backbone.adapters_off():
                 hidden = self.policy.hidden(batch)
         finally:
             self.policy.train(was_training)
-        return RefHidden(hidden=hidden, head=self.policy.head())
+        return RefHidden(hidden=hidden, head=self.policy.vocabulary_head())
 
 
 class StartingPolicy:
@@ -82,7 +83,7 @@ class StartingPolicy:
     Serves to fill a cache without a second model; not for use once training has begun.
     """
 
-    def __init__(self, policy: Policy, *, digest: str) -> None:
+    def __init__(self, policy: Model, *, digest: str) -> None:
         self.policy = policy
         self.identity = {
             "kind": "starting_policy",
@@ -99,14 +100,14 @@ class StartingPolicy:
             hidden = self.policy.hidden(batch)
         finally:
             self.policy.train(was_training)
-        return RefHidden(hidden=hidden, head=self.policy.head())
+        return RefHidden(hidden=hidden, head=self.policy.vocabulary_head())
 
 
 LiveReference = FrozenCopy | AdapterOff | StartingPolicy
 
 
 def build_live_reference(
-    recipe: ReferenceRecipe, model: ModelRecipe, policy: Policy, *, digest: str | None = None
+    recipe: ReferenceRecipe, model: ModelRecipe, policy: Model, *, digest: str | None = None
 ) -> LiveReference:
     """The live reference of a run, built before the first step (or before weights are resumed).
 
@@ -120,19 +121,21 @@ def build_live_reference(
         ModelError: another reference model with another vocabulary.
     """
     if recipe.path is not None:
-        other = Policy(load_model(model, recipe.path), memory_mb=policy.memory_mb)
+        other = Model.policy(load_model(model, recipe.path), memory_mb=policy.memory_mb)
         theirs, ours = other.vocabulary, policy.vocabulary
         if theirs != ours:
             raise ModelError(
                 f"{recipe.path}: reference vocabulary {theirs}, policy vocabulary {ours}"
             )
-        return FrozenCopy(other, digest=weights_digest(other), path=recipe.path)
-    digest = digest or weights_digest(policy)
+        return FrozenCopy(other, digest=weights_digest(other.hf), path=recipe.path)
+    digest = digest or weights_digest(policy.hf)
     if recipe.kind == "adapter_off" or (recipe.kind != "frozen_copy" and policy.has_adapters):
         return AdapterOff(policy, digest=digest)
     if recipe.kind == "cache":
         return StartingPolicy(policy, digest=digest)
     if policy.has_adapters:
         # Adapters sit inside the layers, so a plain copy comes from the base model's files.
-        return FrozenCopy(Policy(load_model(model), memory_mb=policy.memory_mb), digest=digest)
-    return FrozenCopy(Policy(copy.deepcopy(policy.hf), memory_mb=policy.memory_mb), digest=digest)
+        hf: nn.Module = load_model(model)
+    else:
+        hf = copy.deepcopy(policy.hf)
+    return FrozenCopy(Model.policy(hf, memory_mb=policy.memory_mb), digest=digest)

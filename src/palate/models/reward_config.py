@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from palate.errors import ModelError
 from palate.io import read_json
-from palate.models.reward import RewardSpec, Scale
 from palate.recipes.reward import HeadRecipe, Pooling
 from palate.recipes.schema import LengthRecipe, ModelRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Rewards on the training distribution: (r - mean) / deviation is the normalised score."""
+
+    mean: float
+    deviation: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """What a saved reward model says of itself beside its weights.
+
+    Attributes:
+        model: recipe of the backbone it was trained from.
+        forms: of the prompts in training; empty where not known.
+        end_tokens: id -> text of the tokens that responses end with.
+        template_sha256: of the chat template in training.
+        length: limits that the training rows were within.
+        scale: None until it is measured.
+        heads: how many there are; the reward is their mean.
+        scales: of each head, where there are several; empty until they are measured.
+        whole_rendering: of a model that others trained: the score is read at whatever token the
+            template (or the text) ends with, as transformers does.
+    """
+
+    model: ModelRecipe
+    head: HeadRecipe = dataclasses.field(default_factory=HeadRecipe)
+    pooling: Pooling = "token"
+    forms: tuple[Literal["chat", "text"], ...] = ()
+    end_tokens: dict[int, str] = dataclasses.field(default_factory=dict)
+    template_sha256: str | None = None
+    length: LengthRecipe | None = None
+    scale: Scale | None = None
+    heads: int = 1
+    scales: tuple[Scale, ...] = ()
+    whole_rendering: bool = False
+
 
 CONFIG = "reward_config.json"
 VERSION = 1

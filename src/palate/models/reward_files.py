@@ -33,7 +33,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from palate.errors import ModelError, RunError
 from palate.io import write_json
 from palate.models.loading import disable_dropout, quiet_peft
-from palate.models.reward import RewardModel
+from palate.models.model import Model
 from palate.models.reward_backbone import from_pretrained, load_whole, one_line
 from palate.models.reward_config import CONFIG, Files, check_no_run, document, read_config
 from palate.models.reward_config import read_spec as read_spec
@@ -45,11 +45,13 @@ HEAD = "reward_head.safetensors"
 SCORE = "score.weight"
 _LINEAR = "head.layers.0.weight"
 _PEFT = "base_model.model."
+_TRUNK, _HEADS = "trunks.reward.hf.", "heads.reward."
+"""What the names in memory begin with; those on disk go without."""
 _ADAPTER = "adapter_model.safetensors"
 
 
 def save_reward_model(
-    model: RewardModel,
+    model: Model,
     folder: Path,
     *,
     tensors: Mapping[str, Tensor] | None = None,
@@ -63,11 +65,15 @@ def save_reward_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(model.state_dict() if tensors is None else tensors)
-    heads = {k: v.detach().cpu().contiguous() for k, v in state.items() if not _is_backbone(k)}
-    backbone = {k.removeprefix("hf."): v for k, v in state.items() if _is_backbone(k)}
+    heads = {
+        k.removeprefix(_HEADS): v.detach().cpu().contiguous()
+        for k, v in state.items()
+        if k.startswith(_HEADS)
+    }
+    backbone = {k.removeprefix(_TRUNK): v for k, v in state.items() if k.startswith(_TRUNK)}
     cls = classifier_class(model)
     kind: Files
-    if model.is_frozen and not complete:
+    if model.backbone.is_frozen and not complete:
         kind = "head"
         save_file(heads, folder / HEAD)
     elif model.has_adapters:
@@ -92,7 +98,7 @@ def load_reward_model(
     dtype: Dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> RewardModel:
+) -> Model:
     """A reward model in evaluation mode, on the CPU.
 
     Args:
@@ -118,13 +124,13 @@ def load_reward_model(
     if dtype is not None:
         spec = dataclasses.replace(spec, model=spec.model.model_copy(update={"dtype": dtype}))
     with one_line(str(path)):
-        model = RewardModel(_backbone(folder, kind, spec.model), spec)
+        model = Model.reward(_backbone(folder, kind, spec.model), spec)
         _assign(model, _head_tensors(folder, kind) | _adapter_tensors(model, folder, kind), folder)
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
 
 
-def load_reward_weights(model: RewardModel, folder: Path) -> None:
+def load_reward_weights(model: Model, folder: Path) -> None:
     """Puts the weights of a saved model of the same kind into `model`, bit for bit.
 
     Weights may be sharded over processes: all must call it then.
@@ -137,7 +143,7 @@ def load_reward_weights(model: RewardModel, folder: Path) -> None:
     if kind in _WHOLE:
         # By way of a model, since names on disk are not always those in memory.
         base = _backbone(folder, kind, model.spec.model)
-        named |= {f"hf.{k}": v for k, v in base.named_parameters()}
+        named |= {_TRUNK + k: v for k, v in base.named_parameters()}
     _assign(model, named, folder)
 
 
@@ -158,17 +164,17 @@ def _backbone(folder: Path, kind: Files, recipe: ModelRecipe) -> nn.Module:
 def _head_tensors(folder: Path, kind: Files) -> dict[str, Tensor]:
     """Head and pooling, from the file: a model in another dtype would round them."""
     if kind == "classifier":
-        return {_LINEAR: _stored(folder, SCORE)}
+        return {_HEADS + _LINEAR: _stored(folder, SCORE)}
     if kind == "adapter_classifier":
-        return {_LINEAR: _stored(folder, _PEFT + SCORE)}
-    return load_file(folder / HEAD)
+        return {_HEADS + _LINEAR: _stored(folder, _PEFT + SCORE)}
+    return {_HEADS + name: tensor for name, tensor in load_file(folder / HEAD).items()}
 
 
 @torch.no_grad()
-def _assign(model: RewardModel, named: Mapping[str, Tensor], folder: Path) -> None:
+def _assign(model: Model, named: Mapping[str, Tensor], folder: Path) -> None:
     own = dict(model.named_parameters())
     # What is not stored beside the head was loaded with the backbone.
-    loaded = {k for k in own if _is_backbone(k) and k not in named and "lora_" not in k}
+    loaded = {k for k in own if k.startswith(_TRUNK) and k not in named and "lora_" not in k}
     odd = sorted((own.keys() - loaded) ^ named.keys())
     if odd or any(own[k].shape != v.shape for k, v in named.items()):
         first = ", ".join(odd[:3]) or "other shapes"
@@ -177,7 +183,7 @@ def _assign(model: RewardModel, named: Mapping[str, Tensor], folder: Path) -> No
         assign(own[name], tensor)
 
 
-def _shell(model: RewardModel, cls: type[PreTrainedModel]) -> PreTrainedModel:
+def _shell(model: Model, cls: type[PreTrainedModel]) -> PreTrainedModel:
     """The classifier without weights, whose configuration tells others what it is."""
     config = copy.deepcopy(model.config)
     config.num_labels = 1
@@ -188,12 +194,8 @@ def _shell(model: RewardModel, cls: type[PreTrainedModel]) -> PreTrainedModel:
     return shell
 
 
-def _is_backbone(name: str) -> bool:
-    return name.startswith("hf.")
-
-
 def _save_adapter(
-    model: RewardModel,
+    model: Model,
     folder: Path,
     backbone: Mapping[str, Tensor],
     heads: dict[str, Tensor],
@@ -231,7 +233,7 @@ def _with_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
     return adapted
 
 
-def _adapter_tensors(model: RewardModel, folder: Path, kind: Files) -> dict[str, Tensor]:
+def _adapter_tensors(model: Model, folder: Path, kind: Files) -> dict[str, Tensor]:
     """The adapters' weights by their names in the model."""
     if not kind.startswith("adapter"):
         return {}
@@ -242,7 +244,7 @@ def _adapter_tensors(model: RewardModel, folder: Path, kind: Files) -> dict[str,
         (level,) = {k.removeprefix(_PEFT).partition(".")[0] for k in stored}
         stored = {_PEFT + k.removeprefix(f"{_PEFT}{level}."): v for k, v in stored.items()}
     names = {n.replace(".default.", "."): n for n, _ in model.named_parameters() if "lora_" in n}
-    return {names.get(f"hf.{k}", f"hf.{k}"): v for k, v in stored.items()}
+    return {names.get(_TRUNK + k, _TRUNK + k): v for k, v in stored.items()}
 
 
 def _stored(folder: Path, name: str) -> Tensor:

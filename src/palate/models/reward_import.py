@@ -15,8 +15,9 @@ from transformers import (
 from palate.errors import ModelError
 from palate.models.heads import RewardHead
 from palate.models.loading import NO_HUB, disable_dropout, hub_is_needed_and_absent
-from palate.models.reward import RewardModel, RewardSpec
+from palate.models.model import Model
 from palate.models.reward_backbone import from_pretrained, one_line
+from palate.models.reward_config import RewardSpec
 from palate.recipes.reward import HeadRecipe
 from palate.recipes.schema import Dtype, ModelRecipe
 
@@ -28,9 +29,9 @@ SCORE_ON_LAST_STATE = frozenset(
 at the rightmost token that is not padding."""
 
 
-def classifier_class(model: RewardModel) -> type[PreTrainedModel] | None:
+def classifier_class(model: Model) -> type[PreTrainedModel] | None:
     """The sequence-classification class that gives this model's scores; None where none does."""
-    if not model.head.is_linear or model.spec.pooling != "token":
+    if not model.reward_head.head.is_linear or model.spec.pooling != "token":
         return None
     cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None)
     return cls if cls is not None and scores_last_state(cls) else None
@@ -45,7 +46,7 @@ def scores_last_state(cls: type) -> bool:
 
 def imported(
     path: str, dtype: Dtype | None, revision: str | None, *, trust_remote_code: bool
-) -> RewardModel:
+) -> Model:
     """A model that others trained, a folder or hub name; see `load_reward_model`.
 
     Raises:
@@ -73,9 +74,10 @@ def imported(
             )
         head = HeadRecipe(bias=score.bias is not None)
         spec = RewardSpec(model=recipe, head=head, whole_rendering=True)
-        model = RewardModel(whole.base_model, spec)
-        assert isinstance(model.head, RewardHead)
-        model.head.layers[0].load_state_dict(score.state_dict())
+        model = Model.reward(whole.base_model, spec)
+        drawn = model.reward_head.head
+        assert isinstance(drawn, RewardHead)
+        drawn.layers[0].load_state_dict(score.state_dict())
     disable_dropout(model.base)
     return model.eval().requires_grad_(False)
 

@@ -14,7 +14,7 @@ from palate.errors import ModelError
 from palate.models.aggregate import sequence_stats
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer
-from palate.models.policy import Policy
+from palate.models.model import Ask, Model
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 
@@ -49,7 +49,7 @@ class LogRatio:
         self._encoder = Encoder(tokenizer, recipe.chat_template, length)
         self._policy = _ready(load_policy(model))
         self._pad_id = padding_id(tokenizer, self._policy.base)
-        self._reference: Policy | None = None
+        self._reference: Model | None = None
         self.name = f"log-probability of {_short(recipe.policy)}"
         if recipe.reference is not None:
             of_reference = model.model_copy(update={"path": recipe.reference})
@@ -87,13 +87,14 @@ class LogRatio:
             values = values / torch.tensor(lengths, dtype=torch.float64)
         return [(chosen, rejected) for chosen, rejected in (self.recipe.beta * values).tolist()]
 
-    def _log_probs(self, policy: Policy, pairs: list[Item]) -> torch.Tensor:
+    def _log_probs(self, policy: Model, pairs: list[Item]) -> torch.Tensor:
         """[B, 2] sums over each response's tokens, float64 on the processor."""
         batch = collate(pairs, layout="plain", pad_id=self._pad_id).to(policy.device)
-        return sequence_stats(policy(batch), batch).logp.double().cpu().view(-1, 2)
+        tokens = policy(batch, Ask()).token_stats
+        return sequence_stats(tokens, batch).logp.double().cpu().view(-1, 2)
 
 
-def _ready(policy: Policy) -> Policy:
+def _ready(policy: Model) -> Model:
     if torch.cuda.is_available():
         policy.to("cuda")
     return policy.eval()

@@ -20,7 +20,8 @@ from palate.errors import ModelError
 from palate.models.check import reward_layout_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer
-from palate.models.reward import RewardModel, Scale
+from palate.models.model import Ask, Model
+from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
 from palate.rewards.base import NOT_FINITE, Judged, as_chat, check_lengths, short_name
@@ -61,7 +62,7 @@ class ModelScorer:
 
     def __init__(
         self,
-        model: str | Path | RewardModel,
+        model: str | Path | Model,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
@@ -73,7 +74,7 @@ class ModelScorer:
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
-        if isinstance(model, RewardModel):
+        if isinstance(model, Model):
             self.model, path = model, model.spec.model.path
         else:
             path = str(model)
@@ -301,10 +302,10 @@ class ModelScorer:
             pad_id=padding_id(self.tokenizer, self.model.base),
             keep_last=True,
         )
-        found = self.model(batch.to(self.model.device))
+        found = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
         if self.head is None:
             return list(map(self._scaled, found.rewards.tolist()))
-        heads = found.heads.tolist()
+        heads = found.by_head.tolist()
         known = self._known()
         for key, rewards in zip(batch.keys, heads, strict=True):
             known.put(key, tuple(rewards))
@@ -318,7 +319,7 @@ class ModelScorer:
         return _KNOWN.setdefault(self.model, Known())
 
 
-_KNOWN: WeakKeyDictionary[RewardModel, Known] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Model, Known] = WeakKeyDictionary()
 
 
 def forget() -> None:
@@ -329,10 +330,10 @@ def forget() -> None:
 
 _Source = tuple[str, Dtype | None, str | None, bool]
 """Path, dtype, revision, and whether its code may be run."""
-_SHARED: WeakValueDictionary[_Source, RewardModel] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[_Source, Model] = WeakValueDictionary()
 
 
-def _loaded(source: _Source, *, shared: bool) -> RewardModel:
+def _loaded(source: _Source, *, shared: bool) -> Model:
     """A model from its files; scorers of the heads of one share it."""
     path, dtype, revision, code = source
     key = (str(Path(path).resolve()), dtype, revision, code)

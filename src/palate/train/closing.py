@@ -14,7 +14,6 @@ from palate.data.items import of_kind
 from palate.evaluate.preference import loss_members, score_pairs, summarise_pairs
 from palate.io import read_json
 from palate.losses import combined_needs
-from palate.models.policy import Policy
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.train.trainer import Job
 
@@ -40,7 +39,6 @@ def held_out(
     """
     if job.reference is None and combined_needs(loss_members(loss)).reference:
         return None
-    assert isinstance(job.policy, Policy)
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
     scores = score_pairs(

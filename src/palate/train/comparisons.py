@@ -25,8 +25,8 @@ from palate.losses import (
     magnitude,
     plackett_luce,
 )
+from palate.models.model import Ask, Outputs
 from palate.models.reference import Reference
-from palate.models.reward import RewardOutput
 from palate.recipes.reward import (
     BradleyTerry,
     HeadsRecipe,
@@ -75,27 +75,29 @@ class RewardObjective:
         *,
         baseline: Tensor | None = None,
     ) -> tuple[LossOutput, Statistics]:
-        if self.regularise.likelihood is None:
-            found: RewardOutput = policy(batch)
-        else:
-            found = policy(batch, likelihood=True)
-        if found.heads is None:
-            terms = self._terms(found.rewards, batch)
+        likely = self.regularise.likelihood
+        heads = ("reward",) if likely is None else ("reward", "lm")
+        outputs: Outputs = policy(batch, Ask(heads=heads, tokens="chosen"))
+        rewards = outputs.sequence_rewards
+        if outputs.by_head is None:
+            terms = self._terms(rewards, batch)
         else:
             # Held-out items count once for every head.
-            terms = self._terms_of_heads(found.heads, batch, bootstrap=policy.training)
-        if (own := self.regularise.likelihood) is not None:
-            assert found.chosen_logp is not None
-            written = likelihood(found.chosen_logp, beta=own.beta)
+            terms = self._terms_of_heads(outputs.by_head, batch, bootstrap=policy.training)
+        if likely is not None:
+            logps = outputs.token_stats.logp
+            total = logps.new_zeros(batch.n_sequences)
+            total = total.index_add(0, batch.segment[batch.chosen_tokens], logps)
+            written = likelihood(total[batch.of_pairs().chosen], beta=likely.beta)
             # Of a tie nobody chose either side, and which one stands first means nothing.
             written = written.masked_fill(batch.of_pairs().tie, 0.0)
-            terms.append(LossTerm(name="likelihood", losses=own.weight * written))
-        chosen, rejected = self._sides(found.rewards.detach(), batch)
+            terms.append(LossTerm(name="likelihood", losses=likely.weight * written))
+        chosen, rejected = self._sides(rewards.detach(), batch)
         output = LossOutput(terms=tuple(terms), chosen_rewards=chosen, rejected_rewards=rejected)
         output = apply_weight(output, batch.weight)
-        statistics = reward_statistics(found.rewards, batch, by_source=self.by_source)
-        if found.heads is not None:
-            apart = found.heads.detach().double().std(-1, correction=0)
+        statistics = reward_statistics(rewards, batch, by_source=self.by_source)
+        if outputs.by_head is not None:
+            apart = outputs.by_head.detach().double().std(-1, correction=0)
             statistics = {**statistics, "spread": _over(apart)}
         return output, statistics
 

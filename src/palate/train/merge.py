@@ -75,7 +75,7 @@ def _reward_model(
     folder: Path, dtype: Dtype | None, trust_remote_code: bool
 ) -> Callable[[Path], None]:
     model = load_reward_model(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.merge_adapters()
+    model.backbone.merge_adapters()
     # Adapters have no configuration that could say it.
     padding = AutoTokenizer.from_pretrained(folder).pad_token_id
     model.config.get_text_config().pad_token_id = padding

@@ -28,6 +28,7 @@ from palate.losses import (
 )
 from palate.losses.sequence import Per
 from palate.models.aggregate import sequence_stats
+from palate.models.model import Ask, Outputs
 from palate.models.reference import Reference
 from palate.recipes.losses import Kto, Loss, TokenWeights, members
 from palate.train.meter import Statistics
@@ -102,7 +103,7 @@ class _Asked:
         self.kl = kl or "kl" in extra
         self.entropy = "entropy" in extra
 
-    def tokens(
+    def token_stats(
         self, policy: nn.Module, batch: SequenceBatch, reference: Reference | None
     ) -> TokenStats:
         # What the loss does not use gets no upstream gradient, and so no backward work.
@@ -111,14 +112,9 @@ class _Asked:
             if reference is None:
                 raise ValueError("this objective needs a reference")
             given = reference.inputs(batch, kl=self.kl or self.reverse_kl)
-        found: TokenStats = policy(
-            batch,
-            reference=given,
-            kl=self.kl,
-            reverse_kl=self.reverse_kl,
-            entropy=self.entropy,
-        )
-        return found
+        ask = Ask(kl=self.kl, reverse_kl=self.reverse_kl, entropy=self.entropy)
+        outputs: Outputs = policy(batch, ask, reference=given)
+        return outputs.token_stats
 
 
 class PreferenceObjective:
@@ -158,7 +154,7 @@ class PreferenceObjective:
         *,
         baseline: Tensor | None = None,
     ) -> tuple[LossOutput, Statistics]:
-        tokens = self._asked.tokens(policy, batch, reference)
+        tokens = self._asked.token_stats(policy, batch, reference)
         sums = sequence_stats(tokens, batch)
         output = self._loss(tokens, sums, batch)
         statistics = pair_statistics(tokens, sums, output, batch, by_source=self.by_source)
@@ -201,7 +197,7 @@ class KtoObjective:
     ) -> tuple[LossOutput, Statistics]:
         if batch.desirable is None or baseline is None:
             raise ValueError("kto needs labels and the step's mean log-ratio")
-        tokens = self._asked.tokens(policy, batch, reference)
+        tokens = self._asked.token_stats(policy, batch, reference)
         sums = sequence_stats(tokens, batch)
         output = compute_unpaired(
             self.member,
@@ -232,7 +228,7 @@ class SftObjective:
         *,
         baseline: Tensor | None = None,
     ) -> tuple[LossOutput, Statistics]:
-        tokens = self._asked.tokens(policy, batch, None)
+        tokens = self._asked.token_stats(policy, batch, None)
         sums = sequence_stats(tokens, batch)
         output = sft(sums)
         term = output.terms[0]
@@ -264,7 +260,8 @@ def mismatched_log_ratios(
     other = batch.mismatched
     if other is None:
         raise ValueError("kto needs mismatched responses in its batches")
-    tokens: TokenStats = policy(other, reference=reference.inputs(other, kl=False))
+    outputs: Outputs = policy(other, Ask(), reference=reference.inputs(other, kl=False))
+    tokens = outputs.token_stats
     assert tokens.ref_logp is not None
     return float((tokens.logp - tokens.ref_logp).double().sum()), other.n_sequences
 

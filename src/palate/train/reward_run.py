@@ -22,7 +22,9 @@ from palate.errors import DataError, RunError
 from palate.models.features import FeatureTable
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer, weights_digest
-from palate.models.reward import RewardModel, Scale, build_reward_model
+from palate.models.model import Ask, Model
+from palate.models.reward import build_reward_model
+from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
 from palate.train.arguments import eval_plan
@@ -107,7 +109,7 @@ class RewardRun(Run):
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         encoder: Encoder,
-        model: RewardModel,
+        model: Model,
         objective: RewardObjective,
         data: Dataset,
         digest: str,
@@ -159,9 +161,7 @@ class RewardRun(Run):
             },
         )
 
-    def _features(
-        self, model: RewardModel, data: Dataset, digest: str, pad_id: int
-    ) -> FeatureTable:
+    def _features(self, model: Model, data: Dataset, digest: str, pad_id: int) -> FeatureTable:
         table = FeatureTable(
             model,
             [*data.train, *data.eval],
@@ -203,7 +203,6 @@ class RewardRun(Run):
         Raises:
             RunError: rewards that are not finite.
         """
-        assert isinstance(job.policy, RewardModel)
         model, size = job.policy, self.recipe.train.eval_batch_size_pairs
         shared = is_sharded(model)
         own = items if shared else items[self.rank :: self.world]
@@ -216,8 +215,8 @@ class RewardRun(Run):
                 chunk = own[start : start + size]
                 batch = job.collate(chunk).to(model.device)
                 with torch.no_grad():
-                    output = model(batch)
-                rewards, heads = output.rewards, output.heads
+                    output = model(batch, Ask(heads=("reward",)))
+                rewards, heads = output.sequence_rewards, output.by_head
                 if not bool(rewards.isfinite().all()):
                     raise RunError(
                         f"{job.folder.path}: the trained model's rewards are not finite; lower "
@@ -286,7 +285,6 @@ class RewardRun(Run):
         self, trainer: PalateTrainer, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
     ) -> None:
         model = trainer.job.policy
-        assert isinstance(model, RewardModel)
         ends = model.spec.end_tokens
         # None where the tokenizer has no token but those: then batches are refused, not misread.
         tokenizer.pad_token = padding_token(tokenizer, set(ends), vocabulary=model.vocabulary)

@@ -26,7 +26,7 @@ from palate.models.cache import CachedReference
 from palate.models.check import head_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
@@ -179,7 +179,7 @@ class PolicyRun(Run):
         folder: RunFolder,
         tokenizer: PreTrainedTokenizerBase,
         encoder: Encoder,
-        policy: Policy,
+        policy: Model,
         objective: Objective,
         data: Dataset,
     ) -> Job:
@@ -187,7 +187,7 @@ class PolicyRun(Run):
         layout, note = choose_layout(recipe.train.layout, policy, objective.kind)
         pad_id = padding_id(tokenizer, policy.base)
         own_collate = partial(collate, layout=layout, pad_id=pad_id)
-        digest = weights_digest(policy)
+        digest = weights_digest(policy.hf)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
             check_start(policy, reference, data.train[0], own_collate)
@@ -233,7 +233,7 @@ class PolicyRun(Run):
     def _reference(
         self,
         objective: Objective,
-        policy: Policy,
+        policy: Model,
         data: Dataset,
         layout: Layout,
         pad_id: int,

@@ -15,9 +15,8 @@ from palate.data.layouts import Layout
 from palate.errors import ModelError, RecipeError
 from palate.models.check import MEAN_TOLERANCE, layout_check, reward_layout_check
 from palate.models.limits import embeddings_of, positions_of
-from palate.models.policy import Policy
+from palate.models.model import Ask, Model
 from palate.models.reference import Reference
-from palate.models.reward import RewardModel
 from palate.recipes.schema import TuneRecipe
 from palate.train.batches import Collate
 
@@ -25,7 +24,7 @@ log = logging.getLogger("palate")
 
 
 def check_fits(
-    model: Policy | RewardModel,
+    model: Model,
     path: str,
     items: Sequence[Item],
     encoder: Encoder,
@@ -57,9 +56,7 @@ def check_fits(
         )
 
 
-def choose_layout(
-    wanted: str, policy: Policy | RewardModel, kind: str
-) -> tuple[Layout, dict[str, Any]]:
+def choose_layout(wanted: str, policy: Model, kind: str) -> tuple[Layout, dict[str, Any]]:
     """The layout of the run's batches, and what lineage.json says of it.
 
     `auto` and `shared` run pairs (and lists) in the shared layout where one pair gives the same
@@ -69,7 +66,7 @@ def choose_layout(
         return "plain", {"used": "plain", "check": None, "reason": "single examples"}
     if wanted == "plain":
         return "plain", {"used": "plain", "check": None, "reason": "asked for"}
-    found = reward_layout_check(policy) if isinstance(policy, RewardModel) else layout_check(policy)
+    found = reward_layout_check(policy) if policy.is_reward_model else layout_check(policy)
     # One answer for all processes, also where the difference is on the edge.
     (ok,) = broadcast_object_list([found.ok])
     finite = found.max_abs_difference != float("inf")
@@ -81,7 +78,7 @@ def choose_layout(
 
 
 @torch.no_grad()
-def check_start(policy: Policy, reference: Reference, item: Item, collate: Collate) -> None:
+def check_start(policy: Model, reference: Reference, item: Item, collate: Collate) -> None:
     """Asserts that the reference is the starting policy: same log-probs, so a loss of ln 2.
 
     Raises:
@@ -91,9 +88,10 @@ def check_start(policy: Policy, reference: Reference, item: Item, collate: Colla
     was_training = policy.training
     policy.eval()
     try:
-        tokens = policy(batch, reference=reference.inputs(batch, kl=False))
+        outputs = policy(batch, Ask(), reference=reference.inputs(batch, kl=False))
     finally:
         policy.train(was_training)
+    tokens = outputs.token_stats
     assert tokens.ref_logp is not None
     gap = float((tokens.logp - tokens.ref_logp).abs().mean())
     if not gap <= MEAN_TOLERANCE[policy.dtype]:
@@ -112,7 +110,7 @@ def check_extra_metrics(recipe: TuneRecipe) -> None:
         )
 
 
-def save_memory(policy: Policy | RewardModel) -> None:
+def save_memory(policy: Model) -> None:
     """Layers keep their inputs alone and run again in the backward pass."""
     model: Any = policy.base
     options = {"use_reentrant": False}

@@ -26,9 +26,8 @@ from palate.data.layouts import Layout
 from palate.errors import RunError
 from palate.io import read_json, write_json
 from palate.losses import LossOutput
-from palate.models.policy import Policy
+from palate.models.model import Model
 from palate.models.reference import Reference
-from palate.models.reward import RewardModel
 from palate.recipes.schema import ModelRecipe
 from palate.train import checkpoint, weights
 from palate.train.batches import BatchPlan, Collate, Micro, eval_batches, train_loader
@@ -61,7 +60,7 @@ class Job:
         identity: what must be equal for a checkpoint to be continued.
     """
 
-    policy: Policy | RewardModel
+    policy: Model
     model: ModelRecipe
     objective: Objective
     reference: Reference | None

@@ -12,8 +12,7 @@ from transformers import Trainer
 from palate.errors import RunError
 from palate.models.config_names import add_older_names
 from palate.models.loading import load_model
-from palate.models.policy import Policy
-from palate.models.reward import RewardModel
+from palate.models.model import Model
 from palate.models.reward_files import load_reward_weights, save_reward_model
 from palate.models.sharding import assign
 from palate.recipes.schema import ModelRecipe
@@ -26,15 +25,15 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def gather_on_use(policy: Policy | RewardModel) -> None:
+def gather_on_use(policy: Model) -> None:
     """Lets sharded weights be gathered also when a reference asks for hidden states alone."""
-    if is_sharded(policy) and isinstance(policy, Policy):
+    if is_sharded(policy) and not policy.is_reward_model:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         register_fsdp_forward_method(policy, "hidden")
 
 
-def gathered_weights(policy: Policy | RewardModel) -> dict[str, Tensor] | None:
+def gathered_weights(policy: Model) -> dict[str, Tensor] | None:
     """All weights on the CPU of the main process; None where the policy holds them whole.
 
     Every process must call it.
@@ -48,7 +47,7 @@ def gathered_weights(policy: Policy | RewardModel) -> dict[str, Tensor] | None:
     return found
 
 
-def gathered_optimizer(trainer: Trainer, policy: Policy | RewardModel) -> dict[str, Any]:
+def gathered_optimizer(trainer: Trainer, policy: Model) -> dict[str, Any]:
     """The optimizer's state, whole; every process must call it."""
     optimizer: Any = trainer.optimizer
     if not is_sharded(policy):
@@ -61,7 +60,7 @@ def gathered_optimizer(trainer: Trainer, policy: Policy | RewardModel) -> dict[s
 
 
 def save_policy(
-    policy: Policy | RewardModel,
+    policy: Model,
     folder: Path,
     weights: dict[str, Tensor] | None,
     *,
@@ -72,24 +71,24 @@ def save_policy(
     Args:
         complete: False leaves out what a resumed run has already: a frozen backbone.
     """
-    if isinstance(policy, RewardModel):
+    if policy.is_reward_model:
         save_reward_model(policy, folder, tensors=weights, complete=complete)
     elif weights is None:
         policy.save(folder)
     else:
-        own = {name.removeprefix("hf."): tensor for name, tensor in weights.items()}
+        own = {name.removeprefix("trunks.policy.hf."): t for name, t in weights.items()}
         policy.hf.save_pretrained(folder, state_dict=own)  # type: ignore[operator]
     add_older_names(folder)
 
 
 @torch.no_grad()
-def load_weights(policy: Policy | RewardModel, folder: Path, recipe: ModelRecipe) -> None:
+def load_weights(policy: Model, folder: Path, recipe: ModelRecipe) -> None:
     """Puts the weights of a checkpoint into `policy`, bit for bit.
 
     Raises:
         RunError: they do not fit.
     """
-    if isinstance(policy, RewardModel):
+    if policy.is_reward_model:
         load_reward_weights(policy, folder)
         return
     if policy.has_adapters:
@@ -113,7 +112,7 @@ def load_weights(policy: Policy | RewardModel, folder: Path, recipe: ModelRecipe
         assign(parameter, source[name])
 
 
-def load_optimizer(trainer: Trainer, policy: Policy | RewardModel, state: dict[str, Any]) -> None:
+def load_optimizer(trainer: Trainer, policy: Model, state: dict[str, Any]) -> None:
     """Restores what `gathered_optimizer` returned."""
     optimizer: Any = trainer.optimizer
     if not is_sharded(policy):

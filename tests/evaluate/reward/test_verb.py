@@ -18,8 +18,7 @@ from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.rewardbench import WEIGHTS
 from palate.io import held
 from palate.models.loading import NO_HUB
-from palate.models.reward import RewardSpec, Scale
-from palate.models.reward_config import document
+from palate.models.reward_config import RewardSpec, Scale, document
 from palate.recipes import load_recipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import ModelRecipe

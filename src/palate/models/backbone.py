@@ -1,0 +1,140 @@
+"""A transformers model as token rows in and hidden states out; its vocabulary head is not run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from palate.data.layouts import SequenceBatch
+from palate.errors import ModelError
+from palate.kernels import Head
+from palate.models.attention import Windows, structure_masks
+
+
+class Backbone(nn.Module):
+    """Wraps a transformers model, of language or without a head, with or without PEFT adapters.
+
+    Attributes:
+        hf: the transformers or PEFT model; what is saved.
+    """
+
+    def __init__(self, hf: nn.Module) -> None:
+        super().__init__()
+        self.hf = hf
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """[R * T, d] last hidden states of every position of a batch."""
+        inputs: dict[str, Any] = dict(batch.inputs)
+        until = inputs.pop("visible_until", None)
+        if until is not None:
+            inputs["attention_mask"] = structure_masks(
+                until,
+                inputs["position_ids"],
+                self.windows,
+                kernel=self.config._attn_implementation,
+                dtype=self.dtype,
+            )
+        headless: Any = self.base.base_model
+        states: Tensor = headless(**inputs, use_cache=False).last_hidden_state
+        return states.reshape(-1, states.shape[-1])
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, adapters (if any) injected in its layers."""
+        get = getattr(self.hf, "get_base_model", None)
+        model = get() if get is not None else self.hf
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    @property
+    def config(self) -> Any:
+        return self.base.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base weights (adapters are float32)."""
+        return self.base.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the states that come out: OPT may project its own to another size."""
+        config = self.config.get_text_config()
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+    @property
+    def windows(self) -> Windows:
+        """The sliding windows of its layer types."""
+        return windows_of(self.config)
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.hf, "disable_adapter")
+
+    @property
+    def is_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.hf.parameters())
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """A context in which the adapters do nothing."""
+        context: AbstractContextManager[None] = self.hf.disable_adapter()  # type: ignore[operator]
+        return context
+
+    def merge_adapters(self) -> None:
+        """Adds the adapters to the weights; states stay the same to rounding."""
+        if self.has_adapters:
+            self.hf = self.hf.merge_and_unload()  # type: ignore[operator]
+
+    def vocabulary_module(self) -> nn.Module:
+        """The module whose weight is the vocabulary head's.
+
+        Raises:
+            ModelError: it has none.
+        """
+        module: nn.Module | None = self.base.get_output_embeddings()
+        if module is None or not isinstance(getattr(module, "weight", None), Tensor):
+            raise ModelError(f"{type(self.base).__name__} has no vocabulary head")
+        return module
+
+    def vocabulary_head(self) -> Head:
+        """The vocabulary head with the family's scaling and soft-capping.
+
+        Raises:
+            ModelError: it has none.
+        """
+        module = self.vocabulary_module()
+        config = self.config.get_text_config()
+        scale = 1.0
+        if getattr(config, "logit_scale", None) is not None:
+            scale = float(config.logit_scale)
+        elif getattr(config, "logits_scaling", None) is not None:
+            scale = 1.0 / float(config.logits_scaling)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return Head(
+            weight=module.weight,  # type: ignore[arg-type]
+            bias=getattr(module, "bias", None),
+            scale=scale,
+            softcap=None if cap is None else float(cap),
+        )
+
+
+def windows_of(config: Any) -> Windows:
+    """The sliding windows of a model's layer types; `config` is the model's.
+
+    Under the name "" where all layers are of one type.
+    """
+    config = config.get_text_config()
+    types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    if "sliding_attention" in types:
+        return {t: window if t == "sliding_attention" else None for t in types}
+    return {"": None if types else window}

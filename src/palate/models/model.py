@@ -1,0 +1,280 @@
+"""One model for policies, reward models and value models: named trunks, and named heads on them.
+
+    policy = Model.policy(hf)                        # trunk "policy", head "lm"
+    outputs = policy(batch, Ask(kl=True), reference=reference.inputs(batch, kl=True))
+    outputs.tokens.kl                                # [N]
+
+    reward = Model.reward(hf, spec)                  # trunk "reward", head "reward"
+    reward(batch, Ask(heads=("reward",))).rewards    # [S]
+
+A value head reads the policy's trunk, or one of its own:
+
+    Model({"policy": trunk}, {"lm": VocabularyHead("policy"), "value": ValueHead("policy", ...)})
+    Model({"policy": trunk, "value": other}, {..., "value": ValueHead("value", ...)})
+
+All that is asked comes from one forward pass, so that DDP and FSDP, which wrap the model, see one
+call; each trunk is run once, and the vocabulary head at response tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from palate.data.layouts import SequenceBatch
+from palate.kernels import Head, RefInputs, TokenStats, token_stats
+from palate.models.backbone import Backbone
+from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
+from palate.models.limits import embeddings_of
+from palate.models.reward_config import RewardSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is wanted of one forward pass.
+
+    Attributes:
+        heads: names of the heads to run: `lm` gives `tokens`, `reward` rewards, `value` values.
+        kl, reverse_kl, entropy: statistics of the vocabulary head besides log-probs; see
+            `palate.kernels.token_stats`.
+        tokens: whose the vocabulary head is run for: all responses', or the chosen ones' of pairs.
+    """
+
+    heads: tuple[str, ...] = ("lm",)
+    kl: bool = False
+    reverse_kl: bool = False
+    entropy: bool = False
+    tokens: Literal["all", "chosen"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What comes back; None of what was not asked for.
+
+    Attributes:
+        tokens: [N] statistics of response tokens, or of those at `batch.chosen_tokens`.
+        rewards: [S] float32, raw; of several heads their mean.
+        by_head: [S, K] rewards of each of several heads; None where there is one.
+        values: [N] float32, of the state that each response token is written in.
+    """
+
+    tokens: TokenStats | None = None
+    rewards: Tensor | None = None
+    by_head: Tensor | None = None
+    values: Tensor | None = None
+
+    @property
+    def token_stats(self) -> TokenStats:
+        """`tokens`, which were asked for."""
+        assert self.tokens is not None, "head `lm` was not asked for"
+        return self.tokens
+
+    @property
+    def sequence_rewards(self) -> Tensor:
+        """`rewards`, which were asked for."""
+        assert self.rewards is not None, "head `reward` was not asked for"
+        return self.rewards
+
+
+ModelHead = VocabularyHead | ScalarHead | ValueHead
+
+
+class Model(nn.Module):
+    """Trunks and heads by name; every head reads one trunk.
+
+    Args:
+        trunks: at least one; the first is the main one, which properties of the model are of.
+        memory_mb: working memory of the vocabulary head.
+
+    Raises:
+        ValueError: a head on a trunk that there is not.
+    """
+
+    def __init__(
+        self,
+        trunks: Mapping[str, Backbone],
+        heads: Mapping[str, ModelHead],
+        *,
+        memory_mb: int = 256,
+    ) -> None:
+        super().__init__()
+        for name, head in heads.items():
+            if head.trunk not in trunks:
+                raise ValueError(f"head {name} reads trunk {head.trunk}, which is not there")
+        self.trunks = nn.ModuleDict(trunks)
+        self.heads = nn.ModuleDict(heads)
+        self.memory_mb = memory_mb
+
+    @classmethod
+    def policy(cls, hf: nn.Module, *, memory_mb: int = 256) -> Model:
+        """A language model: trunk `policy`, head `lm`."""
+        return cls({"policy": Backbone(hf)}, {"lm": VocabularyHead("policy")}, memory_mb=memory_mb)
+
+    @classmethod
+    def reward(
+        cls,
+        hf: nn.Module,
+        spec: RewardSpec,
+        *,
+        language: Head | None = None,
+        memory_mb: int = 256,
+    ) -> Model:
+        """A reward model: trunk and head `reward`.
+
+        Args:
+            language: the vocabulary head, frozen, for the likelihood term alone.
+        """
+        trunk = Backbone(hf)
+        heads: dict[str, ModelHead] = {"reward": ScalarHead("reward", trunk.hidden_size, spec)}
+        if language is not None:
+            heads["lm"] = VocabularyHead("reward", language)
+        return cls({"reward": trunk}, heads, memory_mb=memory_mb)
+
+    def forward(
+        self, batch: SequenceBatch, ask: Ask, *, reference: RefInputs | None = None
+    ) -> Outputs:
+        """All that is asked, in one pass.
+
+        Args:
+            batch: for rewards laid out with `keep_last`, or holding `features` of a frozen trunk.
+            reference: of the response tokens, for KL and reference log-probs.
+        """
+        states: dict[str, Tensor] = {}
+        outputs: dict[str, Any] = {}
+        for name in ask.heads:
+            head = self.heads[name]
+            if isinstance(head, ScalarHead) and "features" in batch.inputs:
+                rewards, by_head = head.rewards(batch.inputs["features"])
+                outputs |= {"rewards": rewards, "by_head": by_head}
+                continue
+            assert isinstance(head, (VocabularyHead, ScalarHead, ValueHead))
+            if head.trunk not in states:
+                states[head.trunk] = self.trunks[head.trunk](batch)
+            seen = states[head.trunk]
+            if isinstance(head, ScalarHead):
+                rewards, by_head = head.rewards(head.pooled(seen, batch))
+                outputs |= {"rewards": rewards, "by_head": by_head}
+            elif isinstance(head, ValueHead):
+                outputs["values"] = head(seen[batch.predict])
+            else:
+                outputs["tokens"] = self._tokens(seen, head, batch, ask, reference)
+        return Outputs(**outputs)
+
+    def _tokens(
+        self,
+        states: Tensor,
+        head: VocabularyHead,
+        batch: SequenceBatch,
+        ask: Ask,
+        reference: RefInputs | None,
+    ) -> TokenStats:
+        predict, targets = batch.predict, batch.targets
+        if ask.tokens == "chosen":
+            predict, targets = predict[batch.chosen_tokens], targets[batch.chosen_tokens]
+        return token_stats(
+            hidden=states[predict],
+            head=head.weights(self.trunk(head.trunk)),
+            targets=targets,
+            reference=reference,
+            kl=ask.kl,
+            reverse_kl=ask.reverse_kl,
+            entropy=ask.entropy,
+            memory_mb=self.memory_mb,
+        )
+
+    def hidden(self, batch: SequenceBatch) -> Tensor:
+        """[N, d] last hidden states of the main trunk that predict the response tokens."""
+        states: Tensor = self.backbone(batch)
+        return states[batch.predict]
+
+    def pooled(self, batch: SequenceBatch) -> Tensor:
+        """[S, d] what the reward head reads."""
+        head = self.reward_head
+        return head.pooled(self.trunks[head.trunk](batch), batch)
+
+    def trunk(self, name: str) -> Backbone:
+        trunk = self.trunks[name]
+        assert isinstance(trunk, Backbone)
+        return trunk
+
+    @property
+    def backbone(self) -> Backbone:
+        """The main trunk."""
+        return self.trunk(next(iter(self.trunks)))
+
+    def vocabulary_head(self) -> Head:
+        """The weights of head `lm`, with the family's scaling and soft-capping.
+
+        Raises:
+            ModelError: it has none.
+        """
+        head = self.heads["lm"]
+        assert isinstance(head, VocabularyHead)
+        return head.weights(self.trunk(head.trunk))
+
+    @property
+    def reward_head(self) -> ScalarHead:
+        head = self.heads["reward"]
+        assert isinstance(head, ScalarHead)
+        return head
+
+    @property
+    def is_reward_model(self) -> bool:
+        return "reward" in self.heads
+
+    @property
+    def spec(self) -> RewardSpec:
+        """What a saved reward model says of itself."""
+        return self.reward_head.spec
+
+    @spec.setter
+    def spec(self, spec: RewardSpec) -> None:
+        self.reward_head.spec = spec
+
+    @property
+    def hf(self) -> nn.Module:
+        """The transformers or PEFT model of the main trunk."""
+        return self.backbone.hf
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The main trunk's transformers model, adapters (if any) injected in its layers."""
+        return self.backbone.base
+
+    @property
+    def config(self) -> Any:
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the main trunk's weights (adapters and scalar heads are float32)."""
+        return self.backbone.dtype
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.backbone.has_adapters
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the main trunk knows: rows of its vocabulary head, or of its embeddings."""
+        if self.is_reward_model:
+            return embeddings_of(self.base)
+        return len(self.vocabulary_head().weight)
+
+    @property
+    def n_trainable(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Writes the main trunk as safetensors + JSON that transformers (or PEFT) loads."""
+        self.hf.save_pretrained(folder)  # type: ignore[operator]

@@ -9,34 +9,21 @@ from pathlib import Path
 
 from palate.train import checkpoint
 
-# accelerate leaves FSDP out on CPU, where torch has it: this child asks for it all the same. With
-# a second argument it dies before that step.
+# With a second argument this child dies before that step.
 FSDP_CHILD = """
 import sys
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-
-made = AcceleratorState.__init__
-def sharded(self, *args, fsdp_plugin=None, **kwargs):
-    made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None:
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-AcceleratorState.__init__ = sharded
-
+from torch.distributed.tensor import DTensor
 import palate.train as train
-import palate.train.run as run
 from palate.recipes import load_recipe, RewardRecipe, TuneRecipe
-from palate.train.trainer import PalateTrainer
-from palate.train.weights import is_sharded
+from palate.train.loop import Loop
 
-run.check_launch = lambda *args, **kwargs: None
-begin = PalateTrainer.get_batch_samples
-def checked(self, *args):
-    assert is_sharded(self.job.policy)
-    if len(sys.argv) > 2 and self.state.global_step == int(sys.argv[2]):
+train_step = Loop.train_step
+def checked(self, micro_batches):
+    assert all(isinstance(p, DTensor) for p in self.job.model.parameters())
+    if len(sys.argv) > 2 and self.step == int(sys.argv[2]):
         sys.exit("stopped")
-    return begin(self, *args)
-PalateTrainer.get_batch_samples = checked
+    train_step(self, micro_batches)
+Loop.train_step = checked
 if "# palate reward" in open(sys.argv[1]).read():
     train.reward(load_recipe(RewardRecipe, sys.argv[1]))
 else:

@@ -14,7 +14,7 @@ from launched import FSDP_CHILD, fsdp, launch
 from palate.errors import RecipeError
 from palate.recipes import resolve_yaml
 from palate.train import tune
-from palate.train.arguments import check_launch
+from palate.train.launch import check_launch
 from tiny_runs import tiny_recipe
 
 
@@ -77,17 +77,17 @@ def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("environment", "device", "words"),
+    ("environment", "words"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cpu", "FSDP needs accelerators"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "cuda", "FSDP 1 is not supported"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cuda", "optimizer_precision"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "cuda", "DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP 1 is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "optimizer_precision"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "offloaded"),
     ],
 )
 def test_launches_that_would_lose_something_are_refused(
     environment: dict[str, str],
-    device: str,
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,4 +95,4 @@ def test_launches_that_would_lose_something_are_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match=words):
-        check_launch(tiny_recipe(tmp_path, dtype="bfloat16"), device=device)
+        check_launch(tiny_recipe(tmp_path, dtype="bfloat16"))

@@ -31,7 +31,7 @@ from palate.rewards.questions import opened
 from palate.train.judge import train_judge
 from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, NONE_READ, Prepared
 from palate.train.judge.stages import check_template
-from palate.train.trainer import PalateTrainer
+from palate.train.loop import Loop
 from tiny_judge import BAD, FAST, GOOD, FakeWriter, judge_document, save_judge, write_toy
 from tiny_runs import lines, read, write_rows
 
@@ -408,7 +408,7 @@ def stops(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
     """Makes the run stop at the call number `after` of what is at `where`."""
     owner: Any
     if where == "training":
-        owner, name = PalateTrainer, "training_step"
+        owner, name = Loop, "train_step"
     elif where == "writing questions":
         owner, name = module.Desk, "_stage"
     elif where == "merging":

@@ -14,10 +14,10 @@ import torch
 from palate.errors import RecipeError
 from palate.recipes.schema import TrainRecipe
 from palate.train import checkpoint
-from palate.train.arguments import batch_plan, total_steps, warmup_steps
-from palate.train.batches import BatchPlan, StepSampler
+from palate.train.launch import batch_plan, total_steps
 from palate.train.meter import Meter, Sum
-from palate.train.optimizer import build_optimizer, schedule
+from palate.train.optimizer import build_optimizer, schedule, warmup_steps
+from palate.train.sources.offline import BatchPlan
 
 
 @pytest.mark.parametrize(
@@ -25,30 +25,29 @@ from palate.train.optimizer import build_optimizer, schedule
     [(20, 8, 4, 1), (21, 8, 3, 1), (5, 8, 2, 2), (1, 4, 1, 4), (17, 6, 2, 3), (9, 4, 1, 2)],
 )
 def test_every_item_once_whatever_the_processes(n: int, batch: int, micro: int, world: int) -> None:
-    alone = StepSampler(n, BatchPlan(batch_size=batch, micro_batch_size=batch), seed=5)
+    whole = BatchPlan(batch_size=batch, micro_batch_size=batch)
     plans = [
         BatchPlan(batch_size=batch, micro_batch_size=micro, rank=r, world_size=world)
         for r in range(world)
     ]
-    shares = [list(StepSampler(n, plan, seed=5)) for plan in plans]
+    shares = [plan.epoch(n, seed=5, epoch=0) for plan in plans]
     # Collectives need the same number of passes everywhere.
-    assert {len(share) for share in shares} == {len(StepSampler(n, plans[0], seed=5))}
-    assert all(slot and len(slot) <= micro for share in shares for slot in share)
-    seen = [i for share in shares for slot in share for i in slot if i >= 0]
-    assert sorted(seen) == list(range(n))
+    for steps in zip(*shares, strict=True):
+        assert len({len(slots) for slots in steps}) == 1
+    slots = [slot for share in shares for step in share for slot in step]
+    assert all(slot and len(slot) <= micro for slot in slots)
+    assert sorted(i for slot in slots for i in slot if i >= 0) == list(range(n))
     # The items of a step are the same ones, in any cut.
-    k = plans[0].accumulation
-    for index, step in enumerate(alone):
-        own = [i for share in shares for slot in share[index * k : (index + 1) * k] for i in slot]
-        assert sorted(i for i in own if i >= 0) == sorted(step)
+    for (alone,), *cut in zip(whole.epoch(n, seed=5, epoch=0), *shares, strict=True):
+        items = [i for step in cut for slot in step for i in slot]
+        assert sorted(i for i in items if i >= 0) == sorted(alone)
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
     plan = BatchPlan(batch_size=4, micro_batch_size=4)
-    one, same, other = (StepSampler(32, plan, seed=s) for s in (1, 1, 2))
-    assert list(one) == list(same) != list(other)
-    same.set_epoch(1)
-    assert list(one) != list(same)
+    first, same, other = (plan.epoch(32, seed=s, epoch=0) for s in (1, 1, 2))
+    assert first == same != other
+    assert first != plan.epoch(32, seed=1, epoch=1)
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
@@ -61,7 +60,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     plan = batch_plan(
         TrainRecipe(batch_size_pairs=4, micro_batch_size_pairs=4), rank=0, world_size=2
     )
-    assert (plan.micro_batch_size, plan.accumulation) == (2, 1)
+    assert (plan.micro_batch_size, len(plan.micro_batches(range(4)))) == (2, 1)
 
 
 def test_steps_of_a_run() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from palate.errors import PalateError, RunError
 from palate.recipes import resolve_yaml
 from palate.train import checkpoint, tune
-from palate.train.trainer import PalateTrainer
+from palate.train.loop import Loop
 from tiny_runs import tiny_recipe
 
 CHILD = """
@@ -28,12 +28,11 @@ from pathlib import Path
 from palate.recipes import load_recipe
 from palate.recipes.schema import TuneRecipe
 from palate.train import checkpoint, tune
-from palate.train.trainer import PalateTrainer
-from palate.train.trainer import PalateTrainer
+from palate.train.loop import Loop
 
 recipe, mode = sys.argv[1:3]
-step = PalateTrainer.training_step
-PalateTrainer.training_step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]
+step = Loop.train_step
+Loop.train_step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]
 if mode == "slow-save":
     save = checkpoint.save_random
     def slow(states, folder):
@@ -138,15 +137,15 @@ class Stop(Exception):
 
 def interrupted(recipe: Any, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Runs until the optimizer has made `after` steps."""
-    begin = PalateTrainer.get_batch_samples
+    train_step = Loop.train_step
 
-    def stopping(self: Any, *args: Any) -> Any:
-        if self.state.global_step == after:
+    def stopping(self: Loop, micro_batches: Any) -> None:
+        if self.step == after:
             raise Stop
-        return begin(self, *args)
+        train_step(self, micro_batches)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(PalateTrainer, "get_batch_samples", stopping)
+        patch.setattr(Loop, "train_step", stopping)
         tune(recipe, quiet=True)
 
 
@@ -176,7 +175,7 @@ def test_resume_after_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("palate.train.run.save_model", die)
+        patch.setattr("palate.train.run.save_final_model", die)
         tune(tiny_recipe(tmp_path, max_steps=3), quiet=True)
     tune(tiny_recipe(tmp_path, max_steps=3, resume=True), quiet=True)
     assert_same(whole.path, tmp_path / "run")
@@ -253,10 +252,10 @@ def test_a_full_disk_is_one_line_and_keeps_what_there_is(
 
 
 def test_early_stop_counts_across_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def falls_until_step_4(self: PalateTrainer) -> dict[str, float]:
-        return {"loss": 1.0 + abs(self.state.global_step - 4)}
+    def falls_until_step_4(self: Loop) -> dict[str, float]:
+        return {"loss": 1.0 + abs(self.step - 4)}
 
-    monkeypatch.setattr(PalateTrainer, "_evaluation", falls_until_step_4)
+    monkeypatch.setattr(Loop, "evaluation", falls_until_step_4)
     settings: dict[str, Any] = {
         "epochs": 4,
         "eval_every_steps": 1,

@@ -16,7 +16,7 @@ from palate.recipes import load_recipe
 from palate.recipes.load import resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
 from palate.train import reward
-from palate.train.trainer import PalateTrainer
+from palate.train.loop import Loop
 from tiny_rewards import assert_close, log_of, recipe, weights
 from tiny_runs import WORDS, write_rows
 
@@ -87,14 +87,14 @@ def test_an_interrupted_run_ends_bit_equal(
 ) -> None:
     train = {"epochs": 2.0, "save_every_steps": 4}
     whole = reward(recipe(tmp_path, out="whole", train=train, **case), quiet=True).path
-    step = PalateTrainer.training_step
+    step = Loop.train_step
 
-    def stops(self: PalateTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 6:
+    def stops(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if self.step == 6:
             raise Stopped
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(PalateTrainer, "training_step", stops)
+    monkeypatch.setattr(Loop, "train_step", stops)
     with pytest.raises(Stopped):
         reward(recipe(tmp_path, out="cut", train=train, **case), quiet=True)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from palate.data.items import Item, PairLabel
 from palate.errors import ModelError, RecipeError
 from palate.evaluate.reward import evaluate_rewards
-from palate.models.model import Ask, Model
+from palate.models.model import Model
 from palate.models.reward_files import load_reward_model
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.scorers import EnsembleScorer, HeadsScorer, ModelScorer
@@ -23,8 +23,8 @@ from palate.rewards.build import make_scorer
 from palate.rewards.ensemble import Ensemble
 from palate.rewards.model import ModelScorer as Scorer
 from palate.train import reward, reward_run
-from palate.train.comparisons import RewardObjective, bootstrap_weights
-from palate.train.trainer import PalateTrainer
+from palate.train.loop import Loop
+from palate.train.objectives.reward import RewardObjective, bootstrap_weights
 from tiny_rewards import assert_close, log_of, recipe
 from tiny_runs import WORDS
 
@@ -108,8 +108,11 @@ def test_held_out_items_count_once_for_every_head(tmp_path: Path) -> None:
     model = reward_run.build_reward_model(own)
     batch = collate([pair], layout="plain", pad_id=0, keep_last=True)
     model.eval()
-    found, _ = objective.step(model, batch, None)
-    heads = model(batch, Ask(heads=("reward",))).by_head
+    outputs = model(batch, objective.ask())
+    # In evaluation mode the draws do not apply.
+    state = objective.prepare([], model, None, lambda values: values)
+    found = objective.loss(outputs, batch, state)
+    heads = outputs.by_head
     wanted = torch.nn.functional.softplus(heads[1] - heads[0]).mean()
     assert found.terms[0].losses.item() == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -120,7 +123,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
         "train": {"epochs": 2.0, "save_every_steps": 3},
     }
     whole = reward(recipe(tmp_path, out="whole", **own), quiet=True).path
-    step, seen = PalateTrainer.training_step, 0
+    step, seen = Loop.train_step, 0
 
     def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal seen
@@ -129,10 +132,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(PalateTrainer, "training_step", stop)
+    monkeypatch.setattr(Loop, "train_step", stop)
     with pytest.raises(KeyboardInterrupt):
         reward(recipe(tmp_path, out="cut", **own), quiet=True)
-    monkeypatch.setattr(PalateTrainer, "training_step", step)
+    monkeypatch.setattr(Loop, "train_step", step)
     cut = reward(recipe(tmp_path, out="cut", resume=True, **own), quiet=True).path
     for name, tensor in heads_of(whole).items():
         assert torch.equal(tensor, heads_of(cut)[name])

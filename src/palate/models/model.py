@@ -52,6 +52,11 @@ class Ask:
     entropy: bool = False
     tokens: Literal["all", "chosen"] = "all"
 
+    @property
+    def needs_kl(self) -> bool:
+        """Whether a reference must give more than log-probs."""
+        return self.kl or self.reverse_kl
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:

@@ -161,6 +161,8 @@ class LoopRecipe(Strict):
     """Keep this many; default all."""
     early_stop_patience: Count | None = None
     """Stop after this many evaluations without a better eval loss; needs eval_every_steps."""
+    data_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that lay out batches ahead; 0: none but the run's own. Results are the same."""
     report_to: tuple[str, ...] = ()
     """tensorboard, wandb, trackio ...; metrics.jsonl is always written."""
 

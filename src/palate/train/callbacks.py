@@ -1,22 +1,19 @@
-"""Observers of a run: metrics.jsonl, status.json, and the line that people watch."""
+"""Observers of a run: the protocol, metrics.jsonl with status.json, and the line people watch."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
 
 from palate.train.folder import RunFolder
+
+if TYPE_CHECKING:
+    from palate.train.loop import Loop
 
 LINE_SECONDS = 10.0
 """Without a terminal: at most one line of training in this many seconds."""
@@ -32,8 +29,43 @@ SHOWN = (
 )
 """Figures of the line: metric, label, format."""
 
+Split = Literal["train", "eval"]
 
-class RunLog(TrainerCallback):
+
+class Callback:
+    """Hooks of a run, each called on every process; override those of interest.
+
+    A callback may set `loop.should_stop`, after which a checkpoint is written and the run ends. One
+    with a memory returns it from `state_dict`, in JSON values: it is in every checkpoint, and given
+    back on resume. `name` tells callbacks in a checkpoint apart.
+    """
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def on_start(self, loop: Loop) -> None:
+        """Before the first step of this process, after resuming."""
+
+    def on_step(self, loop: Loop) -> None:
+        """After each optimizer step; `loop.step` counts it."""
+
+    def on_log(self, loop: Loop, split: Split, values: Mapping[str, float]) -> None:
+        """For each line of metrics.jsonl: means since the last one, or of an evaluation."""
+
+    def on_save(self, loop: Loop) -> None:
+        """After a checkpoint is whole."""
+
+    def on_end(self, loop: Loop) -> None:
+        """After the last step, also after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class RunLog(Callback):
     """Writes metrics.jsonl and keeps the step in status.json."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -41,65 +73,42 @@ class RunLog(TrainerCallback):
         self._begun = time.monotonic()
         self._first = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.folder.step = self._first = state.global_step
+    def on_start(self, loop: Loop) -> None:
+        self.folder.step = self._first = loop.step
         self._begun = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.folder.step = state.global_step
+    def on_step(self, loop: Loop) -> None:
+        self.folder.step = loop.step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        values = dict(logs or {})
-        values.pop("epoch", None)
-        split = "eval" if "eval_loss" in values else "train"
-        values = {name.removeprefix("eval_"): value for name, value in values.items()}
-        if split == "train":
-            values["seconds_left"] = self.seconds_left(state)
-        self.folder.log(split, state.global_step, state.epoch or 0.0, values)
+    def on_log(self, loop: Loop, split: Split, values: Mapping[str, float]) -> None:
+        more = {"seconds_left": self.seconds_left(loop)} if split == "train" else {}
+        self.folder.log(split, loop.step, loop.epoch, {**values, **more})
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, loop: Loop) -> None:
         self.folder.write_status("running")
 
-    def seconds_left(self, state: TrainerState) -> float:
+    def seconds_left(self, loop: Loop) -> float:
         """At the mean speed since this process began."""
-        done = state.global_step - self._first
-        left = state.max_steps - state.global_step
+        done, left = loop.step - self._first, loop.total - loop.step
         return (time.monotonic() - self._begun) / done * left if done else 0.0
 
 
-class Display(TrainerCallback):
+class Display(Callback):
     """One line of progress: a live bar on a terminal, a plain line now and then elsewhere.
 
     Args:
-        log: for the time left. quiet: show nothing.
+        log: for the time left.
     """
 
-    def __init__(self, log: RunLog, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, log: RunLog, console: Console) -> None:
         self.log = log
         self.console = console
-        self.quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._printed = 0.0
-        self._figures = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.quiet or not self.console.is_terminal:
+    def on_start(self, loop: Loop) -> None:
+        if self.console.quiet or not self.console.is_terminal:
             return
         self._bar = Progress(
             TextColumn("step"),
@@ -111,83 +120,68 @@ class Display(TrainerCallback):
         )
         self._bar.start()
         self._task = self._bar.add_task(
-            "", total=state.max_steps, completed=state.global_step, left="", figures=""
+            "", total=loop.total, completed=loop.step, left="", figures=""
         )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        values = logs or {}
-        if self.quiet:
-            return
-        if "eval_loss" in values:
-            held_out = {k.removeprefix("eval_"): v for k, v in values.items()}
-            self.console.print(
-                f"step {state.global_step}, held out: {figures(held_out)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            return
-        self._figures = figures(values)
-        left = f"{duration(self.log.seconds_left(state))} left"
+    def on_step(self, loop: Loop) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, completed=state.global_step, left=left, figures=self._figures
-            )
+            self._bar.update(self._task, completed=loop.step)
+
+    def on_log(self, loop: Loop, split: Split, values: Mapping[str, float]) -> None:
+        if split == "eval":
+            self._print(f"step {loop.step}, held out: {figures(values)}")
+            return
+        left = f"{duration(self.log.seconds_left(loop))} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=loop.step, left=left, figures=figures(values))
             return
         now = time.monotonic()
-        if now - self._printed >= LINE_SECONDS or state.global_step == state.max_steps:
+        if now - self._printed >= LINE_SECONDS or loop.step == loop.total:
             self._printed = now
-            self.console.print(
-                f"step {state.global_step}/{state.max_steps}, {left}: {self._figures}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._print(f"step {loop.step}/{loop.total}, {left}: {figures(values)}")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=state.global_step)
-
-    def close(self) -> None:
-        """Leaves the terminal as it was; also after an error."""
+    def on_end(self, loop: Loop) -> None:
+        # Leaves the terminal as it was.
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-
-class EarlyStop(EarlyStoppingCallback):
-    """Stops after some evaluations without a better loss, and leaves a checkpoint there."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        # The base class only warns that the best weights will not be loaded again.
-        return
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().on_evaluate(args, state, control, metrics, **kwargs)
-        if control.should_training_stop:
-            control.should_save = True
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def figures(values: dict[str, float]) -> str:
+class EarlyStop(Callback):
+    """Stops after some evaluations without a better loss.
+
+    Args:
+        patience: how many in a row.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: float | None = None
+        self.waited = 0
+
+    def on_log(self, loop: Loop, split: Split, values: Mapping[str, float]) -> None:
+        if split == "train":
+            return
+        if self.best is None or values["loss"] < self.best:
+            self.best, self.waited = values["loss"], 0
+            return
+        self.waited += 1
+        loop.should_stop = loop.should_stop or self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+
+
+def figures(values: Mapping[str, float]) -> str:
     """What people watch of a log line; unpaired feedback has its accuracy under another name."""
     if "rewards/accuracies" not in values and "accuracies/logits" in values:
-        values = values | {"rewards/accuracies": values["accuracies/logits"]}
+        values = {**values, "rewards/accuracies": values["accuracies/logits"]}
     shown = [f"{label} {form.format(values[n])}" for n, label, form in SHOWN if n in values]
     return "  ".join(shown)
 

@@ -4,8 +4,7 @@
       model/                   the policy, loadable by transformers or PEFT
       trainer/optimizer.safetensors, optimizer.json
       trainer/random.safetensors, random.json      one entry a process
-      trainer_state.json       the trainer's counters
-      run.json                 what must be equal to go on from here, and the partial log line
+      run.json                 what must be equal to go on from here, counters, the partial log line
 
 A checkpoint is written under a hidden name beside its place, flushed to the disk, and renamed in
 one step. Nothing is pickled.

@@ -1,4 +1,4 @@
-"""From a job to trained weights: the trainer is built, resumed where it can be, and run."""
+"""From a job to trained weights: the loop is built, resumed where it can be, and run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
+from transformers import PreTrainedTokenizerBase
 
 from palate.errors import RunError
 from palate.io import read_json
 from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
-from palate.train import checkpoint, weights
-from palate.train.arguments import total_steps, training_arguments, warmup_steps
-from palate.train.callbacks import Display, EarlyStop, RunLog
-from palate.train.trainer import Job, PalateTrainer
+from palate.train import checkpoint, distributed
+from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
+from palate.train.loop import Job, Loop
 
 
-def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Console) -> PalateTrainer:
+def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Console) -> Loop:
     """Trains the job to its end, from its last checkpoint where there is one.
 
     Raises:
@@ -28,34 +27,34 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     last = job.folder.last
     if last is not None:
         check_identity(last, job.identity)
-    steps = total_steps(recipe.train, job.plan, len(job.train))
     run_log = RunLog(job.folder)
-    display = Display(run_log, console)
-    trainer = _trainer(job, recipe, steps, [run_log, display])
+    callbacks: list[Callback] = [run_log, Display(run_log, console)]
+    if recipe.train.early_stop_patience is not None:
+        callbacks = [EarlyStop(recipe.train.early_stop_patience), *callbacks]
+    loop = Loop(job, recipe.train, seed=recipe.seed, callbacks=callbacks)
     job.folder.cut_metrics(0 if last is None else _step(last))
-    console.print(_opening(job, steps, last), highlight=False, soft_wrap=True)
+    console.print(
+        _opening(job, recipe.train.batch_size_pairs, last), highlight=False, soft_wrap=True
+    )
     if last is not None and read_json(last / "run.json")["done"]:
         # Killed between the last checkpoint and the end of the run: nothing is left to train.
-        weights.load_weights(job.policy, last / "model", job.model)
-        trainer.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        distributed.load_weights(job.model, last / "model", job.model_recipe)
+        loop.step = _step(last)
     else:
-        try:
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        finally:
-            display.close()
-    job.folder.step = trainer.state.global_step
-    return trainer
+        loop.run(last)
+    job.folder.step = loop.step
+    return loop
 
 
-def save_model(trainer: PalateTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_final_model(loop: Loop, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes `model/`, whole or not at all."""
-    job = trainer.job
-    tensors = weights.gathered_weights(job.policy)
-    if trainer.args.should_save:
+    job = loop.job
+    tensors = distributed.gathered_weights(job.model)
+    if loop.accelerator.is_main_process:
         with checkpoint.whole_folder(job.folder.model) as folder:
-            weights.save_policy(job.policy, folder, tensors)
+            distributed.save_model(job.model, folder, tensors)
             save_tokenizer(tokenizer, folder)
-    trainer.accelerator.wait_for_everyone()
+    loop.accelerator.wait_for_everyone()
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
@@ -73,47 +72,15 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
             )
 
 
-def _trainer(
-    job: Job,
-    recipe: TuneRecipe | SftRecipe | RewardRecipe,
-    steps: int,
-    callbacks: list[TrainerCallback],
-) -> PalateTrainer:
-    own = recipe.train
-    arguments = training_arguments(
-        own,
-        job.plan,
-        output_dir=job.folder.path,
-        seed=recipe.seed,
-        steps=steps,
-        evaluates=bool(job.eval),
-    )
-    if own.early_stop_patience is not None:
-        callbacks = [EarlyStop(early_stopping_patience=own.early_stop_patience), *callbacks]
-    trainer = PalateTrainer(
-        job,
-        arguments,
-        optimizer={
-            "name": own.optimizer,
-            "learning_rate": own.learning_rate,
-            "precision": own.optimizer_precision,
-        },
-        scheduler={"kind": own.scheduler, "warmup": warmup_steps(own, steps)},
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _opening(job: Job, steps: int, last: Path | None) -> str:
+def _opening(job: Job, batch_size: int, last: Path | None) -> str:
     items = {"pair": "pairs", "ranking": "lists"}.get(job.objective.kind, "examples")
     start = "" if last is None else f", from step {_step(last)}"
     return (
-        f"training on {len(job.train)} {items} ({len(job.eval)} held out), {steps} steps of "
-        f"{job.plan.batch_size}{start}; {job.policy.n_trainable:,} trained weights, "
-        f"{job.layout} layout"
+        f"training on {job.source.n_items} {items} ({len(job.eval)} held out), "
+        f"{job.source.total} steps of {batch_size}{start}; {job.model.n_trainable:,} trained "
+        f"weights, {job.layout} layout"
     )

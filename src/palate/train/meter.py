@@ -29,6 +29,8 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Sum] = {}
+        self.last: dict[str, float] = {}
+        """Values of the last step alone, by name."""
 
     def add(self, statistics: Statistics) -> None:
         """Adds the totals and weights of one micro-batch."""

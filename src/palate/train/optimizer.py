@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
+from transformers.trainer_pt_utils import get_parameter_names
+
+from palate.recipes.schema import LoopRecipe
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8, "fused": True}),
@@ -86,6 +90,27 @@ class MasterWeights(torch.optim.Optimizer):
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+_NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained weights: those that decay, and biases and norms, which do not."""
+    decaying = set(get_parameter_names(model, list(ALL_LAYERNORM_LAYERS), list(_NO_DECAY)))
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in named if (n in decaying) == decays], "weight_decay": decay}
+        for decays, decay in ((True, weight_decay), (False, 0.0))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def warmup_steps(recipe: LoopRecipe, total: int) -> int:
+    """Steps of warm-up of a run of `total` steps."""
+    if recipe.warmup_fraction is not None:
+        return math.ceil(recipe.warmup_fraction * total)
+    return recipe.warmup_steps
 
 
 def build_optimizer(

@@ -27,23 +27,23 @@ from palate.models.reward import build_reward_model
 from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
-from palate.train.arguments import eval_plan
-from palate.train.batches import Collate
 from palate.train.callbacks import LINE_SECONDS
-from palate.train.comparisons import (
+from palate.train.distributed import is_sharded
+from palate.train.fit import fit, save_final_model
+from palate.train.folder import RunFolder
+from palate.train.launch import eval_plan
+from palate.train.lineage import items_digest, lineage
+from palate.train.loop import Job, Loop
+from palate.train.objectives.reward import (
     RewardObjective,
     check_labels,
     comparisons,
     label_counts,
 )
-from palate.train.fit import fit, save_model
-from palate.train.folder import RunFolder
-from palate.train.lineage import items_digest, lineage
+from palate.train.preflight import check_fits, choose_layout, save_memory
 from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
 from palate.train.run import Run, RunResult
-from palate.train.start import check_fits, choose_layout, save_memory
-from palate.train.trainer import Job, PalateTrainer
-from palate.train.weights import is_sharded
+from palate.train.sources.offline import Collate
 
 
 def reward(recipe: RewardRecipe, *, quiet: bool = False) -> RunResult:
@@ -97,11 +97,11 @@ class RewardRun(Run):
         job = self._job(folder, tokenizer, encoder, model, objective, data, digest)
         if self.recipe.train.gradient_checkpointing:
             save_memory(model)
-        trainer = fit(job, self.recipe, self.console)
-        scale, scales = self._scales(trainer)
+        loop = fit(job, self.recipe, self.console)
+        scale, scales = self._scales(job, data.train)
         model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
-        self._save(trainer, tokenizer, encoder)
-        if job.eval and (evaluation := self._evaluation(trainer)) is not None:
+        self._save(loop, tokenizer, encoder)
+        if job.eval and (evaluation := self._evaluation(loop)) is not None:
             folder.write_json("evaluation.json", evaluation)
 
     def _job(
@@ -141,16 +141,15 @@ class RewardRun(Run):
             ),
         )
         return Job(
-            policy=model,
-            model=recipe.model,
+            model=model,
+            model_recipe=recipe.model,
             objective=objective,
             reference=None,
-            train=data.train,
+            source=self.source(data.train, collated),
             eval=data.eval,
             collate=collated,
             layout=layout,
             pad_id=pad_id,
-            plan=self.plan,
             eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
             folder=folder,
             identity={
@@ -183,14 +182,13 @@ class RewardRun(Run):
             line = f"features: {done}/{total} responses"
             self.console.print(line, highlight=False, soft_wrap=True)
 
-    def _scales(self, trainer: PalateTrainer) -> tuple[Scale, tuple[Scale, ...]]:
+    def _scales(self, job: Job, items: Sequence[Item]) -> tuple[Scale, tuple[Scale, ...]]:
         """Mean and deviation of the rewards of training items drawn with the run's seed, and of
         each head's, where there are several."""
-        job = trainer.job
-        order = list(range(len(job.train)))
+        order = list(range(len(items)))
         random.Random(f"{self.recipe.seed}|scale").shuffle(order)
         chosen = sorted(order[: self.recipe.normalise_on_items])
-        found = self._scored(job, [job.train[i] for i in chosen])
+        found = self._scored(job, [items[i] for i in chosen])
         heads = [values for item in found for values in item["heads"]]
         return (
             _scale([r for item in found for r in item["rewards"]]),
@@ -203,7 +201,7 @@ class RewardRun(Run):
         Raises:
             RunError: rewards that are not finite.
         """
-        model, size = job.policy, self.recipe.train.eval_batch_size_pairs
+        model, size = job.model, self.recipe.train.eval_batch_size_pairs
         shared = is_sharded(model)
         own = items if shared else items[self.rank :: self.world]
         own = sorted(own, key=lambda item: -len(item.prompts[0]))
@@ -244,12 +242,12 @@ class RewardRun(Run):
             model.train(was_training)
         return found if shared else list(gather_object(found))
 
-    def _evaluation(self, trainer: PalateTrainer) -> dict[str, Any] | None:
+    def _evaluation(self, loop: Loop) -> dict[str, Any] | None:
         """The content of evaluation.json: accuracy, margin and the length baseline by source.
 
         None where held-out items are all ties: there is nothing to be right about.
         """
-        job = trainer.job
+        job = loop.job
         found = self._scored(job, job.eval)
         preference = held_out(found)
         if not preference:
@@ -260,7 +258,7 @@ class RewardRun(Run):
         entry: dict[str, Any] = {
             "name": name,
             "label": name,
-            "checkpoint": trainer.state.global_step,
+            "checkpoint": loop.step,
             "run": str(job.folder.path),
             "loss": self.recipe.loss.type,
             "beta": None,
@@ -281,10 +279,8 @@ class RewardRun(Run):
             "reference": None,
         }
 
-    def _save(
-        self, trainer: PalateTrainer, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
-    ) -> None:
-        model = trainer.job.policy
+    def _save(self, loop: Loop, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
+        model = loop.job.model
         ends = model.spec.end_tokens
         # None where the tokenizer has no token but those: then batches are refused, not misread.
         tokenizer.pad_token = padding_token(tokenizer, set(ends), vocabulary=model.vocabulary)
@@ -297,7 +293,7 @@ class RewardRun(Run):
             closes=closes,
             end=own[0] if len(own) == 1 else None,
         )
-        save_model(trainer, tokenizer)
+        save_final_model(loop, tokenizer)
 
 
 def _scale(rewards: Sequence[float]) -> Scale:

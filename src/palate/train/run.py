@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
+from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.io import held
 from palate.memory import kept_memory
@@ -31,21 +32,22 @@ from palate.models.reference import Reference
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
-from palate.train.arguments import batch_plan, check_launch, check_trackers, eval_plan
-from palate.train.closing import closing_lines, held_out, last_metrics
-from palate.train.fit import fit, save_model
+from palate.train.distributed import is_sharded
+from palate.train.fit import fit, save_final_model
 from palate.train.folder import RunFolder
+from palate.train.launch import batch_plan, check_launch, check_trackers, eval_plan, total_steps
 from palate.train.lineage import items_digest, lineage
-from palate.train.objective import Objective, PreferenceObjective, objective_of
-from palate.train.start import (
+from palate.train.loop import Job, Loop
+from palate.train.objectives import Objective, PreferenceObjective, objective_of
+from palate.train.preflight import (
     check_extra_metrics,
     check_fits,
     check_start,
     choose_layout,
     save_memory,
 )
-from palate.train.trainer import Job, PalateTrainer
-from palate.train.weights import is_sharded
+from palate.train.sources.offline import Collate, OfflineSource
+from palate.train.summary import closing_lines, held_out, last_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class Run(ABC):
         self.main = self.state.is_main_process
         self.console = Console(stderr=True, quiet=quiet or not self.main)
         self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
-        check_launch(recipe, device=self.state.device.type)
+        check_launch(recipe)
         check_trackers(recipe.train.report_to)
 
     def do(self) -> RunResult:
@@ -116,6 +118,17 @@ class Run(ABC):
                 self.fill(folder)
             self._report(folder)
         return RunResult(path=folder.path, metrics=last_metrics(folder.path))
+
+    def source(self, items: Sequence[Item], collate: Collate) -> OfflineSource:
+        """The steps of the run over its training items."""
+        return OfflineSource(
+            items,
+            self.plan,
+            collate,
+            seed=self.recipe.seed,
+            total=total_steps(self.recipe.train, self.plan, len(items)),
+            workers=self.recipe.train.data_workers,
+        )
 
     @abstractmethod
     def fill(self, folder: RunFolder) -> None:
@@ -164,10 +177,10 @@ class PolicyRun(Run):
         job = self._job(folder, tokenizer, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
             save_memory(policy)
-        trainer = fit(job, self.recipe, self.console)
+        loop = fit(job, self.recipe, self.console)
         tokenizer.chat_template = encoder.saved_template
-        save_model(trainer, tokenizer)
-        self._measure(trainer)
+        save_final_model(loop, tokenizer)
+        self._measure(loop)
 
     def _objective(self) -> Objective:
         recipe = self.recipe
@@ -209,16 +222,15 @@ class PolicyRun(Run):
             ),
         )
         return Job(
-            policy=policy,
-            model=recipe.model,
+            model=policy,
+            model_recipe=recipe.model,
             objective=objective,
             reference=reference,
-            train=data.train,
+            source=self.source(data.train, own_collate),
             eval=data.eval,
             collate=own_collate,
             layout=layout,
             pad_id=pad_id,
-            plan=self.plan,
             eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
             folder=folder,
             identity={
@@ -247,7 +259,7 @@ class PolicyRun(Run):
             recipe,
             self.recipe.model,
             policy,
-            kl=objective.needs_kl,
+            kl=objective.ask().needs_kl,
             items=[*data.train, *data.eval],
             layout=layout,
             pad_id=pad_id,
@@ -267,17 +279,17 @@ class PolicyRun(Run):
         if done == total or not done % 64:
             self.console.print(f"reference cache: {done}/{total}", highlight=False, soft_wrap=True)
 
-    def _measure(self, trainer: PalateTrainer) -> None:
-        job = trainer.job
+    def _measure(self, loop: Loop) -> None:
+        job = loop.job
         if self.loss is None or job.objective.kind != "pair" or not job.eval:
             return
         document = held_out(
             job,
             loss=self.loss,
             token_weights=getattr(self.recipe, "token_weights", None),
-            step=trainer.state.global_step,
+            step=loop.step,
             batch_size=self.recipe.train.eval_batch_size_pairs,
-            sharded=is_sharded(job.policy),
+            sharded=is_sharded(job.model),
         )
         if document is not None:
             job.folder.write_json("evaluation.json", document)

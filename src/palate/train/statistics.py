@@ -7,28 +7,23 @@ from torch import Tensor
 
 from palate.data.layouts import SequenceBatch
 from palate.kernels import TokenStats
-from palate.losses import LossOutput, SequenceStats
+from palate.losses import LossOutput
+from palate.models.aggregate import sequence_stats
 from palate.train.meter import Statistics
 
 
 @torch.no_grad()
 def pair_statistics(
-    tokens: TokenStats,
-    sums: SequenceStats,
-    output: LossOutput,
-    batch: SequenceBatch,
-    *,
-    by_source: bool = False,
+    tokens: TokenStats, output: LossOutput, batch: SequenceBatch, *, by_source: bool = False
 ) -> Statistics:
     """Sums over the B pairs of a batch; KL per token and entropy are over tokens.
 
     Args:
-        sums: unweighted sequence sums.
         output: of the loss, whose rewards and statistics are [B].
     """
     chosen = torch.zeros(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
     chosen[batch.of_pairs().chosen] = True
-    found = _sides(tokens, sums, batch, chosen)
+    found = _sides(tokens, batch, chosen)
     margins = output.chosen_rewards - output.rejected_rewards
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     found |= _rewards(output) | {
@@ -44,7 +39,7 @@ def pair_statistics(
 
 @torch.no_grad()
 def single_statistics(
-    tokens: TokenStats, sums: SequenceStats, output: LossOutput | None, batch: SequenceBatch
+    tokens: TokenStats, output: LossOutput | None, batch: SequenceBatch
 ) -> Statistics:
     """Sums over S single examples: desirable ones are `chosen`, others `rejected`.
 
@@ -53,7 +48,7 @@ def single_statistics(
     """
     everything = torch.ones(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
     chosen = everything if batch.desirable is None else batch.desirable
-    found = _sides(tokens, sums, batch, chosen)
+    found = _sides(tokens, batch, chosen)
     if output is not None:
         found |= _rewards(output)
         found |= {name: _over(values) for name, values in output.statistics.items()}
@@ -63,8 +58,9 @@ def single_statistics(
 _Found = dict[str, tuple[Tensor, Tensor | float]]
 
 
-def _sides(tokens: TokenStats, sums: SequenceStats, batch: SequenceBatch, chosen: Tensor) -> _Found:
+def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Found:
     found: _Found = {}
+    sums = sequence_stats(tokens, batch)
     lengths = batch.lengths
     n_tokens = lengths.double()
     for name, own in (("chosen", chosen), ("rejected", ~chosen)):

@@ -18,7 +18,7 @@ from palate.models.limits import embeddings_of, positions_of
 from palate.models.model import Ask, Model
 from palate.models.reference import Reference
 from palate.recipes.schema import TuneRecipe
-from palate.train.batches import Collate
+from palate.train.sources.offline import Collate
 
 log = logging.getLogger("palate")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from palate.recipes.reward import (
     RewardLoss,
 )
 from palate.train.meter import Statistics
+from palate.train.objectives.base import Counts, Reduce
+from palate.train.sources.base import MicroBatch
 
 
 class RewardObjective:
@@ -48,8 +50,6 @@ class RewardObjective:
     """
 
     needs_reference = False
-    needs_kl = False
-    needs_baseline = False
 
     def __init__(
         self,
@@ -61,30 +61,36 @@ class RewardObjective:
         by_source: bool = False,
     ) -> None:
         self.kind: ItemKind = "ranking" if isinstance(loss, PlackettLuce) else "pair"
-        self.loss = loss
+        self.reward_loss = loss
         self.regularise = regularise
         self.ensemble = ensemble
         self.seed = seed
         self.by_source = by_source
 
-    def step(
+    def ask(self) -> Ask:
+        heads = ("reward",) if self.regularise.likelihood is None else ("reward", "lm")
+        return Ask(heads=heads, tokens="chosen")
+
+    def prepare(
         self,
-        policy: nn.Module,
-        batch: SequenceBatch,
+        step: Iterable[MicroBatch],
+        model: nn.Module,
         reference: Reference | None,
-        *,
-        baseline: Tensor | None = None,
-    ) -> tuple[LossOutput, Statistics]:
-        likely = self.regularise.likelihood
-        heads = ("reward",) if likely is None else ("reward", "lm")
-        outputs: Outputs = policy(batch, Ask(heads=heads, tokens="chosen"))
+        reduce: Reduce,
+    ) -> bool:
+        """Whether each head's draw of items applies: held-out ones count once for all."""
+        return model.training
+
+    def counts(self, batch: SequenceBatch) -> Counts:
+        return {"pair": batch.n_items}
+
+    def loss(self, outputs: Outputs, batch: SequenceBatch, state: bool) -> LossOutput:
         rewards = outputs.sequence_rewards
         if outputs.by_head is None:
             terms = self._terms(rewards, batch)
         else:
-            # Held-out items count once for every head.
-            terms = self._terms_of_heads(outputs.by_head, batch, bootstrap=policy.training)
-        if likely is not None:
+            terms = self._terms_of_heads(outputs.by_head, batch, bootstrap=state)
+        if (likely := self.regularise.likelihood) is not None:
             logps = outputs.token_stats.logp
             total = logps.new_zeros(batch.n_sequences)
             total = total.index_add(0, batch.segment[batch.chosen_tokens], logps)
@@ -94,12 +100,15 @@ class RewardObjective:
             terms.append(LossTerm(name="likelihood", losses=likely.weight * written))
         chosen, rejected = self._sides(rewards.detach(), batch)
         output = LossOutput(terms=tuple(terms), chosen_rewards=chosen, rejected_rewards=rejected)
-        output = apply_weight(output, batch.weight)
+        return apply_weight(output, batch.weight)
+
+    def statistics(self, outputs: Outputs, loss: LossOutput, batch: SequenceBatch) -> Statistics:
+        rewards = outputs.sequence_rewards
         statistics = reward_statistics(rewards, batch, by_source=self.by_source)
-        if outputs.by_head is not None:
-            apart = outputs.by_head.detach().double().std(-1, correction=0)
-            statistics = {**statistics, "spread": _over(apart)}
-        return output, statistics
+        if outputs.by_head is None:
+            return statistics
+        spread = outputs.by_head.detach().double().std(-1, correction=0)
+        return {**statistics, "spread": _over(spread)}
 
     def _terms_of_heads(
         self, heads: Tensor, batch: SequenceBatch, *, bootstrap: bool
@@ -131,23 +140,23 @@ class RewardObjective:
 
     def _terms(self, rewards: Tensor, batch: SequenceBatch) -> list[LossTerm]:
         """Of one head."""
-        if isinstance(self.loss, PlackettLuce):
+        if isinstance(self.reward_loss, PlackettLuce):
             values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
-            losses = plackett_luce(values, rank, listed, ties=self.loss.ties)
-            return [LossTerm(name=self.loss.type, losses=losses)]
+            losses = plackett_luce(values, rank, listed, ties=self.reward_loss.ties)
+            return [LossTerm(name=self.reward_loss.type, losses=losses)]
         sides, regularise = batch.of_pairs(), self.regularise
         shaped = self._shaped(rewards, batch)
-        options = self.loss.model_dump(exclude={"type", "margin", "soft_labels"})
-        votes = isinstance(self.loss, BradleyTerry) and self.loss.soft_labels
+        options = self.reward_loss.model_dump(exclude={"type", "margin", "soft_labels"})
+        votes = isinstance(self.reward_loss, BradleyTerry) and self.reward_loss.soft_labels
         labels = PairLabels(
-            margin=sides.margin if self.loss.margin else None,
+            margin=sides.margin if self.reward_loss.margin else None,
             probability=sides.probability if votes else None,
             tie=sides.tie,
         )
-        losses = PAIR_LOSSES[self.loss.type](
+        losses = PAIR_LOSSES[self.reward_loss.type](
             shaped[sides.chosen], shaped[sides.rejected], labels, **options
         )
-        terms = [LossTerm(name=self.loss.type, losses=losses)]
+        terms = [LossTerm(name=self.reward_loss.type, losses=losses)]
         for name, weight, function in (
             ("centring", regularise.centring, centring),
             ("magnitude", regularise.magnitude, magnitude),

@@ -15,7 +15,7 @@ from palate.evaluate.preference import loss_members, score_pairs, summarise_pair
 from palate.io import read_json
 from palate.losses import combined_needs
 from palate.recipes.losses import Loss, TokenWeights, members
-from palate.train.trainer import Job
+from palate.train.loop import Job
 
 
 def held_out(
@@ -42,7 +42,7 @@ def held_out(
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
     scores = score_pairs(
-        job.policy,
+        job.model,
         pairs if sharded else pairs[state.process_index :: state.num_processes],
         loss=loss,
         token_weights=token_weights,

@@ -1,0 +1,192 @@
+"""One model over several processes: replicated (DDP) or sharded (FSDP 2), and its weights whole.
+
+The launcher says which, by the environment that `accelerate launch` sets. Sharding is torch's own
+`fully_shard`, on CPUs too, where accelerate leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from palate.errors import RecipeError, RunError
+from palate.models.config_names import add_older_names
+from palate.models.loading import load_model
+from palate.models.model import Model
+from palate.models.reward_files import load_reward_weights, save_reward_model
+from palate.models.sharding import assign
+from palate.recipes.schema import ModelRecipe
+
+
+def is_sharding_asked() -> bool:
+    """Whether the launcher asks for FSDP."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def wrap(model: Model, accelerator: Accelerator) -> nn.Module:
+    """The model on its device, over all processes; its own parameters stay those of `model`.
+
+    Raises:
+        RecipeError: sharding that cannot be done as asked.
+    """
+    model.to(accelerator.device)
+    if not is_sharding_asked():
+        wrapped: nn.Module = accelerator.prepare_model(model)
+        return wrapped
+    _shard(model, accelerator)
+    if not is_sharded(model):
+        raise RunError("the launcher asks for sharded weights, and they are whole")
+    if "lm" in model.heads:
+        # Weights are gathered also when a reference asks for hidden states alone.
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(model, "hidden")
+    return model
+
+
+def _shard(model: Model, accelerator: Accelerator) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if accelerator.num_processes == 1:
+        raise RecipeError("the launcher asks for FSDP with one process: nothing to shard over")
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+    wanted = {name.strip() for name in named.split(",") if name.strip()}
+    wanted = wanted or set(model.base._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in wanted]
+    if not layers:
+        raise RecipeError(
+            f"FSDP: the model has no layers of class {', '.join(sorted(wanted)) or '(none named)'};"
+            " name them with `--fsdp_transformer_layer_cls_to_wrap`"
+        )
+    reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=bool(reshard))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights are spread over processes (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """A context in which backward passes leave gradients where they are.
+
+    Sharded weights have nowhere to keep whole gradients, so theirs are averaged every time.
+    """
+    if isinstance(model, DistributedDataParallel):
+        context: AbstractContextManager[None] = model.no_sync()
+        return context
+    return nullcontext()
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
+    """Scales gradients to a norm of at most `limit`; the norm before that."""
+    from torch.distributed.tensor import DTensor
+
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def gathered_weights(model: Model) -> dict[str, Tensor] | None:
+    """All weights on the CPU of the main process; None where the model holds them whole.
+
+    Every process must call it.
+    """
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
+
+
+def gathered_optimizer(optimizer: torch.optim.Optimizer, model: Model) -> dict[str, Any]:
+    """The optimizer's state, whole; every process must call it."""
+    if not is_sharded(model):
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(model, optimizer, options=options)
+
+
+def save_model(
+    model: Model, folder: Path, weights: dict[str, Tensor] | None, *, complete: bool = True
+) -> None:
+    """Writes what transformers (or PEFT, for adapters) loads.
+
+    Args:
+        weights: those of `gathered_weights`.
+        complete: False leaves out what a resumed run has already: a frozen backbone.
+    """
+    if model.is_reward_model:
+        save_reward_model(model, folder, tensors=weights, complete=complete)
+    elif weights is None:
+        model.save(folder)
+    else:
+        prefix = "trunks.policy.hf."
+        named = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        model.hf.save_pretrained(folder, state_dict=named)  # type: ignore[operator]
+    add_older_names(folder)
+
+
+@torch.no_grad()
+def load_weights(model: Model, folder: Path, recipe: ModelRecipe) -> None:
+    """Puts the weights of a checkpoint into `model`, bit for bit.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    if model.is_reward_model:
+        load_reward_weights(model, folder)
+        return
+    hf: Any = model.hf
+    if model.has_adapters:
+        from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+        stored = load_peft_weights(str(folder), device="cpu")
+        _same_names(get_peft_model_state_dict(hf), stored, folder)
+        if is_sharded(model):
+            by_parameter = {n.replace(".default.", "."): p for n, p in hf.named_parameters()}
+            for name, tensor in stored.items():
+                assign(by_parameter[name], tensor)
+        else:
+            set_peft_model_state_dict(hf, stored)
+        return
+    # By way of a model, since names on disk are not always those in memory.
+    source = dict(load_model(recipe, str(folder)).named_parameters())
+    parameters = dict(hf.named_parameters())
+    _same_names(parameters, source, folder)
+    for name, parameter in parameters.items():
+        assign(parameter, source[name])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: Model, state: dict[str, Any]) -> None:
+    """Restores what `gathered_optimizer` returned."""
+    if not is_sharded(model):
+        optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+
+
+def _same_names(names: dict[str, Any], stored: dict[str, Any], folder: Path) -> None:
+    odd = sorted(names.keys() ^ stored.keys())
+    if odd:
+        raise RunError(f"{folder}: its weights do not fit the recipe's model: {', '.join(odd[:3])}")

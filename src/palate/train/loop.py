@@ -1,0 +1,378 @@
+"""The training loop of every verb: steps in, weights out, blind to what is optimised.
+
+    for each step of the source:
+        prepare what its micro-batches share, and count what each sum is divided by
+        for each micro-batch: reference, one forward pass, loss, backward
+        clip, optimizer step, schedule
+        log, evaluate, save, each at its own interval
+
+A step's loss has one global denominator a term, so that neither accumulation nor the number of
+processes changes it. Everything that a run needs to go on bit-equal is in its checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import set_seed
+
+from palate.data.items import Item
+from palate.data.layouts import Layout
+from palate.errors import RunError
+from palate.io import read_json, write_json
+from palate.losses import LossOutput
+from palate.models.model import Model, Outputs
+from palate.models.reference import Reference
+from palate.recipes.schema import LoopRecipe, ModelRecipe
+from palate.train import checkpoint, distributed
+from palate.train.callbacks import Callback, Split
+from palate.train.folder import RunFolder
+from palate.train.meter import Meter, Sum
+from palate.train.objectives.base import Counts, Objective
+from palate.train.optimizer import build_optimizer, parameter_groups, schedule, warmup_steps
+from palate.train.sources.base import MicroBatch, StepSource
+from palate.train.sources.offline import BatchPlan, Collate, eval_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained on what.
+
+    Attributes:
+        model_recipe: of the model, for loading its checkpoints.
+        source: of the steps.
+        eval: held-out items; `collate` lays them out in `layout`, padded with `pad_id`.
+        folder: where the run is written.
+        identity: what must be equal for a checkpoint to be continued.
+    """
+
+    model: Model
+    model_recipe: ModelRecipe
+    objective: Objective
+    reference: Reference | None
+    source: StepSource
+    eval: Sequence[Item]
+    collate: Collate
+    layout: Layout
+    pad_id: int
+    eval_plan: BatchPlan
+    folder: RunFolder
+    identity: dict[str, Any]
+
+
+class Loop:
+    """Trains the model of a job; `run` does it all.
+
+    Args:
+        seed: of dropout.
+
+    Attributes:
+        step: optimizer steps made. total: of the whole run.
+        should_stop: a callback sets it to end the run after a checkpoint.
+    """
+
+    def __init__(
+        self, job: Job, recipe: LoopRecipe, *, seed: int, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        set_seed(seed)
+        self.job = job
+        self.recipe = recipe
+        self.callbacks = list(callbacks)
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no",
+            log_with=list(recipe.report_to) or None,
+            project_dir=str(job.folder.path),
+        )
+        self.model: nn.Module = distributed.wrap(job.model, self.accelerator)
+        self.optimizer = build_optimizer(
+            parameter_groups(job.model, weight_decay=recipe.weight_decay),
+            name=recipe.optimizer,
+            learning_rate=recipe.learning_rate,
+            precision=recipe.optimizer_precision,
+        )
+        self.total = job.source.total
+        factor = schedule(
+            recipe.scheduler, warmup=warmup_steps(recipe, self.total), total=self.total
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.step = 0
+        self.should_stop = False
+        self.meter = Meter()
+        self.items_seen = 0
+        self._clock = time.monotonic()
+
+    @property
+    def epoch(self) -> float:
+        return self.job.source.epoch
+
+    @property
+    def world_size(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    # The run ------------------------------------------------------------------------------------
+
+    def run(self, last: Path | None = None) -> None:
+        """Trains to the end.
+
+        Args:
+            last: checkpoint to go on from.
+
+        Raises:
+            RunError: a checkpoint that cannot be read or written, or a loss that is not finite.
+        """
+        if last is not None:
+            self._load(last)
+        trackers = bool(self.recipe.report_to)
+        if trackers:
+            self.accelerator.init_trackers(self.job.folder.path.name)
+        self._tell("on_start")
+        self._clock = time.monotonic()
+        try:
+            for micro_batches in self.job.source:
+                self.train_step(micro_batches)
+                self._tell("on_step")
+                self._after_step()
+                if self.should_stop:
+                    break
+        finally:
+            self._tell("on_end")
+            if trackers:
+                self.accelerator.end_training()
+
+    def _after_step(self) -> None:
+        recipe, is_last = self.recipe, self.step == self.total
+        if self.step % recipe.log_every_steps == 0:
+            self._log()
+        if self.job.eval and self.step % (recipe.eval_every_steps or self.total) == 0:
+            self.evaluate()
+        is_due = recipe.save_every_steps is not None and self.step % recipe.save_every_steps == 0
+        if is_due or is_last or self.should_stop:
+            self.save()
+
+    # A step -------------------------------------------------------------------------------------
+
+    def train_step(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """One optimizer step, on this process's share of it."""
+        self.model.train()
+        micro_batches = [micro.to(self.accelerator.device) for micro in micro_batches]
+        state = self.job.objective.prepare(
+            micro_batches, self.model, self.job.reference, self.reduce
+        )
+        counts = self._counts(micro_batches)
+        for i, micro in enumerate(micro_batches):
+            with self._synchronised(i == len(micro_batches) - 1):
+                output = self._forward(micro, state, self.meter)
+                loss = output.value({str(per): n for per, n in counts.items()})
+                if micro.counted:
+                    self.meter.merge([{"loss": Sum(float(loss.detach()), 0.0)}])
+                    if len(output.terms) > 1:
+                        self.meter.add(self._terms(output, micro))
+                # Gradients are averaged over processes, and losses are to be added up.
+                self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
+        parameters = [p for p in self.job.model.parameters() if p.requires_grad]
+        norm = distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
+        # One process's share of a step counts once, however it is cut.
+        share = 1.0 / self.world_size
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.meter.merge([{"loss": Sum(0.0, share)}])
+        self.meter.last = {"learning_rate": rate, "grad_norm": norm}
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def _forward(self, micro: MicroBatch, state: Any, meter: Meter) -> LossOutput:
+        """Loss of a micro-batch; its statistics go to the meter."""
+        objective, batch = self.job.objective, micro.batch
+        ask = objective.ask()
+        given = None
+        if objective.needs_reference:
+            assert self.job.reference is not None
+            given = self.job.reference.inputs(batch, kl=ask.needs_kl)
+        outputs: Outputs = self.model(batch, ask, reference=given)
+        output = objective.loss(outputs, batch, state)
+        if micro.counted:
+            with torch.no_grad():
+                meter.add(objective.statistics(outputs, output, batch))
+            meter.merge([{"items": Sum(micro.items, 0.0), "tokens": Sum(micro.tokens, 0.0)}])
+        return output
+
+    def _terms(self, output: LossOutput, micro: MicroBatch) -> dict[str, tuple[Tensor, float]]:
+        """Each term's sum over the micro-batch, and its own count there."""
+        counts = self.job.objective.counts(micro.batch)
+        terms = output.terms
+        return {f"loss/{t.name}": (t.losses.detach().double().sum(), counts[t.per]) for t in terms}
+
+    def _counts(self, micro_batches: Iterable[MicroBatch]) -> Counts:
+        """Denominators of a step, over all micro-batches and processes."""
+        counts: Counts = {}
+        for micro in micro_batches:
+            for per, n in self.job.objective.counts(micro.batch).items():
+                counts[per] = counts.get(per, 0.0) + (n if micro.counted else 0)
+        total = self.reduce(torch.tensor(list(counts.values()), dtype=torch.float64))
+        return dict(zip(counts, total.tolist(), strict=True))
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum over processes, on the CPU."""
+        if self.world_size == 1:
+            return values
+        rows = gather_object([values.tolist()])
+        return torch.tensor(rows, dtype=torch.float64).sum(0)
+
+    @contextmanager
+    def _synchronised(self, is_last: bool) -> Iterator[None]:
+        """Gradients are averaged over processes once a step."""
+        with nullcontext() if is_last else distributed.no_sync(self.model):
+            yield
+
+    # Log and evaluation -------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        """One line of the log: exact means since the last one, over all processes."""
+        meter, self.meter = self._gathered(self.meter), Meter()
+        rates = self._rates(meter)
+        self._write("train", {"loss": 0.0} | meter.last | rates | meter.means())
+
+    def evaluate(self) -> dict[str, float]:
+        """Means over all held-out items, whatever the batches; no gradients, no random numbers."""
+        started = time.monotonic()
+        means = self.evaluation()
+        # Time spent here is not training time.
+        self._clock += time.monotonic() - started
+        self._write("eval", means)
+        return means
+
+    @torch.no_grad()
+    def evaluation(self) -> dict[str, float]:
+        """As `evaluate`, without a line in the log."""
+        meter = Meter()
+        self.model.eval()
+        state = self.job.objective.prepare(
+            self._held_out(), self.model, self.job.reference, self.reduce
+        )
+        for micro in self._held_out():
+            output = self._forward(micro, state, meter)
+            if micro.counted:
+                meter.add(self._terms(output, micro))
+        means = self._gathered(meter).means()
+        terms = [name for name in means if name.startswith("loss/")]
+        means["loss"] = sum(means[name] for name in terms)
+        if len(terms) == 1:
+            means.pop(terms[0])
+        return means
+
+    def _held_out(self) -> Iterator[MicroBatch]:
+        job = self.job
+        for micro in eval_batches(job.eval, job.eval_plan, job.collate):
+            yield micro.to(self.accelerator.device)
+
+    def _write(self, split: Split, values: Mapping[str, float]) -> None:
+        self._refuse_unbounded(values, "" if split == "train" else "eval_")
+        for callback in self.callbacks:
+            callback.on_log(self, split, values)
+        if self.recipe.report_to:
+            self.accelerator.log({f"{split}/{k}": v for k, v in values.items()}, step=self.step)
+
+    def _refuse_unbounded(self, values: Mapping[str, float], prefix: str = "") -> None:
+        """Ends the run at infinity or NaN: what follows would be of no use, nor JSON."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                what = "the loss" if prefix + name == "loss" else prefix + name
+                raise RunError(
+                    f"step {self.step}: {what} is not finite; lower train.learning_rate, or look "
+                    "at the last lines of metrics.jsonl"
+                )
+
+    def _rates(self, meter: Meter) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        items, tokens = (meter.sums.pop(k, Sum(0.0, 0.0)).total for k in ("items", "tokens"))
+        self.items_seen += int(items)
+        return {
+            "examples": self.items_seen,
+            "pairs_per_second": items / max(seconds, 1e-9),
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+        }
+
+    def _gathered(self, meter: Meter) -> Meter:
+        """The meter over all processes."""
+        if self.world_size == 1:
+            return meter
+        total = Meter()
+        total.last = meter.last
+        total.merge(
+            {name: Sum(*values) for name, values in state.items()}
+            for state in gather_object([meter.state()])
+        )
+        return total
+
+    def _tell(self, hook: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self)
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes a whole checkpoint, or nothing."""
+        folder = self.job.folder
+        randoms = gather_object([checkpoint.random_state()])
+        meter = self._gathered(self.meter)
+        self._refuse_unbounded(meter.means())
+        tensors = distributed.gathered_weights(self.job.model)
+        optimizer = distributed.gathered_optimizer(self.optimizer, self.job.model)
+        if self.accelerator.is_main_process:
+            final = checkpoint.checkpoint_path(folder.checkpoints, self.step)
+            with checkpoint.whole_folder(final) as temporary:
+                distributed.save_model(self.job.model, temporary / "model", tensors, complete=False)
+                trainer = temporary / checkpoint.TRAINER
+                checkpoint.save_optimizer(optimizer, trainer)
+                checkpoint.save_random(randoms, trainer)
+                scheduler = self.scheduler.state_dict()
+                scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
+                write_json(trainer / "scheduler.json", scheduler)
+                write_json(temporary / "run.json", self._record(meter))
+            checkpoint.rotate(folder.checkpoints, self.recipe.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        self._tell("on_save")
+
+    def _record(self, meter: Meter) -> dict[str, Any]:
+        return {
+            "identity": self.job.identity,
+            "step": self.step,
+            "source": self.job.source.state_dict(),
+            "meter": meter.state(),
+            "items_seen": self.items_seen,
+            "callbacks": {c.name: state for c in self.callbacks if (state := c.state_dict())},
+            "done": self.should_stop or self.step >= self.total,
+        }
+
+    def _load(self, folder: Path) -> None:
+        trainer = folder / checkpoint.TRAINER
+        distributed.load_weights(self.job.model, folder / "model", self.job.model_recipe)
+        distributed.load_optimizer(
+            self.optimizer, self.job.model, checkpoint.load_optimizer(trainer)
+        )
+        stored = read_json(trainer / "scheduler.json")
+        self.scheduler.load_state_dict(stored | {"lr_lambdas": [None] * len(stored["base_lrs"])})
+        rank = int(self.accelerator.process_index)
+        run = read_json(folder / "run.json")
+        self.step = run["step"]
+        self.job.source.load_state_dict(run["source"])
+        self.items_seen = run["items_seen"]
+        if self.accelerator.is_main_process:
+            self.meter.load(run["meter"])
+        for callback in self.callbacks:
+            if callback.name in run["callbacks"]:
+                callback.load_state_dict(run["callbacks"][callback.name])
+        checkpoint.set_random_state(checkpoint.load_random(trainer, rank))

@@ -1,0 +1,59 @@
+"""Where the batches of a step come from: data that lies there, or samples of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from palate.data.layouts import SequenceBatch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass of one process.
+
+    Attributes:
+        counted: False for a filler that only keeps the processes in step.
+        tokens: prompt and response tokens of its items, each prompt once.
+    """
+
+    batch: SequenceBatch
+    counted: bool
+    tokens: int
+
+    @property
+    def items(self) -> int:
+        return self.batch.n_items if self.counted else 0
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(self.batch.to(device), self.counted, self.tokens)
+
+
+class StepSource(Protocol):
+    """The steps of a run, in order; goes on exactly where its state was taken.
+
+    Attributes:
+        total: steps of the whole run.
+        n_items: items of an epoch.
+    """
+
+    total: int
+    n_items: int
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data, those of the step that was handed out last included."""
+        ...
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        """This process's micro-batches of each step that is left; as many on every process."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values; of the steps that were handed out."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

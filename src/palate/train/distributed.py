@@ -70,8 +70,11 @@ def _shard(model: Model, accelerator: Accelerator) -> None:
             " name them with `--fsdp_transformer_layer_cls_to_wrap`"
         )
     reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
-    for module in (*layers, model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=bool(reshard))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=bool(reshard))
+    # Head and embeddings stay gathered up to the backward pass: the reference that is the policy
+    # without its adapters hands on the head after its own pass.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def is_sharded(model: nn.Module) -> bool:

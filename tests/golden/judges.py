@@ -126,7 +126,7 @@ def cases() -> dict[str, Case]:
                 "start": "base",
                 "head": {"layers": 2},
                 "regularise": {"centring": 0.1},
-                "train": TRAIN | {"learning_rate": 0.05, "layout": "packed"},
+                "train": TRAIN | {"learning_rate": 0.05, "layout": "shared"},
             },
         ),
     }

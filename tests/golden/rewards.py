@@ -32,7 +32,7 @@ CHAT_ASKED = ((toys.turns("user", "sit"), ("tea", toys.turns("assistant", "at"))
 CHAT: dict[str, Any] = {"template": toys.CHATML, "asked": CHAT_ASKED}
 RANKED: dict[str, Any] = {"loss": {"type": "plackett_luce"}, "rows": "lists", **CHAT}
 
-LAYOUTS = ("plain", "packed", "shared")
+LAYOUTS = ("plain", "shared")
 ALL_TERMS = {"centring": 0.1, "magnitude": 0.2, "likelihood": {"weight": 0.5, "beta": 0.3}}
 
 
@@ -156,8 +156,8 @@ def _several() -> dict[str, Case]:
     three = partial(train, ensemble={"heads": 3})
     return {
         "heads/three": partial(three, scorers=RULES, asked=ASKED, family="llama", pooling="mean"),
-        "heads/three/packed/lora": partial(
-            three, layout="packed", lora=LORA, settings={"learning_rate": 0.5}
+        "heads/three/shared/lora": partial(
+            three, layout="shared", lora=LORA, settings={"learning_rate": 0.5}
         ),
         "heads/bootstrap": partial(train, ensemble=bootstrap, head={"layers": 2}, pooling="mean"),
         "heads/bootstrap/lists": partial(train, ensemble=bootstrap, **RANKED),
@@ -189,11 +189,10 @@ def _others() -> dict[str, Case]:
     small = {"batch_size_pairs": 2, "micro_batch_size_pairs": 1, "learning_rate": 0.05}
     return {
         **{f"{family}/shared": partial(train, family=family) for family in ("llama", "gemma2")},
-        "llama/packed": partial(train, family="llama", layout="packed"),
-        "mistral/packed/likelihood": partial(
+        "mistral/shared/likelihood": partial(
             train,
             family="mistral",
-            layout="packed",
+            layout="shared",
             regularise={"likelihood": {"weight": 0.5, "beta": 0.3}},
         ),
         "qwen3/plain/lora": partial(train, family="qwen3", layout="plain", lora=LORA),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path:
     if lora is None:
         stopped = launch(fsdp("LlamaDecoderLayer"), str(child), str(file), "4")
         assert "stopped" in stopped.stderr, stopped.stderr[-3000:]
+        parts = sorted((recipe.output_dir / "checkpoints/step-000003/trainer/shards").iterdir())
+        assert [part.name for part in parts] == ["rank-00000.safetensors", "rank-00001.safetensors"]
+        # Each has half of everything, and there is no whole copy beside them.
+        assert not (recipe.output_dir / "checkpoints/step-000003/model").exists()
+        halves = [load_file(part)["model/trunks.policy.hf.lm_head.weight"] for part in parts]
+        assert abs(len(halves[0]) - len(halves[1])) <= 1
+        shutil.copytree(recipe.output_dir, tmp_path / "alone")
+        alone = recipe.model_copy(update={"output_dir": tmp_path / "alone"})
+        assert_close(one, tune(alone, quiet=True).path)
     done = launch(fsdp("LlamaDecoderLayer"), str(child), str(file))
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("from step 3" in done.stderr) == (lora is None)

@@ -4,6 +4,8 @@
       model/                   the policy, loadable by transformers or PEFT
       trainer/optimizer.safetensors, optimizer.json
       trainer/random.safetensors, random.json      one entry a process
+      trainer/shards/          of sharded runs weights and optimizer state, a file a process; full
+                               weights are there alone
       run.json                 what must be equal to go on from here, counters, the partial log line
 
 A checkpoint is written under a hidden name beside its place, flushed to the disk, and renamed in
@@ -42,7 +44,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises:
         RunError: it cannot be written; what was at `final` is still there.
     """
-    temporary = final.parent / f".{final.name}.partial"
+    temporary = partial_path(final)
     old = final.parent / f".{final.name}.old"
     try:
         with _one_line(final):
@@ -60,6 +62,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def partial_path(final: Path) -> Path:
+    """Where a folder is while it is being filled."""
+    return final.parent / f".{final.name}.partial"
 
 
 def clean(folder: Path) -> None:

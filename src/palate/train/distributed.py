@@ -84,6 +84,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
+def reshard(model: nn.Module) -> None:
+    """Spreads again what a pass without a backward pass has left gathered."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def no_sync(model: nn.Module) -> AbstractContextManager[None]:
     """A context in which backward passes leave gradients where they are.
 
@@ -112,19 +120,10 @@ def gathered_weights(model: Model) -> dict[str, Tensor] | None:
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    reshard(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
     return weights
-
-
-def gathered_optimizer(optimizer: torch.optim.Optimizer, model: Model) -> dict[str, Any]:
-    """The optimizer's state, whole; every process must call it."""
-    if not is_sharded(model):
-        return optimizer.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_optimizer_state_dict(model, optimizer, options=options)
 
 
 def save_model(
@@ -179,7 +178,7 @@ def load_weights(model: Model, folder: Path, recipe: ModelRecipe) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: Model, state: dict[str, Any]) -> None:
-    """Restores what `gathered_optimizer` returned."""
+    """Restores the state of a checkpoint that holds it whole."""
     if not is_sharded(model):
         optimizer.load_state_dict(state)
         return

@@ -38,7 +38,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     )
     if last is not None and read_json(last / "run.json")["done"]:
         # Killed between the last checkpoint and the end of the run: nothing is left to train.
-        distributed.load_weights(job.model, last / "model", job.model_recipe)
+        loop.load_weights(last)
         loop.step = _step(last)
     else:
         loop.run(last)

@@ -34,7 +34,7 @@ from palate.losses import LossOutput
 from palate.models.model import Model, Outputs
 from palate.models.reference import Reference
 from palate.recipes.schema import LoopRecipe, ModelRecipe
-from palate.train import checkpoint, distributed
+from palate.train import checkpoint, distributed, shards
 from palate.train.callbacks import Callback, Split
 from palate.train.folder import RunFolder
 from palate.train.meter import Meter, Sum
@@ -265,6 +265,7 @@ class Loop:
             output = self._forward(micro, state, meter)
             if micro.counted:
                 meter.add(self._terms(output, micro))
+        distributed.reshard(self.model)
         means = self._gathered(meter).means()
         terms = [name for name in means if name.startswith("loss/")]
         means["loss"] = sum(means[name] for name in terms)
@@ -326,25 +327,44 @@ class Loop:
     def save(self) -> None:
         """Writes a whole checkpoint, or nothing."""
         folder = self.job.folder
+        model, is_main = self.job.model, self.accelerator.is_main_process
         randoms = gather_object([checkpoint.random_state()])
         meter = self._gathered(self.meter)
         self._refuse_unbounded(meter.means())
-        tensors = distributed.gathered_weights(self.job.model)
-        optimizer = distributed.gathered_optimizer(self.optimizer, self.job.model)
-        if self.accelerator.is_main_process:
-            final = checkpoint.checkpoint_path(folder.checkpoints, self.step)
-            with checkpoint.whole_folder(final) as temporary:
-                distributed.save_model(self.job.model, temporary / "model", tensors, complete=False)
-                trainer = temporary / checkpoint.TRAINER
-                checkpoint.save_optimizer(optimizer, trainer)
+        sharded = distributed.is_sharded(model)
+        # Adapters are small; of sharded full weights no process ever holds all.
+        whole = not sharded or model.has_adapters
+        tensors = distributed.gathered_weights(model) if whole else None
+        final = checkpoint.checkpoint_path(folder.checkpoints, self.step)
+        with checkpoint.whole_folder(final) if is_main else nullcontext() as temporary:
+            self.accelerator.wait_for_everyone()
+            trainer = checkpoint.partial_path(final) / checkpoint.TRAINER
+            if temporary is not None:
+                trainer.mkdir()
+                if whole:
+                    distributed.save_model(model, temporary / "model", tensors, complete=False)
+                if not sharded:
+                    checkpoint.save_optimizer(self.optimizer.state_dict(), trainer)
                 checkpoint.save_random(randoms, trainer)
                 scheduler = self.scheduler.state_dict()
                 scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
                 write_json(trainer / "scheduler.json", scheduler)
                 write_json(temporary / "run.json", self._record(meter))
+            if sharded:
+                self._save_shard(trainer / shards.FOLDER)
+        if is_main:
             checkpoint.rotate(folder.checkpoints, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self._tell("on_save")
+
+    def _save_shard(self, folder: Path) -> None:
+        """This process's part of a checkpoint; returns when every process has written its own."""
+        if self.accelerator.is_main_process:
+            folder.mkdir()
+        self.accelerator.wait_for_everyone()
+        rank = int(self.accelerator.process_index)
+        shards.save_shard(self.job.model, self.optimizer, folder, rank=rank)
+        self.accelerator.wait_for_everyone()
 
     def _record(self, meter: Meter) -> dict[str, Any]:
         return {
@@ -357,14 +377,31 @@ class Loop:
             "done": self.should_stop or self.step >= self.total,
         }
 
+    def load_weights(self, folder: Path) -> None:
+        """Weights of a checkpoint, and the optimizer's state where the two are in shards.
+
+        Raises:
+            RunError: they cannot be read, or do not fit.
+        """
+        parts = folder / checkpoint.TRAINER / shards.FOLDER
+        if parts.exists():
+            shards.load_shards(self.job.model, self.optimizer, parts)
+        else:
+            recipe = self.job.model_recipe
+            distributed.load_weights(self.job.model, folder / "model", recipe)
+
     def _load(self, folder: Path) -> None:
         trainer = folder / checkpoint.TRAINER
-        distributed.load_weights(self.job.model, folder / "model", self.job.model_recipe)
-        distributed.load_optimizer(
-            self.optimizer, self.job.model, checkpoint.load_optimizer(trainer)
-        )
+        self.load_weights(folder)
+        if not (trainer / shards.FOLDER).exists():
+            stored = checkpoint.load_optimizer(trainer)
+            distributed.load_optimizer(self.optimizer, self.job.model, stored)
         stored = read_json(trainer / "scheduler.json")
         self.scheduler.load_state_dict(stored | {"lr_lambdas": [None] * len(stored["base_lrs"])})
+        for group, rate in zip(
+            self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
         rank = int(self.accelerator.process_index)
         run = read_json(folder / "run.json")
         self.step = run["step"]

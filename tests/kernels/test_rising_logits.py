@@ -1,4 +1,4 @@
-"""Logits that rise, or begin only, in a later tile of the vocabulary, against the float64 oracle."""
+"""Logits that rise, or begin only, in a later vocabulary tile, against the float64 oracle."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def test_a_tile_without_any_allowed_token_counts_nothing(trained: bool, excluded
     keep = [i for i in range(3 * TILE) if i not in excluded]
     head = Head(weight=weight.requires_grad_(trained), bias=bias)
     options = {"hidden": hidden, "targets": torch.full((7,), allowed), "kl": True}
-    stats = token_stats(
-        head=head, reference=RefHidden(hidden=ref_hidden, head=head), **options
-    )
+    stats = token_stats(head=head, reference=RefHidden(hidden=ref_hidden, head=head), **options)
     small = Head(weight=weight.detach()[keep])
     oracle = token_stats_oracle(
         head=small,

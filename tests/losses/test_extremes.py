@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from loss_cases import (
     random_stats,
 )
 from palate.losses import LOSSES, SequenceStats, fdpo, kto
+from palate.losses.nll import log_odds
 
 EXTREMES = [-1000.0, -200.0, -88.0, 0.0, 88.0, 200.0, 1000.0]
 
@@ -77,6 +80,18 @@ def test_kto_is_finite_and_bounded(logits):
     (g,) = torch.autograd.grad(losses.sum(), logp)
     assert g.isfinite().all()
     assert (g[desirable] <= 0).all() and (g[~desirable] >= 0).all()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.999, 0.99999])
+def test_log_odds_are_exact_up_to_one_in_a_million(p):
+    mean = torch.tensor(p, dtype=torch.float64).log()
+    assert log_odds(mean).item() == pytest.approx(math.log(p / (1 - p)), abs=1e-9)
+
+
+def test_log_odds_of_certainty_are_those_of_one_in_a_million():
+    for mean in (-1e-7, 0.0):
+        odds = log_odds(torch.tensor(mean, dtype=torch.float64)).item()
+        assert odds == pytest.approx(math.log(1e6), abs=1e-5)
 
 
 def test_orpo_with_certain_responses_is_finite():

@@ -101,12 +101,16 @@ def test_plackett_luce_is_the_probability_of_the_order() -> None:
 
 
 def test_two_items_are_bradley_terry_and_padding_is_nothing() -> None:
-    r = torch.stack([W, L, torch.full_like(W, torch.nan).nan_to_num(99.0)], 1)
-    rank = torch.tensor([[1, 2, 0]] * 3)
+    r = torch.stack([W, L, torch.full_like(W, 99.0)], 1)
     listed = torch.tensor([[True, True, False]] * 3)
-    torch.testing.assert_close(plackett_luce(r, rank, listed), bradley_terry(W, L, NONE))
-    nothing = plackett_luce(r, rank, torch.zeros_like(listed))
-    assert nothing.tolist() == [0.0, 0.0, 0.0]
+    # Padding ranked first, tied, or last: only the last would be among those left.
+    for padding in (0, 1, 9):
+        rank = torch.tensor([[1, 2, padding]] * 3)
+        for ties in ("unordered", "breslow"):
+            two = plackett_luce(r, rank, listed, ties=ties)
+            torch.testing.assert_close(two, bradley_terry(W, L, NONE))
+            nothing = plackett_luce(r, rank, torch.zeros_like(listed), ties=ties)
+            assert nothing.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_tied_ranks() -> None:
@@ -152,7 +156,7 @@ def test_gradients_of_pairs(name: str) -> None:
 def test_gradients_of_lists(ties: str) -> None:
     torch.manual_seed(0)
     r = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    rank = torch.tensor([[1, 2, 2, 3], [4, 3, 2, 1], [1, 2, 0, 0]])
+    rank = torch.tensor([[1, 2, 2, 3], [4, 3, 2, 1], [1, 2, 9, 9]])
     listed = torch.tensor([[True] * 4, [True] * 4, [True, True, False, False]])
     assert gradcheck(lambda a: plackett_luce(a, rank, listed, ties=ties), (r,))
 

@@ -103,6 +103,24 @@ def test_weighted_loss_by_hand():
         torch.testing.assert_close(got, torch.log1p(torch.exp(-a)))
 
 
+def test_one_weight_multiplies_policy_and_reference_alike():
+    logp, ref_logp = (x.detach() for x in tokens())
+    weight = torch.linspace(0.0, 2.0, 10, dtype=torch.float64)
+    ref_weight = torch.linspace(3.0, 1.0, 10, dtype=torch.float64)
+    options = {"logp": logp, "ref_logp": ref_logp, "segment": SEGMENT, "n_sequences": 4}
+    alike = SequenceStats.from_tokens(**options, weight=weight)
+    apart = SequenceStats.from_tokens(**options, weight=weight, ref_weight=ref_weight)
+    reference_alone = SequenceStats.from_tokens(**options, ref_weight=ref_weight)
+    for stats, v, w in (
+        (alike, weight, weight),
+        (apart, weight, ref_weight),
+        (reference_alone, torch.ones(10), ref_weight),
+    ):
+        for got, values, by in ((stats.logp, logp, v), (stats.ref_logp, ref_logp, w)):
+            want = [part.sum() for part in (values * by).split(LENGTHS.tolist())]
+            torch.testing.assert_close(got, torch.stack(want))
+
+
 def test_weights_leave_kl_and_length_whole():
     ctx = context()
     stats = SequenceStats.from_tokens(

@@ -57,7 +57,7 @@ def combine(stats: TokenStats, up: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 4.0), (0.5, 2.0)])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 4.0), (2.0, 2.0)])
 @pytest.mark.parametrize("tile", [(3, 8), (100, 100), (1, 37)])
 def test_general_equals_oracle(monkeypatch, bias, scale, softcap, tile):
     small_tiles(monkeypatch, *tile)
@@ -88,7 +88,7 @@ def test_general_equals_oracle(monkeypatch, bias, scale, softcap, tile):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("how", ["live", "summary"])
 def test_frozen_shared_head_equals_oracle(monkeypatch, scale, bias, how):

@@ -53,6 +53,8 @@ def test_unpaired_weights():
     plain = kto(stats, **options)
     torch.testing.assert_close(got.terms[0].losses, 3.0 * weight * plain.terms[0].losses)
     torch.testing.assert_close(apply_weight(plain, 3 * weight).terms[0].losses, got.terms[0].losses)
+    alone = compute_unpaired(Member(type="kto"), stats, **options)
+    torch.testing.assert_close(alone.terms[0].losses, plain.terms[0].losses)
 
 
 def test_mixture_is_the_weighted_sum():
@@ -100,11 +102,11 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="at least one"):
         compute([], *pair)
-    with pytest.raises(ValueError, match="no divergence 'kl'"):
+    with pytest.raises(ValueError, match="no divergence 'kl'; there are reverse_kl, forward"):
         fdpo(*pair, divergence="kl")
     with pytest.raises(ValueError, match="has no alpha"):
         fdpo(*pair, divergence="js", alpha=0.5)
-    with pytest.raises(ValueError, match="no reward 'paper'"):
+    with pytest.raises(ValueError, match="no reward 'paper'; there are trained, released"):
         tdpo2(*pair, reward="paper")
     with pytest.raises(TypeError):
         tdpo1(*pair, alpha=0.5)

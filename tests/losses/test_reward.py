@@ -79,6 +79,31 @@ def test_davidson_probabilities_sum_to_one_and_have_the_stated_tie_rate() -> Non
     assert math.exp(-level.item()) == pytest.approx(0.5)
 
 
+def test_of_a_batch_only_ties_are_draws() -> None:
+    """The pairs that are none keep the loss of a win; values by hand, in float64 throughout."""
+    labels = PairLabels(tie=TIE)
+    for d, tie, kupper, davids in zip(
+        (W - L).tolist(),
+        TIE.tolist(),
+        rao_kupper(W, L, labels).tolist(),
+        davidson(W, L, labels, tie_strength=0.3).tolist(),
+        strict=True,
+    ):
+        win, loss = sigmoid(d - 0.5), sigmoid(-d - 0.5)
+        shares = [math.exp(d / 2), math.exp(-d / 2), 0.3]
+        if tie:
+            assert kupper == pytest.approx(-math.log(1 - win - loss), rel=1e-12)
+            assert davids == pytest.approx(-math.log(shares[2] / sum(shares)), rel=1e-12)
+        else:
+            assert kupper == pytest.approx(-math.log(win), rel=1e-12)
+            assert davids == pytest.approx(-math.log(shares[0] / sum(shares)), rel=1e-12)
+    # Unless told otherwise a draw of equals has probability 1 / 3.
+    level = davidson(W[:1], W[:1], PairLabels(tie=torch.tensor([True])))
+    assert level.item() == pytest.approx(math.log(3), rel=1e-12)
+    third = rao_kupper(W, L, PairLabels(tie=TIE), threshold=0.3)[1].item()
+    assert third == pytest.approx(-math.log(1 - sigmoid(-1.3) - sigmoid(0.7)), rel=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"threshold": 1e-9}, {"tie_strength": 1e-12}])
 def test_without_ties_both_become_bradley_terry(options: dict[str, float]) -> None:
     own = rao_kupper if "threshold" in options else davidson
@@ -134,8 +159,14 @@ def test_regularisers() -> None:
     assert centring(W, L).tolist() == pytest.approx([2.25, 0.0, 0.0])
     assert magnitude(W, L).tolist() == pytest.approx([0.625, 0.25, 9.0])
     n = torch.tensor([1, 9, 99])
-    assert length_scaled(W, n)[1].item() == pytest.approx(-0.5 / math.log(10))
-    assert length_expert(W, n, strength=0.5)[2].item() == pytest.approx(3 + 0.5 * math.log(99))
+    assert length_scaled(W, n).tolist() == pytest.approx(
+        [1 / math.log(2), -0.5 / math.log(10), 3 / math.log(100)], rel=1e-12
+    )
+    # An empty response counts as one token: log 0 is not finite.
+    for lengths in (n, torch.tensor([0, 9, 99])):
+        assert length_expert(W, lengths, strength=0.5).tolist() == pytest.approx(
+            [1.0, -0.5 + 0.5 * math.log(9), 3 + 0.5 * math.log(99)], rel=1e-12
+        )
     assert likelihood(torch.tensor([-10.0]), beta=0.1).item() == pytest.approx(
         -math.log(sigmoid(-1.0))
     )

@@ -18,6 +18,7 @@ from palate.kernels import (
     token_stats,
 )
 from palate.kernels import general as general_module
+from palate.kernels.frozen import stream
 from palate.testing import token_stats_oracle
 
 FIELDS = ("logp", "kl", "reverse_kl", "entropy")
@@ -183,6 +184,14 @@ def test_rows_without_upstream_cost_nothing(monkeypatch):
     ((stats.logp * g_logp).sum() + (stats.kl * g_kl).sum()).backward()
     assert sorted(seen) == [2, 2, 3]
     assert torch.equal(hidden.grad[5:], torch.zeros(3, 4))
+
+
+def test_no_expected_row_of_the_head_unless_asked():
+    """It costs a second product, which a forward pass without gradient and KL does not need."""
+    x = problem()
+    lse, mean = stream(x["hidden"], Head(weight=x["weight"]), mean=False, memory_mb=1)
+    assert mean is None
+    torch.testing.assert_close(lse, (x["hidden"] @ x["weight"].T).logsumexp(-1))
 
 
 def test_no_graph_without_grad():

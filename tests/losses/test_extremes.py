@@ -19,6 +19,7 @@ from loss_cases import (
 )
 from palate.losses import LOSSES, SequenceStats, fdpo, kto
 from palate.losses.nll import log_odds
+from palate.losses.outcome import per_token
 
 EXTREMES = [-1000.0, -200.0, -88.0, 0.0, 88.0, 200.0, 1000.0]
 
@@ -80,6 +81,11 @@ def test_kto_is_finite_and_bounded(logits):
     (g,) = torch.autograd.grad(losses.sum(), logp)
     assert g.isfinite().all()
     assert (g[desirable] <= 0).all() and (g[~desirable] >= 0).all()
+
+
+def test_an_empty_response_has_a_mean_of_zero():
+    stats = SequenceStats(logp=torch.zeros(3), length=torch.tensor([2.0, 1.0, 0.0]))
+    assert per_token(torch.tensor([-3.0, -2.0, 0.0]), stats).tolist() == [-1.5, -2.0, 0.0]
 
 
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.999, 0.99999])

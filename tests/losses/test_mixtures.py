@@ -21,6 +21,7 @@ from palate.losses import (
     combined_needs,
     compute,
     compute_unpaired,
+    dpo,
     fdpo,
     kto,
     mixture,
@@ -43,6 +44,16 @@ def test_pair_weights_multiply_every_term(member):
     torch.testing.assert_close(
         weighted.chosen_rewards, call(member, chosen, rejected).chosen_rewards
     )
+
+
+def test_weights_change_no_dtype_and_may_be_left_out():
+    chosen, rejected = random_pairs(3, dtype=torch.float32)
+    plain = compute([Member(type="dpo")], chosen, rejected)
+    ones = torch.ones(3, dtype=torch.float64)
+    weighted = compute([Member(type="dpo")], chosen, rejected, weight=ones)
+    for output in (plain, weighted):
+        assert output.terms[0].losses.dtype == torch.float32
+        torch.testing.assert_close(output.terms[0].losses, dpo(chosen, rejected).terms[0].losses)
 
 
 def test_unpaired_weights():

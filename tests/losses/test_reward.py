@@ -153,6 +153,8 @@ def test_tied_ranks() -> None:
     together = plackett_luce(r, torch.ones_like(rank), every, ties="breslow")
     (pull,) = torch.autograd.grad(together.sum(), r)
     assert pull[0, 0] > 0 > pull[0, 2]
+    with pytest.raises(ValueError, match="no ties 'efron'; there are unordered, breslow"):
+        plackett_luce(r, rank, every, ties="efron")  # type: ignore[arg-type]
 
 
 def test_regularisers() -> None:
@@ -181,6 +183,14 @@ def test_gradients_of_pairs(name: str) -> None:
     )
     w, x = W.clone().requires_grad_(), L.clone().requires_grad_()
     assert gradcheck(lambda a, b: PAIR_LOSSES[name](a, b, labels), (w, x))
+
+
+@pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
+def test_losses_keep_the_dtype_of_the_rewards(name: str) -> None:
+    wide = torch.tensor([0.3, 0.5, math.nan], dtype=torch.float64)
+    labels = PairLabels(margin=wide, probability=wide, tie=TIE)
+    assert PAIR_LOSSES[name](W.float(), L.float(), labels).dtype == torch.float32
+    assert PAIR_LOSSES[name](W, L, labels).dtype == torch.float64
 
 
 @pytest.mark.parametrize("ties", ["unordered", "breslow"])

@@ -18,6 +18,7 @@ from loss_cases import (
     random_stats,
 )
 from palate.losses import LOSSES, SequenceStats, fdpo, kto
+from palate.losses.divergences import score_function
 from palate.losses.nll import log_odds
 from palate.losses.outcome import per_token
 
@@ -67,6 +68,16 @@ def test_far_below_the_reference_pairs_keep_order_and_gradient(divergence):
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)
     push = torch.autograd.grad(losses[0], (chosen.logp, rejected.logp))
     assert push[0][0] < 0 < push[1][0]
+
+
+def test_scores_are_exact_to_20_nats_below_the_reference_and_linear_beyond():
+    for divergence, slope in (("forward_kl", 1.0), ("alpha", 0.5)):
+        score = score_function(divergence)
+        for nats in (1.0, 12.0, 19.9, 20.0):
+            got = score(torch.tensor(-nats / slope, dtype=torch.float64)).item()
+            assert got == pytest.approx((1 - math.exp(nats)) / slope, rel=1e-12)
+        beyond = score(torch.tensor(-25.0 / slope, dtype=torch.float64)).item()
+        assert beyond == pytest.approx((1 - 6 * math.exp(20)) / slope, rel=1e-12)
 
 
 @given(logits=st.lists(st.floats(-1000, 1000), min_size=1, max_size=5))

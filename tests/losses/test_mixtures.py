@@ -93,6 +93,16 @@ def test_mixture_is_the_weighted_sum():
     torch.testing.assert_close(output.statistics["dpo.3/logits"], parts[3].statistics["logits"])
 
 
+def test_one_member_keeps_its_names_and_two_have_their_own():
+    pair = random_pairs(4)
+    (alone,) = mixture([Member(type="dpo", weight=0.5)], *pair).terms
+    assert alone.name == "dpo"
+    two = mixture([Member(type="dpo"), Member(type="sft")], *pair)
+    assert [term.name for term in two.terms] == ["dpo/dpo", "sft/sft"]
+    expected = total(dpo(*pair)) + total(call(Member(type="sft"), *pair))
+    torch.testing.assert_close(total(two), expected, **CLOSE)
+
+
 def test_needs_of_a_mixture_are_the_union():
     needs = combined_needs([Member(type="simpo"), Member(type="tdpo2")])
     assert needs.reference and needs.kl and needs.length

@@ -123,8 +123,20 @@ def test_denominators():
         ("odds_ratio", "pair"),
         ("nll", "chosen_token"),
     ]
+    for one in (1, torch.tensor(1), torch.tensor(0)):
+        value = output.value({"pair": one, "chosen_token": one})
+        assert value.item() == pytest.approx(0.1 * softplus(-ODDS) + 3.0, rel=1e-12)
     value = output.value({"pair": 8, "chosen_token": 60})
     assert value.item() == pytest.approx(0.1 * softplus(-ODDS) / 8 + 3.0 / 60, rel=1e-12)
+
+
+def test_some_of_the_sequences_have_what_all_have():
+    bare = SequenceStats(logp=torch.tensor([-1.0, -2.0, -3.0]), length=torch.tensor([1, 2, 3]))
+    some = bare[torch.tensor([2, 0])]
+    assert (some.logp.tolist(), some.length.tolist()) == ([-3.0, -1.0], [3, 1])
+    assert some.ref_logp is None and some.kl is None
+    full = SequenceStats(logp=bare.logp, length=bare.length, ref_logp=-bare.logp, kl=2 * bare.logp)
+    assert (full[1:].ref_logp.tolist(), full[1:].kl.tolist()) == ([2.0, 3.0], [-4.0, -6.0])
 
 
 def test_sft_takes_single_demonstrations():

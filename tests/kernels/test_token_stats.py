@@ -319,5 +319,34 @@ def test_tiles_stay_within_the_budget(memory_mb):
             memory_mb=memory_mb,
             device=device,
         )
+        assert isinstance(size.tokens, int) and isinstance(size.vocabulary, int)
         assert 1 <= size.tokens <= tokens and 1 <= size.vocabulary <= vocabulary
         assert 4 * buffers * size.tokens * size.vocabulary <= memory_mb * 2**20
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "vocabulary", "buffers", "memory_mb", "expected"),
+    [
+        # 64 MiB of float32 numbers: a tile of the cache's size, and many fit.
+        ("cpu", 2048, 152_064, 1, 256, (512, 2048)),
+        ("cpu", 100, 300, 1, 256, (100, 300)),
+        # 2^16 numbers a tile: columns stay, rows give way.
+        ("cpu", 2048, 152_064, 4, 1, (32, 2048)),
+        # 2^13 numbers: columns are a sixteenth of them.
+        ("cpu", 2048, 152_064, 32, 1, (16, 512)),
+        ("cuda", 1000, 8192, 1, 256, (1000, 8192)),
+        # 2^22 numbers: 50,000 rows are halved until 1024 are left, columns take the rest.
+        ("cuda", 50_000, 152_064, 4, 64, (782, 5363)),
+        # 2^26 numbers: 6,250 rows of 10,737 columns are wide enough.
+        ("cuda", 50_000, 152_064, 1, 256, (6250, 10_737)),
+        # 2^14 numbers: 64 columns are the least.
+        ("cuda", 1000, 152_064, 16, 1, (256, 64)),
+        ("cuda", 0, 300, 1, 1, (1, 300)),
+    ],
+)
+def test_tiles_are_of_the_cache_or_wide(device, tokens, vocabulary, buffers, memory_mb, expected):
+    size = tiles.plan(
+        tokens=tokens, vocabulary=vocabulary, buffers=buffers, memory_mb=memory_mb, device=device
+    )
+    assert (size.tokens, size.vocabulary) == expected
+    assert isinstance(size.tokens, int) and isinstance(size.vocabulary, int)

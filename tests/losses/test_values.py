@@ -130,6 +130,19 @@ def test_denominators():
     assert value.item() == pytest.approx(0.1 * softplus(-ODDS) / 8 + 3.0 / 60, rel=1e-12)
 
 
+def test_accuracies_by_hand():
+    """Ratios 1 and 2: wrong for DPO; the log-probs alone, which CPO compares, are right."""
+    w, x = stats(-3.0, -4.0, 2), stats(-5.0, -7.0, 2)
+    assert dpo(w, x).statistics["accuracies/log_ratio"].item() == 0.0
+    assert dpo(x, w).statistics["accuracies/log_ratio"].item() == 1.0
+    shown = LOSSES["cpo"].function(w, x).statistics
+    assert shown["accuracies/logits"].item() == 1.0
+    assert shown["accuracies/log_ratio"].item() == 0.0
+    for sides in ((w, REJECTED), (REJECTED, w)):
+        bare = [s if s is w else SequenceStats(logp=s.logp, length=s.length) for s in sides]
+        assert "accuracies/log_ratio" not in LOSSES["cpo"].function(*bare).statistics
+
+
 def test_some_of_the_sequences_have_what_all_have():
     bare = SequenceStats(logp=torch.tensor([-1.0, -2.0, -3.0]), length=torch.tensor([1, 2, 3]))
     some = bare[torch.tensor([2, 0])]

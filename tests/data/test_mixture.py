@@ -193,6 +193,19 @@ def test_a_larger_total_takes_more_of_every_source(
     assert all(abs(a - total * w / whole) < 3 for a, w in zip(one, weights, strict=True))
 
 
+@pytest.mark.parametrize("weights", [[9.0, 5.0, 3.0, 0.0], [0.6, 0.3, 0.1], [1.0, 1.0, 5.0]])
+def test_seats_go_to_the_highest_quotients_by_odd_numbers(weights: list[float]) -> None:
+    """Sainte-Laguë by its definition; divisors 1, 2, 3 ... would give [9, 5, 2, 0] of 16."""
+    assert apportion(16, [9, 5, 3, 0]) == [8, 5, 3, 0]
+    for total in range(1, 40):
+        quotients = sorted(
+            ((w / (2 * k + 1), -i) for i, w in enumerate(weights) for k in range(total)),
+            reverse=True,
+        )
+        seats = [-i for _, i in quotients[:total]]
+        assert apportion(total, weights) == [seats.count(i) for i in range(len(weights))]
+
+
 @given(permutation=st.permutations(range(30)), seed=st.integers(0, 3), n=st.integers(1, 12))
 def test_neither_order_nor_other_sources_matter(permutation: list[int], seed: int, n: int) -> None:
     how = recipe(take={"a": n, "b": n})

@@ -18,6 +18,7 @@ from palate.kernels import (
     token_stats,
 )
 from palate.kernels import general as general_module
+from palate.kernels.frozen import stream
 from palate.testing import token_stats_oracle
 
 FIELDS = ("logp", "kl", "reverse_kl", "entropy")
@@ -57,7 +58,7 @@ def combine(stats: TokenStats, up: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 4.0), (0.5, 2.0)])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 4.0), (2.0, 2.0)])
 @pytest.mark.parametrize("tile", [(3, 8), (100, 100), (1, 37)])
 def test_general_equals_oracle(monkeypatch, bias, scale, softcap, tile):
     small_tiles(monkeypatch, *tile)
@@ -88,7 +89,7 @@ def test_general_equals_oracle(monkeypatch, bias, scale, softcap, tile):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("how", ["live", "summary"])
 def test_frozen_shared_head_equals_oracle(monkeypatch, scale, bias, how):
@@ -183,6 +184,14 @@ def test_rows_without_upstream_cost_nothing(monkeypatch):
     ((stats.logp * g_logp).sum() + (stats.kl * g_kl).sum()).backward()
     assert sorted(seen) == [2, 2, 3]
     assert torch.equal(hidden.grad[5:], torch.zeros(3, 4))
+
+
+def test_no_expected_row_of_the_head_unless_asked():
+    """It costs a second product, which a forward pass without gradient and KL does not need."""
+    x = problem()
+    lse, mean = stream(x["hidden"], Head(weight=x["weight"]), mean=False, memory_mb=1)
+    assert mean is None
+    torch.testing.assert_close(lse, (x["hidden"] @ x["weight"].T).logsumexp(-1))
 
 
 def test_no_graph_without_grad():
@@ -310,5 +319,34 @@ def test_tiles_stay_within_the_budget(memory_mb):
             memory_mb=memory_mb,
             device=device,
         )
+        assert isinstance(size.tokens, int) and isinstance(size.vocabulary, int)
         assert 1 <= size.tokens <= tokens and 1 <= size.vocabulary <= vocabulary
         assert 4 * buffers * size.tokens * size.vocabulary <= memory_mb * 2**20
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "vocabulary", "buffers", "memory_mb", "expected"),
+    [
+        # 64 MiB of float32 numbers: a tile of the cache's size, and many fit.
+        ("cpu", 2048, 152_064, 1, 256, (512, 2048)),
+        ("cpu", 100, 300, 1, 256, (100, 300)),
+        # 2^16 numbers a tile: columns stay, rows give way.
+        ("cpu", 2048, 152_064, 4, 1, (32, 2048)),
+        # 2^13 numbers: columns are a sixteenth of them.
+        ("cpu", 2048, 152_064, 32, 1, (16, 512)),
+        ("cuda", 1000, 8192, 1, 256, (1000, 8192)),
+        # 2^22 numbers: 50,000 rows are halved until 1024 are left, columns take the rest.
+        ("cuda", 50_000, 152_064, 4, 64, (782, 5363)),
+        # 2^26 numbers: 6,250 rows of 10,737 columns are wide enough.
+        ("cuda", 50_000, 152_064, 1, 256, (6250, 10_737)),
+        # 2^14 numbers: 64 columns are the least.
+        ("cuda", 1000, 152_064, 16, 1, (256, 64)),
+        ("cuda", 0, 300, 1, 1, (1, 300)),
+    ],
+)
+def test_tiles_are_of_the_cache_or_wide(device, tokens, vocabulary, buffers, memory_mb, expected):
+    size = tiles.plan(
+        tokens=tokens, vocabulary=vocabulary, buffers=buffers, memory_mb=memory_mb, device=device
+    )
+    assert (size.tokens, size.vocabulary) == expected
+    assert isinstance(size.tokens, int) and isinstance(size.vocabulary, int)

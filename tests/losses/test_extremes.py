@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,9 @@ from loss_cases import (
     random_stats,
 )
 from palate.losses import LOSSES, SequenceStats, fdpo, kto
+from palate.losses.divergences import score_function
+from palate.losses.nll import log_odds
+from palate.losses.outcome import per_token
 
 EXTREMES = [-1000.0, -200.0, -88.0, 0.0, 88.0, 200.0, 1000.0]
 
@@ -65,6 +70,16 @@ def test_far_below_the_reference_pairs_keep_order_and_gradient(divergence):
     assert push[0][0] < 0 < push[1][0]
 
 
+def test_scores_are_exact_to_20_nats_below_the_reference_and_linear_beyond():
+    for divergence, slope in (("forward_kl", 1.0), ("alpha", 0.5)):
+        score = score_function(divergence)
+        for nats in (1.0, 12.0, 19.9, 20.0):
+            got = score(torch.tensor(-nats / slope, dtype=torch.float64)).item()
+            assert got == pytest.approx((1 - math.exp(nats)) / slope, rel=1e-12)
+        beyond = score(torch.tensor(-25.0 / slope, dtype=torch.float64)).item()
+        assert beyond == pytest.approx((1 - 6 * math.exp(20)) / slope, rel=1e-12)
+
+
 @given(logits=st.lists(st.floats(-1000, 1000), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_kto_is_finite_and_bounded(logits):
@@ -77,6 +92,23 @@ def test_kto_is_finite_and_bounded(logits):
     (g,) = torch.autograd.grad(losses.sum(), logp)
     assert g.isfinite().all()
     assert (g[desirable] <= 0).all() and (g[~desirable] >= 0).all()
+
+
+def test_an_empty_response_has_a_mean_of_zero():
+    stats = SequenceStats(logp=torch.zeros(3), length=torch.tensor([2.0, 1.0, 0.0]))
+    assert per_token(torch.tensor([-3.0, -2.0, 0.0]), stats).tolist() == [-1.5, -2.0, 0.0]
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.999, 0.99999])
+def test_log_odds_are_exact_up_to_one_in_a_million(p):
+    mean = torch.tensor(p, dtype=torch.float64).log()
+    assert log_odds(mean).item() == pytest.approx(math.log(p / (1 - p)), abs=1e-9)
+
+
+def test_log_odds_of_certainty_are_those_of_one_in_a_million():
+    for mean in (-1e-7, 0.0):
+        odds = log_odds(torch.tensor(mean, dtype=torch.float64)).item()
+        assert odds == pytest.approx(math.log(1e6), abs=1e-5)
 
 
 def test_orpo_with_certain_responses_is_finite():

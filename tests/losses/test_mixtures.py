@@ -21,6 +21,7 @@ from palate.losses import (
     combined_needs,
     compute,
     compute_unpaired,
+    dpo,
     fdpo,
     kto,
     mixture,
@@ -45,6 +46,16 @@ def test_pair_weights_multiply_every_term(member):
     )
 
 
+def test_weights_change_no_dtype_and_may_be_left_out():
+    chosen, rejected = random_pairs(3, dtype=torch.float32)
+    plain = compute([Member(type="dpo")], chosen, rejected)
+    ones = torch.ones(3, dtype=torch.float64)
+    weighted = compute([Member(type="dpo")], chosen, rejected, weight=ones)
+    for output in (plain, weighted):
+        assert output.terms[0].losses.dtype == torch.float32
+        torch.testing.assert_close(output.terms[0].losses, dpo(chosen, rejected).terms[0].losses)
+
+
 def test_unpaired_weights():
     stats = random_stats(3, seed=1)
     options = {"desirable": torch.tensor([True, False, True]), "kl_baseline": torch.zeros(())}
@@ -53,6 +64,8 @@ def test_unpaired_weights():
     plain = kto(stats, **options)
     torch.testing.assert_close(got.terms[0].losses, 3.0 * weight * plain.terms[0].losses)
     torch.testing.assert_close(apply_weight(plain, 3 * weight).terms[0].losses, got.terms[0].losses)
+    alone = compute_unpaired(Member(type="kto"), stats, **options)
+    torch.testing.assert_close(alone.terms[0].losses, plain.terms[0].losses)
 
 
 def test_mixture_is_the_weighted_sum():
@@ -80,6 +93,16 @@ def test_mixture_is_the_weighted_sum():
     torch.testing.assert_close(output.statistics["dpo.3/logits"], parts[3].statistics["logits"])
 
 
+def test_one_member_keeps_its_names_and_two_have_their_own():
+    pair = random_pairs(4)
+    (alone,) = mixture([Member(type="dpo", weight=0.5)], *pair).terms
+    assert alone.name == "dpo"
+    two = mixture([Member(type="dpo"), Member(type="sft")], *pair)
+    assert [term.name for term in two.terms] == ["dpo/dpo", "sft/sft"]
+    expected = total(dpo(*pair)) + total(call(Member(type="sft"), *pair))
+    torch.testing.assert_close(total(two), expected, **CLOSE)
+
+
 def test_needs_of_a_mixture_are_the_union():
     needs = combined_needs([Member(type="simpo"), Member(type="tdpo2")])
     assert needs.reference and needs.kl and needs.length
@@ -100,11 +123,11 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="at least one"):
         compute([], *pair)
-    with pytest.raises(ValueError, match="no divergence 'kl'"):
+    with pytest.raises(ValueError, match="no divergence 'kl'; there are reverse_kl, forward"):
         fdpo(*pair, divergence="kl")
     with pytest.raises(ValueError, match="has no alpha"):
         fdpo(*pair, divergence="js", alpha=0.5)
-    with pytest.raises(ValueError, match="no reward 'paper'"):
+    with pytest.raises(ValueError, match="no reward 'paper'; there are trained, released"):
         tdpo2(*pair, reward="paper")
     with pytest.raises(TypeError):
         tdpo1(*pair, alpha=0.5)

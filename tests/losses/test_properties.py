@@ -127,6 +127,15 @@ def test_needs_are_true(member):
     assert same != needs.length
 
 
+@ALL_PAIR_LOSSES
+def test_the_first_term_is_named_and_nothing_reported_has_a_gradient(member):
+    output = call(member, *random_pairs())
+    assert output.terms[0].name == {"orpo": "odds_ratio"}.get(member.type, member.type)
+    assert output.terms[0].losses.requires_grad
+    reported = [output.chosen_rewards, output.rejected_rewards, *output.statistics.values()]
+    assert not any(values.requires_grad for values in reported)
+
+
 # --- derivatives -------------------------------------------------------------------------------
 
 

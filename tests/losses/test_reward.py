@@ -79,6 +79,31 @@ def test_davidson_probabilities_sum_to_one_and_have_the_stated_tie_rate() -> Non
     assert math.exp(-level.item()) == pytest.approx(0.5)
 
 
+def test_of_a_batch_only_ties_are_draws() -> None:
+    """The pairs that are none keep the loss of a win; values by hand, in float64 throughout."""
+    labels = PairLabels(tie=TIE)
+    for d, tie, kupper, davids in zip(
+        (W - L).tolist(),
+        TIE.tolist(),
+        rao_kupper(W, L, labels).tolist(),
+        davidson(W, L, labels, tie_strength=0.3).tolist(),
+        strict=True,
+    ):
+        win, loss = sigmoid(d - 0.5), sigmoid(-d - 0.5)
+        shares = [math.exp(d / 2), math.exp(-d / 2), 0.3]
+        if tie:
+            assert kupper == pytest.approx(-math.log(1 - win - loss), rel=1e-12)
+            assert davids == pytest.approx(-math.log(shares[2] / sum(shares)), rel=1e-12)
+        else:
+            assert kupper == pytest.approx(-math.log(win), rel=1e-12)
+            assert davids == pytest.approx(-math.log(shares[0] / sum(shares)), rel=1e-12)
+    # Unless told otherwise a draw of equals has probability 1 / 3.
+    level = davidson(W[:1], W[:1], PairLabels(tie=torch.tensor([True])))
+    assert level.item() == pytest.approx(math.log(3), rel=1e-12)
+    third = rao_kupper(W, L, PairLabels(tie=TIE), threshold=0.3)[1].item()
+    assert third == pytest.approx(-math.log(1 - sigmoid(-1.3) - sigmoid(0.7)), rel=1e-12)
+
+
 @pytest.mark.parametrize("options", [{"threshold": 1e-9}, {"tie_strength": 1e-12}])
 def test_without_ties_both_become_bradley_terry(options: dict[str, float]) -> None:
     own = rao_kupper if "threshold" in options else davidson
@@ -101,12 +126,16 @@ def test_plackett_luce_is_the_probability_of_the_order() -> None:
 
 
 def test_two_items_are_bradley_terry_and_padding_is_nothing() -> None:
-    r = torch.stack([W, L, torch.full_like(W, torch.nan).nan_to_num(99.0)], 1)
-    rank = torch.tensor([[1, 2, 0]] * 3)
+    r = torch.stack([W, L, torch.full_like(W, 99.0)], 1)
     listed = torch.tensor([[True, True, False]] * 3)
-    torch.testing.assert_close(plackett_luce(r, rank, listed), bradley_terry(W, L, NONE))
-    nothing = plackett_luce(r, rank, torch.zeros_like(listed))
-    assert nothing.tolist() == [0.0, 0.0, 0.0]
+    # Padding ranked first, tied, or last: only the last would be among those left.
+    for padding in (0, 1, 9):
+        rank = torch.tensor([[1, 2, padding]] * 3)
+        for ties in ("unordered", "breslow"):
+            two = plackett_luce(r, rank, listed, ties=ties)
+            torch.testing.assert_close(two, bradley_terry(W, L, NONE))
+            nothing = plackett_luce(r, rank, torch.zeros_like(listed), ties=ties)
+            assert nothing.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_tied_ranks() -> None:
@@ -124,14 +153,22 @@ def test_tied_ranks() -> None:
     together = plackett_luce(r, torch.ones_like(rank), every, ties="breslow")
     (pull,) = torch.autograd.grad(together.sum(), r)
     assert pull[0, 0] > 0 > pull[0, 2]
+    with pytest.raises(ValueError, match="no ties 'efron'; there are unordered, breslow"):
+        plackett_luce(r, rank, every, ties="efron")  # type: ignore[arg-type]
 
 
 def test_regularisers() -> None:
     assert centring(W, L).tolist() == pytest.approx([2.25, 0.0, 0.0])
     assert magnitude(W, L).tolist() == pytest.approx([0.625, 0.25, 9.0])
     n = torch.tensor([1, 9, 99])
-    assert length_scaled(W, n)[1].item() == pytest.approx(-0.5 / math.log(10))
-    assert length_expert(W, n, strength=0.5)[2].item() == pytest.approx(3 + 0.5 * math.log(99))
+    assert length_scaled(W, n).tolist() == pytest.approx(
+        [1 / math.log(2), -0.5 / math.log(10), 3 / math.log(100)], rel=1e-12
+    )
+    # An empty response counts as one token: log 0 is not finite.
+    for lengths in (n, torch.tensor([0, 9, 99])):
+        assert length_expert(W, lengths, strength=0.5).tolist() == pytest.approx(
+            [1.0, -0.5 + 0.5 * math.log(9), 3 + 0.5 * math.log(99)], rel=1e-12
+        )
     assert likelihood(torch.tensor([-10.0]), beta=0.1).item() == pytest.approx(
         -math.log(sigmoid(-1.0))
     )
@@ -148,11 +185,19 @@ def test_gradients_of_pairs(name: str) -> None:
     assert gradcheck(lambda a, b: PAIR_LOSSES[name](a, b, labels), (w, x))
 
 
+@pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
+def test_losses_keep_the_dtype_of_the_rewards(name: str) -> None:
+    wide = torch.tensor([0.3, 0.5, math.nan], dtype=torch.float64)
+    labels = PairLabels(margin=wide, probability=wide, tie=TIE)
+    assert PAIR_LOSSES[name](W.float(), L.float(), labels).dtype == torch.float32
+    assert PAIR_LOSSES[name](W, L, labels).dtype == torch.float64
+
+
 @pytest.mark.parametrize("ties", ["unordered", "breslow"])
 def test_gradients_of_lists(ties: str) -> None:
     torch.manual_seed(0)
     r = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    rank = torch.tensor([[1, 2, 2, 3], [4, 3, 2, 1], [1, 2, 0, 0]])
+    rank = torch.tensor([[1, 2, 2, 3], [4, 3, 2, 1], [1, 2, 9, 9]])
     listed = torch.tensor([[True] * 4, [True] * 4, [True, True, False, False]])
     assert gradcheck(lambda a: plackett_luce(a, rank, listed, ties=ties), (r,))
 

@@ -53,8 +53,20 @@ def test_context_knows_the_partner_and_has_no_gradient():
     assert ctx.partner_lengths.tolist() == [2, 4, 3, 1]
     assert ctx.chosen.tolist() == [True, True, False, False]
     assert not ctx.logp.requires_grad and not ctx.kl.requires_grad
+    trained = torch.zeros(10, requires_grad=True)
+    bare = {
+        "position": POSITION,
+        "segment": SEGMENT,
+        "lengths": LENGTHS,
+        "chosen": torch.arange(2),
+        "rejected": torch.arange(2, 4),
+    }
+    given = TokenContext.of_pairs(**bare, logp=trained, ref_logp=trained)
+    assert given.ref_logp is not None and not given.ref_logp.requires_grad
+    alone = TokenContext.of_pairs(**bare, logp=trained)
+    assert alone.ref_logp is None and alone.kl is None
     assert ctx.sequence_sum(torch.ones(10)).tolist() == [3, 1, 2, 4]
-    with pytest.raises(ValueError, match="6 sequences"):
+    with pytest.raises(ValueError, match="3 pairs have 6 sequences, not 4"):
         TokenContext.of_pairs(
             position=POSITION,
             segment=SEGMENT,
@@ -73,8 +85,16 @@ def test_ld_weights_the_tail_beyond_the_shorter_response():
     policy = ld(context(), alpha=0.25, reference="policy")
     assert policy.policy.tolist() == expected
     assert policy.reference.tolist() == [1.0] * 10
-    with pytest.raises(ValueError, match="no reference 'none'"):
+    with pytest.raises(ValueError, match="no reference 'none'; there are both, policy"):
         ld(context(), reference="none")
+
+
+def test_weights_unless_told_otherwise():
+    torch.testing.assert_close(ld(context()).policy, ld(context(), alpha=0.5).policy)
+    torch.testing.assert_close(ld(context()).reference, ld(context(), reference="both").reference)
+    weights = d2po(context()).policy
+    torch.testing.assert_close(weights, 0.98 ** (POSITION + 1).double(), rtol=1e-14, atol=0)
+    assert weights.dtype == torch.float64
 
 
 def test_d2po_decays_from_the_first_token():
@@ -101,6 +121,33 @@ def test_weighted_loss_by_hand():
         )
         got = loss(ld(context(), alpha=0.25, reference=reference))
         torch.testing.assert_close(got, torch.log1p(torch.exp(-a)))
+
+
+def test_one_weight_multiplies_policy_and_reference_alike():
+    logp, ref_logp = (x.detach() for x in tokens())
+    weight = torch.linspace(0.0, 2.0, 10, dtype=torch.float64)
+    ref_weight = torch.linspace(3.0, 1.0, 10, dtype=torch.float64)
+    options = {"logp": logp, "ref_logp": ref_logp, "segment": SEGMENT, "n_sequences": 4}
+    alike = SequenceStats.from_tokens(**options, weight=weight)
+    apart = SequenceStats.from_tokens(**options, weight=weight, ref_weight=ref_weight)
+    reference_alone = SequenceStats.from_tokens(**options, ref_weight=ref_weight)
+    for stats, v, w in (
+        (alike, weight, weight),
+        (apart, weight, ref_weight),
+        (reference_alone, torch.ones(10), ref_weight),
+    ):
+        for got, values, by in ((stats.logp, logp, v), (stats.ref_logp, ref_logp, w)):
+            want = [part.sum() for part in (values * by).split(LENGTHS.tolist())]
+            torch.testing.assert_close(got, torch.stack(want))
+
+
+def test_a_response_without_tokens_has_sums_of_zero():
+    stats = SequenceStats.from_tokens(
+        logp=torch.tensor([-1.0, -2.0]), segment=torch.tensor([0, 0]), n_sequences=3
+    )
+    assert stats.logp.tolist() == [-3.0, 0.0, 0.0]
+    assert stats.length.tolist() == [2.0, 0.0, 0.0]
+    assert stats.length.dtype == torch.float32
 
 
 def test_weights_leave_kl_and_length_whole():

@@ -47,20 +47,33 @@ HAND = [
     ),
     (
         "rdpo",
-        {"label_smoothing": 0.1},
+        {},
         [(0.9 * softplus(-0.3) - 0.1 * softplus(0.3)) / 0.8],
         0.2,
         -0.1,
     ),
-    ("ipo_sum", {"beta": 0.1}, [(3.0 - 5.0) ** 2], 0.2, -0.1),
-    ("ipo_mean", {"beta": 0.1}, [(0.5 + 0.5 - 5.0) ** 2], 0.05, -0.05),
-    ("hinge", {"beta": 0.1}, [0.7], 0.2, -0.1),
+    ("ipo_sum", {}, [(3.0 - 5.0) ** 2], 0.2, -0.1),
+    ("ipo_mean", {}, [(0.5 + 0.5 - 5.0) ** 2], 0.05, -0.05),
+    ("hinge", {}, [0.7], 0.2, -0.1),
     ("hinge", {"beta": 0.5}, [0.0], 1.0, -0.5),
     ("simpo", {}, [softplus(-(2.0 * (-0.75 + 3.5) - 1.0))], -1.5, -7.0),
     ("dpo_norm", {}, [softplus(-5.0)], 2.5, -2.5),
+    (
+        "dpo_norm",
+        {"label_smoothing": 0.1},
+        [0.9 * softplus(-5.0) + 0.1 * softplus(5.0)],
+        2.5,
+        -2.5,
+    ),
     ("orpo", {}, [0.1 * softplus(-ODDS), 3.0], None, None),
     ("cpo", {}, [softplus(-0.4), 3.0], -0.3, -0.7),
-    ("cpo", {"nll_weight": 0.5, "label_smoothing": 0.0}, [softplus(-0.4), 1.5], -0.3, -0.7),
+    (
+        "cpo",
+        {"nll_weight": 0.5, "label_smoothing": 0.1},
+        [0.9 * softplus(-0.4) + 0.1 * softplus(0.4), 1.5],
+        -0.3,
+        -0.7,
+    ),
     ("cpo", {"nll_weight": 0.0}, [softplus(-0.4)], -0.3, -0.7),
     ("fdpo", {"divergence": "reverse_kl"}, [softplus(-0.3)], 0.2, -0.1),
     (
@@ -110,8 +123,33 @@ def test_denominators():
         ("odds_ratio", "pair"),
         ("nll", "chosen_token"),
     ]
+    for one in (1, torch.tensor(1), torch.tensor(0)):
+        value = output.value({"pair": one, "chosen_token": one})
+        assert value.item() == pytest.approx(0.1 * softplus(-ODDS) + 3.0, rel=1e-12)
     value = output.value({"pair": 8, "chosen_token": 60})
     assert value.item() == pytest.approx(0.1 * softplus(-ODDS) / 8 + 3.0 / 60, rel=1e-12)
+
+
+def test_accuracies_by_hand():
+    """Ratios 1 and 2: wrong for DPO; the log-probs alone, which CPO compares, are right."""
+    w, x = stats(-3.0, -4.0, 2), stats(-5.0, -7.0, 2)
+    assert dpo(w, x).statistics["accuracies/log_ratio"].item() == 0.0
+    assert dpo(x, w).statistics["accuracies/log_ratio"].item() == 1.0
+    shown = LOSSES["cpo"].function(w, x).statistics
+    assert shown["accuracies/logits"].item() == 1.0
+    assert shown["accuracies/log_ratio"].item() == 0.0
+    for sides in ((w, REJECTED), (REJECTED, w)):
+        bare = [s if s is w else SequenceStats(logp=s.logp, length=s.length) for s in sides]
+        assert "accuracies/log_ratio" not in LOSSES["cpo"].function(*bare).statistics
+
+
+def test_some_of_the_sequences_have_what_all_have():
+    bare = SequenceStats(logp=torch.tensor([-1.0, -2.0, -3.0]), length=torch.tensor([1, 2, 3]))
+    some = bare[torch.tensor([2, 0])]
+    assert (some.logp.tolist(), some.length.tolist()) == ([-3.0, -1.0], [3, 1])
+    assert some.ref_logp is None and some.kl is None
+    full = SequenceStats(logp=bare.logp, length=bare.length, ref_logp=-bare.logp, kl=2 * bare.logp)
+    assert (full[1:].ref_logp.tolist(), full[1:].kl.tolist()) == ([2.0, 3.0], [-4.0, -6.0])
 
 
 def test_sft_takes_single_demonstrations():
@@ -141,6 +179,26 @@ def test_kto_by_hand():
     assert output.chosen_rewards.tolist() == pytest.approx([0.2])
     assert output.rejected_rewards.tolist() == pytest.approx([-0.1])
     assert output.statistics["kl_baseline"].tolist() == [0.5, 0.5]
+    assert output.statistics["logits"].tolist() == pytest.approx([0.15, 0.15])
+    assert output.statistics["accuracies/logits"].tolist() == [1.0, 1.0]
+    assert (term.name, set(output.statistics)) == (
+        "kto",
+        {"logits", "accuracies/logits", "kl_baseline"},
+    )
+
+
+def test_kto_reports_without_gradient_and_in_the_dtype_of_its_responses():
+    stats = SequenceStats(
+        logp=torch.tensor([-3.0, -7.0], requires_grad=True),
+        ref_logp=torch.tensor([-5.0, -6.0]),
+        length=torch.ones(2),
+    )
+    baseline = torch.tensor([0.5], dtype=torch.float64)[0]
+    output = kto(stats, desirable=torch.tensor([True, False]), kl_baseline=baseline.view(1))
+    reported = [output.chosen_rewards, output.rejected_rewards, *output.statistics.values()]
+    assert not any(values.requires_grad for values in reported)
+    assert output.terms[0].losses.requires_grad
+    assert {x.dtype for x in (*reported, output.terms[0].losses)} == {torch.float32}
 
 
 def test_kto_baseline_is_clamped_and_has_no_gradient():
@@ -167,6 +225,9 @@ def test_tdpo_worked_example():
     for output in (tdpo1(w, x), tdpo2(w, x, reward="released")):
         assert output.chosen_rewards.item() == pytest.approx(0.25)
         assert output.rejected_rewards.item() == pytest.approx(0.05)
+    first = tdpo1(w, x).statistics
+    assert first["logits/log_ratio"].item() == pytest.approx(0.3)
+    assert first["logits/kl"].item() == pytest.approx(-0.1)
     trained = tdpo2(w, x)
     assert trained.chosen_rewards.item() == pytest.approx(0.225)
     assert trained.rejected_rewards.item() == pytest.approx(-0.025)

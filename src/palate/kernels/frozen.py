@@ -61,7 +61,8 @@ def stream(
     )
     h, tiles = operand(hidden), WeightTiles(head.weight, size.vocabulary)
     narrow = low_precision(head.weight.dtype)
-    shift = torch.full((n,), float("-inf"), dtype=wide, device=hidden.device)
+    # Finite, so that a tile of nothing but -inf gives exp(-inf) = 0 and not nan.
+    shift = torch.full((n,), torch.finfo(wide).min, dtype=wide, device=hidden.device)
     total = torch.zeros(n, dtype=wide, device=hidden.device)
     acc = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if mean else None
     buffer = torch.empty(size.tokens * size.vocabulary, dtype=wide, device=hidden.device)
@@ -79,7 +80,7 @@ def stream(
                     z.mul_(head.scale)
                 top = z.amax(1)
                 if bool((top > shift[rows] + HEADROOM).any()):
-                    raised = torch.maximum(shift[rows], top).clamp_(min=torch.finfo(wide).min)
+                    raised = torch.maximum(shift[rows], top)
                     fade = torch.exp(shift[rows] - raised)
                     total[rows] *= fade
                     if acc is not None:

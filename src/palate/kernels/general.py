@@ -79,7 +79,6 @@ class GeneralTokenStats(torch.autograd.Function):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         like = torch.empty(0, dtype=wide, device=device)
         with_ref = ref_hidden is not None
-        pairs = shape.kl or shape.reverse_kl
         size = plan(
             tokens=n,
             vocabulary=vocabulary,
@@ -146,7 +145,7 @@ class GeneralTokenStats(torch.autograd.Function):
         if shape.entropy:
             mean_z = policy.mean(2)
             entropy = lse - mean_z
-        ctx.shape, ctx.pairs = shape, pairs
+        ctx.shape = shape
         ctx.save_for_backward(
             hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
             lse, ref_lse, mean_gap, mean_z, z_y,

@@ -122,7 +122,12 @@ def plackett_luce(
 
     Returns:
         [B] losses, summed over the places of a list; 0 for an empty list.
+
+    Raises:
+        ValueError: no such treatment of ties.
     """
+    if ties not in ("unordered", "breslow"):
+        raise ValueError(f"no ties {ties!r}; there are unordered, breslow")
     mine, theirs = rank[:, :, None], rank[:, None, :]
     left = theirs >= mine if ties == "breslow" else theirs > mine
     itself = torch.eye(rank.shape[1], dtype=torch.bool, device=rank.device)

@@ -7,10 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick mutants lint format clean
+.PHONY: help demo test quick mutants lint format models-table clean
 
 help: ## Show the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## Controlled sentiment on this machine, ending in one HTML report
 	$(BIN)/palate demo $(ARGS)
@@ -33,6 +33,9 @@ lint: $(VENV)/.dev ## ruff, mypy and import-linter
 format: $(VENV)/.dev ## Sort imports and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+models-table: $(VENV)/.dev ## Measure the table of model families in docs/models.md anew
+	PYTHONPATH=tests $(BIN)/python -m models_table --write
 
 clean: ## Remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mutants

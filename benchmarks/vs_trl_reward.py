@@ -149,7 +149,7 @@ def run_scores(args: argparse.Namespace) -> None:
 
     from palate.data.items import Item
     from palate.data.layouts import collate
-    from palate.models.check import reward_layout_check
+    from palate.models.check import layout_check
     from palate.models.model import Ask
     from palate.models.reward_files import load_reward_model
 
@@ -175,7 +175,7 @@ def run_scores(args: argparse.Namespace) -> None:
         model = load_reward_model(args.model, dtype=dtype)
         layout = args.layout
         if layout == "auto":
-            layout = "shared" if reward_layout_check(model).ok else "plain"
+            layout = "shared" if layout_check(model).ok else "plain"
         batch = collate(items, layout=layout, pad_id=0, keep_last=True)
         return model(batch, Ask(heads=("reward",))).rewards
 

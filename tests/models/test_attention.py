@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_families import WINDOW, family_model
 from palate.data.items import Item, PairLabel
 from palate.data.layouts import collate
-from palate.models.attention import NAME, row_lengths
+from palate.models.attention import NAME, row_lengths, use_rows
 from palate.models.loading import load_model
 from palate.models.model import Model
 from palate.recipes.schema import ModelRecipe
@@ -95,3 +96,18 @@ def test_lengths_of_rows(additive):
     if additive:
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     assert row_lengths(mask) == lengths
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_row_may_end_where_a_chunk_begins(padding):
+    """Its last token sees itself alone, and is no padding for that."""
+    ids = torch.randint(3, VOCABULARY, (2, WINDOW + 1 + padding))
+    mask = torch.ones_like(ids)
+    mask[0, WINDOW + 1 :] = 0
+    options = {"attention_mask": mask if padding else None, "use_cache": False}
+    model = family_model("llama4_text")
+    with torch.no_grad():
+        want = model(input_ids=ids, **options).logits[0, : WINDOW + 1]
+        use_rows(model)
+        got = model(input_ids=ids, **options).logits[0, : WINDOW + 1]
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

@@ -9,7 +9,7 @@ import torch
 
 from palate.data.items import Item, Ranks, Tokens
 from palate.data.layouts import collate
-from palate.models.check import reward_layout_check
+from palate.models.check import layout_check
 from palate.models.heads import ACTIVATIONS, Attention, RewardHead
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec
@@ -189,7 +189,7 @@ def test_a_linear_head_has_no_bias_unless_asked():
 
 def test_the_layout_check_sees_a_backbone_that_ignores_the_mask(monkeypatch):
     model = reward_model("llama")
-    found = reward_layout_check(model)
+    found = layout_check(model)
     assert found.ok and found.max_abs_difference < 1e-4
     forward = model.base.forward
 
@@ -198,5 +198,5 @@ def test_the_layout_check_sees_a_backbone_that_ignores_the_mask(monkeypatch):
         return forward(input_ids=kwargs["input_ids"], use_cache=False)
 
     monkeypatch.setattr(model.base, "forward", careless)
-    found = reward_layout_check(model)
-    assert not found.ok and "differ" in found.reason
+    found = layout_check(model)
+    assert not found.ok and "see one another" in found.reason

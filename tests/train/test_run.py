@@ -115,7 +115,7 @@ def test_a_model_that_fails_the_layout_check_runs_plain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = LayoutCheck(3.0, False, "log-probs differ by up to 3 nats (mean 1)")
-    monkeypatch.setattr("palate.train.preflight.layout_check", lambda policy: found)
+    monkeypatch.setattr("palate.train.preflight.kept_layout_check", lambda *args, **options: found)
     monkeypatch.setattr(logging.getLogger("palate"), "propagate", True)
     run = tune(tiny_recipe(tmp_path, max_steps=1, layout="shared"), quiet=True).path
     assert "pairs run plain" in caplog.text

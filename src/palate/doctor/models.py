@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palate.doctor.check import Check, State
+from palate.doctor.check import Check
 from palate.errors import PalateError
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.schema import ModelRecipe
+from palate.recipes.schema import LengthRecipe, ModelRecipe
+
+if TYPE_CHECKING:
+    from palate.models.model import Model
 
 
-def model_checks(recipe: ModelRecipe, *, layout: str) -> Iterator[Check]:
+def model_checks(
+    recipe: ModelRecipe,
+    *,
+    layout: str,
+    length: LengthRecipe | None = None,
+    beside: Path | None = None,
+) -> Iterator[Check]:
+    """What would stop a run of a policy, or make it run plain.
+
+    Args:
+        length: limits of the run's rows; None where there are none.
+        beside: the run folder; verdicts on models are kept beside it.
+    """
+    from palate.models.check import start_check
     from palate.models.loading import load_policy, load_tokenizer
 
     if isinstance(recipe.chat_template, Path) and not recipe.chat_template.is_file():
@@ -22,27 +38,33 @@ def model_checks(recipe: ModelRecipe, *, layout: str) -> Iterator[Check]:
         tokenizer = load_tokenizer(recipe)
         yield template_check(recipe, tokenizer)
         policy = load_policy(recipe)
+        start_check(policy)
     except PalateError as error:
         yield Check("model", "problem", str(error))
         return
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    text = f"{recipe.path}: {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained"
-    yield Check("model", "ok", f"{text}, {recipe.dtype}")
+    yield _size(recipe, policy)
     if layout != "plain":
-        yield _layout(policy, layout)
+        yield _layout(policy, length, beside)
 
 
-def _layout(policy: Any, layout: str) -> Check:
-    from palate.models.check import layout_check
+def _size(recipe: ModelRecipe, model: Model) -> Check:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    text = f"{recipe.path}: {total / 1e6:,.1f} M parameters, {model.n_trainable / 1e6:,.1f} M "
+    return Check("model", "ok", f"{text}trained, {recipe.dtype}")
 
-    check = layout_check(policy)
+
+def _layout(model: Model, length: LengthRecipe | None, beside: Path | None) -> Check:
+    """In the words of the run itself, which then runs plain, too."""
+    from palate.models.verdicts import kept_layout_check
+
+    longest = None
+    if length is not None:
+        longest = length.max_prompt_tokens + length.max_response_tokens
+        longest = min(longest, length.max_tokens or longest)
+    check = kept_layout_check(model, longest=longest, beside=beside)
     if check.ok:
-        text = f"shared prefix agrees with plain to {check.max_abs_difference:.2g} nats"
-        return Check("layout", "ok", text)
-    if layout == "shared":
-        return Check("layout", "problem", f"shared does not hold here: {check.reason}")
-    return Check("layout", "note", f"runs plain: {check.reason}")
+        return Check("layout", "ok", check.words)
+    return Check("layout", "note", f"pairs run plain: {check.words}")
 
 
 def template_check(recipe: ModelRecipe, tokenizer: Any) -> Check:
@@ -76,27 +98,17 @@ def template_check(recipe: ModelRecipe, tokenizer: Any) -> Check:
 
 
 def reward_model_checks(recipe: RewardRecipe) -> Iterator[Check]:
-    from palate.models.check import reward_layout_check
+    from palate.models.check import start_check
     from palate.models.loading import load_tokenizer
     from palate.models.reward import build_reward_model
 
     try:
         yield template_check(recipe.model, load_tokenizer(recipe.model))
         model = build_reward_model(recipe)
+        start_check(model)
     except PalateError as error:
         yield Check("model", "problem", str(error))
         return
-    total = sum(parameter.numel() for parameter in model.parameters())
-    text = f"{recipe.model.path}: {total / 1e6:,.1f} M parameters, "
-    text += f"{model.n_trainable / 1e6:,.1f} M trained, {recipe.model.dtype}"
-    yield Check("model", "ok", text)
-    layout = recipe.train.layout
-    if recipe.backbone == "frozen" or layout == "plain":
-        return
-    check = reward_layout_check(model)
-    if check.ok:
-        text = f"agrees with plain to {check.max_abs_difference:.2g}"
-        yield Check("layout", "ok", text)
-    else:
-        state: State = "note" if layout == "auto" else "problem"
-        yield Check("layout", state, f"does not hold here: {check.reason}")
+    yield _size(recipe.model, model)
+    if recipe.backbone != "frozen" and recipe.train.layout != "plain":
+        yield _layout(model, recipe.data.length, recipe.output_dir)

@@ -16,8 +16,12 @@ the dense mask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +47,32 @@ def use_rows(model: PreTrainedModel) -> None:
 
     Models that run another kernel (eager for soft-capped scores) are left as they are.
     """
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation == "sdpa" and not _lists_kernels(model):
         model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def torchs_own(model: PreTrainedModel) -> Iterator[None]:
+    """Runs the attention of `model` by torch's kernel while the block runs, if it is by rows."""
+    by_rows = model.config._attn_implementation == NAME
+    if by_rows:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if by_rows:
+            model.set_attn_implementation(NAME)
+
+
+def _lists_kernels(model: PreTrainedModel) -> bool:
+    """Whether a family's code names the kernels that it works with, and does otherwise for others.
+
+    Those that choose the keys of each query (DeepSeek V3.2) hide the rest for these alone.
+    """
+    classes = {type(part) for part in model.modules() if isinstance(part, PreTrainedModel)}
+    sources = {inspect.getsourcefile(cls) for cls in classes}
+    texts = (Path(source).read_text(encoding="utf-8") for source in sources if source)
+    return any(re.search(r"_attn_implementation (not )?in \(", text) for text in texts)
 
 
 def structure_masks(
@@ -169,6 +197,9 @@ def _plans(mask: Tensor, rows: int, dtype: torch.dtype | None) -> list[list[_Par
 
 
 _PLANS = "_palate_plans"
+_LENGTHS = "_palate_lengths"
+"""Of the rows of a mask, where its maker knew them: the first token of a chunk sees itself alone,
+as padding does."""
 
 
 def _structured_row(lines: Tensor, dtype: torch.dtype | None) -> list[_Part]:
@@ -188,10 +219,15 @@ def _masked_rows(mask: Tensor, rows: int, dtype: torch.dtype | None) -> list[lis
     hides = mask.dtype == torch.bool or bool(
         (visible | (mask <= torch.finfo(mask.dtype).min)).all()
     )
-    hides = hides and mask.shape[1] == 1 and bool(visible.any(-1).all())
+    hides = hides and mask.shape[1] == 1
     masks, whole = (x.expand(rows, -1, -1, -1) for x in (visible, mask))
+    lengths = getattr(mask, _LENGTHS, None)
+    if lengths is None:
+        # A mask that also weighs does not tell where a row ends.
+        lengths = row_lengths(masks) if hides else [mask.shape[-1]] * rows
+    hides = hides and bool(visible.any(-1).all())
     plans = []
-    for seen, row, n in zip(masks, whole, row_lengths(masks), strict=True):
+    for seen, row, n in zip(masks, whole, lengths, strict=True):
         if hides:
             plans.append([_part(0, seen[0, :n, :n], dtype)])
         else:
@@ -206,11 +242,16 @@ def rows_mask(**options: Any) -> Tensor | None:
     # Left out, a mask would be implied, and rows with and without padding differ in the kernel.
     mask = sdpa_mask(**options | {"allow_is_causal_skip": False})
     padding = options.get("attention_mask")
-    if mask is None or padding is None or mask.shape[-1] != mask.shape[-2]:
+    if mask is None or mask.shape[-1] != mask.shape[-2]:
         return mask
-    real: Tensor = padding[:, : mask.shape[-1]].to(torch.bool)
-    alone = torch.eye(mask.shape[-1], dtype=torch.bool)
-    return (mask & real[:, None, :, None]) | alone
+    width = mask.shape[-1]
+    if padding is None:
+        setattr(mask, _LENGTHS, [width] * len(mask))
+        return mask
+    real: Tensor = padding[:, :width].to(torch.bool)
+    mask = (mask & real[:, None, :, None]) | torch.eye(width, dtype=torch.bool)
+    setattr(mask, _LENGTHS, (width - real.flip(1).int().argmax(1)).tolist())
+    return mask
 
 
 def row_lengths(mask: Tensor) -> list[int]:

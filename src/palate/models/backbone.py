@@ -13,6 +13,7 @@ from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head
 from palate.models.attention import Windows, structure_masks
+from palate.models.structure import backbone_of
 
 
 class Backbone(nn.Module):
@@ -38,8 +39,7 @@ class Backbone(nn.Module):
                 kernel=self.config._attn_implementation,
                 dtype=self.dtype,
             )
-        headless: Any = self.base.base_model
-        states: Tensor = headless(**inputs, use_cache=False).last_hidden_state
+        states: Tensor = backbone_of(self.base)(**inputs, use_cache=False).last_hidden_state
         return states.reshape(-1, states.shape[-1])
 
     @property
@@ -117,6 +117,8 @@ class Backbone(nn.Module):
         elif getattr(config, "logits_scaling", None) is not None:
             scale = 1.0 / float(config.logits_scaling)
         cap = getattr(config, "final_logit_softcapping", None)
+        if cap is None:
+            cap = getattr(config, "logits_soft_cap", None)
         return Head(
             weight=module.weight,  # type: ignore[arg-type]
             bias=getattr(module, "bias", None),

@@ -1,125 +1,275 @@
-"""Start-of-run checks: is the head what we think it is, and is the shared layout exact here?"""
+"""Start-of-run checks: does the model run as it is thought to here, and in which layouts?
+
+A layout is refused for what the model is made of (`palate.models.structure`), or because its
+numbers differ from plain ones by more than rounding explains. How much that is, is measured on the
+model itself, in the run's dtype (`palate.models.rounding`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from palate.data.items import Item, PairLabel
+from palate.data.items import Item, PairLabel, Tokens
 from palate.data.layouts import Layout, collate
-from palate.errors import ModelError
-from palate.models.backbone import windows_of
-from palate.models.model import Ask, Model, Outputs
+from palate.errors import ModelError, PalateError
+from palate.models.attention import Windows
+from palate.models.limits import positions_of
+from palate.models.model import Model
+from palate.models.readings import Readings, readings_of
+from palate.models.rounding import rounded_otherwise
+from palate.models.structure import backbone_of, has_experts, sharing_obstacle
 from palate.testing import full_logits
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
-"""Largest accepted difference of a log-prob, nats. A model that sees the wrong tokens is off by
-whole nats; bf16 attention sums differ by tenths at single tokens."""
 MEAN_TOLERANCE = {
     torch.float64: 1e-7,
     torch.float32: 2e-4,
     torch.bfloat16: 0.06,
     torch.float16: 0.01,
 }
+"""Accepted mean difference of log-probs that one layout gives twice, nats a token."""
+SHORT_TOKENS = 32
+"""Of the checks that need no long rows."""
+UNSEEN_TOKENS = 256
+"""Reach of what a model without known windows may hide: GPT-Neo's local layers see so far."""
+BEYOND_TOKENS = 64
+"""How far past the largest window the check goes."""
+BATCH_FACTOR, ROUNDING_FACTOR = 3.0, 0.75
+"""A mean difference is accepted up to so many times that of rows alone and in a batch, or of
+another rounding of every layer, which moves more than another layout does."""
+SEQUENCE_FACTOR = 4.0
+"""That, of the worst sequence: few tokens scatter."""
+LEAK_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
 class LayoutCheck:
-    """One pair in the shared layout against the plain one.
+    """The shared layout against the plain one.
 
     Attributes:
-        max_abs_difference: of the response log-probs, nats.
-        ok: within the tolerance of the dtype.
+        max_abs_difference: of the numbers compared; infinite where none were.
+        ok: rounding explains it.
         reason: why not, in words; None when ok.
+        tokens: of the longest sequence that was run; 0 where none was.
+        rounding: mean difference that rounding explains.
+        unit: of the differences.
     """
 
     max_abs_difference: float
     ok: bool
     reason: str | None
+    tokens: int = 0
+    rounding: float = 0.0
+    unit: str = "nats"
+
+    @property
+    def words(self) -> str:
+        """One clause for people."""
+        if not self.ok:
+            return f"the shared layout is not exact for this model: {self.reason}"
+        return (
+            f"the shared layout agrees with plain to {self.max_abs_difference:.2g} {self.unit}, in "
+            f"sequences of up to {self.tokens} tokens"
+        )
 
 
-def example_pair(vocabulary: int, window: int | None) -> Item:
-    """A pair of pseudo-random tokens that reaches past the sliding window, if it is short."""
-    generator = torch.Generator().manual_seed(0)
-    prompt_len = 24 if window is None or window > 1024 else window + 8
+def check_tokens(windows: Windows, longest: int | None, positions: int | None) -> int:
+    """Tokens of the longest sequence that the check of the layout runs.
 
-    def ids(n: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, max(vocabulary, 4), (n,), generator=generator).tolist())
+    Args:
+        longest: sequence of the run; None where it is not known.
+        positions: that the model has; None without a table of them.
+    """
+    finite = [window for window in windows.values() if window is not None]
+    reach = max(finite, default=UNSEEN_TOKENS) + BEYOND_TOKENS
+    limits = [limit for limit in (longest, positions) if limit is not None]
+    # Multiples, so that runs on other data need no check of their own.
+    wanted = min([reach, *(-(-limit // BEYOND_TOKENS) * BEYOND_TOKENS for limit in limits)])
+    return wanted if positions is None else min(wanted, positions)
 
-    return Item.of(ids(prompt_len), ids(17), ids(11), label=PairLabel())
+
+def check_pairs(vocabulary: int, tokens: int, seed: int = 0) -> list[Item]:
+    """Three pairs of random tokens that show what a wrong layout does.
+
+    The long one's rejected response stands far behind the places that its positions say, and sees
+    half of what its model can reach. The short ones share a row; responses of one token are among
+    them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int, parity: int) -> tuple[int, ...]:
+        top = max(vocabulary // 2, 3)
+        halves = torch.randint(2, top, (max(n, 1),), generator=generator)
+        # Responses of a pair never begin alike, so that other tokens make no other tree.
+        return tuple((2 * halves + parity).tolist())
+
+    few = min(5, tokens // 2)
+    sizes = (
+        (tokens - tokens // 2, tokens // 2, tokens // 4),
+        (few, 1, min(9, tokens - few)),
+        (few, min(4, tokens - few), 2),
+    )
+    return [
+        Item.of(
+            ids(prompt, 0), ids(chosen, 0), ids(rejected, 1), label=PairLabel(), id=f"check-{k}"
+        )
+        for k, (prompt, chosen, rejected) in enumerate(sizes)
+    ]
 
 
-def layout_check(policy: Model, pair: Item | None = None) -> LayoutCheck:
-    """Runs one pair in both layouts, without gradients."""
-    if pair is None:
-        windows = [w for w in windows_of(policy.config).values() if w is not None]
-        pair = example_pair(policy.vocabulary, min(windows) if windows else None)
-    was_training = policy.training
-    policy.eval()
+def start_check(model: Model) -> None:
+    """Asserts that the plain layout gives the model's own numbers, padding and positions included.
+
+    Raises:
+        ModelError: it does not, the model cannot be run, or transforms its logits in an unknown
+            way.
+    """
+    name = type(model.base).__name__
     try:
-        with torch.no_grad():
-            plain = _logps(policy, pair, "plain")
-            shared = _logps(policy, pair, "shared")
+        if not model.is_reward_model:
+            head_check(model)
+        readings = readings_of(model)
+        pairs = check_pairs(model.vocabulary, _short(model))
+        with _at_rest(model):
+            plain = _read(readings, pairs, "plain")
+            alone = _alone(readings, pairs)
+            rounding = _rounding(model, readings, pairs, plain)
+    except PalateError:
+        raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        return LayoutCheck(float("inf"), False, f"the model does not run the shared layout: {text}")
-    finally:
-        policy.train(was_training)
-    gap = (plain - shared).abs()
-    worst, mean = float(gap.max()), float(gap.mean())
-    ok = worst <= TOLERANCE[policy.dtype] and mean <= MEAN_TOLERANCE[policy.dtype]
-    reason = None if ok else f"log-probs differ by up to {worst:.3g} nats (mean {mean:.3g})"
-    return LayoutCheck(worst, ok, reason)
+        text = " ".join(str(error).split())[:120] or type(error).__name__
+        if model.has_adapters:
+            text += "; without adapters it may: choose `model.lora.target_modules`"
+        raise ModelError(f"{name} does not run as a causal language model: {text}") from error
+    gap = float(readings.distance(plain, alone).mean())
+    # Written so that a NaN fails.
+    if not gap <= 2 * rounding:
+        raise ModelError(
+            f"{name} gives other {readings.what} in a padded batch than alone: {gap:.3g} "
+            f"{readings.unit} a token, where rounding explains {rounding:.2g}; try another "
+            "`model.attn_implementation`, sdpa or eager"
+        )
 
 
-STATE_TOLERANCE = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.25,
-    torch.float16: 0.05,
-}
-"""Largest accepted distance of two pooled states, as a share of their length: a model that sees the
-wrong tokens is off by about its whole length. Rewards say less: a new head has no scale yet."""
+def layout_check(model: Model, *, longest: int | None = None) -> LayoutCheck:
+    """Whether the shared layout gives the numbers of the plain one, without gradients.
+
+    Args:
+        longest: sequence of the run, in tokens; None where it is not known.
+    """
+    readings = readings_of(model)
+    unit = readings.unit
+    if (obstacle := sharing_obstacle(backbone_of(model.base))) is not None:
+        return LayoutCheck(float("inf"), False, obstacle, unit=unit)
+    tokens = check_tokens(model.backbone.windows, longest, positions_of(model.base))
+    try:
+        with _at_rest(model):
+            return _compare(model, readings, tokens)
+    except Exception as error:
+        text = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = f"the model does not run it: {text}"
+        return LayoutCheck(float("inf"), False, reason, unit=unit)
 
 
-def reward_layout_check(model: Model) -> LayoutCheck:
-    """As `layout_check`, of the states that the head reads; the difference is a share of them."""
-    windows = [w for w in windows_of(model.config).values() if w is not None]
-    pair = example_pair(model.vocabulary, min(windows) if windows else None)
-    # Two more pairs, so that a row holds several.
-    prompt, chosen = pair.prompts[0].ids, pair.responses[0].ids
-    short = [Item.of(prompt[:5], chosen[:n], (7, 8), label=PairLabel()) for n in (4, 6)]
+def _compare(model: Model, readings: Readings, tokens: int) -> LayoutCheck:
+    short = check_pairs(model.vocabulary, _short(model))
+    in_batch, alone = _read(readings, short, "plain"), _alone(readings, short)
+    batching = readings.distance(in_batch, alone)
+    pairs = check_pairs(model.vocabulary, tokens)
+    plain = _read(readings, pairs, "plain")
+    rounding = _rounding(model, readings, pairs, plain)
+    gap = readings.distance(plain, _read(readings, pairs, "shared"))
+    by_sequence = [part.mean() for part in gap.split(_lengths(pairs))]
+    limit = max(BATCH_FACTOR * float(batching.mean()), ROUNDING_FACTOR * rounding)
+    mean, worst = float(gap.mean()), float(torch.stack(by_sequence).max())
+    reason = None
+    # Experts round otherwise with the number of tokens that they are given.
+    noise = max(float(batching.max()), rounding) if has_experts(model.config) else 0.0
+    if (leak := _leak(model, readings, noise)) is not None:
+        reason = f"responses see one another: {leak}"
+    elif not (mean <= limit and worst <= SEQUENCE_FACTOR * limit):
+        reason = (
+            f"{readings.what} are {mean:.2g} {readings.unit} a token off the plain ones "
+            f"({worst:.2g} in one sequence), where rounding explains {limit:.2g}"
+        )
+    return LayoutCheck(float(gap.max()), reason is None, reason, tokens, limit, readings.unit)
+
+
+def _leak(model: Model, readings: Readings, noise: float) -> str | None:
+    """Whether the numbers of one side's responses depend on the tokens of the others.
+
+    They stay the same to the last bit where nothing passes the masks, also in half precision, but
+    for what a neighbour in a plain batch changes too.
+
+    Args:
+        noise: that the model may show beside.
+    """
+    pairs, variants = (check_pairs(model.vocabulary, _short(model), seed) for seed in (0, 1))
+    lengths = _lengths(pairs)
+    worst: dict[Layout, float] = {"shared": 0.0, "plain": 0.0}
+    for layout in worst:
+        before = _read(readings, pairs, layout)
+        # A rejected response may see the chosen one, and the next pair of its row either.
+        for side in (0, 1):
+            changed = [
+                _with_response(pair, side, variant.responses[side])
+                for pair, variant in zip(pairs, variants, strict=True)
+            ]
+            moved = readings.distance(before, _read(readings, changed, layout)).split(lengths)
+            kept = torch.cat(moved[1 - side :: 2])
+            worst[layout] = max(worst[layout], float(kept.max()))
+    if worst["shared"] <= LEAK_FACTOR * max(worst["plain"], noise):
+        return None
+    by = f"{worst['shared']:.2g} {readings.unit}"
+    return f"{readings.what} of one move by {by} with the tokens of another"
+
+
+def _with_response(pair: Item, side: int, response: Tokens) -> Item:
+    responses = (response, pair.responses[1]) if side == 0 else (pair.responses[0], response)
+    return dataclasses.replace(pair, responses=responses)
+
+
+def _lengths(pairs: list[Item]) -> list[int]:
+    """Tokens of every response, in the order of a batch."""
+    return [len(response) for pair in pairs for response in pair.responses]
+
+
+def _short(model: Model) -> int:
+    return min(SHORT_TOKENS, positions_of(model.base) or SHORT_TOKENS)
+
+
+@contextmanager
+def _at_rest(model: Model) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            plain, shared = (_features(model, [pair, *short], way) for way in _LAYOUTS)
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        why = f"the model does not run the shared layout: {text}"
-        return LayoutCheck(float("inf"), False, why)
+            yield
     finally:
         model.train(was_training)
-    gap = (plain - shared).norm(dim=1) / plain.norm(dim=1)
-    worst = float(gap.max())
-    ok = worst <= STATE_TOLERANCE[model.dtype]
-    reason = None if ok else f"pooled states differ by up to {worst:.2g} of their length"
-    return LayoutCheck(worst, ok, reason)
 
 
-_LAYOUTS: tuple[Layout, Layout] = ("plain", "shared")
+def _read(readings: Readings, pairs: list[Item], layout: Layout) -> Tensor:
+    return readings.of_batch(collate(pairs, layout=layout, pad_id=0, keep_last=True))
 
 
-def _features(model: Model, pairs: list[Item], layout: Layout) -> torch.Tensor:
-    batch = collate(pairs, layout=layout, pad_id=0, keep_last=True)
-    return model.pooled(batch.to(model.device)).float()
+def _alone(readings: Readings, pairs: list[Item]) -> Tensor:
+    """Each sequence by itself, in the order of a batch."""
+    return torch.cat(
+        [readings.of_sequence(*sequence) for pair in pairs for sequence in pair.sequences]
+    )
 
 
-def _logps(policy: Model, pair: Item, layout: Layout) -> torch.Tensor:
-    batch = collate([pair], layout=layout, pad_id=0)
-    outputs: Outputs = policy(batch.to(policy.device), Ask())
-    return outputs.token_stats.logp
+def _rounding(model: Model, readings: Readings, pairs: list[Item], plain: Tensor) -> float:
+    """Mean difference of plain numbers to those of the same model rounded otherwise."""
+    with rounded_otherwise(model.base, seed=0):
+        moved = _read(readings, pairs, "plain")
+    return float(readings.distance(plain, moved).mean())
 
 
 def head_check(policy: Model) -> None:
@@ -128,21 +278,18 @@ def head_check(policy: Model) -> None:
     Raises:
         ModelError: the family transforms its logits in a way that is not known here.
     """
-    pair = example_pair(policy.vocabulary, None)
-    batch = collate([pair], layout="plain", pad_id=0).to(policy.device)
-    ids = batch.inputs["input_ids"][:1, :8]
-    was_training = policy.training
-    policy.eval()
-    try:
-        with torch.no_grad():
-            own = policy.base(input_ids=ids, use_cache=False).logits[0].float()
-            states = policy.base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            ours = full_logits(states, policy.vocabulary_head()).float()
-    finally:
-        policy.train(was_training)
-    scale = max(1.0, float(own.abs().max()))
+    ids = torch.tensor(
+        [check_pairs(policy.vocabulary, 16)[0].prompts[0].ids[:8]], device=policy.device
+    )
+    backbone = backbone_of(policy.base)
+    with _at_rest(policy):
+        logits = policy.base(input_ids=ids, use_cache=False).logits[0].float()
+        states = backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+        rebuilt = full_logits(states, policy.vocabulary_head()).float()
+    scale = max(1.0, float(logits.abs().max()))
     tolerance = 1e-3 if policy.dtype == torch.float32 else 2e-2
-    if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance * scale:
+    gap = (logits - rebuilt).abs().max() if logits.shape == rebuilt.shape else torch.inf
+    if not float(gap) <= tolerance * scale:
         raise ModelError(
             f"{type(policy.base).__name__} transforms its logits in a way palate does not know"
         )

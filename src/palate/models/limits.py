@@ -25,10 +25,22 @@ def positions_of(model: PreTrainedModel) -> int | None:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """The tokenizer's padding token, or 0 where the model has no row for it.
+    """The tokenizer's padding token, or the first that serves where the model has none for it.
 
-    Padding is masked everywhere, so any token that the model knows serves; some tokenizers have one
+    Padding is masked everywhere, so any token that the model knows serves. Some tokenizers have one
     more than their model, for padding.
     """
-    found = int(tokenizer.pad_token_id)
-    return found if found < embeddings_of(model) else 0
+    wanted = int(tokenizer.pad_token_id)
+    return masked_id(model, wanted if wanted < embeddings_of(model) else 0)
+
+
+def masked_id(model: PreTrainedModel, wanted: int) -> int:
+    """`wanted`, or a neighbour where its embedding is zero.
+
+    States that are zero everywhere have no direction, and in some families (Gemma 3n) no finite
+    gradient, not even of a loss that does not see them.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    if getattr(embeddings, "padding_idx", None) != wanted:
+        return wanted
+    return wanted - 1 if wanted else 1

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from palate.errors import ModelError
 from palate.models.backbone import Backbone
@@ -20,6 +19,7 @@ from palate.models.loading import add_lora
 from palate.models.model import Model
 from palate.models.reward_backbone import is_classifier, is_headless, load_whole
 from palate.models.reward_config import RewardSpec
+from palate.models.structure import backbone_of
 from palate.recipes.reward import RewardRecipe
 
 log = logging.getLogger("palate")
@@ -33,9 +33,10 @@ def build_reward_model(recipe: RewardRecipe) -> Model:
             likelihood term.
     """
     whole = load_whole(recipe.model)
-    backbone = whole.base_model
-    if not isinstance(backbone, PreTrainedModel):
-        raise ModelError(f"{recipe.model.path}: {type(whole).__name__} has no backbone of its own")
+    try:
+        backbone = backbone_of(whole)
+    except ModelError as error:
+        raise ModelError(f"{recipe.model.path}: {error}") from None
     wanted = recipe.regularise.likelihood
     if is_headless(whole.config):
         kind = "classifier" if is_classifier(whole.config) else "backbone alone"

@@ -17,7 +17,7 @@ from palate.data.layouts import Layout, collate
 from palate.data.schema import Content, Message, Preference, Response
 from palate.data.templates import Refused
 from palate.errors import ModelError
-from palate.models.check import reward_layout_check
+from palate.models.check import layout_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
@@ -258,7 +258,7 @@ class ModelScorer:
 
     def _sharing(self) -> Layout:
         if self._shared is None:
-            self._shared = "shared" if reward_layout_check(self.model).ok else "plain"
+            self._shared = "shared" if layout_check(self.model).ok else "plain"
         return self._shared
 
     def _parts(

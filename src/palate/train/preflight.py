@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout
 from palate.errors import ModelError, RecipeError
-from palate.models.check import MEAN_TOLERANCE, layout_check, reward_layout_check
+from palate.models.check import MEAN_TOLERANCE
 from palate.models.limits import embeddings_of, positions_of
 from palate.models.model import Ask, Model
 from palate.models.reference import Reference
+from palate.models.verdicts import kept_layout_check
 from palate.recipes.schema import TuneRecipe
 from palate.train.sources.offline import Collate
 
@@ -56,25 +58,32 @@ def check_fits(
         )
 
 
-def choose_layout(wanted: str, policy: Model, kind: str) -> tuple[Layout, dict[str, Any]]:
+def choose_layout(
+    wanted: str, model: Model, kind: str, *, items: Sequence[Item], beside: Path
+) -> tuple[Layout, dict[str, Any]]:
     """The layout of the run's batches, and what lineage.json says of it.
 
-    `auto` and `shared` run pairs (and lists) in the shared layout where one pair gives the same
-    log-probs, or states of the head, in both; a model that fails runs plain, with a warning.
+    `auto` and `shared` run pairs (and lists) in the shared layout where it gives the numbers of the
+    plain one; a model that fails runs plain, with a warning.
+
+    Args:
+        items: of the run, whose longest sequence is how far the check looks.
+        beside: the run folder; verdicts on models are kept beside it.
     """
     if kind not in ("pair", "ranking"):
         return "plain", {"used": "plain", "check": None, "reason": "single examples"}
     if wanted == "plain":
         return "plain", {"used": "plain", "check": None, "reason": "asked for"}
-    found = reward_layout_check(policy) if policy.is_reward_model else layout_check(policy)
+    longest = max(len(p) + len(r) for item in items for p, r in item.sequences)
+    verdict = kept_layout_check(model, longest=longest, beside=beside)
     # One answer for all processes, also where the difference is on the edge.
-    (ok,) = broadcast_object_list([found.ok])
-    finite = found.max_abs_difference != float("inf")
-    check = {"max_abs_difference": found.max_abs_difference} if finite else None
+    (ok,) = broadcast_object_list([verdict.ok])
+    finite = verdict.max_abs_difference != float("inf")
+    check = {"max_abs_difference": verdict.max_abs_difference} if finite else None
     if ok:
         return "shared", {"used": "shared", "check": check, "reason": None}
-    log.warning("pairs run plain: the shared layout is not exact for this model: %s", found.reason)
-    return "plain", {"used": "plain", "check": check, "reason": found.reason}
+    log.warning("pairs run plain: %s", verdict.words)
+    return "plain", {"used": "plain", "check": check, "reason": verdict.reason}
 
 
 @torch.no_grad()

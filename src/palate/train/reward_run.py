@@ -19,6 +19,7 @@ from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import DataError, RunError
+from palate.models.check import start_check
 from palate.models.features import FeatureTable
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer, weights_digest
@@ -62,6 +63,7 @@ class RewardRun(Run):
         tokenizer = load_tokenizer(self.recipe.model)
         model = build_reward_model(self.recipe)
         model.to(self.state.device)
+        start_check(model)
         digest = weights_digest(model.hf)
         objective = RewardObjective(
             self.recipe.loss,
@@ -121,7 +123,13 @@ class RewardRun(Run):
             layout, note = "plain", {"used": "plain", "check": None, "reason": "cached features"}
             own_collate = self._features(model, data, digest, pad_id).collate
         else:
-            layout, note = choose_layout(recipe.train.layout, model, objective.kind)
+            layout, note = choose_layout(
+                recipe.train.layout,
+                model,
+                objective.kind,
+                items=[*data.train, *data.eval],
+                beside=recipe.output_dir,
+            )
             own_collate = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
         collated: Collate = own_collate
         folder.write_json(

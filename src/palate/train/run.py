@@ -24,7 +24,7 @@ from palate.io import held
 from palate.memory import kept_memory
 from palate.models.build import build_reference
 from palate.models.cache import CachedReference
-from palate.models.check import head_check
+from palate.models.check import start_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
@@ -164,7 +164,7 @@ class PolicyRun(Run):
         tokenizer = load_tokenizer(self.recipe.model)
         policy = load_policy(self.recipe.model, memory_mb=self.recipe.train.head_memory_mb)
         policy.to(self.state.device)
-        head_check(policy)
+        start_check(policy)
         objective = self._objective()
         encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
         # One process reads first, so that a shared cache of converted files is written once.
@@ -197,7 +197,13 @@ class PolicyRun(Run):
         data: Dataset,
     ) -> Job:
         recipe = self.recipe
-        layout, note = choose_layout(recipe.train.layout, policy, objective.kind)
+        layout, note = choose_layout(
+            recipe.train.layout,
+            policy,
+            objective.kind,
+            items=[*data.train, *data.eval],
+            beside=recipe.output_dir,
+        )
         pad_id = padding_id(tokenizer, policy.base)
         own_collate = partial(collate, layout=layout, pad_id=pad_id)
         digest = weights_digest(policy.hf)

@@ -28,7 +28,7 @@ def length_verdict(share: float, n: int) -> tuple[Verdict, tuple[float, float]]:
     low, high = interval
     if abs(share - 0.5) > EFFECT and not low <= 0.5 <= high:
         verdict: Verdict = "predicts"
-    elif 0.5 - LITTLE <= low and high <= 0.5 + LITTLE:
+    elif low >= 0.5 - LITTLE and high <= 0.5 + LITTLE:
         verdict = "tells little"
     else:
         verdict = "too few"
@@ -60,9 +60,7 @@ def length_note(split: Split) -> str | None:
     return about[1] if about is not None and about[0] == "predicts" else None
 
 
-def _side(
-    share: float, interval: tuple[float, float]
-) -> tuple[str, float, tuple[float, float]]:
+def _side(share: float, interval: tuple[float, float]) -> tuple[str, float, tuple[float, float]]:
     """The side that is chosen more often, with its own share and interval."""
     if share >= 0.5:
         return "longer", share, interval

@@ -174,7 +174,8 @@ def summarise_pairs(scores: Sequence[PairScore], *, confidence: float = 0.95) ->
     Returns:
         source (and "all") -> n, accuracy, accuracy_ci, margin, margin_ci, ties, p_value,
         length_baseline (accuracy of "the longer one wins"), length_baseline_ci, cut_even (pairs
-        whose responses truncation made equally long), and with a reference log_ratio_accuracy, log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
+        whose responses truncation made equally long), and with a reference log_ratio_accuracy,
+        log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
     """
     sources = list(dict.fromkeys(s.source for s in scores))
     by_name = {name: [s for s in scores if s.source == name] for name in sources}

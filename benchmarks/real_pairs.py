@@ -17,7 +17,7 @@ Row = dict[str, Any]
 """prompt, chosen, rejected: text; `group`: equal for pairs of one prompt."""
 ATTACKS = ("example", "gpt4_gamed")
 """Generators of AlpacaEval's results that answer nothing: one and the same string that makes the
-judge prefer it, whatever was asked; and the first ten characters of an answer."""
+judge prefer it, whatever was asked; and, nearly always, the first ten characters of an answer."""
 
 
 def text_pairs(

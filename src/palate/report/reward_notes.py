@@ -133,11 +133,11 @@ def gap_interval(by_length: ByLength) -> tuple[float, float] | None:
     their confidence. None where a part of them is missing.
     """
     longer, shorter = by_length.longer, by_length.shorter
-    sides = interval(longer.accuracy_ci), interval(shorter.accuracy_ci)
+    of_longer, of_shorter = interval(longer.accuracy_ci), interval(shorter.accuracy_ci)
     a, b = longer.accuracy, shorter.accuracy
-    if a is None or b is None or sides[0] is None or sides[1] is None:
+    if a is None or b is None or of_longer is None or of_shorter is None:
         return None
-    (a_low, a_high), (b_low, b_high) = sides
+    (a_low, a_high), (b_low, b_high) = of_longer, of_shorter
     below = math.hypot(a - a_low, b_high - b)
     above = math.hypot(a_high - a, b - b_low)
     return a - b - below, a - b + above

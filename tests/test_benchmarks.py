@@ -95,7 +95,7 @@ def test_pairs_leave_attacks_out_and_balance_length_as_written(monkeypatch, tmp_
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def pairs(**limits):
-        options = {"per_prompt": 4, "max_prompt": 99, "max_response": None, "seed": 0} | limits
+        options = {"per_prompt": 8, "max_prompt": 99, "max_response": None, "seed": 0} | limits
         return real_pairs.text_pairs(file, lambda text: {"input_ids": list(text)}, **options)
 
     found, out = pairs()
@@ -183,3 +183,7 @@ def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
     assert losses[0] == pytest.approx(math.log(2)) and losses[1] < losses[0]
     assert found["losses"] == pytest.approx(losses, abs=1e-5)
     assert len(found["seconds"]) == 2
+    # The prompt's share of a log-ratio cancels, so that only this tells that it is not computed.
+    _, scored, sides = plain_loop._batch(str(base), data)
+    ends = [len(row[side]) + 1 for side in ("chosen", "rejected") for row in rows]
+    assert scored.sum(1).tolist() == ends == sides.bincount().tolist()

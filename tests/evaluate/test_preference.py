@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from palate.data.items import Tokens
 from palate.errors import RunError
 from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
 from palate.evaluate.statistics import wilson
@@ -133,7 +134,8 @@ def test_evaluation_restores_training_mode(setting):
 
 def test_lengths_are_those_as_written_and_pairs_that_are_even_once_cut_are_counted(setting):
     policy, reference, pairs = setting
-    cut = [dataclasses.replace(p, chosen_ids=(3, 4, 5), rejected_ids=(6, 7, 8)) for p in pairs[:4]]
+    even = (Tokens((3, 4, 5)), Tokens((6, 7, 8)))
+    cut = [dataclasses.replace(pair, responses=even) for pair in pairs[:4]]
     tokens = score_pairs(policy, cut, loss=None, reference=reference)
     assert [(s.longer, s.cut_even) for s in tokens] == [(0, False)] * 4
     # Longer, longer, shorter, as long: the baseline is 2.5 of 4; ties of what is left, 2 of 4.
@@ -145,7 +147,7 @@ def test_lengths_are_those_as_written_and_pairs_that_are_even_once_cut_are_count
     assert found["length_baseline"] == 2.5 / 4 and found["cut_even"] == 3
     assert summarise_pairs(tokens)["all"]["length_baseline"] == 0.5
     # Where tokens are left to differ, lengths as written count all the same.
-    uncut = [dataclasses.replace(pairs[0], chosen_ids=(3,), rejected_ids=(6, 7, 8))]
+    uncut = [dataclasses.replace(pairs[0], responses=(Tokens((3,)), Tokens((6, 7, 8))))]
     (score,) = score_pairs(policy, uncut, loss=None, reference=reference, written=[(9, 4)])
     assert (score.longer, score.cut_even) == (5, False)
 

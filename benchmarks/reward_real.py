@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_pairs import read_rows, text_pairs, write_rows
+from real_pairs import (
+    ByPrompt,
+    format_baseline,
+    length_baseline,
+    read_rows,
+    text_pairs,
+    write_rows,
+)
 
 VARIANTS = {
     "palate LoRA linear": {"side": "palate", "lora": True, "layers": 1},
@@ -159,9 +166,11 @@ def prepare(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Accuracy of every variant, and paired differences to TRL's of the same kind and to length."""
     rows = read_rows(args.out / "test.jsonl")
-    groups = np.asarray([row["group"] for row in rows])
-    longer = np.sign([len(row["chosen"]) - len(row["rejected"]) for row in rows])
-    right = {"longer response": (longer > 0) + 0.5 * (longer == 0)}
+    by_prompt = ByPrompt([row["group"] for row in rows])
+    right = {
+        "longer response": length_baseline(rows),
+        "length and format": format_baseline(read_rows(args.out / "train.jsonl"), rows),
+    }
     seconds: dict[str, float] = {}
     for name in VARIANTS:
         file = args.out / f"{_slug(name)}.json"
@@ -172,16 +181,8 @@ def report(args: argparse.Namespace) -> None:
             margin = scores[:, 0] - scores[:, 1]
             right[name] = (margin > 0) + 0.5 * (margin == 0)
             seconds[name] = found["seconds"]
-    unique, member = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(0).integers(0, len(unique), size=(4000, len(unique)))
-    counts = np.stack([np.bincount(own, minlength=len(unique)) for own in drawn])[:, member]
-
-    def interval(values: np.ndarray) -> str:
-        means = (counts * values).sum(1) / counts.sum(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        return f"{100 * values.mean():6.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
-
-    print(f"\n{args.set}: {len(rows)} held-out pairs of {len(unique)} prompts, percent right")
+    interval = by_prompt.percent
+    print(f"\n{args.set}: {len(rows)} held-out pairs of {by_prompt.prompts} prompts, percent right")
     print(f"{'':22} {'accuracy':>22} {'less length':>22} {'less TRL, same kind':>22} {'s':>6}")
     for name, own in right.items():
         kind = "LoRA" if "LoRA" in name else "frozen"

@@ -1,14 +1,19 @@
-"""What benchmarks that compare sides share: a process for each side, and what it measured."""
+"""What benchmarks that compare sides share: a process for each turn of a side, medians, ratios."""
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _MARK = "RESULT "
+TURNS = 5
+"""Fewer say little of how far a figure moves."""
 
 
 def report(**found: Any) -> None:
@@ -25,3 +30,83 @@ def run_side(script: str, side: str, *arguments: Any) -> dict[str, Any]:
     if out.returncode or not found:
         raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
     return dict(json.loads(found[0].removeprefix(_MARK)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side over all turns.
+
+    Attributes:
+        seconds: of a step, the median of each turn, in order. peak: the most of any turn, bytes.
+        first: all that it reported in its first turn.
+    """
+
+    seconds: tuple[float, ...]
+    peak: float
+    first: dict[str, Any]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def spread(self, places: int = 2) -> str:
+        """Median, fastest and slowest turn."""
+        low, high = min(self.seconds), max(self.seconds)
+        return f"{self.median:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def take_turns(
+    sides: Sequence[str], run: Callable[[str], dict[str, Any]], turns: int
+) -> dict[str, Measured]:
+    """Runs the sides one after another, `turns` times: what else goes on falls on all of them.
+
+    Args:
+        run: gives what a side reports: `seconds` of its steps, the first not counted, and `peak`.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for turn in range(turns):
+        for side in sides:
+            runs[side].append(run(side))
+            last = statistics.median(runs[side][-1]["seconds"][1:])
+            print(f"  turn {turn + 1} of {turns}, {side}: {last:.2f} s", file=sys.stderr)
+    return {
+        side: Measured(
+            tuple(statistics.median(one["seconds"][1:]) for one in found),
+            max(one["peak"] for one in found),
+            found[0],
+        )
+        for side, found in runs.items()
+    }
+
+
+def against(name: str, opponent: Measured, ours: Measured, unit: str = "pairs/s") -> str:
+    """`against plain loop: 1.31x pairs/s [1.25, 1.38], 1.2x less memory`.
+
+    The ratio is of the medians, and in brackets the least and greatest of single turns.
+    """
+    turns = [a / b for a, b in zip(opponent.seconds, ours.seconds, strict=True)]
+    memory = opponent.peak / ours.peak
+    word = f"{memory:.2f}x less memory" if memory >= 1 else f"{1 / memory:.2f}x more memory"
+    return (
+        f"against {name}: {opponent.median / ours.median:.2f}x {unit} "
+        f"[{min(turns):.2f}, {max(turns):.2f}], {word}"
+    )
+
+
+def loss_gap(results: dict[str, Sequence[float]], ours: str) -> dict[str, float]:
+    """The largest difference of each side's losses from those of `ours`, step by step."""
+    return {
+        side: max(abs(a - b) for a, b in zip(losses, results[ours], strict=True))
+        for side, losses in results.items()
+        if side != ours
+    }
+
+
+def must_agree(results: dict[str, Sequence[float]], ours: str, tolerance: float) -> None:
+    """Ends the benchmark where a side does not compute the same: then a ratio says nothing."""
+    for side, gap in loss_gap(results, ours).items():
+        if not gap <= tolerance:
+            raise SystemExit(
+                f"{side} and {ours} do not compute the same: losses differ by {gap:.2g}, more than "
+                f"{tolerance:g} in float32: {list(results[side])} and {list(results[ours])}"
+            )

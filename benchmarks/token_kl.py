@@ -1,40 +1,47 @@
 """Peak memory and time of TDPO2's loss, forward and backward, at the vocabulary head.
 
     python benchmarks/token_kl.py [--tokens 2048] [--width 640] [--vocabularies 152064 262144]
-                                  [--dtype bfloat16] [--device cpu] [--repeats 3]
+                                  [--dtype bfloat16] [--device cpu] [--turns 5]
 
-One run, each case in a process of its own (so that its peak is its own), the same weights, hidden
-states and targets:
+One run, the same weights, hidden states and targets; the cases by turns, each turn in a process of
+its own (so that its peak is its own), which runs the loss twice and times the second:
 
   full      as the paper's code does it: bf16 logits of policy and reference made float32,
             log_softmax of one, softmax().log() of the other, four distributions alive
+  trl       of TRL's streaming parts: its chunked divergence for the KL, its chunked
+            log-probabilities for the rest (nothing beside them asked for)
+  trl-kl    its chunked divergence alone, forward and backward of the KL
   general   palate's operator with a trained head, live reference
   frozen    palate's operator with a frozen head, cached reference
-  ... each for TDPO2, and for DPO on the same path
+  ... each of palate's for TDPO2, and for DPO on the same path
 
-TDPO2 against DPO is timed by itself: both in one process, turn by turn, best of the turns, so that
-whatever else the machine does meets both alike.
+First the losses of all TDPO2 cases must agree in float32; in bfloat16 those of full logits and of
+TRL's log-probabilities are of rounded logits. TDPO2 against DPO is timed by
+itself: both in one process, turn by turn, best of the turns, so that whatever else the machine does
+meets both alike.
 
 The last column is the error of the mean per-token KL against float64 logits: rounding the logits to
 bf16 before they are subtracted biases it.
 
 Peak memory is what the process gained over weights, hidden states and cache (resident memory on
 CPU, allocated on CUDA); gradients of the head count where it is trained. Prints a table and, as
-the last lines, the ratios.
+the last lines, the ratios of medians with the least and greatest of single turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from processor import processor
+from sides import TURNS, Measured, against, loss_gap, must_agree
 from torch import Tensor
 
 from palate.kernels import Head, RefHidden, RefInputs, RefLogps, summarise, token_stats
@@ -42,7 +49,20 @@ from palate.testing import token_stats_oracle
 
 BETA, ALPHA = 0.1, 0.5
 ORACLE_TOKENS = 128
-CASES = ("full-tdpo2", "general-tdpo2", "general-dpo", "frozen-tdpo2", "frozen-dpo")
+CASES = (
+    "full-tdpo2",
+    "trl-tdpo2",
+    "trl-kl",
+    "general-tdpo2",
+    "general-dpo",
+    "frozen-tdpo2",
+    "frozen-dpo",
+)
+
+
+OURS = "general-tdpo2"
+AGREE = 1e-4
+"""Nats, in float32."""
 
 
 def tdpo2(logp: Tensor, ref_logp: Tensor, kl: Tensor | None, sides: Tensor) -> Tensor:
@@ -108,6 +128,8 @@ def make(
             return float((p * (p.log() - q)).sum(-1).double().mean() - oracle())
 
         return lambda: full_logits_tdpo2(h, trained, h_ref, w, y, sides), [h, trained], full_error
+    if case.startswith("trl"):
+        return trl_case(case, h, w, h_ref, y, sides, oracle)
     kl = case.endswith("tdpo2")
     reference: RefInputs
     if case.startswith("general"):
@@ -132,6 +154,49 @@ def make(
         return float(stats.kl[:ORACLE_TOKENS].double().mean() - oracle())
 
     return loss, leaves, error
+
+
+def trl_case(
+    case: str,
+    h: Tensor,
+    w: Tensor,
+    h_ref: Tensor,
+    y: Tensor,
+    sides: Tensor,
+    oracle: Callable[[], float],
+) -> tuple[Callable[[], Tensor], list[Tensor], Callable[[], float]]:
+    """As `make`, of TRL's streaming functions; `trl-kl` has the loss's KL term alone."""
+    from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE, ChunkedDivergenceFunction
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    trained = w.clone().requires_grad_()
+
+    def divergence(hidden: Tensor, head: Tensor) -> Tensor:
+        # beta 0: KL of teacher and student, the forward KL of TDPO.
+        kl, _ = ChunkedDivergenceFunction.apply(hidden, head, None, h_ref, w, None, 0.0)
+        return kl
+
+    def log_probs(hidden: Tensor, head: Tensor) -> Tensor:
+        outputs: tuple[str, ...] = ()
+        found = ChunkedLogProbFunction.apply(
+            hidden, head, None, y, 1.0, VOCAB_CHUNK_SIZE, None, 1.0, outputs
+        )
+        return found[0]
+
+    def loss() -> Tensor:
+        kl = divergence(h, trained)
+        if case == "trl-kl":
+            return kl.sum()
+        with torch.no_grad():
+            ref_logp = log_probs(h_ref, w)
+        return tdpo2(log_probs(h, trained), ref_logp, kl, sides)
+
+    def error() -> float:
+        with torch.no_grad():
+            kl = divergence(h.detach(), w)
+        return float(kl[:ORACLE_TOKENS].double().mean() - oracle())
+
+    return loss, [h, trained], error
 
 
 def resident() -> int:
@@ -175,8 +240,9 @@ class Peak:
 def run_case(args: argparse.Namespace) -> None:
     loss, leaves, error = make(args, args.case)
     times, value = [], 0.0
+    # The first one is of memory that has never been touched, and is not timed.
     peak = Peak(args.device)
-    for repeat in range(args.repeats):
+    for repeat in range(2):
         for leaf in leaves:
             leaf.grad = None
         if args.device == "cuda":
@@ -193,8 +259,8 @@ def run_case(args: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         value = float(out.detach())
-    result = {"seconds": statistics.median(times), "bytes": peak.bytes, "loss": value}
-    with torch.no_grad():
+    result = {"seconds": times, "bytes": peak.bytes, "loss": value}
+    if args.error:
         result["error"] = error()
     print(json.dumps(result))
 
@@ -218,17 +284,16 @@ def race(args: argparse.Namespace) -> None:
     print(json.dumps({"ratio": tdpo2_best / dpo_best}))
 
 
-def run_child(args: argparse.Namespace, vocabulary: int, *more: str) -> dict[str, float]:
+def run_child(args: argparse.Namespace, vocabulary: int, *more: str) -> dict[str, Any]:
     out = subprocess.run(
         [sys.executable, __file__, "--vocabulary", str(vocabulary),
          "--tokens", str(args.tokens), "--width", str(args.width), "--dtype", args.dtype,
-         "--device", args.device, "--repeats", str(args.repeats),
-         "--turns", str(args.turns), *more],
+         "--device", args.device, "--turns", str(args.turns), *more],
         capture_output=True, text=True,
     )  # fmt: skip
     if out.returncode:
         raise SystemExit(f"{' '.join(more)} at {vocabulary} failed:\n{out.stderr}")
-    found: dict[str, float] = json.loads(out.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
     return found
 
 
@@ -239,11 +304,11 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[152_064, 262_144])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=4, help="the first one is not timed")
-    parser.add_argument("--turns", type=int, default=6, help="of TDPO2 against DPO")
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--race", choices=("general", "frozen"), help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--error", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         run_case(args)
@@ -251,35 +316,59 @@ def main() -> None:
     if args.race:
         race(args)
         return
-    lines = []
     print(f"{args.tokens} response tokens, width {args.width}, {args.dtype}, {args.device}")
+    check(args)
+    for vocabulary in args.vocabularies:
+        compare(args, vocabulary)
+
+
+def check(args: argparse.Namespace) -> None:
+    """A small case in float32, in which all cases of TDPO2 must compute the same loss."""
+    small = argparse.Namespace(**vars(args) | {"tokens": 64, "width": 64, "dtype": "float32"})
+    losses = {
+        case: [run_child(small, 4096, "--case", case)["loss"]]
+        for case in CASES
+        if case.endswith("tdpo2")
+    }
+    must_agree(losses, OURS, AGREE)
+    gap = max(loss_gap(losses, OURS).values())
+    print(f"float32, a small case: all losses of TDPO2 agree to {gap:.1g} nats")
+
+
+def compare(args: argparse.Namespace, vocabulary: int) -> None:
+    """Runs all cases by turns at one vocabulary; prints the table and the ratios."""
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    for turn in range(args.turns):
+        for case in CASES:
+            error = ["--error"] if turn == 0 else []
+            runs[case].append(run_child(args, vocabulary, "--case", case, *error))
+            print(f"  turn {turn + 1} of {args.turns}, {case}", file=sys.stderr)
+    results = {
+        case: Measured(
+            tuple(one["seconds"][0] for one in found), max(one["bytes"] for one in found), found[0]
+        )
+        for case, found in runs.items()
+    }
     print(
-        f"{'vocabulary':>10} {'case':>14} {'seconds':>9} {'peak MB':>9} {'loss':>10} "
+        f"\n{'vocabulary':>10} {'case':>14} {'seconds':>22} {'peak MB':>9} {'loss':>12} "
         f"{'KL error':>10}"
     )
-    for vocabulary in args.vocabularies:
-        result: dict[str, dict[str, float]] = {}
-        for case in CASES:
-            r = result[case] = run_child(args, vocabulary, "--case", case)
-            print(
-                f"{vocabulary:>10} {case:>14} {r['seconds']:>9.3f} {r['bytes'] / 1e6:>9.0f} "
-                f"{r['loss']:>10.5f} {r['error']:>10.1e}"
-            )
-
-        def ratio(a: str, b: str, what: str, result: dict[str, dict[str, float]] = result) -> float:
-            return result[a][what] / result[b][what]
-
-        lines += [
-            f"V={vocabulary}: full / general, peak memory: "
-            f"{ratio('full-tdpo2', 'general-tdpo2', 'bytes'):.1f}x",
-            f"V={vocabulary}: full / general, time: "
-            f"{ratio('full-tdpo2', 'general-tdpo2', 'seconds'):.2f}x",
-            f"V={vocabulary}: TDPO2 / DPO, trained head, time: "
-            f"{run_child(args, vocabulary, '--race', 'general')['ratio']:.2f}x",
-            f"V={vocabulary}: TDPO2 / DPO, frozen head and cached reference, time: "
-            f"{run_child(args, vocabulary, '--race', 'frozen')['ratio']:.2f}x",
-        ]
-    print("\n".join(lines))
+    for case, r in results.items():
+        print(
+            f"{vocabulary:>10} {case:>14} {r.spread(3):>22} {r.peak / 1e6:>9.0f} "
+            f"{r.first['loss']:>12.5f} {r.first['error']:>10.1e}"
+        )
+    print(processor())
+    ours = results[OURS]
+    for name, case in (
+        ("TRL's streaming parts for the same loss", "trl-tdpo2"),
+        ("TRL's streaming divergence, its KL alone", "trl-kl"),
+        ("full logits", "full-tdpo2"),
+    ):
+        print(f"V={vocabulary}, {against(name, results[case], ours, 'the speed')}")
+    for name, path in (("trained head", "general"), ("frozen head, cached reference", "frozen")):
+        ratio = run_child(args, vocabulary, "--race", path)["ratio"]
+        print(f"V={vocabulary}, TDPO2 / DPO, {name}: {ratio:.2f}x the time")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""DPO, full fine-tuning: TRL's DPOTrainer against `palate tune`, in one run.
+"""DPO, full fine-tuning: `palate tune` against a plain loop and against TRL's DPOTrainer.
 
-    python benchmarks/vs_trl_dpo.py MODEL [--pairs 4] [--prompt 200] [--response 100] [--steps 4]
-                                    [--dtype bfloat16]
+    python benchmarks/vs_trl_dpo.py [MODEL] [--pairs 2] [--shapes 200/100 100/400] [--turns 5]
+                                    [--steps 2] [--dtype bfloat16] [--sides ...]
 
-Same model, pairs, dtype, batch, optimizer (AdamW, constant rate), separate frozen
+The sides, by turns in one run, each turn in a process of its own:
+
+  plain loop      forty lines on transformers (plain_loop.py): logits at response positions alone
+  TRL compact     DPOTrainer with the compact head that it has for Triton devices forced on: an
+                  internal switch, which scores response positions alone; its products stay float32
+  TRL as shipped  DPOTrainer, which on CPUs scores the prompt's positions too
+  palate          `palate tune`
+
+Same model, pairs, dtype, batch, optimizer (AdamW, constant rate, clipping at 1), separate frozen
 reference, no packing, no checkpointing of activations. Every step sees all pairs, so that the order
-in which either side shuffles does not matter and the losses can be compared step by step. Each side
-runs in a process of its own, one after the other; the first step is not timed. MODEL is a local
-folder or hub name; the packaged small model is prepared when MODEL is left out.
+in which a side shuffles does not matter and the losses can be compared step by step. First all
+sides run a small case in float32, where their losses must agree; in bfloat16 they part after the
+first update, because logits and gradients round differently. The first step of a turn is not timed.
+MODEL is a local folder or hub name; the packaged small model is prepared when MODEL is left out.
+A shape is tokens of the prompt / of each response.
 
-In bfloat16 the losses part after the first update, because TRL rounds logits to bfloat16 and the
-two sides' gradients round differently into bfloat16 weights; `--dtype float32` shows that nothing
-else differs.
-
-The last line is the ratio of pairs per second.
+The last lines of a shape are the ratios of pairs per second, one an opponent, from the medians over
+all turns, with the least and the greatest of single turns; TRL as shipped is the last.
 """
 
 from __future__ import annotations
@@ -21,12 +28,28 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sides import report, run_side
+from processor import processor
+from sides import (
+    TURNS,
+    against,
+    loss_gap,
+    must_agree,
+    report,
+    run_side,
+    take_turns,
+)
+
+OURS = "palate"
+SIDES = ("plain loop", "TRL compact", "TRL as shipped", OURS)
+"""In the order of their turns; ratios are told in it too."""
+AGREE = 2e-4
+"""Nats, in float32."""
 
 
 def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -> None:
@@ -62,8 +85,19 @@ def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run_trl(args: argparse.Namespace) -> None:
+def run_plain(args: argparse.Namespace) -> None:
+    import plain_loop
+
+    report(
+        **plain_loop.dpo(
+            args.model, args.data, dtype=args.dtype, steps=args.steps, rate=args.learning_rate
+        )
+    )
+
+
+def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
     import torch
+    import trl.trainer.utils
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -78,6 +112,9 @@ def run_trl(args: argparse.Namespace) -> None:
         def on_step_end(self, *_: object, **__: object) -> None:
             self.seconds.append(time.perf_counter() - self.start)
 
+    if compact:
+        # Of this module's own import: the kernels that fold a tile still see a CPU.
+        trl.trainer.utils._use_triton = lambda device: True
     clock = Clock()
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
     policy, reference = (
@@ -122,7 +159,10 @@ def run_palate(args: argparse.Namespace) -> None:
             {
                 "output_dir": str(Path(folder) / "run"),
                 "model": {"path": args.model, "dtype": args.dtype},
-                "data": {"train": [{"path": str(args.data)}]},
+                "data": {
+                    "train": [{"path": str(args.data)}],
+                    "length": {"max_prompt_tokens": 10_000, "max_response_tokens": 10_000},
+                },
                 "loss": {"type": args.loss},
                 "train": {
                     "batch_size_pairs": rows,
@@ -141,53 +181,85 @@ def run_palate(args: argparse.Namespace) -> None:
     report(seconds=seconds, losses=[entry["loss"] for entry in train])
 
 
+def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
+    """All sides at one shape; prints a table and the ratios."""
+    prompt, response = map(int, shape.split("/"))
+    data = folder / "pairs.jsonl"
+    make_pairs(args.model, args.pairs, prompt, response, data)
+    results = take_turns(
+        args.sides, lambda side: run(args, side, data, args.dtype, args.steps), args.turns
+    )
+    print(
+        f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
+        f"tokens, {args.dtype}, full fine-tuning; median of {args.turns} turns [fastest, slowest]"
+    )
+    print(f"{'':>15} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
+    for side, r in results.items():
+        losses = " ".join(f"{x:.5f}" for x in r.first["losses"])
+        print(
+            f"{side:>15} {r.spread():>22} {args.pairs / r.median:>8.3f} {r.peak / 1e9:>8.2f}  "
+            f"{losses}"
+        )
+    gaps = loss_gap({side: r.first["losses"] for side, r in results.items()}, OURS)
+    apart = ", ".join(f"{side} {gap:.4f}" for side, gap in gaps.items())
+    print(f"largest difference of the losses from palate's: {apart}")
+    print(processor())
+    for side, r in results.items():
+        if side != OURS:
+            print(f"{shape}, {against(side, r, results[OURS])}")
+
+
+def check(args: argparse.Namespace, folder: Path) -> None:
+    """A small case in float32, in which all sides must compute the same."""
+    data = folder / "small.jsonl"
+    make_pairs(args.model, 2, 24, 12, data)
+    losses = {side: run(args, side, data, "float32", 3)["losses"] for side in args.sides}
+    must_agree(losses, OURS, AGREE)
+    gap = max(loss_gap(losses, OURS).values(), default=0.0)
+    print(f"float32, 3 steps of a small case: losses of all sides agree to {gap:.1g} nats")
+
+
+def run(args: argparse.Namespace, side: str, data: Path, dtype: str, steps: int) -> dict[str, Any]:
+    """What a side reports of its steps on the data."""
+    return run_side(
+        __file__, side, args.model, "--data", data, "--steps", steps,
+        "--learning-rate", args.learning_rate, "--loss", args.loss, "--dtype", dtype,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--prompt", type=int, default=200)
-    parser.add_argument("--response", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--shapes", nargs="+", default=["200/100", "100/400"])
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--steps", type=int, default=2, help="of a turn; the first is not timed")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--loss", default="dpo", help="of palate's side")
+    parser.add_argument("--loss", default="dpo", help="of palate's side; others are DPO")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--side", choices=["trl", "palate"], help=argparse.SUPPRESS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        (run_trl if args.side == "trl" else run_palate)(args)
+        {
+            "plain loop": run_plain,
+            "TRL compact": partial(run_trl, compact=True),
+            "TRL as shipped": partial(run_trl, compact=False),
+            OURS: run_palate,
+        }[args.side](args)
         return
+    if args.steps < 2 or OURS not in args.sides:
+        parser.error("a turn needs 2 steps, of which the first is not timed, and --sides palate")
     if args.model is None:
         from palate.demo.model import packaged_model
 
         args.model = str(packaged_model(print).path)
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "pairs.jsonl"
-        make_pairs(args.model, args.pairs, args.prompt, args.response, data)
-        for side in ("trl", "palate"):
-            results[side] = run_side(
-                __file__, side, args.model, "--data", data, "--steps", args.steps,
-                "--learning-rate", args.learning_rate, "--loss", args.loss, "--dtype", args.dtype,
-            )  # fmt: skip
-    print(
-        f"{args.pairs} pairs a step, prompts of {args.prompt} and responses of {args.response} "
-        f"tokens, {args.dtype}, full fine-tuning; median of {args.steps - 1} steps"
-    )
-    print(f"{'':>8} {'s/step':>8} {'pairs/s':>8} {'peak GB':>8}  losses")
-    speed = {}
-    for side, r in results.items():
-        step = statistics.median(r["seconds"][1:])
-        speed[side] = args.pairs / step
-        losses = " ".join(f"{x:.5f}" for x in r["losses"])
-        print(f"{side:>8} {step:>8.2f} {speed[side]:>8.3f} {r['peak'] / 1e9:>8.2f}  {losses}")
-    gap = max(
-        abs(a - b)
-        for a, b in zip(results["trl"]["losses"], results["palate"]["losses"], strict=True)
-    )
-    print(f"largest difference of the losses: {gap:.5f}")
-    print(f"peak memory, TRL / palate: {results['trl']['peak'] / results['palate']['peak']:.2f}x")
-    print(f"{speed['palate'] / speed['trl']:.2f}x")
+        if args.loss == "dpo":
+            check(args, Path(folder))
+        for shape in args.shapes:
+            compare(args, shape, Path(folder))
 
 
 if __name__ == "__main__":

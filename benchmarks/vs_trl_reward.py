@@ -1,38 +1,46 @@
-"""Reward model, full fine-tuning: TRL's RewardTrainer against `palate reward`, in one run.
+"""Reward model, full fine-tuning: `palate reward` against a plain loop and TRL's RewardTrainer.
 
-    python benchmarks/vs_trl_reward.py MODEL [--pairs 4] [--steps 3] [--rounds 2]
+    python benchmarks/vs_trl_reward.py [MODEL] [--pairs 4] [--steps 2] [--turns 5]
                                        [--dtype bfloat16] [--shapes 100/400 200/100 800/100]
 
-Same model, pairs, starting head, dtype, batch, optimizer (AdamW, constant rate), no checkpointing
-of activations. Every step sees all pairs, so that the order in which either side shuffles does not
-matter and the losses can be compared step by step. Each side runs in a process of its own, by
-turns, `--rounds` times; the first step of each is not timed. MODEL is a local folder or hub name;
-the packaged small model is prepared when MODEL is left out. A shape is tokens of the prompt / of
-each response.
+The sides, by turns in one run, each turn in a process of its own: a plain loop on transformers
+(plain_loop.py), TRL's RewardTrainer as shipped, palate.
 
-Scores are those of transformers on the same weights: equal in float32, and in bfloat16, where both
-sides round, as far from float32 as transformers itself. Losses in bfloat16 part for that reason;
-`--dtype float32` shows that nothing else differs.
+Same model, pairs, starting head, dtype, batch, optimizer (AdamW, constant rate, clipping at 1), no
+checkpointing of activations. Every step sees all pairs, so that the order in which a side shuffles
+does not matter and the losses can be compared step by step. The first step of each turn is not
+timed. MODEL is a local folder or hub name; the packaged small model is prepared when MODEL is left
+out. A shape is tokens of the prompt / of each response.
 
-The last line is the ratio of pairs per second at the last shape.
+First all sides run a small case in float32, where their losses must agree. Scores are those of
+transformers on the same weights: equal in float32, and in bfloat16, where all sides round, as far
+from float32 as transformers itself. Losses in bfloat16 part for that reason.
+
+The last lines of a shape are the ratios of pairs per second, one an opponent, from the medians over
+all turns, with the least and the greatest of single turns; TRL as shipped is the last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from sides import report, run_side
+from processor import processor
+from sides import TURNS, against, loss_gap, must_agree, report, run_side, take_turns
 from vs_trl_dpo import make_pairs
+
+OURS = "palate"
+SIDES = ("plain loop", "TRL as shipped", OURS)
+AGREE = 2e-4
+"""Nats, in float32."""
 
 
 def starting_model(path: str, dtype: str, folder: Path) -> None:
-    """A classifier with a new head, from which both sides begin."""
+    """A classifier with a new head, from which all sides begin."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -45,6 +53,16 @@ def starting_model(path: str, dtype: str, folder: Path) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def run_plain(args: argparse.Namespace) -> None:
+    import plain_loop
+
+    report(
+        **plain_loop.reward(
+            args.model, args.data, dtype=args.dtype, steps=args.steps, rate=args.learning_rate
+        )
+    )
 
 
 def run_trl(args: argparse.Namespace) -> None:
@@ -189,51 +207,62 @@ def run_scores(args: argparse.Namespace) -> None:
     report(off=found, deviation=float(exact.std()))
 
 
-def compare(args: argparse.Namespace, shape: str, folder: Path) -> float:
-    """Runs both sides at one shape; prints a table; returns the ratio of pairs per second."""
+def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
+    """Runs all sides at one shape; prints a table and the ratios."""
     prompt, response = map(int, shape.split("/"))
     data = folder / "pairs.jsonl"
     make_pairs(args.model, args.pairs, prompt, response, data)
     start = folder / "start"
     if not start.exists():
         starting_model(args.model, args.dtype, start)
-
-    def run(side: str) -> dict[str, Any]:
-        return run_side(
-            __file__, side, start, "--data", data, "--steps", args.steps,
-            "--learning-rate", args.learning_rate, "--dtype", args.dtype, "--layout", args.layout,
-        )  # fmt: skip
-
-    scores = run("scores")
-    # By turns: what else the machine does meanwhile falls on both sides.
-    results: dict[str, dict[str, Any]] = {}
-    for side in ("trl", "palate") * args.rounds:
-        found = run(side)
-        found["seconds"] = results.get(side, {"seconds": []})["seconds"] + found["seconds"][1:]
-        results[side] = found
-    timed = args.rounds * (args.steps - 1)
-    print(
-        f"\n{args.pairs} pairs a step, prompts of {prompt} and responses of {response} tokens, "
-        f"{args.dtype}, full fine-tuning; median of {timed} steps"
+    scores = run(args, "scores", start, data, args.dtype, args.steps)
+    results = take_turns(
+        SIDES, lambda side: run(args, side, start, data, args.dtype, args.steps), args.turns
     )
-    print(f"{'':>8} {'s/step':>8} {'pairs/s':>8} {'peak GB':>8}  losses")
-    speed = {}
+    print(
+        f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
+        f"tokens, {args.dtype}, full fine-tuning; median of {args.turns} turns [fastest, slowest]"
+    )
+    print(f"{'':>15} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
     for side, r in results.items():
-        step = statistics.median(r["seconds"])
-        speed[side] = args.pairs / step
-        losses = " ".join(f"{x:.5f}" for x in r["losses"])
-        print(f"{side:>8} {step:>8.2f} {speed[side]:>8.3f} {r['peak'] / 1e9:>8.2f}  {losses}")
-    one, other = results["trl"], results["palate"]
-    gap = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+        losses = " ".join(f"{x:.5f}" for x in r.first["losses"])
+        print(
+            f"{side:>15} {r.spread():>22} {args.pairs / r.median:>8.3f} {r.peak / 1e9:>8.2f}  "
+            f"{losses}"
+        )
+    gaps = loss_gap({side: r.first["losses"] for side, r in results.items()}, OURS)
+    apart = ", ".join(f"{side} {gap:.4f}" for side, gap in gaps.items())
     off = "; ".join(f"{name} {value:.2g}" for name, value in scores["off"].items())
     print(
         f"scores of the same weights, root mean square distance from transformers in float32: {off}"
-        f" (deviation of the scores {scores['deviation']:.2g}); losses differ by up to {gap:.5f}"
+        f" (deviation of the scores {scores['deviation']:.2g}); "
+        f"largest difference of the losses from palate's: {apart}"
     )
-    print(f"peak memory, TRL / palate: {one['peak'] / other['peak']:.2f}x")
-    ratio = speed["palate"] / speed["trl"]
-    print(f"{prompt}/{response}: {ratio:.2f}x pairs per second")
-    return ratio
+    print(processor())
+    for side, r in results.items():
+        if side != OURS:
+            print(f"{shape}, {against(side, r, results[OURS])}")
+
+
+def check(args: argparse.Namespace, folder: Path) -> None:
+    """A small case in float32, in which all sides must compute the same."""
+    data, start = folder / "small.jsonl", folder / "start-float32"
+    make_pairs(args.model, 2, 24, 12, data)
+    starting_model(args.model, "float32", start)
+    losses = {side: run(args, side, start, data, "float32", 3)["losses"] for side in SIDES}
+    must_agree(losses, OURS, AGREE)
+    gap = max(loss_gap(losses, OURS).values())
+    print(f"float32, 3 steps of a small case: losses of all sides agree to {gap:.1g} nats")
+
+
+def run(
+    args: argparse.Namespace, side: str, start: Path, data: Path, dtype: str, steps: int
+) -> dict[str, Any]:
+    """What a side reports of its steps on the data, from the starting weights."""
+    return run_side(
+        __file__, side, start, "--data", data, "--steps", steps,
+        "--learning-rate", args.learning_rate, "--dtype", dtype, "--layout", args.layout,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -241,26 +270,32 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--shapes", nargs="+", default=["100/400", "200/100", "800/100"])
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="of a turn; the first is not timed")
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--layout", default="auto", help="of palate's side")
-    parser.add_argument("--side", choices=["trl", "palate", "scores"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=[*SIDES, "scores"], help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        {"trl": run_trl, "palate": run_palate, "scores": run_scores}[args.side](args)
+        {
+            "plain loop": run_plain,
+            "TRL as shipped": run_trl,
+            OURS: run_palate,
+            "scores": run_scores,
+        }[args.side](args)
         return
+    if args.steps < 2:
+        parser.error("a turn needs 2 steps, of which the first is not timed")
     if args.model is None:
         from palate.demo.model import packaged_model
 
         args.model = str(packaged_model(print).path)
-    ratio = 0.0
     with tempfile.TemporaryDirectory() as folder:
+        check(args, Path(folder))
         for shape in args.shapes:
-            ratio = compare(args, shape, Path(folder))
-    print(f"{ratio:.2f}x")
+            compare(args, shape, Path(folder))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import json
+import os
 import re
 import sys
 import textwrap
@@ -12,6 +15,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from build_cases import rows_of
+from palate.data.construct.build import build
+from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.judge import Texts
 from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
@@ -21,6 +27,9 @@ from tiny_runs import write_pairs
 from tiny_text import save_tiny
 
 ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("PALATE_DATA") or ROOT.parent.resolve() / "shared" / "data")
+RATINGS = DATA / "alpaca_eval_ratings" / "test.jsonl.gz"
+SIDES = ("chosen", "rejected")
 
 
 def test_the_flat_loop_trains(tmp_path, monkeypatch, capsys):
@@ -42,6 +51,33 @@ def test_the_flat_loop_trains(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_example_recipes_are_valid(path):
     load_recipe(TuneRecipe, path, [])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/build").glob("*.yaml")), ids=str)
+def test_example_builds_are_valid(path):
+    load_recipe(DataBuildRecipe, path, [])
+
+
+@pytest.mark.skipif(not RATINGS.exists(), reason=f"no public data at {DATA}: set PALATE_DATA")
+def test_ratings_are_built_without_attacks_and_length_tells_nothing_of_them(tmp_path):
+    overrides = [f"output_dir={tmp_path / 'out'}", f"sources.0.path={RATINGS}", "workers=1"]
+    build(
+        load_recipe(DataBuildRecipe, ROOT / "examples/build/alpaca-ratings.yaml", overrides),
+        code={},
+    )
+    with gzip.open(RATINGS, "rt") as file:
+        answers = [answer for line in file for answer in json.loads(line)["completions"]]
+    attacks = {a["output"] for a in answers if a["generator"] == "example"}
+    attacks |= {a["output"] for a in answers if len(a["output"]) <= 10}
+    assert len(attacks) > 70
+    rows = rows_of(tmp_path / "out")
+    texts = [[turn["content"] for turn in row[side]] for row in rows for side in SIDES]
+    assert len(rows) > 100 and not attacks & {text for (text,) in texts}
+    sizes = [[len(row[side][0]["content"]) for side in SIDES] for row in rows]
+    longer = sum(chosen > rejected for chosen, rejected in sizes)
+    shorter = sum(chosen < rejected for chosen, rejected in sizes)
+    # Of 750 pairs with the same rule four in five have the longer answer chosen.
+    assert 0.4 * len(rows) < longer <= shorter
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,31 @@ def test_the_folder_is_complete(result):
     assert source["split_role"] == "eval" and source["read"] == source["kept"] == 6
 
 
+def test_the_length_baseline_is_of_answers_before_they_are_cut(runs, tmp_path):
+    """Two tokens of each are left; as written the chosen one is longer in two pairs of three."""
+    lines = [("good film and room", "late"), ("new book was in it", "bad"), ("we", "a food a room")]
+    rows = [
+        {"prompt": f"the film {i}", "chosen": f" {chosen}", "rejected": f" {rejected} old"}
+        for i, (chosen, rejected) in enumerate(lines)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = recipe_of(
+        runs,
+        tmp_path / "out",
+        checkpoints="last",
+        sampling=None,
+        reward=None,
+        data=[{"path": str(file)}],
+        length={"max_response_tokens": 2},
+    )
+    for policy in evaluate(recipe).evaluation["policies"]:
+        found = policy["preference"]["all"]
+        assert (found["n"], found["length_baseline"], found["cut_even"]) == (3, 2 / 3, 3)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "66.7% <small>3 cut to one length</small>" in page
+
+
 def test_numbers_add_up_to_the_samples(result):
     rows = rows_of(result.path)
     assert len(rows) == 7 * 8

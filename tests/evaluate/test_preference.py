@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from palate.data.items import Tokens
 from palate.errors import RunError
 from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
 from palate.evaluate.statistics import wilson
@@ -127,6 +130,26 @@ def test_evaluation_restores_training_mode(setting):
     score_pairs(policy, pairs[:1], loss=None, reference=reference)
     assert policy.training
     policy.eval()
+
+
+def test_lengths_are_those_as_written_and_pairs_that_are_even_once_cut_are_counted(setting):
+    policy, reference, pairs = setting
+    even = (Tokens((3, 4, 5)), Tokens((6, 7, 8)))
+    cut = [dataclasses.replace(pair, responses=even) for pair in pairs[:4]]
+    tokens = score_pairs(policy, cut, loss=None, reference=reference)
+    assert [(s.longer, s.cut_even) for s in tokens] == [(0, False)] * 4
+    # Longer, longer, shorter, as long: the baseline is 2.5 of 4; ties of what is left, 2 of 4.
+    written = [(900, 300), (301, 300), (40, 70), (12, 12)]
+    scores = score_pairs(policy, cut, loss=None, reference=reference, written=written, batch_size=3)
+    assert [s.longer for s in scores] == [600, 1, -30, 0]
+    assert [s.cut_even for s in scores] == [True, True, True, False]
+    found = summarise_pairs(scores)["all"]
+    assert found["length_baseline"] == 2.5 / 4 and found["cut_even"] == 3
+    assert summarise_pairs(tokens)["all"]["length_baseline"] == 0.5
+    # Where tokens are left to differ, lengths as written count all the same.
+    uncut = [dataclasses.replace(pairs[0], responses=(Tokens((3,)), Tokens((6, 7, 8))))]
+    (score,) = score_pairs(policy, uncut, loss=None, reference=reference, written=[(9, 4)])
+    assert (score.longer, score.cut_even) == (5, False)
 
 
 def test_summary_by_hand():

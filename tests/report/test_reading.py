@@ -11,7 +11,7 @@ import pytest
 
 from palate.report import read_run, read_runs, words
 from palate.report.curves import read_metrics, smooth, thin
-from palate.report.notes import length_note
+from palate.report.length_notes import length_note, length_sentence
 from palate.report.schema import Split
 from palate.report.style import Styles
 from synthetic_runs import training_run
@@ -65,12 +65,46 @@ def test_running_mean_is_centred_and_leaves_constants_alone():
 
 
 @pytest.mark.parametrize(
-    ("share", "n", "word"),
-    [(0.71, 960, "longer"), (0.3, 960, "shorter"), (0.54, 960, None), (0.71, 10, None)],
+    ("share", "n", "which", "verdict"),
+    [
+        (0.71, 960, "longer", "predicts"),
+        (0.3, 960, "shorter", "predicts"),
+        (0.65, 200, "longer", "predicts"),
+        (0.54, 960, "longer", "tells little"),
+        # Clear of one half, and not worth a word.
+        (0.52, 10_000, "longer", "tells little"),
+        (0.49, 400, "shorter", "tells little"),
+        # Five of six, and an even share of as few: neither says anything.
+        (5 / 6, 6, "longer", "too few"),
+        (0.5, 6, "longer", "too few"),
+        (0.71, 10, "longer", "too few"),
+        (0.56, 150, "longer", "too few"),
+        (0.0, 2, "shorter", "too few"),
+    ],
 )
-def test_length_is_named_where_it_predicts_the_label(share, n, word):
-    note = length_note(Split(pairs=n, longer_is_chosen=share))
-    assert (note is None) if word is None else f"the {word} answer is the chosen one" in note
+def test_length_predicts_or_tells_little_or_the_pairs_are_too_few(share, n, which, verdict):
+    split = Split(pairs=n, longer_is_chosen=share)
+    decided, sentence = length_sentence(split)
+    assert decided == verdict
+    assert sentence.startswith(f"the {which} answer is the chosen one in ")
+    end = {
+        "predicts": ": length alone predicts the label",
+        "tells little": ": length tells little about the label",
+        "too few": ": too few to tell whether length predicts the label",
+    }
+    assert sentence.endswith(end[verdict])
+    # Notes are of what was seen.
+    assert length_note(split) == (sentence if verdict == "predicts" else None)
+
+
+def test_the_sentence_about_length_has_the_interval_of_its_side():
+    # (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), by hand: 0.4365, 0.9699.
+    _, sentence = length_sentence(Split(pairs=6, longer_is_chosen=1 / 6))
+    assert "the shorter answer is the chosen one in 83% of 6 pairs (95% interval 44% to 97%)" in (
+        sentence
+    )
+    for share, n in ((None, 6), (0.5, 0), (float("nan"), 6)):
+        assert length_sentence(Split(pairs=n, longer_is_chosen=share)) is None
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -112,8 +112,12 @@ def test_rows_reconcile_in_words(page):
     )
     assert "21 response cut at the limit" in page.text
     assert (
-        "the longer answer is the chosen one in 71% of pairs: length alone predicts the label"
-        in page.text
+        "the longer answer is the chosen one in 71% of 960 pairs (95% interval 68% to 74%): "
+        "length alone predicts the label" in page.text
+    )
+    assert (
+        "The longer answer is the chosen one in 52% of 240 pairs (95% interval 46% to 58%): "
+        "length tells little about the label" in page.text
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from palate.data.items import Item, TokenIds, Tokens, sequence_key
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import Run
 from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
+from palate.rewards.base import response_text
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -37,11 +39,13 @@ class Material:
     """Encoded evaluation data of one tokenizer.
 
     Attributes:
+        written: characters of each pair's chosen and rejected response, before truncation.
         report: content of data.json. quarantine: lines of quarantine.jsonl.
-        digest: changes with any token of pairs and prompts.
+        digest: changes with any token of pairs and prompts, and with `written`.
     """
 
     pairs: list[Item]
+    written: list[tuple[int, int]]
     prompts: list[Prompt]
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
@@ -97,7 +101,8 @@ def build_material(
     whole = part == "whole"
     pairs = dataset.train if whole else dataset.eval
     prompts: dict[TokenIds, Prompt] = {}
-    for pair, row in zip(pairs, dataset.train_rows if whole else dataset.eval_rows, strict=True):
+    rows = dataset.train_rows if whole else dataset.eval_rows
+    for pair, row in zip(pairs, rows, strict=True):
         # A chat is shown as its template writes it.
         ids = pair.prompts[0].ids
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
@@ -108,7 +113,11 @@ def build_material(
         n = min(recipe.sampling.prompts, len(distinct))
         chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
         drawn = [distinct[i] for i in chosen]
-    digest = hashlib.sha256()
+    written = [
+        (len(response_text(row.chosen.content)), len(response_text(row.rejected.content)))
+        for row in rows
+    ]
+    digest = hashlib.sha256(json.dumps(written).encode())
     for pair in pairs:
         for sequence in pair.sequences:
             digest.update(f"{pair.source}|".encode())
@@ -122,6 +131,7 @@ def build_material(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return Material(
         pairs=pairs,
+        written=written,
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,

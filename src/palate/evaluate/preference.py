@@ -30,7 +30,10 @@ class PairScore:
         margin: implicit reward of the loss, chosen minus rejected.
         log_ratio_margin: m_w - m_l, nats, m = log policy - log reference of a response; None
             without a reference.
-        longer: length of chosen minus rejected, tokens.
+        longer: length of chosen minus rejected, in whatever unit they were given in: as written,
+            or in tokens as scored where nothing else is known.
+        cut_even: both responses have the same number of tokens as scored, and differ as written:
+            truncation has taken away what length would say.
     """
 
     id: str
@@ -38,6 +41,7 @@ class PairScore:
     margin: float
     log_ratio_margin: float | None
     longer: int
+    cut_even: bool = False
 
 
 def loss_members(loss: Loss | None) -> list[Member]:
@@ -68,11 +72,14 @@ def score_pairs(
     batch_size: int = 8,
     layout: Layout = "plain",
     pad_id: int = 0,
+    written: Sequence[tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> list[PairScore]:
     """Scores every pair with the implicit reward of `loss`, in the order given.
 
     Args:
+        written: lengths of the chosen and the rejected response before truncation, one unit for
+            all; without them lengths are those of the tokens, which truncation makes alike.
         token_weights: those that `loss` was trained with; its reward is of the weighted log-ratios.
             `log_ratio_margin` stays unweighted.
 
@@ -109,12 +116,16 @@ def score_pairs(
                 m = sums.logp - sums.ref_logp
                 ratio = (m[sides.chosen] - m[sides.rejected]).tolist()
             for j, i in enumerate(order[start : start + batch_size]):
+                tokens_longer = len(pairs[i].responses[0]) - len(pairs[i].responses[1])
+                sizes = None if written is None else written[i]
+                longer = tokens_longer if sizes is None else sizes[0] - sizes[1]
                 scores[i] = PairScore(
                     id=pairs[i].id,
                     source=pairs[i].source,
                     margin=margin[j],
                     log_ratio_margin=ratio[j],
-                    longer=len(pairs[i].responses[0]) - len(pairs[i].responses[1]),
+                    longer=longer,
+                    cut_even=tokens_longer == 0 != longer,
                 )
             if progress is not None:
                 progress(len(scores), len(pairs))
@@ -134,6 +145,7 @@ def evaluate_pairs(
     batch_size: int = 8,
     layout: Layout = "plain",
     pad_id: int = 0,
+    written: Sequence[tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`summarise_pairs` of `score_pairs`: the `preference` entry of evaluation.json."""
@@ -146,6 +158,7 @@ def evaluate_pairs(
         batch_size=batch_size,
         layout=layout,
         pad_id=pad_id,
+        written=written,
         progress=progress,
     )
     return summarise_pairs(scores, confidence=confidence)
@@ -160,8 +173,9 @@ def summarise_pairs(scores: Sequence[PairScore], *, confidence: float = 0.95) ->
 
     Returns:
         source (and "all") -> n, accuracy, accuracy_ci, margin, margin_ci, ties, p_value,
-        length_baseline (accuracy of "the longer one wins"), length_baseline_ci, and with a
-        reference log_ratio_accuracy, log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
+        length_baseline (accuracy of "the longer one wins"), length_baseline_ci, cut_even (pairs
+        whose responses truncation made equally long), and with a reference log_ratio_accuracy,
+        log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
     """
     sources = list(dict.fromkeys(s.source for s in scores))
     by_name = {name: [s for s in scores if s.source == name] for name in sources}
@@ -188,6 +202,7 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
         else 1.0,
         "length_baseline": lengths / n if n else 0.0,
         "length_baseline_ci": wilson(lengths, n, confidence),
+        "cut_even": sum(r.cut_even for r in rows),
     }
     ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]
     if ratios:

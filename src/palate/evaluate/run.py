@@ -28,7 +28,7 @@ from palate.models.reference import Reference
 from palate.recipes.schema import EvalRecipe
 from palate.rewards import Reward, build_reward
 
-VERSION = 1
+VERSION = 2
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
@@ -159,6 +159,7 @@ class _Own:
                     token_weights=target.token_weights,
                     confidence=self.recipe.confidence,
                     batch_size=PAIRS_PER_BATCH,
+                    written=self.material.written,
                     progress=progress,
                 )
         if self.recipe.sampling is not None:

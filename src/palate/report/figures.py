@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from palate.errors import RunError
@@ -25,6 +27,11 @@ from palate.report.svg import GRID, INK, MUTED, PAPER, page_style, series_colour
 
 PIXELS = 1 / 72
 """Inches: an SVG of matplotlib has 72 units an inch."""
+
+UNMEASURED: dict[str, Any] = {"linewidth": 1.0, "dashes": (1, 3)}
+"""How what joins two checkpoints is drawn."""
+ORDER = "order of checkpoints, not measured"
+REACHED = "KL that every method has reached"
 
 Kind = Literal["frontier", "kl"]
 
@@ -125,7 +132,7 @@ def frontier_svgs(frontier: Frontier) -> list[tuple[str, Markup]]:
     names = ", ".join(series.label for series in frontier.series)
     label = (
         "Scatter chart: mean reward of a policy's samples against its sequence KL from the "
-        f"reference, for {names}. The table of its points follows."
+        f"reference, for {names}, with intervals. The table of its points follows."
     )
     drawn = []
     for kind, (width, height) in {"wide": (760, 430), "narrow": (380, 350)}.items():
@@ -137,8 +144,15 @@ def frontier_svgs(frontier: Frontier) -> list[tuple[str, Markup]]:
 
 
 def draw_frontier(axes: Axes, frontier: Frontier, ink: Ink) -> None:
-    """One point a checkpoint with its intervals; a line joins the checkpoints of one run."""
+    """One mark a checkpoint, with its intervals.
+
+    Faint dots join the checkpoints of a run in their order: a line would pass for measurements,
+    and its chord from the reference for the best there is at a KL that nobody tried. A grey band
+    is the KL that every method has reached, where alone they can be compared.
+    """
     reference = frontier.reference
+    if frontier.reached_by_all is not None:
+        axes.axvspan(0, frontier.reached_by_all, color=ink.grid, alpha=0.45, linewidth=0, zorder=0)
     if reference is not None:
         axes.axhline(reference.reward, color=ink.muted, linewidth=1, dashes=(2, 2), zorder=1.5)
         _whiskers(axes, [reference], ink.muted)
@@ -146,17 +160,14 @@ def draw_frontier(axes: Axes, frontier: Frontier, ink: Ink) -> None:
         axes.plot([0], [reference.reward], zorder=5, **star)
     for series in frontier.series:
         colour = ink.series(series.style)
-        dash = DASHES[series.style.dash]
         for run in series.runs:
-            ends = [reference, *run] if reference is not None else run
             axes.plot(
-                [point.kl for point in ends],
-                [point.reward for point in ends],
+                [point.kl for point in run],
+                [point.reward for point in run],
                 color=colour,
-                linewidth=1.6,
-                dashes=dash or (None, None),
-                alpha=0.75,
-                zorder=2.5,
+                alpha=0.6,
+                zorder=1.8,
+                **UNMEASURED,
             )
             _whiskers(axes, run, colour)
             axes.plot(
@@ -226,12 +237,16 @@ def _frontier_figure(runs: Sequence[Run], styles: Styles) -> Figure:
     axes = figure.subplots()
     ink = Ink(False)
     draw_frontier(axes, frontier, ink)
-    handles = [_handle(s.label, s.style, ink, marked=True) for s in frontier.series]
+    handles: list[Artist] = [_mark(s.label, s.style, ink) for s in frontier.series]
     if frontier.reference is not None:
         star: dict[str, Any] = {"color": ink.ink, "marker": "*", "markersize": 12, "linestyle": ""}
         handles.append(Line2D([], [], label="reference", **star))
+    if any(len(run) > 1 for series in frontier.series for run in series.runs):
+        handles.append(Line2D([], [], label=ORDER, color=ink.muted, **UNMEASURED))
+    if frontier.reached_by_all is not None:
+        handles.append(Patch(label=REACHED, color=ink.grid, alpha=0.45))
     # Below the axes: inside, it could lie on a point.
-    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3)
     axes.set_title("Reward against distance from the reference", loc="left")
     return figure
 
@@ -247,7 +262,7 @@ def _kl_figure(runs: Sequence[Run], styles: Styles) -> Figure:
         axes.set_title(panel.title, loc="left")
     shown = [run for run in runs if run.name in styles.by_run]
     figure.legend(
-        handles=[_handle(run.name, styles.by_run[run.name], ink, marked=False) for run in shown],
+        handles=[_handle(run.name, styles.by_run[run.name], ink) for run in shown],
         frameon=False,
         loc="outside lower center",
         ncols=min(4, len(shown)),
@@ -255,10 +270,13 @@ def _kl_figure(runs: Sequence[Run], styles: Styles) -> Figure:
     return figure
 
 
-def _handle(label: str, style: Style, ink: Ink, *, marked: bool) -> Line2D:
+def _handle(label: str, style: Style, ink: Ink) -> Line2D:
     line = Line2D([], [], color=ink.series(style), label=label)
     if DASHES[style.dash]:
         line.set_dashes(DASHES[style.dash])
-    if marked:
-        line.set_marker(style.marker)
     return line
+
+
+def _mark(label: str, style: Style, ink: Ink) -> Line2D:
+    mark: dict[str, Any] = {"marker": style.marker, "markersize": 7.5, "linestyle": ""}
+    return Line2D([], [], color=ink.series(style), label=label, **mark)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
+from palate.report.length_notes import length_note
 from palate.report.reader import Run
-from palate.report.reward_views import reward_notes
+from palate.report.reward_notes import reward_notes
 from palate.report.schema import Data, Preference, Split
 from palate.report.words import count, fixed, listed, number, percent
 
-LENGTH_EFFECT = 0.05
-"""How far from one half the share of longer chosen answers may be before it is worth a word."""
 LEFT_OUT = 0.1
 TRUNCATED = 0.05
 FALLEN_NATS = 0.05
@@ -127,20 +125,6 @@ def splits(data: Data) -> Iterator[tuple[str, Split]]:
         yield "training", data.train
     if data.eval is not None and data.eval.rows:
         yield "held-out", data.eval
-
-
-def length_note(split: Split) -> str | None:
-    """A sentence where length alone tells chosen from rejected; None where it does not."""
-    share, n = split.longer_is_chosen, split.rows
-    if share is None or not n or not math.isfinite(share):
-        return None
-    if abs(share - 0.5) <= max(LENGTH_EFFECT, 1.96 * math.sqrt(0.25 / n)):
-        return None
-    which, of = ("longer", share) if share > 0.5 else ("shorter", 1 - share)
-    return (
-        f"the {which} answer is the chosen one in {percent(of, 0)} of pairs: length alone predicts "
-        "the label"
-    )
 
 
 def _held_out(run: Run) -> Iterator[str]:

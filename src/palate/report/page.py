@@ -8,7 +8,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from palate.report import words
-from palate.report.notes import length_note, splits
+from palate.report.length_notes import length_sentence
+from palate.report.notes import splits
 from palate.report.style import DASHES, Style
 
 OPEN_PROMPTS = 4
@@ -39,7 +40,7 @@ def environment() -> Environment:
     }
     helpers: dict[str, Any] = {
         "splits": splits,
-        "length_note": length_note,
+        "length_sentence": length_sentence,
         "count": words.count,
         "open_prompts": OPEN_PROMPTS,
     }

@@ -41,8 +41,26 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
+    """All points that were measured; between them nothing was."""
+
     series: tuple[Series, ...]
     reference: Point | None
+
+    @property
+    def reached_by_all(self) -> float | None:
+        """The KL up to which every series has been measured, nats; None for a single series."""
+        if len(self.series) < 2:
+            return None
+        return min(max(p.kl for run in s.runs for p in run) for s in self.series)
+
+    @property
+    def beyond(self) -> list[str]:
+        """Series with a point further out than all have one: nothing is measured beside it."""
+        end = self.reached_by_all
+        if end is None:
+            return []
+        points = {s.label: [p for run in s.runs for p in run] for s in self.series}
+        return [name for name, own in points.items() if any(p.kl > end for p in own)]
 
 
 def interval(value: Interval | None) -> tuple[float, float] | None:

@@ -107,6 +107,7 @@ class Preference(Loose):
     margin: float | None = None
     margin_ci: Interval | None = None
     length_baseline: float | None = None
+    cut_even: int | None = None
     ties: int | None = None
 
 

@@ -1,0 +1,189 @@
+"""What the benchmarks' figures rest on: fair sides, equal results, baselines, real answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tiny_text import save_tiny
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of the folder as a module; it may import its neighbours while the test runs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sides_take_turns_and_ratios_are_of_medians(monkeypatch):
+    sides = load("sides", monkeypatch)
+    order = []
+    # The first step of a turn is never counted; one turn of theirs met something else.
+    theirs = iter([[9.0, 2.0], [9.0, 2.2], [9.0, 30.0]])
+    ours = iter([[9.0, 1.0], [9.0, 1.1], [9.0, 1.2]])
+
+    def run(side):
+        order.append(side)
+        return {"seconds": next(ours if side == "palate" else theirs), "peak": 2e9, "losses": [1.0]}
+
+    results = sides.take_turns(["plain loop", "palate"], run, 3)
+    assert order == ["plain loop", "palate"] * 3
+    assert results["plain loop"].seconds == (2.0, 2.2, 30.0)
+    assert results["palate"].spread() == "1.10 [1.00, 1.20]"
+    line = sides.against("plain loop", results["plain loop"], results["palate"])
+    assert line == "against plain loop: 2.00x pairs/s [2.00, 25.00], 1.00x less memory"
+    heavier = sides.Measured((2.0,), 1e9, {})
+    line = sides.against("it", heavier, sides.Measured((4.0,), 2e9, {}))
+    assert line == "against it: 0.50x pairs/s [0.50, 0.50], 2.00x more memory"
+
+
+def test_sides_that_compute_something_else_are_refused(monkeypatch):
+    sides = load("sides", monkeypatch)
+    losses = {"plain loop": [0.6931, 0.5], "palate": [0.6931, 0.50001]}
+    sides.must_agree(losses, "palate", 1e-4)
+    with pytest.raises(SystemExit, match="plain loop and palate do not compute the same"):
+        sides.must_agree(losses, "palate", 1e-6)
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        sides.must_agree({"a": [math.nan], "palate": [0.5]}, "palate", 1.0)
+
+
+def test_every_ratio_can_name_its_processor(monkeypatch, tmp_path):
+    processor = load("processor", monkeypatch).processor
+    file = tmp_path / "cpuinfo"
+    core = "processor : 0\nmodel name : Some CPU 9\ncpu family : 25\nmodel : 17\nflags : {}\n\n"
+    file.write_text(core.format("fpu avx2 avx512f avx512_bf16") * 2)
+    line = processor(file)
+    assert "Some CPU 9 (family 25, model 17)" in line
+    assert "AVX-512 bfloat16, AVX-512, AVX2, no AMX bfloat16" in line
+    file.write_text(core.format("fpu avx2"))
+    assert ": AVX2, no AMX bfloat16, no AVX-512 bfloat16" in processor(file)
+    assert "features not known" in processor(tmp_path / "none")
+
+
+def test_pairs_leave_attacks_out_and_balance_length_as_written(monkeypatch, tmp_path):
+    real_pairs = load("real_pairs", monkeypatch)
+    # By generator: rating and length. Of the four real ones two pairs have the longer one chosen,
+    # and two the shorter one; the attacks would be in six more.
+    answers = {"a": (2.0, 60), "b": (1.7, 30), "c": (1.4, 45), "d": (1.1, 40)}
+    answers |= dict.fromkeys(real_pairs.ATTACKS, (1.99, 90))
+    rows = [
+        {
+            "instruction": f"question {k}",
+            "completions": [
+                {"generator": g, "output": f"{g}{k} ".ljust(size, "w"), "preference": rating}
+                for g, (rating, size) in answers.items()
+            ],
+        }
+        for k in range(3)
+    ]
+    file = tmp_path / "rated.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def pairs(**limits):
+        options = {"per_prompt": 8, "max_prompt": 99, "max_response": None, "seed": 0} | limits
+        return real_pairs.text_pairs(file, lambda text: {"input_ids": list(text)}, **options)
+
+    found, out = pairs()
+    assert len(found) == 12 and out["pairs with an answer that is none"] == 3 * 6
+    assert not {row[side][0] for row in found for side in ("chosen", "rejected")} & {"e", "g"}
+    assert real_pairs.length_baseline(found).mean() == 0.5
+    assert {row["group"] for row in found} == {0, 1, 2}
+    # With a limit no response is longer, and what is left is balanced anew.
+    limited, out = pairs(max_response=50)
+    assert out["pairs with a response too long"] == 9
+    assert max(len(row["chosen"]) for row in limited) <= 50
+    assert real_pairs.length_baseline(limited).mean() == 0.5
+
+
+def test_the_format_baseline_learns_what_format_tells_and_nothing_else(monkeypatch):
+    real_pairs = load("real_pairs", monkeypatch)
+    rng = np.random.default_rng(0)
+
+    def rows(n, mark):
+        listed = ["\n- one thing\n- another " + "x" * int(k) for k in rng.integers(5, 50, n)]
+        prose = ["one thing and another " + "x" * int(k) for k in rng.integers(5, 50, n)]
+        sides = [
+            (a, b) if rng.random() < mark else (b, a) for a, b in zip(listed, prose, strict=True)
+        ]
+        return [{"chosen": a, "rejected": b} for a, b in sides]
+
+    assert real_pairs.format_baseline(rows(100, 1.0), rows(200, 1.0)).mean() == 1.0
+    assert 0.4 < real_pairs.format_baseline(rows(100, 0.5), rows(200, 0.5)).mean() < 0.6
+    # Learnt from the training pairs, never from those it is judged by.
+    assert real_pairs.format_baseline(rows(100, 1.0), rows(200, 0.0)).mean() == 0.0
+
+
+def test_intervals_are_over_prompts(monkeypatch):
+    real_pairs = load("real_pairs", monkeypatch)
+    groups = [i // 10 for i in range(100)]
+    values = np.asarray([float(g % 2) for g in groups])
+    mean, low, high = real_pairs.ByPrompt(groups).interval(values)
+    # Ten prompts that are right throughout or never: a binomial of ten, not of a hundred.
+    assert mean == 0.5 and (low, high) == pytest.approx((0.2, 0.8), abs=0.051)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
+    """Its losses over two steps against whole logits in float32; pairs of unequal lengths."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain_loop = load("plain_loop", monkeypatch)
+    rows = [
+        {"prompt": "the film was", "chosen": " good and new", "rejected": " bad"},
+        {"prompt": "we", "chosen": " was late", "rejected": " the room was old and bad"},
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = plain_loop.dpo(str(base), data, dtype="float32", steps=2, rate=1e-3)
+    policy, reference = (AutoModelForCausalLM.from_pretrained(base) for _ in range(2))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
+
+    def log_prob(model, prompt, response):
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([tokenizer(prompt + response)["input_ids"] + [tokenizer.eos_token_id]])
+        logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+        return logps[start - 1 :].sum()
+
+    losses = []
+    for _ in range(2):
+        margins = []
+        for row in rows:
+            chosen, rejected = (
+                log_prob(policy, row["prompt"], row[side])
+                - log_prob(reference, row["prompt"], row[side]).detach()
+                for side in ("chosen", "rejected")
+            )
+            margins.append(chosen - rejected)
+        loss = -F.logsigmoid(0.1 * torch.stack(margins)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(math.log(2)) and losses[1] < losses[0]
+    assert found["losses"] == pytest.approx(losses, abs=1e-5)
+    assert len(found["seconds"]) == 2
+    # The prompt's share of a log-ratio cancels, so that only this tells that it is not computed.
+    _, scored, sides = plain_loop._batch(str(base), data)
+    ends = [len(row[side]) + 1 for side in ("chosen", "rejected") for row in rows]
+    assert scored.sum(1).tolist() == ends == sides.bincount().tolist()

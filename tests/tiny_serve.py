@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from palate.rewards.base import response_text
 
 from palate.errors import ModelError
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import response_text
 from palate.serve.app import make_app
 from palate.serve.protocol import protocol
 

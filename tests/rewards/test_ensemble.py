@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from palate.rewards.base import score_groups
 
 from palate.errors import ModelError
-from palate.rewards.base import score_groups
 from palate.rewards.ensemble import Ensemble, Member, combine, validate
 from palate.rewards.length import Length
 from palate.rewards.spread import SpreadSums, dominance, spreads

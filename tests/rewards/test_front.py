@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+from palate.rewards.base import HAS_IMAGES, is_independent, judge_groups
+from palate.rewards.front import RewardScorer, load_scorer
+from palate.rewards.rows import NO_ANSWER, NO_QUESTION, score_rows
 
 import palate
 from palate.errors import DataError, ModelError, RecipeError
@@ -20,14 +23,11 @@ from palate.recipes.scorers import (
     PointwiseJudge,
     ServerChat,
 )
-from palate.rewards.base import HAS_IMAGES, is_independent, judge_groups
 from palate.rewards.chat import Reply
 from palate.rewards.critic import NO_CRITIQUE, Critic
 from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
-from palate.rewards.front import RewardScorer, load_scorer
 from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
 from palate.rewards.length import Length
-from palate.rewards.rows import NO_ANSWER, NO_QUESTION, score_rows
 from palate.train.reward_run import reward as train_reward
 from tiny_rewards import recipe as reward_recipe
 

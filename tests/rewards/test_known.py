@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from palate.rewards.known import Known
+from palate.rewards.rows import score_rows
 
 from palate.models.model import Model
 from palate.rewards import known, model
-from palate.rewards.known import Known
 from palate.rewards.model import ModelScorer
 from palate.rewards.rendered import score_rendered
-from palate.rewards.rows import score_rows
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_scorer import heads_of, scorer_of
 from tiny_serve import client, run

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from palate.rewards.rows import Outcome, score_rows
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from palate.data.schema import Content, Message
@@ -23,7 +24,6 @@ from palate.rewards.rendered import (
     reads_rendered,
     score_rendered,
 )
-from palate.rewards.rows import Outcome, score_rows
 from tiny import CONFIGS
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
 from tiny_scorer import SAID, conversation, heads_of, scorer_of, spaced

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from palate.rewards.rows import score_rows
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -22,7 +23,6 @@ from palate.recipes import scorers as recipes
 from palate.recipes.schema import ClassifierReward, LexiconReward
 from palate.rewards import Reward, build_reward, make_scorer
 from palate.rewards.classifier import REFUSED, TOO_LONG
-from palate.rewards.rows import score_rows
 from tiny import COMMON
 from tiny_text import tiny_tokenizer
 

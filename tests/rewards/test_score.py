@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from palate.rewards.base import Judged, prompt_text, response_text
+from palate.rewards.rows import score_rows
 from typer.testing import CliRunner
 
 from palate.cli import app
@@ -17,9 +19,7 @@ from palate.evaluate.reward import score as module
 from palate.evaluate.reward import score_files
 from palate.io import held
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards.base import Judged, prompt_text, response_text
 from palate.rewards.judge import ALONE
-from palate.rewards.rows import score_rows
 
 SAID = "too odd"
 

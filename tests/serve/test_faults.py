@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import pytest
 from jinja2.exceptions import TemplateError
+from palate.rewards.chat_server import Server
+from palate.rewards.rows import Outcome
 
 from palate.errors import ModelError
 from palate.recipes.scorers import PointwiseJudge, ServerChat
-from palate.rewards.chat_server import Server
 from palate.rewards.ensemble import Ensemble, Member
 from palate.rewards.judge import Pointwise
-from palate.rewards.rows import Outcome
 from palate.serve.logs import Lines
 from palate.serve.metrics import Metrics
 from tiny_serve import Slow, ask, client, lines_of, logged, process, run

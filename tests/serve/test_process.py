@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from palate.rewards.rows import score_rows
 from transformers import AutoModelForSequenceClassification
 
 from palate.recipes.scorers import ModelScorer
 from palate.rewards.build import make_scorer
-from palate.rewards.rows import score_rows
 from tiny import CONFIGS
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_serve import JSON, lines_of, process

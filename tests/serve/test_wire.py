@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+from palate.rewards.rows import Outcome
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter, ValidationError
 
 from palate.errors import RunError
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.rows import Outcome
 from palate.serve.bodies import parsed
 from palate.serve.messages import Asked, ChatCompletion, GetReward
 from palate.serve.metrics import MOST_REASONS, OTHER, Metrics

@@ -1,0 +1,37 @@
+"""Prompts and responses as texts and as chats, and short names of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from palate.data.schema import Content, Message, text_in
+
+
+def response_text(response: Content) -> str:
+    """The text of a response; of several turns, one after another."""
+    if isinstance(response, str):
+        return response
+    return "\n\n".join(text_in(turn["content"]) for turn in response)
+
+
+def prompt_text(prompt: Content) -> str:
+    """A prompt as one text: its turns under their roles, a single user turn bare."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return text_in(prompt[0]["content"])
+    return "\n\n".join(f"{turn['role'].title()}: {text_in(turn['content'])}" for turn in prompt)
+
+
+def as_chat(prompt: Content) -> list[Message]:
+    """A prompt as chat turns: text is one turn of the user."""
+    if isinstance(prompt, str):
+        return [Message(role="user", content=prompt)]
+    return prompt
+
+
+def short_name(path: str) -> str:
+    """What a model's path is called in reports: its run's folder, or its own."""
+    folder = Path(path)
+    own = folder.parent.name if folder.name == "model" else folder.name
+    return own or path

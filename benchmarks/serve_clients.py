@@ -168,10 +168,9 @@ def main() -> None:
             alone, _, spent = asyncio.run(load(url, pid, 1, args.seconds / 6, asked))
             one = len(alone.answered) / spent
             tally, memory, spent = asyncio.run(load(url, pid, args.clients, args.seconds, asked))
-        from palate.rewards.rows import score_rows
-
         from palate.recipes.scorers import ModelScorer
         from palate.rewards import make_scorer
+        from palate.rewards.rows import score_rows
 
         offline = score_rows(
             make_scorer(ModelScorer(path=args.model)),

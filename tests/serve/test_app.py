@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from palate.rewards.rows import NO_ANSWER
 from typer.testing import CliRunner
 
 from palate.cli import app as cli
@@ -19,6 +18,7 @@ from palate.errors import RecipeError, RunError
 from palate.recipes.load import load_recipe
 from palate.recipes.scorers import Scorer
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.rewards.groups import NO_ANSWER
 from palate.serve.logs import Lines
 from palate.serve.run import bind, token_of
 from tiny_serve import Slow, ask, client, logged, run

@@ -13,27 +13,29 @@ from typing import Any
 import httpx
 import pytest
 from jinja2.exceptions import TemplateError
-from palate.rewards.chat_server import Server
-from palate.rewards.rows import Outcome
 
+from palate.data.scorer import Score, Traits
 from palate.errors import ModelError
 from palate.recipes.scorers import PointwiseJudge, ServerChat
-from palate.rewards.ensemble import Ensemble, Member
+from palate.rewards.chat.server import Server
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble
 from palate.rewards.judge import Pointwise
 from palate.serve.logs import Lines
 from palate.serve.metrics import Metrics
+from scored import Numbers
 from tiny_serve import Slow, ask, client, lines_of, logged, process, run
 
 SECRET = "my secret"
 
 
-class Picky:
+class Picky(Numbers):
     """A scorer here that quotes what it does not take."""
 
     name = "picky"
-    independent = True
+    traits = Traits(independent=True)
 
-    def score(self, prompts: Any, responses: Any) -> list[float]:
+    def numbers(self, prompts: Any, responses: Any) -> list[float]:
         if any(SECRET in response for response in responses):
             raise ModelError(f"picky: takes no {responses[0]}")
         if any("broken" in response for response in responses):
@@ -125,7 +127,7 @@ def test_a_traceback_has_all_places_and_no_words() -> None:
 
 def test_reasons_are_counted_without_details() -> None:
     metrics = Metrics()
-    metrics.outcomes([[Outcome(None, f"the chat template refuses it: no {SECRET}")]])
+    metrics.responses([[Score(None, f"the chat template refuses it: no {SECRET}")]])
     text = metrics.text().decode()
     assert 'unscored_total{reason="the chat template refuses it"} 1.0' in text
 
@@ -135,10 +137,12 @@ import asyncio, logging
 import palate.serve.run as run
 from palate.recipes.serving import ServeRecipe
 
-class Noting:
+from scored import Numbers
+
+class Noting(Numbers):
     name = "noting"
 
-    def score(self, prompts, responses):
+    def numbers(self, prompts, responses):
         logging.getLogger("palate").warning("%s: says %s", self.name, responses[0])
         return [0.0] * len(responses)
 
@@ -155,7 +159,7 @@ def test_notes_of_other_parts_are_lines_without_words(tmp_path: Path) -> None:
         assert own.wait(20) == 0
     assert "secret" not in log.read_text()
     (note,) = [line for line in lines_of(log) if line["event"] == "note"]
-    assert note["logger"] == "palate" and ".score:" in note["place"]
+    assert note["logger"] == "palate" and ".numbers:" in note["place"]
     assert note["level"] == "warning"
 
 

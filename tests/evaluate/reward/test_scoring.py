@@ -8,13 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from palate.evaluate.reward.library import Library, key_of, name_of, names_of
-from palate.evaluate.reward.scoring import EnsembleBook, ScoreBook
 
 from palate.data.schema import Content
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward.candidates import NOT_RATED, own_gold, read_candidates
 from palate.evaluate.reward.items import Item
+from palate.evaluate.reward.library import Library, key_of, name_of, names_of
+from palate.evaluate.reward.scoring import EnsembleBook, ScoreBook
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward_eval import RobustnessRecipe
 from palate.recipes.schema import DataSource

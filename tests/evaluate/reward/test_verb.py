@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from palate.rewards.base import response_text
 from typer.testing import CliRunner
 
 from palate import hub
@@ -26,6 +25,7 @@ from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import HeadsScorer, LengthScorer, ModelScorer
 from palate.report import write_report
 from palate.report.reward_views import OPEN_SOURCES
+from palate.rewards.base import response_text
 from palate.rewards.length import Length
 
 RECIPE = """\

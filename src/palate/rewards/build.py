@@ -17,13 +17,14 @@ from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import ClassifierReward, DataSource, LexiconReward
-from palate.rewards.combined import Combined, Member, unique_names
+from palate.rewards.combined import Combined, Member
 from palate.rewards.ensemble import Ensemble, Validation, validate
 from palate.rewards.length import Length
 from palate.rewards.lexicon import Lexicon
 from palate.rewards.mixture import Gate, WeightedSum
+from palate.rewards.names import name_of, names_of
 from palate.rewards.rule import RuleScorer
-from palate.rewards.texts import prompt_text, response_text, short_name
+from palate.rewards.texts import prompt_text, response_text
 
 Make = Callable[[recipes.Scorer], Scorer]
 _Triple = tuple[Content, Content, Content]
@@ -44,14 +45,14 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
     make = make or partial(make_scorer, seed=seed)
     scorer: Scorer
     if isinstance(recipe, recipes.HeadsScorer):
-        return _ensemble(members_of(recipe), seed, make)
-    if isinstance(recipe, recipes.EnsembleScorer):
-        return _ensemble(recipe, seed, make)
-    if isinstance(recipe, recipes.MixtureScorer):
-        return _mixture(recipe, make)
-    scorer = _single(recipe, seed)
-    if recipe.name is not None:
-        scorer.name = recipe.name
+        scorer = _ensemble(members_of(recipe), seed, make)
+    elif isinstance(recipe, recipes.EnsembleScorer):
+        scorer = _ensemble(recipe, seed, make)
+    elif isinstance(recipe, recipes.MixtureScorer):
+        scorer = _mixture(recipe, make)
+    else:
+        scorer = _single(recipe, seed)
+    scorer.name = name_of(recipe)
     return scorer
 
 
@@ -111,7 +112,6 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
             )
         )
     return recipes.EnsembleScorer(
-        name=recipe.name or f"{recipe.combine} of {spec.heads} heads of {short_name(recipe.path)}",
         members=tuple(members),
         combine=recipe.combine,
         penalty=recipe.penalty,
@@ -160,7 +160,6 @@ def _model(recipe: recipes.ModelScorer) -> Scorer:
         normalised=recipe.normalised,
         batch_tokens=recipe.batch_tokens,
         trust_remote_code=recipe.trust_remote_code,
-        name=recipe.name,
     )
 
 
@@ -192,32 +191,24 @@ def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble
         raise ModelError(
             f"combine: weighted: no member has a weight above zero by {recipe.weigh_by}{where}"
         )
-    names = ", ".join(scorer.name for scorer in scorers)
-    return Ensemble(
-        members,
-        recipe.combine,
-        standardise=recipe.standardise,
-        penalty=recipe.penalty,
-        name=recipe.name or f"{recipe.combine} of {names}",
-    )
+    return Ensemble(members, recipe.combine, standardise=recipe.standardise, penalty=recipe.penalty)
 
 
 def _mixture(recipe: recipes.MixtureScorer, make: Make) -> Combined:
     scorers = [make(member.scorer) for member in recipe.members]
     if recipe.combine == "gate":
         threshold = 0.5 if recipe.threshold is None else recipe.threshold
-        return Gate(*scorers, threshold=threshold, name=recipe.name)
+        return Gate(*scorers, threshold=threshold)
     scales = [(member.mean, member.deviation) for member in recipe.members]
     zscores = recipe.zscores
     if isinstance(zscores, Path):
-        names = unique_names([scorer.name for scorer in scorers])
+        names = names_of([member.scorer for member in recipe.members])
         scales, zscores = _scales(zscores, names), "given"
     members = [
         Member(scorer=scorer, weight=member.weight, mean=mean, deviation=deviation)
         for scorer, member, (mean, deviation) in zip(scorers, recipe.members, scales, strict=True)
     ]
-    name = recipe.name or "weighted sum of " + ", ".join(scorer.name for scorer in scorers)
-    return WeightedSum(members, zscores=zscores, name=name)
+    return WeightedSum(members, zscores=zscores)
 
 
 def _scales(file: Path, names: Sequence[str]) -> list[tuple[float | None, float | None]]:

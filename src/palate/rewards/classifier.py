@@ -16,7 +16,8 @@ from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.errors import ModelError
 from palate.models.loading import DTYPES
 from palate.recipes.schema import Dtype
-from palate.rewards.texts import as_chat, prompt_text, response_text, short_name
+from palate.rewards.names import short_name
+from palate.rewards.texts import as_chat, prompt_text, response_text
 
 Input = Literal["auto", "chat", "pair", "joined"]
 REFUSED = "refused by the classifier's chat template"

@@ -20,6 +20,7 @@ from palate.data.scorer import (
     has_images,
 )
 from palate.rewards.members import Numbers
+from palate.rewards.names import unique_names
 
 Parts = dict[str, Score]
 """Scores of the members that were asked about one response, by name."""
@@ -123,18 +124,6 @@ class Combined(ABC):
     @abstractmethod
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """One score a response from those of the members, a list a group."""
-
-
-def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, numbered where two would be alike."""
-    taken: list[str] = []
-    for name in names:
-        unique, n = name, 1
-        while unique in taken:
-            n += 1
-            unique = f"{name} ({n})"
-        taken.append(unique)
-    return tuple(taken)
 
 
 def score_of(value: float, parts: Parts, otherwise: str = NOT_FINITE) -> Score:

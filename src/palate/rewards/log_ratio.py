@@ -19,7 +19,7 @@ from palate.models.loading import load_policy, load_tokenizer
 from palate.models.model import Ask, Model
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import LengthRecipe, ModelRecipe
-from palate.rewards.texts import short_name
+from palate.rewards.names import short_name
 
 
 class LogRatio:

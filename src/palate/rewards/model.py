@@ -25,7 +25,8 @@ from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
 from palate.rewards.head_cache import HeadScoreCache
-from palate.rewards.texts import as_chat, short_name
+from palate.rewards.names import short_name
+from palate.rewards.texts import as_chat
 
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""

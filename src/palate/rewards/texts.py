@@ -1,8 +1,6 @@
-"""Prompts and responses as texts and as chats, and short names of models."""
+"""Prompts and responses as texts and as chats."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from palate.data.schema import Content, Message, text_in
 
@@ -28,10 +26,3 @@ def as_chat(prompt: Content) -> list[Message]:
     if isinstance(prompt, str):
         return [Message(role="user", content=prompt)]
     return prompt
-
-
-def short_name(path: str) -> str:
-    """What a model's path is called in reports: its run's folder, or its own."""
-    folder = Path(path)
-    own = folder.parent.name if folder.name == "model" else folder.name
-    return own or path

@@ -21,13 +21,14 @@ from starlette.exceptions import HTTPException
 
 import palate
 from palate.data.scorer import Group, Score, Scorer, part_values, values_by_part
-from palate.evaluate.reward.identity import identities, name_of
+from palate.evaluate.reward.identity import identities
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.combined import Combined
 from palate.rewards.judge import ALONE
 from palate.rewards.members import MemberSums
+from palate.rewards.names import name_of, short_name
 from palate.rewards.rendered import reads_rendered, why_not_rendered
-from palate.rewards.texts import as_chat, short_name
+from palate.rewards.texts import as_chat
 from palate.serve.batcher import Batcher, Groups, Rendered, Work
 from palate.serve.bodies import JsonRoute
 from palate.serve.errors import TooMany, handle_errors

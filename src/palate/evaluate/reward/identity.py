@@ -1,4 +1,4 @@
-"""What scorers are called, and how they are told apart: by the content of all that they read."""
+"""How scorers are told apart: by the content of all that they read."""
 
 from __future__ import annotations
 
@@ -14,53 +14,11 @@ from palate.evaluate.targets import weights_identity
 from palate.io import sha256_file, sha256_tree
 from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
-from palate.rewards.combined import unique_names
-from palate.rewards.texts import short_name
 
 VERSION = 5
 """Of stored scores: raised whenever the same scorer would give others."""
 _TEXTS = (".json", ".jinja", ".txt", ".model")
 """Endings of what a model's folder holds beside weights: tokenizer, template, configuration."""
-
-
-def names_of(given: Sequence[recipes.Scorer]) -> list[str]:
-    """Their names, numbered where two would be alike."""
-    return list(unique_names([name_of(recipe) for recipe in given]))
-
-
-def name_of(recipe: recipes.Scorer) -> str:
-    """The name in the recipe, or one made from what it is."""
-    if recipe.name is not None:
-        return recipe.name
-    if isinstance(recipe, (recipes.ModelScorer, recipes.ClassifierScorer)):
-        suffix = ""
-        if isinstance(recipe, recipes.ModelScorer):
-            suffix = "" if recipe.head is None else f" head {recipe.head}"
-            suffix += " (normalised)" if recipe.normalised else ""
-        elif isinstance(recipe, recipes.ClassifierScorer) and recipe.label is not None:
-            suffix = f" P({recipe.label})"
-        return short_name(recipe.path) + suffix
-    if isinstance(recipe, recipes.LexiconScorer):
-        return "VADER compound"
-    if isinstance(recipe, recipes.LengthScorer):
-        return f"{recipe.prefer} wins"
-    if isinstance(recipe, recipes.RuleScorer):
-        return recipe.described
-    if isinstance(recipe, recipes.HeadsScorer):
-        return f"{recipe.combine} of the heads of {short_name(recipe.path)}"
-    if isinstance(recipe, recipes.EnsembleScorer):
-        members = ", ".join(name_of(member.scorer) for member in recipe.members)
-        return f"{recipe.combine} of {members}"
-    if isinstance(recipe, recipes.MixtureScorer):
-        names = [name_of(member.scorer) for member in recipe.members]
-        gate = recipe.combine == "gate"
-        return f"{names[1]} behind {names[0]}" if gate else f"weighted sum of {', '.join(names)}"
-    chat = recipe.chat
-    model = chat.path if isinstance(chat, recipes.LocalChat) else chat.model
-    if isinstance(recipe, recipes.CriticScorer):
-        return f"{name_of(recipe.scorer)} given critiques of {short_name(model)}"
-    thought = ", reasoning" if recipe.reasoning else ""
-    return f"{short_name(model)} ({recipe.type}{thought})"
 
 
 def key_of(recipe: recipes.Scorer) -> str:

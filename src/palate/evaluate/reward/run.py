@@ -21,7 +21,7 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.identity import identities, name_of, names_of
+from palate.evaluate.reward.identity import identities
 from palate.evaluate.reward.items import (
     Item,
     as_groups,
@@ -44,6 +44,7 @@ from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.combined import Combined
 from palate.rewards.length import Length
 from palate.rewards.members import MemberSums
+from palate.rewards.names import name_of, names_of
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""

@@ -26,7 +26,7 @@ from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
-from palate.evaluate.reward.identity import VERSION, files_of, identities, name_of
+from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
@@ -36,6 +36,7 @@ from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
+from palate.rewards.names import name_of
 
 TABLE = "scores.parquet"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from palate.data.schema import Content
 from palate.data.scorer import NOT_FINITE, Group, Score, Scorer, Traits, ask
-from palate.evaluate.reward.identity import key_of, name_of
+from palate.evaluate.reward.identity import key_of
 from palate.evaluate.reward.items import digest_of
 from palate.io import append_jsonl
 from palate.recipes import scorers as recipes
@@ -26,6 +26,7 @@ from palate.rewards.combined import Combined
 from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
 from palate.rewards.judge import Judge
+from palate.rewards.names import name_of
 
 Progress = Callable[[int, int], None]
 _Stored = float | str
@@ -175,23 +176,30 @@ class ScoreCache:
         self._scorers: dict[str, CachedScorer] = {}
 
     def scorer(self, recipe: recipes.Scorer, name: str | None = None) -> Scorer:
-        """The scorer of a recipe, under its name or the one given. Of an ensemble or a mixture it
-        is the members' scores that are kept."""
-        name = name or name_of(recipe)
+        """The scorer of a recipe; of an ensemble or a mixture it is the members' scores that are
+        kept.
+
+        Args:
+            name: default: the recipe's own, the one that the same scorer has already, or one made
+                from what it is.
+        """
+        name = name or recipe.name
         if isinstance(recipe, _COMBINED):
             combined = make_scorer(recipe, seed=self.seed, make=self.scorer)
-            combined.name = name
+            combined.name = name or combined.name
             return combined
         key = key_of(recipe)
         if key not in self._scorers:
             self._scorers[key] = CachedScorer(
                 lambda: self._load(recipe, key),
                 None if self.folder is None else self.folder / f"scores-{key}.jsonl",
+                name=name or name_of(recipe),
                 relative=isinstance(recipe, recipes.PairwiseJudge),
                 chunk=self.chunk,
                 progress=self._told,
             )
-        return self._scorers[key].named(name)
+        cached = self._scorers[key]
+        return cached if name is None else cached.named(name)
 
     def release(self) -> None:
         """Lets go of all scorers that are loaded."""

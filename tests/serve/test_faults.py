@@ -133,18 +133,19 @@ def test_reasons_are_counted_without_details() -> None:
 
 
 NOTING = """
-import asyncio, logging
+import asyncio, collections, logging
 import palate.serve.run as run
+from palate.data.scorer import Score, Traits
 from palate.recipes.serving import ServeRecipe
 
-from scored import Numbers
-
-class Noting(Numbers):
+class Noting:
     name = "noting"
+    traits = Traits()
+    counts = collections.Counter()
 
-    def numbers(self, prompts, responses):
-        logging.getLogger("palate").warning("%s: says %s", self.name, responses[0])
-        return [0.0] * len(responses)
+    def score(self, groups):
+        logging.getLogger("palate").warning("%s: says %s", self.name, groups[0].responses[0])
+        return [[Score(0.0)] * len(group.responses) for group in groups]
 
 run.make_scorer = lambda *args, **more: Noting()
 run.serve(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": 0}))
@@ -159,7 +160,7 @@ def test_notes_of_other_parts_are_lines_without_words(tmp_path: Path) -> None:
         assert own.wait(20) == 0
     assert "secret" not in log.read_text()
     (note,) = [line for line in lines_of(log) if line["event"] == "note"]
-    assert note["logger"] == "palate" and ".numbers:" in note["place"]
+    assert note["logger"] == "palate" and ".score:" in note["place"]
     assert note["level"] == "warning"
 
 

@@ -267,14 +267,14 @@ import sys, time
 import palate.serve.run as run
 from palate.recipes.serving import ServeRecipe
 
-from scored import Numbers
+from palate.data.scorer import Traits
 
-class Slow(Numbers):
+class Slow:
     name = "slow"
+    traits = Traits()
 
-    def numbers(self, prompts, responses):
+    def score(self, groups):
         time.sleep(30)
-        return [0.0] * len(responses)
 
 run.make_scorer = lambda *args, **more: Slow()
 keys = {"scorer": {"type": "length"}, "port": 0, "shutdown_seconds": 1}

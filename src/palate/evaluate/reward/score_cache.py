@@ -188,18 +188,20 @@ class ScoreCache:
             combined = make_scorer(recipe, seed=self.seed, make=self.scorer)
             combined.name = name or combined.name
             return combined
-        key = key_of(recipe)
+        key, plain = key_of(recipe), name_of(recipe.model_copy(update={"name": None}))
         if key not in self._scorers:
             self._scorers[key] = CachedScorer(
                 lambda: self._load(recipe, key),
                 None if self.folder is None else self.folder / f"scores-{key}.jsonl",
-                name=name or name_of(recipe),
+                name=plain,
                 relative=isinstance(recipe, recipes.PairwiseJudge),
                 chunk=self.chunk,
                 progress=self._told,
             )
         cached = self._scorers[key]
-        return cached if name is None else cached.named(name)
+        if name is not None and cached.name == plain:
+            cached.name = name
+        return cached.named(name or cached.name)
 
     def release(self) -> None:
         """Lets go of all scorers that are loaded."""

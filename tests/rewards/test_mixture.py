@@ -43,6 +43,11 @@ class Table(Numbers):
         self.name = name
         self.table = table
         self.asked: list[str] = []
+        self.groups = 0
+
+    def score(self, groups: Any) -> list[list[Score]]:
+        self.groups += len(groups)
+        return super().score(groups)
 
     def numbers(self, prompts: list[Any], responses: list[Any]) -> list[float]:
         self.asked += responses
@@ -149,6 +154,8 @@ def test_a_gate_stands_where_it_is_not_passed_and_asks_no_further() -> None:
         {"gate": 0.5, "b": -10.0},
         {"gate": None},
     ]
+    # Of a prompt none of whose responses passes the model hears nothing.
+    assert values(gated, ["p", "q"], [["x"], ["y"]]) == [[0.2], [-10.0]] and model.groups == 2
     assert gated.name == "b behind gate"
     assert flat_values(Gate(a(), b(), threshold=1.5), ["p", "p"], ["x", "y"]) == [1.0, -10.0]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import palate
-from palate.data.scorer import HAS_IMAGES, TEXT_AND_IMAGES, Group, Traits, part_values
+from palate.data.scorer import HAS_IMAGES, TEXT_AND_IMAGES, Group, Score, Traits, part_values
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward import evaluate_rewards, score_files
 from palate.evaluate.reward.check import check_scorers

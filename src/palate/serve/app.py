@@ -26,6 +26,7 @@ from palate.recipes.serving import ServeRecipe
 from palate.rewards.combined import Combined
 from palate.rewards.judge import ALONE
 from palate.rewards.members import MemberSums
+from palate.rewards.mixture import NO_STATISTICS
 from palate.rewards.names import name_of, short_name
 from palate.rewards.rendered import reads_rendered, why_not_rendered
 from palate.rewards.texts import as_chat
@@ -200,7 +201,7 @@ class _Server:
         for place, score in enumerate(scores):
             if score.value is None:
                 reason = score.reason
-                if reason == ALONE:
+                if reason in (ALONE, NO_STATISTICS):
                     reason += f"; send several queries of one prompt, or use {_SEVERAL}"
                 raise HTTPException(422, f"query.{place}: {reason}")
             rewards.append(score.value)

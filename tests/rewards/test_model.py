@@ -233,9 +233,9 @@ def rows_run(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     found: list[tuple[int, int]] = []
     forward = scorer.model.forward
 
-    def counted(batch: Any) -> Any:
+    def counted(batch: Any, ask: Any) -> Any:
         found.append(tuple(batch.inputs["input_ids"].shape))
-        return forward(batch)
+        return forward(batch, ask)
 
     monkeypatch.setattr(scorer.model, "forward", counted)
     return found

@@ -47,6 +47,7 @@ BATCH = 8
 
 def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, float]]:
     from palate import RewardRecipe, train_reward
+    from palate.rewards import Group
     from palate.rewards.model import ModelScorer
 
     folder = args.out / _slug(args.one)
@@ -74,10 +75,9 @@ def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[floa
     run = train_reward(RewardRecipe.model_validate(recipe))
     scorer = ModelScorer(run.path / "model")
     rows = read_rows(args.out / "test.jsonl")
-    found = scorer.score_groups(
-        [row["prompt"] for row in rows], [[row["chosen"], row["rejected"]] for row in rows]
-    )
-    return [(a, b) for a, b in found]
+    pairs = scorer.score([Group(r["prompt"], (r["chosen"], r["rejected"])) for r in rows])
+    # Texts of this data fit the model: every response has a score.
+    return [(chosen.value, rejected.value) for chosen, rejected in pairs]
 
 
 def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, float]]:

@@ -169,16 +169,14 @@ def main() -> None:
             one = len(alone.answered) / spent
             tally, memory, spent = asyncio.run(load(url, pid, args.clients, args.seconds, asked))
         from palate.recipes.scorers import ModelScorer
-        from palate.rewards import make_scorer
-        from palate.rewards.rows import score_rows
+        from palate.rewards import Group, make_scorer, score_groups
 
-        offline = score_rows(
+        offline = score_groups(
             make_scorer(ModelScorer(path=args.model)),
-            [q["prompt"] for q in asked],
-            [q["responses"] for q in asked],
+            [Group(q["prompt"], tuple(q["responses"])) for q in asked],
             exact=True,
         )
-    right = [[outcome.score for outcome in own] for own in offline]
+    right = [[score.value for score in scores] for scores in offline]
     for run in (alone, tally):
         differ = sum(scores != right[place] for place, scores in run.answered)
         if differ:

@@ -13,7 +13,9 @@ from palate.data.schema import Content, Message, Preference, Response
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec
 from palate.recipes.schema import LengthRecipe, ModelRecipe
-from palate.rewards.ensemble import Ensemble, Member, Rule
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble
+from palate.rewards.members import Rule
 from palate.rewards.model import ModelScorer
 from tiny import CONFIGS
 from tiny_chat import spacing_tokenizer

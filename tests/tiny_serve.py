@@ -22,14 +22,15 @@ import uvicorn
 
 from palate.errors import ModelError
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import response_text
+from palate.rewards.texts import response_text
 from palate.serve.app import make_app
 from palate.serve.protocol import protocol
+from scored import Numbers
 
 JSON = {"content-type": "application/json"}
 
 
-class Slow:
+class Slow(Numbers):
     """Length after a while; refuses what holds an x, and breaks over a y."""
 
     name = "slow"
@@ -40,7 +41,7 @@ class Slow:
         self.asked: list[str] = []
         self.hold: threading.Event | None = None
 
-    def score(self, prompts: Any, responses: Any) -> list[float]:
+    def numbers(self, prompts: Any, responses: Any) -> list[float]:
         texts = [response_text(response) for response in responses]
         self.asked += texts
         if any("x" in text for text in texts):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         resolve_yaml,
     )
     from palate.report import write_report
-    from palate.rewards.front import RewardScorer, load_scorer
+    from palate.rewards.api import RewardScorer, load_scorer
     from palate.serve import serve as run_server
     from palate.train import reward as train_reward
     from palate.train import sft, tune
@@ -65,7 +65,7 @@ _HOMES = {
     "Response": "palate.data.schema",
     "RewardEvalRecipe": "palate.recipes",
     "RewardRecipe": "palate.recipes",
-    "RewardScorer": "palate.rewards.front",
+    "RewardScorer": "palate.rewards.api",
     "RunError": "palate.errors",
     "ScoreRecipe": "palate.recipes",
     "ServeRecipe": "palate.recipes",
@@ -77,7 +77,7 @@ _HOMES = {
     "inspect_data": "palate.data_verbs",
     "load_recipe": "palate.recipes",
     "load_reward_model": "palate.models.reward_files",
-    "load_scorer": "palate.rewards.front",
+    "load_scorer": "palate.rewards.api",
     "merge_adapters": "palate.train.merge",
     "resolve_yaml": "palate.recipes",
     "run_demo": "palate.demo:demo",

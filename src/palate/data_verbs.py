@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from palate.data.construct.build import build
 from palate.data.construct.inspect import Inspection, inspect
+from palate.data.scorer import Scorer
 from palate.recipes.construct import BuildSource, DataBuildRecipe
+from palate.recipes.curation import LogRatioScores
+from palate.recipes.schema import ClassifierReward, LexiconReward
 from palate.versions import code_version
 
 
@@ -23,7 +25,7 @@ def build_data(recipe: DataBuildRecipe) -> Path:
     Raises:
         PalateError: a recipe, a source or a folder that cannot be used; nothing is left behind.
     """
-    return build(recipe, code=code_version(), make_scorer=_scorer, finish=_report)
+    return build(recipe, code=code_version(), make_scorer=_make_scorer, finish=_report)
 
 
 def inspect_data(
@@ -67,8 +69,8 @@ def _report(folder: Path) -> None:
     write_audit_report(folder)
 
 
-def _scorer(recipe: Any) -> Any:
+def _make_scorer(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Scorer:
     # Models are loaded for recipes that score, and for no other.
-    from palate.rewards import build_scorer
+    from palate.rewards import make_reward
 
-    return build_scorer(recipe)
+    return make_reward(recipe)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from rich.console import Console
 
+from palate.data.scorer import Score
 from palate.demo import demo, presets
 from palate.demo import feedback as feedback_module
 from palate.demo import run as run_module
@@ -35,8 +36,11 @@ TINY = Preset(
 def tiny_demo():
     """Tiny sizes, and a score that a random model's bytes differ in."""
 
-    def score(self, prompts, responses):
-        return [sum(ord(c) % 7 for c in r) / max(1, len(r)) for r in responses]
+    def score(self, groups):
+        def one(text):
+            return Score(sum(ord(c) % 7 for c in text) / max(1, len(text)))
+
+        return [[one(response) for response in group.responses] for group in groups]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "QUICK", TINY)

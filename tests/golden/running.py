@@ -89,11 +89,10 @@ def scores_of(
     scorer = palate.load_scorer(source)
     values: Values = {}
     for i, (prompt, responses) in enumerate(asked):
-        result = scorer.score(prompt, responses)
-        for j, (score, text) in enumerate(zip(result.scores, result.texts, strict=True)):
-            values[f"{prefix}.{i}.{j}"] = score
-            if text is not None:
-                values[f"{prefix}.{i}.{j}.text"] = text
+        for j, score in enumerate(scorer.score(prompt, responses)):
+            values[f"{prefix}.{i}.{j}"] = score.value
+            if score.text is not None:
+                values[f"{prefix}.{i}.{j}.text"] = score.text
     return values
 
 

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from palate.errors import ModelError
 from palate.recipes.scorers import LocalChat, PairwiseJudge, ServerChat
 from palate.rewards.chat import open_chat
-from palate.rewards.chat_server import Server
+from palate.rewards.chat.server import Server
 from palate.rewards.judge import Pairwise
 from tiny import COMMON
 from tiny_chat import byte_tokenizer, spacing_tokenizer

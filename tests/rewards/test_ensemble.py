@@ -11,24 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from palate.data.scorer import TEXT_AND_IMAGES, Traits
 from palate.errors import ModelError
-from palate.rewards.base import score_groups
-from palate.rewards.ensemble import Ensemble, Member, combine, validate
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble, combine, validate
 from palate.rewards.length import Length
 from palate.rewards.spread import SpreadSums, dominance, spreads
+from scored import Numbers, flat_values, values
 
 
-class Fixed:
+class Fixed(Numbers):
     """Scores by a table of responses."""
 
-    reads_images = True
+    traits = Traits(modalities=TEXT_AND_IMAGES)
 
     def __init__(self, name, table):
         self.name = name
         self.table = table
         self.asked = []
 
-    def score(self, prompts, responses):
+    def numbers(self, prompts, responses):
         self.asked += responses
         return [self.table[response] for response in responses]
 
@@ -54,7 +56,7 @@ def members(**more):
     ],
 )
 def test_rules_by_hand(rule, expected):
-    found = Ensemble(members(), rule, penalty=0.5).score(["p", "p"], ["x", "y"])
+    found = flat_values(Ensemble(members(), rule, penalty=0.5), ["p", "p"], ["x", "y"])
     assert found == pytest.approx(expected)
 
 
@@ -64,16 +66,22 @@ def test_zscores_and_weights_by_hand():
         Member(scorer=B, mean=0.0, deviation=5.0, weight=3.0),
     ]
     # z: a {0, .5}, b {1, -.2}
-    assert Ensemble(parts, "zscore").score(["p", "p"], ["x", "y"]) == pytest.approx([0.5, 0.15])
-    assert Ensemble(parts, "weighted").score(["p", "p"], ["x", "y"]) == pytest.approx([4.0, -0.25])
-    both = Ensemble(parts, "weighted", standardise=True).score(["p", "p"], ["x", "y"])
+    assert flat_values(Ensemble(parts, "zscore"), ["p", "p"], ["x", "y"]) == pytest.approx(
+        [0.5, 0.15]
+    )
+    assert flat_values(Ensemble(parts, "weighted"), ["p", "p"], ["x", "y"]) == pytest.approx(
+        [4.0, -0.25]
+    )
+    both = flat_values(Ensemble(parts, "weighted", standardise=True), ["p", "p"], ["x", "y"])
     assert both == pytest.approx([0.75, (0.5 - 0.6) / 4])
-    assert Ensemble(parts, "min", standardise=True).score(["p"], ["y"]) == pytest.approx([-0.2])
+    assert flat_values(Ensemble(parts, "min", standardise=True), ["p"], ["y"]) == pytest.approx(
+        [-0.2]
+    )
 
 
 def test_a_member_without_a_score_leaves_none():
-    found = Ensemble(members()).score(["p", "p"], ["x", "z"])
-    assert found[0] == 3.0 and math.isnan(found[1])
+    found = flat_values(Ensemble(members()), ["p", "p"], ["x", "z"])
+    assert found == [3.0, None]
 
 
 def test_members_are_asked_only_about_their_modality():
@@ -86,16 +94,16 @@ def test_members_are_asked_only_about_their_modality():
             Member(scorer=C),
         ]
     )
-    assert both.score(["p", IMAGE], ["x", "x"]) == [2.0, 5.0]
+    assert flat_values(both, ["p", IMAGE], ["x", "x"]) == [2.0, 5.0]
     assert text.asked == ["x"] and image.asked == ["x"]
-    assert both.score_groups(["p", IMAGE], [["x", "y"], ["x"]]) == [[2.0, 3.0], [5.0]]
+    assert values(both, ["p", IMAGE], [["x", "y"], ["x"]]) == [[2.0, 3.0], [5.0]]
     only = Ensemble([Member(scorer=image, modality="image")] * 2)
-    assert math.isnan(only.score(["p"], ["x"])[0])
+    assert flat_values(only, ["p"], ["x"]) == [None]
 
 
 def test_groups_and_rows_agree():
     ensemble = Ensemble(members(), "median")
-    assert score_groups(ensemble, ["p", "q"], [["x", "y"], ["y"]]) == [[3.0, 2.0], [2.0]]
+    assert values(ensemble, ["p", "q"], [["x", "y"], ["y"]]) == [[3.0, 2.0], [2.0]]
 
 
 def test_what_a_rule_needs_is_asked_for():
@@ -194,7 +202,7 @@ def test_infinite_scores_are_no_scores():
     endless = Fixed("endless", {"x": math.inf, "y": -math.inf})
     for rule in ("mean", "median", "min", "uncertainty"):
         found = Ensemble([Member(scorer=endless), Member(scorer=B)], rule)
-        assert np.isnan(found.score(["p", "p"], ["x", "y"])).all()
+        assert flat_values(found, ["p", "p"], ["x", "y"]) == [None, None]
 
 
 def test_validation_counts_pairs_without_a_score_as_wrong():
@@ -231,7 +239,7 @@ def test_spreads_of_routed_members():
         for one, modality in zip(fixed, ("text", "image", "any"), strict=True)
     ]
     image = [False, False, True, True, False]
-    asked = Ensemble(parts).asked(image)
+    asked = np.asarray([[member.fits(has) for has in image] for member in parts])
     assert asked.tolist() == [[not x for x in image], image, [True] * 5]
     text, other, every = spreads(["text", "image", "any"], scores, [0, 0, 1, 1, 2], asked=asked)
     assert (text.n, text.unscored) == (2, 1) and (other.n, other.unscored) == (1, 1)

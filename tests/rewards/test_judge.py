@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from palate.data.scorer import Group, Score
 from palate.recipes.scorers import CriticScorer, ModelScorer, PairwiseJudge, PointwiseJudge
 from palate.recipes.scorers import LocalChat as LocalRecipe
 from palate.rewards.chat import Reply
@@ -21,6 +21,7 @@ from palate.rewards.questions import (
     rating_question,
     read_verdict,
 )
+from scored import Numbers, flat_values, values
 
 CHAT = LocalRecipe(path="unused")
 CHOICES = ("1", "2")
@@ -126,22 +127,22 @@ def test_what_the_place_decides_cancels():
 
 def test_scores_are_mean_wins_within_a_prompt():
     judge = Pairwise(sampled(), FakeChat(longer))
-    groups = judge.score_groups(["p", "q"], [["aaaa", "bb", "c"], ["alone"]])
-    assert groups[0] == [1.0, 0.5, 0.0] and math.isnan(groups[1][0])
-    assert judge.relative
-    assert judge.score(["p", "q", "p", "q"], ["aa", "b", "c", "ddd"]) == [1.0, 0.0, 0.0, 1.0]
+    groups = values(judge, ["p", "q"], [["aaaa", "bb", "c"], ["alone"]])
+    assert groups == [[1.0, 0.5, 0.0], [None]]
+    assert judge.traits.relative
+    assert values(judge, ["p", "q"], [["aa", "c"], ["b", "ddd"]]) == [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_unreadable_verdicts_are_counted_and_give_no_score():
     judge = Pairwise(sampled(), FakeChat(lambda text: "I like both."))
-    assert math.isnan(judge.compare(["p"], ["a"], ["b"])[0])
+    assert judge.compare(["p"], ["a"], ["b"]) == [None]
     assert judge.counts[UNREADABLE] == 2 and judge.counts[judge.AGREE] == 0
     cut = Pairwise(sampled(), FakeChat(lambda text: "<answer>1</answer>", finished=False))
-    assert math.isnan(cut.compare(["p"], ["a"], ["b"])[0])
+    assert cut.compare(["p"], ["a"], ["b"]) == [None]
     assert (cut.counts[CUT], cut.counts[UNREADABLE]) == (2, 0)
     # One order alone is no verdict either.
     half = Pairwise(sampled(), FakeChat(lambda t: longer(t) if "[Response 1]\naa" in t else "?"))
-    assert math.isnan(half.compare(["p"], ["aa"], ["b"])[0])
+    assert half.compare(["p"], ["aa"], ["b"]) == [None]
 
 
 def test_votes_count_and_ties_are_half():
@@ -158,7 +159,7 @@ def test_logits_are_probabilities_over_the_verdicts():
     assert judge.compare(["p"], ["a"], ["b"]) == pytest.approx([0.75])
     assert judge.chat.asked[0][-1] == {"role": "assistant", "content": "<answer>"}
     silent = Pairwise(recipe, FakeChat(lambda text: None))
-    assert math.isnan(silent.compare(["p"], ["a"], ["b"])[0])
+    assert silent.compare(["p"], ["a"], ["b"]) == [None]
     assert silent.counts[UNREADABLE] == 1
 
 
@@ -179,12 +180,12 @@ def test_swapping_the_responses_turns_the_verdict_round(a, b):
 def test_pointwise_is_the_expected_rating():
     recipe = PointwiseJudge(chat=CHAT, best=5)
     judge = Pointwise(recipe, FakeChat(lambda text: {"1": 0.0, "5": 0.0}))
-    assert judge.score(["p"], ["a"]) == pytest.approx([3.0])
+    assert flat_values(judge, ["p"], ["a"]) == pytest.approx([3.0])
     voted = Pointwise(
         PointwiseJudge(chat=CHAT, method="sampled", reasoning=True, votes=3, temperature=1.0),
         FakeChat(lambda t: ["<answer>9</answer>", "<answer>10</answer>", "<answer>6</answer>"]),
     )
-    assert voted.score(["p"], ["a"]) == [7.5] and voted.counts[UNREADABLE] == 1
+    assert flat_values(voted, ["p"], ["a"]) == [7.5] and voted.counts[UNREADABLE] == 1
     assert voted.name == "fake (pointwise, reasoning)"
 
 
@@ -196,12 +197,12 @@ def test_every_question_and_answer_can_be_kept():
     assert kept[0]["texts"] == ["<answer>1</answer>"] and kept[0]["shares"] == {"1": 1.0}
 
 
-class Counting:
+class Counting(Numbers):
     """A reward model that counts a word of the critique."""
 
     name = "counting"
 
-    def score(self, prompts, responses):
+    def numbers(self, prompts, responses):
         self.prompts = prompts
         return [float(response.count("good")) for response in responses]
 
@@ -212,17 +213,22 @@ def test_a_critic_scores_what_is_read_with_the_critique():
     chat = FakeChat(lambda text: next((w for k, w in words.items() if k in text), " "))
     rewards = Counting()
     critic = Critic(recipe, rewards, chat)
-    found = critic.score(["p", "p", "p"], ["fine", "bad", "mute"])
-    assert found[:2] == [2.0, 0.0] and math.isnan(found[2])
+    found = flat_values(critic, ["p", "p", "p"], ["fine", "bad", "mute"])
+    assert found == [2.0, 0.0, None]
     assert critic.counts[Critic.EMPTY] == 1
     assert rewards.prompts[0] == critique_question("p", "fine")
     assert critic.name == "counting given critiques of fake"
 
 
 def test_a_critic_tells_why_its_reward_model_gave_no_score():
-    rewards = Counting()
-    rewards.unscored = Counter({"prompt longer than max_prompt_tokens": 2})
-    critic = Critic(
-        CriticScorer(chat=CHAT, scorer=ModelScorer(path="unused")), rewards, FakeChat(lambda _: "")
-    )
-    assert critic.unscored == rewards.unscored
+    class Short(Numbers):
+        name = "short"
+        why = "prompt longer than max_prompt_tokens"
+
+        def numbers(self, prompts, responses):
+            return [math.nan] * len(prompts)
+
+    recipe = CriticScorer(chat=CHAT, scorer=ModelScorer(path="unused"))
+    critic = Critic(recipe, Short(), FakeChat(lambda _: "good"))
+    (scores,) = critic.score([Group("p", ("a", "b"))])
+    assert scores == [Score(None, Short.why, "good")] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import flat_values, groups_of, values
 from tiny import CONFIGS
 from tiny_chat import CHATML, NO_END, STRICT, byte_tokenizer
 from tiny_runs import WORDS, write_rows
@@ -97,7 +97,7 @@ def test_training_evaluation_and_scoring_agree(template: str | None, tmp_path: P
     scorer = ModelScorer(run / "model")
     assert scorer.name == "run"
     sides = [
-        scorer.score([row["prompt"] for row in rows], [row[side] for row in rows])
+        flat_values(scorer, [row["prompt"] for row in rows], [row[side] for row in rows])
         for side in ("chosen", "rejected")
     ]
     (entry,) = json.loads((run / "evaluation.json").read_text())["policies"]
@@ -110,12 +110,12 @@ def test_training_evaluation_and_scoring_agree(template: str | None, tmp_path: P
     assert scale is not None
     assert sum(flat) / 20 == pytest.approx(scale.mean, **PLACES)
     normal = ModelScorer(run / "model", normalised=True)
-    z = normal.score([row["prompt"] for row in rows], [row["chosen"] for row in rows])
+    z = flat_values(normal, [row["prompt"] for row in rows], [row["chosen"] for row in rows])
     assert z == pytest.approx([(r - scale.mean) / scale.deviation for r in sides[0]], abs=1e-4)
     # A checkpoint, whose tokenizer is the base model's.
     (step,) = (run / "checkpoints").iterdir()
     again = ModelScorer(step / "model")
-    assert again.score([rows[0]["prompt"]], [rows[0]["chosen"]]) == pytest.approx(
+    assert flat_values(again, [rows[0]["prompt"]], [rows[0]["chosen"]]) == pytest.approx(
         sides[0][:1], **PLACES
     )
 
@@ -124,18 +124,18 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     run = trained(tmp_path)
     prompts = [chat("a" * (1 + 7 * (i % 4))) for i in range(9)]
     responses = ["word " * (1 + (5 * i) % 7) for i in range(9)]
-    whole = ModelScorer(run / "model").score(prompts, responses)
+    whole = flat_values(ModelScorer(run / "model"), prompts, responses)
     assert len(set(whole)) > 6
     for budget in (1, 64, 200):
         small = ModelScorer(run / "model", batch_tokens=budget)
-        assert small.score(prompts, responses) == pytest.approx(whole, **PLACES)
+        assert flat_values(small, prompts, responses) == pytest.approx(whole, **PLACES)
     order = [4, 8, 0, 2, 6, 1, 7, 3, 5]
-    mixed = ModelScorer(run / "model").score(
-        [prompts[i] for i in order], [responses[i] for i in order]
+    mixed = flat_values(
+        ModelScorer(run / "model"), [prompts[i] for i in order], [responses[i] for i in order]
     )
     assert mixed == pytest.approx([whole[i] for i in order], **PLACES)
     alone = [
-        ModelScorer(run / "model").score([p], [r])[0]
+        flat_values(ModelScorer(run / "model"), [p], [r])[0]
         for p, r in zip(prompts[:2], responses, strict=False)
     ]
     assert alone == pytest.approx(whole[:2], **PLACES)
@@ -145,28 +145,29 @@ def test_several_responses_share_their_prompt(tmp_path: Path) -> None:
     scorer = ModelScorer(trained(tmp_path) / "model")
     groups = [["one", "two words", "three"], ["x"], ["yes", "no no no"]]
     prompts = [chat("first"), chat("second"), chat("third one")]
-    together = scorer.score_groups(prompts, groups)
+    together = values(scorer, prompts, groups)
     assert scorer._shared == "shared"
     for prompt, group, found in zip(prompts, groups, together, strict=True):
-        assert found == pytest.approx(scorer.score([prompt] * len(group), group), **PLACES)
+        assert found == pytest.approx(flat_values(scorer, [prompt] * len(group), group), **PLACES)
 
 
 def test_texts_and_chats(tmp_path: Path) -> None:
     chats = ModelScorer(trained(tmp_path / "chats") / "model")
-    assert chats.score(["hello"], ["you"]) == pytest.approx(chats.score([chat("hello")], ["you"]))
+    assert flat_values(chats, ["hello"], ["you"]) == pytest.approx(
+        flat_values(chats, [chat("hello")], ["you"])
+    )
     assert chats.model.spec.end_tokens == {4: "<end>"}
     texts = ModelScorer(trained(tmp_path / "texts", None) / "model")
     assert texts.model.spec.end_tokens == {2: "<eos>"}
     with pytest.raises(ModelError, match="plain text"):
-        texts.score([chat("hello")], ["you"])
+        flat_values(texts, [chat("hello")], ["you"])
 
 
-def test_what_cannot_be_scored_is_nan_and_counted(tmp_path: Path) -> None:
+def test_what_cannot_be_scored_has_a_reason(tmp_path: Path) -> None:
     scorer = ModelScorer(trained(tmp_path) / "model")
-    found = scorer.score([chat("hi")] * 3, ["fine", "x" * 400, "<end>"])
-    assert [math.isnan(x) for x in found] == [False, True, True]
-    assert sum(scorer.unscored.values()) == 2
-    assert any("longer than" in reason for reason in scorer.unscored)
+    (found,) = scorer.score(groups_of([chat("hi")], [["fine", "x" * 400, "<end>"]]))
+    assert [score.value is None for score in found] == [False, True, True]
+    assert "longer than" in found[1].reason and found[2].reason and not found[0].reason
 
 
 def test_transformers_reads_a_rendered_chat_where_we_do(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_transformers_reads_a_rendered_chat_where_we_do(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chats = [chat("hi", "yes"), chat("a longer one", "no no no")]
-    ours = ModelScorer(folder).score([c[:1] for c in chats], [c[1:] for c in chats])
+    ours = flat_values(ModelScorer(folder), [c[:1] for c in chats], [c[1:] for c in chats])
     for side in ("right", "left"):
         tokenizer.padding_side = side
         inputs = tokenizer.apply_chat_template(
@@ -196,7 +197,7 @@ def test_models_that_others_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = model(**ids).logits[0, 0].item()
     scorer = ModelScorer(folder)
-    assert scorer.score([whole[:3]], [whole[3:]]) == pytest.approx([theirs], **PLACES)
+    assert flat_values(scorer, [whole[:3]], [whole[3:]]) == pytest.approx([theirs], **PLACES)
     with pytest.raises(ModelError, match="no mean and deviation"):
         ModelScorer(folder, normalised=True)
     assert AutoConfig.from_pretrained(folder).num_labels == 1
@@ -232,9 +233,9 @@ def rows_run(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     found: list[tuple[int, int]] = []
     forward = scorer.model.forward
 
-    def counted(batch: Any) -> Any:
+    def counted(batch: Any, ask: Any) -> Any:
         found.append(tuple(batch.inputs["input_ids"].shape))
-        return forward(batch)
+        return forward(batch, ask)
 
     monkeypatch.setattr(scorer.model, "forward", counted)
     return found
@@ -252,11 +253,11 @@ def test_many_responses_stay_within_the_budget(
     )
     group = [f"{'word ' * (k % 5)}{k}" for k in range(30)]
     prompt = chat("a question of some length")
-    alone = ModelScorer(folder).score([prompt] * len(group), group)
+    alone = flat_values(ModelScorer(folder), [prompt] * len(group), group)
     scorer = ModelScorer(folder, batch_tokens=200)
-    assert scorer.score_groups([prompt], [["a", "b"]]) and scorer._shared == "shared"
+    assert values(scorer, [prompt], [["a", "b"]]) and scorer._shared == "shared"
     passes = rows_run(scorer, monkeypatch)
-    (found,) = scorer.score_groups([prompt], [group])
+    (found,) = values(scorer, [prompt], [group])
     assert found == pytest.approx(alone, **PLACES)
     assert all(rows * width <= 200 for rows, width in passes)
     # The prompt of 40 tokens and more is run once a pass, not once a response.

@@ -12,18 +12,22 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from palate.data.schema import Content, Message
+from palate.data.scorer import Score, part_values
 from palate.rewards.classifier import TOO_LONG, ClassifierScorer
-from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member, Rule
+from palate.rewards.combined import NO_MEMBER, Member
+from palate.rewards.ensemble import Ensemble
+from palate.rewards.groups import score_groups
 from palate.rewards.length import Length
+from palate.rewards.members import Rule
 from palate.rewards.model import ModelScorer
 from palate.rewards.rendered import (
     NO_RESPONSE,
     NOT_ITS_PROMPT,
-    mixture,
     reads_rendered,
     score_rendered,
+    why_not_rendered,
 )
-from palate.rewards.rows import Outcome, score_rows
+from scored import flat_values, groups_of
 from tiny import CONFIGS
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
 from tiny_scorer import SAID, conversation, heads_of, scorer_of, spaced
@@ -62,7 +66,7 @@ def test_every_way_of_ending_and_padding_scores_as_the_conversation(
     scorer = scorer_of(make(), whole=whole)
     chat = scorer.tokenizer.chat_template is not None
     prompt, response = conversation(chat)
-    right = scorer.score([prompt], [response])
+    right = flat_values(scorer, [prompt], [response])
     assert math.isfinite(right[0])
     asked, said = texts(scorer)
     whole_chat = asked + said
@@ -75,7 +79,7 @@ def test_every_way_of_ending_and_padding_scores_as_the_conversation(
     ended += [asked + said + "<end>", asked + said + "<eos><pad><pad>"]
     ended += ["<pad><pad>" + whole_chat, "<pad>" + asked + said + "<eos>\n<pad>"]
     found = score_rendered(scorer, ended, [asked] * len(ended))
-    assert [o.score for o in found] == pytest.approx(right * len(ended), **PLACES)
+    assert [o.value for o in found] == pytest.approx(right * len(ended), **PLACES)
 
 
 @pytest.mark.parametrize("make", BYTES, ids=IDS)
@@ -85,19 +89,19 @@ def test_without_its_prompt_a_text_is_the_same_bytes(
     scorer = scorer_of(make())
     prompt, response = conversation(scorer.tokenizer.chat_template is not None)
     asked, said = texts(scorer)
-    (right,) = scorer.score([prompt], [response])
+    (right,) = flat_values(scorer, [prompt], [response])
     for prompts in (None, [""]):
         (found,) = score_rendered(scorer, [asked + said + "<eos>"], prompts)
-        assert found.score == pytest.approx(right, **PLACES)
+        assert found.value == pytest.approx(right, **PLACES)
 
 
 def test_a_beginning_that_only_the_policy_has_is_put_right() -> None:
     scorer = scorer_of(byte_tokenizer(adds_bos=True, template=CHATML))
     asked, said = texts(scorer)
-    right = scorer.score(*([one] for one in conversation(True)))  # type: ignore[arg-type]
+    right = flat_values(scorer, *([one] for one in conversation(True)))  # type: ignore[arg-type]
     ways = [("<bos>" + asked, asked), ("<bos>" + asked, "<bos>" + asked), (asked, asked)]
     found = score_rendered(scorer, [a + said for a, _ in ways], [b for _, b in ways])
-    assert [o.score for o in found] == pytest.approx(right * 3, **PLACES)
+    assert [o.value for o in found] == pytest.approx(right * 3, **PLACES)
 
 
 def test_long_prompts_are_cut_as_in_training() -> None:
@@ -106,10 +110,10 @@ def test_long_prompts_are_cut_as_in_training() -> None:
             byte_tokenizer(adds_bos=True, template=CHATML), max_prompt_tokens=40, prompt=keep
         )
         prompt: Content = [Message(role="user", content="a b c d e f g " * 9)]
-        (right,) = scorer.score([prompt], [SAID])
+        (right,) = flat_values(scorer, [prompt], [SAID])
         asked = scorer.encoder.template.render(prompt, []).prompt  # type: ignore[arg-type]
         (found,) = score_rendered(scorer, [asked + SAID], [asked])
-        assert found.score == pytest.approx(right, **PLACES)
+        assert found.value == pytest.approx(right, **PLACES)
 
 
 def test_what_cannot_be_scored_says_why() -> None:
@@ -120,15 +124,15 @@ def test_what_cannot_be_scored_says_why() -> None:
     )
     assert [o.reason for o in found[:3]] == [NO_RESPONSE, NO_RESPONSE, NOT_ITS_PROMPT]
     assert "longer than" in str(found[3].reason) and found[4].reason == NO_RESPONSE
-    assert all(o.score is None for o in found)
+    assert all(o.value is None for o in found)
 
 
 def test_a_reward_that_overflows_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(byte_tokenizer(template=CHATML))
-    monkeypatch.setattr(scorer, "score_encoded", lambda groups: [[math.inf] for _ in groups])
+    monkeypatch.setattr(scorer, "_rewards", lambda items, layout: [math.inf] * len(items))
     asked, said = texts(scorer)
     assert score_rendered(scorer, [asked + said], [asked]) == [
-        Outcome(None, "the score is no finite number")
+        Score(None, "the score is no finite number")
     ]
 
 
@@ -137,21 +141,27 @@ def test_a_reward_that_overflows_is_no_score(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_ensemble_of_models_reads_each_text_as_its_members_do(rule: Rule, exact: bool) -> None:
     scorer = heads_of(byte_tokenizer(adds_bos=True, template=CHATML), rule=rule)
     first = scorer.members[0].scorer
-    assert isinstance(first, ModelScorer) and reads_rendered(scorer) and mixture(scorer) is None
+    assert (
+        isinstance(first, ModelScorer)
+        and reads_rendered(scorer)
+        and why_not_rendered(scorer) is None
+    )
     prompt, _ = conversation(True)
     asked, said = texts(first)
     said_here = [said, "no", "x" * 400]
-    right = score_rows(scorer, [prompt] * 3, [[text] for text in said_here], exact=exact)
+    right = score_groups(
+        scorer, groups_of([prompt] * 3, [[text] for text in said_here]), exact=exact
+    )
     rendered = [asked + said + "<eos>", "<bos>" + asked + "no<end>\n", asked + "x" * 400]
     found = score_rendered(scorer, rendered, [asked] * 3, exact=exact)
     for (wanted,), own in zip(right[:2], found[:2], strict=True):
-        assert own.score is not None and own.reason is None
+        assert own.value is not None and own.reason is None
         if exact:
             assert own == wanted
-        assert own.members == pytest.approx(wanted.members, **PLACES)
-        assert len(own.members) == 3
-    assert found[2].score is None and "longer than" in str(found[2].reason)
-    assert found[2].members == dict.fromkeys(scorer.names)
+        assert part_values(own) == pytest.approx(part_values(wanted), **PLACES)
+        assert len(part_values(own)) == 3
+    assert found[2].value is None and "longer than" in str(found[2].reason)
+    assert part_values(found[2]) == dict.fromkeys(scorer.names)
     nothing = score_rendered(scorer, [asked, "no"], [asked] * 2)
     assert [own.reason for own in nothing] == [NO_RESPONSE, NOT_ITS_PROMPT]
 
@@ -165,21 +175,21 @@ def test_an_ensemble_is_read_by_those_members_that_score_texts() -> None:
 
     mixed = together("text")
     assert not reads_rendered(mixed)
-    assert "tiny reads conversations" in str(mixture(mixed)) and "longer wins" in str(
-        mixture(mixed)
+    assert "tiny reads conversations" in str(why_not_rendered(mixed)) and "longer wins" in str(
+        why_not_rendered(mixed)
     )
     nested = Ensemble([Member(scorer=mixed), Member(scorer=Length())])
-    assert not reads_rendered(nested) and mixture(nested) is not None
+    assert not reads_rendered(nested) and why_not_rendered(nested) is not None
     # Who scores nothing but images is asked about no text.
     beside = together("image")
-    assert reads_rendered(beside) and mixture(beside) is None
+    assert reads_rendered(beside) and why_not_rendered(beside) is None
     (found,) = score_rendered(beside, [asked + said], [asked])
     (right,) = score_rendered(model, [asked + said], [asked])
-    assert (found.score, found.members) == (right.score, {"tiny": right.score})
+    assert (found.value, part_values(found)) == (right.value, {"tiny": right.value})
     nobody = Ensemble([Member(scorer=model, modality="image")] * 2)
-    assert score_rendered(nobody, [asked + said], [asked]) == [Outcome(None, NO_MEMBER)]
+    assert score_rendered(nobody, [asked + said], [asked]) == [Score(None, NO_MEMBER)]
     plain = Ensemble([Member(scorer=Length()), Member(scorer=Length("shorter"))])
-    assert not reads_rendered(plain) and mixture(plain) is None
+    assert not reads_rendered(plain) and why_not_rendered(plain) is None
 
 
 def classifier(folder: Path, template: str, **more: Any) -> ClassifierScorer:
@@ -199,8 +209,8 @@ def test_a_classifier_reads_a_chat_as_its_template_renders_it(
 ) -> None:
     scorer = classifier(tmp_path, template)
     prompt, response = conversation(True)
-    right = scorer.score([prompt], [response])
-    render = scorer.classifier.tokenizer.apply_chat_template
+    right = flat_values(scorer, [prompt], [response])
+    render = scorer.tokenizer.apply_chat_template
     asked = str(render(prompt, tokenize=False, add_generation_prompt=True))  # type: ignore[arg-type]
     ends = ("", "<eos>", "<end>\n", "<eos><pad><pad>")
     ways = [asked + SAID + end for end in ends] + ["<pad><pad>" + asked + SAID]
@@ -209,22 +219,22 @@ def test_a_classifier_reads_a_chat_as_its_template_renders_it(
     prompts = [asked] * 5 + [bare, "<bos>" + bare]
     assert reads_rendered(scorer)
     found = score_rendered(scorer, ways, prompts, exact=exact)
-    assert [own.score for own in found] == pytest.approx(right * len(ways), **PLACES)
+    assert [own.value for own in found] == pytest.approx(right * len(ways), **PLACES)
     last = score_rendered(scorer, [asked + "x" * 400, asked, "no"], [asked] * 3)
     assert [own.reason for own in last] == [TOO_LONG, NO_RESPONSE, NOT_ITS_PROMPT]
     # One that reads texts has no template to tell a conversation by.
     joined = ClassifierScorer(str(tmp_path), input="joined")
-    assert not reads_rendered(joined) and mixture(joined) is None
+    assert not reads_rendered(joined) and why_not_rendered(joined) is None
 
 
 def test_a_beginning_that_others_models_have_is_put_where_their_template_puts_it() -> None:
     for template in (STRICT, CHATML):
         scorer = scorer_of(byte_tokenizer(adds_bos=True, template=template), whole=True)
-        right = scorer.score(*([one] for one in conversation(True)))  # type: ignore[arg-type]
+        right = flat_values(scorer, *([one] for one in conversation(True)))  # type: ignore[arg-type]
         asked = texts(scorer)[0].removeprefix("<bos>")
         ways = [asked, "<bos>" + asked]
         found = score_rendered(scorer, [way + SAID for way in ways], ways)
-        assert [o.score for o in found] == pytest.approx(right * 2, **PLACES)
+        assert [o.value for o in found] == pytest.approx(right * 2, **PLACES)
 
 
 class Copied(str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from transformers import (
 from palate.errors import ModelError, PalateError
 from palate.recipes import scorers as recipes
 from palate.recipes.schema import ClassifierReward, LexiconReward
-from palate.rewards import Reward, build_reward, make_scorer
+from palate.rewards import Scorer, make_reward, make_scorer
 from palate.rewards.classifier import REFUSED, TOO_LONG
-from palate.rewards.rows import score_rows
+from palate.rewards.groups import score_groups
+from scored import flat_values, groups_of
 from tiny import COMMON
 from tiny_text import tiny_tokenizer
 
@@ -46,26 +46,26 @@ TEXTS = (
 
 def test_lexicon_ranks_and_ignores_the_prompt():
     pytest.importorskip("vaderSentiment")
-    reward = build_reward(LexiconReward())
-    good, bad, neutral = reward.score(*TEXTS)
-    assert isinstance(reward, Reward)
+    reward = make_reward(LexiconReward())
+    good, bad, neutral = flat_values(reward, *TEXTS)
+    assert isinstance(reward, Scorer)
     assert 0.5 < good <= 1 and -1 <= bad < -0.4 and neutral == 0
-    assert reward.score(["wonderful"] * 3, TEXTS[1]) == [good, bad, neutral]
+    assert flat_values(reward, ["wonderful"] * 3, TEXTS[1]) == [good, bad, neutral]
 
 
 def test_lexicon_names_the_extra_when_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
     with pytest.raises(PalateError, match=r"pip install 'palate\[demo\]'"):
-        build_reward(LexiconReward())
+        make_reward(LexiconReward())
 
 
 def test_classifier_gives_the_labels_probability_whatever_the_batch(tmp_path):
     path = classifier(tmp_path, ["bad", "good"])
-    reward = build_reward(ClassifierReward(path=path, label="good"))
-    scores = reward.score(*TEXTS)
+    reward = make_reward(ClassifierReward(path=path, label="good"))
+    scores = flat_values(reward, *TEXTS)
     reward.batch_size = 1
-    assert reward.score(*TEXTS) == pytest.approx(scores, abs=1e-5)
+    assert flat_values(reward, *TEXTS) == pytest.approx(scores, abs=1e-5)
     ids = torch.tensor([tiny_tokenizer()(TEXTS[0][1] + TEXTS[1][1])["input_ids"]])
     with torch.no_grad():
         expected = reward.model(ids).logits.softmax(-1)[0, 1]
@@ -73,11 +73,11 @@ def test_classifier_gives_the_labels_probability_whatever_the_batch(tmp_path):
 
 
 def test_classifier_without_label_gives_the_logit(tmp_path):
-    reward = build_reward(ClassifierReward(path=classifier(tmp_path, ["LABEL_0"])))
+    reward = make_reward(ClassifierReward(path=classifier(tmp_path, ["LABEL_0"])))
     ids = torch.tensor([tiny_tokenizer()(TEXTS[0][0] + TEXTS[1][0])["input_ids"]])
     with torch.no_grad():
         expected = reward.model(ids).logits[0, 0]
-    assert reward.score(*TEXTS)[0] == pytest.approx(float(expected), abs=1e-5)
+    assert flat_values(reward, *TEXTS)[0] == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_classifier_without_label_gives_the_logit(tmp_path):
 )
 def test_classifier_refuses_what_it_cannot_mean(tmp_path, labels, label, message):
     with pytest.raises(ModelError, match=message):
-        build_reward(ClassifierReward(path=classifier(tmp_path, labels), label=label))
+        make_reward(ClassifierReward(path=classifier(tmp_path, labels), label=label))
 
 
 def test_a_model_without_a_classifiers_head_is_none(tmp_path):
@@ -100,12 +100,12 @@ def test_a_model_without_a_classifiers_head_is_none(tmp_path):
     assert len(kept) < len(weights)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"no weights score\."):
-        build_reward(ClassifierReward(path=str(folder)))
+        make_reward(ClassifierReward(path=str(folder)))
 
 
 def test_an_unreadable_classifier_is_one_line(tmp_path):
     with pytest.raises(ModelError, match="no readable classifier") as caught:
-        build_reward(ClassifierReward(path=str(tmp_path / "nothing")))
+        make_reward(ClassifierReward(path=str(tmp_path / "nothing")))
     assert "\n" not in str(caught.value)
 
 
@@ -128,16 +128,16 @@ def test_a_cross_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
         ["Why?", [{"role": "user", "content": "Why?"}], "Q"],
         ["So.", "So.", "A" * 80],
     )
-    scores = scorer.score(prompts, responses)
-    ids = scorer.classifier.tokenizer("Why?", "So.", return_tensors="pt")
+    scores = flat_values(scorer, prompts, responses)
+    ids = scorer.tokenizer("Why?", "So.", return_tensors="pt")
     with torch.no_grad():
-        expected = float(scorer.classifier.model(**ids).logits[0, 0])
+        expected = float(scorer.model(**ids).logits[0, 0])
     assert scores[:2] == pytest.approx([expected, expected], abs=1e-6)
-    assert math.isnan(scores[2]) and scorer.unscored == {TOO_LONG: 1}
+    assert scores[2] is None
     joined = make_scorer(recipes.ClassifierScorer(path=str(tmp_path), input="joined"))
-    assert joined.score(["Why?"], ["So."])[0] != pytest.approx(expected, abs=1e-6)
-    found = score_rows(scorer, ["Q"], [["A" * 80, "B"]])[0]
-    assert found[0].reason == TOO_LONG and found[1].score is not None
+    assert flat_values(joined, ["Why?"], ["So."])[0] != pytest.approx(expected, abs=1e-6)
+    found = score_groups(scorer, groups_of(["Q"], [["A" * 80, "B"]]))[0]
+    assert found[0].reason == TOO_LONG and found[1].value is not None
 
 
 def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
@@ -150,21 +150,20 @@ def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
     scorer = make_scorer(recipes.ClassifierScorer(path=path))
     ids = torch.tensor([tokenizer("<bos>uWhy?<bos>aSo.", add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
-        expected = float(scorer.classifier.model(ids).logits[0, 0])
-    scores = scorer.score(["Why?", "Why?"], ["So.", "So, and because of that."])
+        expected = float(scorer.model(ids).logits[0, 0])
+    scores = flat_values(scorer, ["Why?", "Why?"], ["So.", "So, and because of that."])
     assert scores[0] == pytest.approx(expected, abs=1e-5)
     refusing = "{{ raise_exception('no such role') if messages[0].role == 'system' }}"
-    scorer.classifier.tokenizer.chat_template = refusing + tokenizer.chat_template
+    scorer.tokenizer.chat_template = refusing + tokenizer.chat_template
     odd = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-    found = score_rows(scorer, [odd, "Why?"], [["So."], ["So."]])
-    assert found[0][0].reason == f"{REFUSED}: no such role" and found[0][0].score is None
-    assert found[1][0].score == pytest.approx(expected, abs=1e-5)
-    assert scorer.unscored == {f"{REFUSED}: no such role": 1}
+    found = score_groups(scorer, groups_of([odd, "Why?"], [["So."], ["So."]]))
+    assert found[0][0].reason == f"{REFUSED}: no such role" and found[0][0].value is None
+    assert found[1][0].value == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_a_reward_of_texts_cuts_is_logged(tmp_path, caplog):
-    reward = build_reward(ClassifierReward(path=encoder(tmp_path)))
-    reward.score(["", ""], ["A" * 80, "B"])
+    reward = make_reward(ClassifierReward(path=encoder(tmp_path)))
+    flat_values(reward, ["", ""], ["A" * 80, "B"])
     assert "of 1 texts longer than 64 tokens only the beginning was scored" in caplog.text
 
 
@@ -177,6 +176,6 @@ def test_scores_of_a_classifier_are_float32_whatever_it_was_saved_in(tmp_path):
 
     def distinct(**more):
         scorer = make_scorer(recipes.ClassifierScorer(path=str(tmp_path), **more))
-        return len(set(scorer.score(["p"] * 20, answers)))
+        return len(set(flat_values(scorer, ["p"] * 20, answers)))
 
     assert distinct() == 20 > distinct(dtype="bfloat16")

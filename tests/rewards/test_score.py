@@ -12,29 +12,32 @@ import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.data.scorer import Score, Traits
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.reward import score as module
 from palate.evaluate.reward import score_files
 from palate.io import held
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards.base import Judged, prompt_text, response_text
+from palate.rewards.groups import score_groups
 from palate.rewards.judge import ALONE
-from palate.rewards.rows import score_rows
+from palate.rewards.texts import prompt_text, response_text
+from scored import Numbers, groups_of
 
 SAID = "too odd"
 
 
-class Odd:
+class Odd(Numbers):
     """Scores by length; what holds an x it cannot score. Remembers what it was asked."""
 
     name = "odd"
+    why = SAID
 
     def __init__(self, stop_after: int = 1_000_000) -> None:
         self.asked: list[str] = []
         self.calls: list[int] = []
         self.stop_after = stop_after
 
-    def score(self, prompts: Any, responses: Any) -> list[float]:
+    def numbers(self, prompts: Any, responses: Any) -> list[float]:
         if len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         found = []
@@ -44,11 +47,6 @@ class Odd:
             self.asked.append(f"{prompt_text(prompt)}|{text}")
             found.append(math.nan if "x" in text else float(len(text)))
         return found
-
-    def judge_groups(self, prompts: Any, responses: Any) -> list[list[Judged]]:
-        owners = [p for p, own in zip(prompts, responses, strict=True) for _ in own]
-        scores = iter(self.score(owners, [r for own in responses for r in own]))
-        return [[Judged(next(scores), None, SAID) for _ in own] for own in responses]
 
 
 @pytest.fixture(autouse=True)
@@ -181,20 +179,20 @@ def test_parquet_holds_the_same(monkeypatch: Any) -> None:
 
 def test_exact_asks_one_at_a_time_and_a_lone_response_is_compared_with_none() -> None:
     scorer = Odd()
-    score_rows(scorer, ["a", "b"], [["1", "22"], ["333"]], exact=True)
+    score_groups(scorer, groups_of(["a", "b"], [["1", "22"], ["333"]]), exact=True)
     assert scorer.calls == [1, 1, 1]
 
     class Relative(Odd):
-        relative = True
+        traits = Traits(relative=True)
 
-        def judge_groups(self, prompts: Any, responses: Any) -> list[list[Judged]]:
-            scores = [math.nan if len(own) == 1 else 0.5 for own in responses]
-            both = zip(scores, responses, strict=True)
-            return [[Judged(score, None, ALONE)] * len(own) for score, own in both]
+        def score(self, groups: Any) -> list[list[Score]]:
+            lone = [len(group.responses) == 1 for group in groups]
+            scores = [Score(None, ALONE) if alone else Score(0.5) for alone in lone]
+            return [[s] * len(g.responses) for s, g in zip(scores, groups, strict=True)]
 
     many = ["r"] * 20
-    ((alone,), whole) = score_rows(Relative(), ["a", "b"], [["1"], many], exact=True)
-    assert alone.reason == ALONE and [o.score for o in whole] == [0.5] * 20
+    ((alone,), whole) = score_groups(Relative(), groups_of(["a", "b"], [["1"], many]), exact=True)
+    assert alone.reason == ALONE and [o.value for o in whole] == [0.5] * 20
 
 
 def test_the_command_takes_files_and_recipes() -> None:
@@ -306,10 +304,10 @@ def test_a_run_goes_on_with_the_same_validation_data_alone(monkeypatch: Any) -> 
 
 def test_data_that_changes_under_a_run_is_an_error(monkeypatch: Any) -> None:
     class Writer(Odd):
-        def score(self, prompts: Any, responses: Any) -> list[float]:
+        def numbers(self, prompts: Any, responses: Any) -> list[float]:
             with Path("rated.jsonl").open("a") as file:
                 file.write("\n")
-            return super().score(prompts, responses)
+            return super().numbers(prompts, responses)
 
     use(monkeypatch, Writer())
     with pytest.raises(RunError, match=r"rated\.jsonl: changed while it was scored"):
@@ -324,7 +322,7 @@ def test_a_folder_is_written_by_one_process_at_a_time() -> None:
 
 def test_a_scorer_that_gives_up_names_the_rows(monkeypatch: Any) -> None:
     class Refusing(Odd):
-        def score(self, prompts: Any, responses: Any) -> list[float]:
+        def numbers(self, prompts: Any, responses: Any) -> list[float]:
             raise ModelError("tiny: trained on plain text, and this is a chat")
 
     use(monkeypatch, Refusing())

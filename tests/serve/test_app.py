@@ -18,7 +18,7 @@ from palate.errors import RecipeError, RunError
 from palate.recipes.load import load_recipe
 from palate.recipes.scorers import Scorer
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
-from palate.rewards.rows import NO_ANSWER
+from palate.rewards.groups import NO_ANSWER
 from palate.serve.logs import Lines
 from palate.serve.run import bind, token_of
 from tiny_serve import Slow, ask, client, logged, run

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from palate.data.scorer import Score
 from palate.recipes.scorers import PairwiseJudge, ServerChat
 from palate.rewards.chat import Reply
-from palate.rewards.ensemble import Ensemble, Member
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble
 from palate.rewards.judge import Pairwise
 from palate.rewards.length import Length
 from tiny_judge import FakeWriter
@@ -120,7 +122,7 @@ def test_a_scorer_that_compares_says_what_serves_it() -> None:
 def test_info_tells_how_wide_the_members_score() -> None:
     async def test() -> None:
         wide, narrow = Length(), Length("shorter")
-        narrow.score = lambda prompts, responses: [0.01 * len(r) for r in responses]
+        narrow.score = lambda groups: [[Score(0.01 * len(r)) for r in g.responses] for g in groups]
         scorer = Ensemble([Member(scorer=wide), Member(scorer=narrow)])
         async with client(scorer) as c:
             assert (await c.get("/info")).json()["members"]["raw"][0]["n"] == 0

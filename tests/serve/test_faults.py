@@ -14,26 +14,28 @@ import httpx
 import pytest
 from jinja2.exceptions import TemplateError
 
+from palate.data.scorer import Score, Traits
 from palate.errors import ModelError
 from palate.recipes.scorers import PointwiseJudge, ServerChat
-from palate.rewards.chat_server import Server
-from palate.rewards.ensemble import Ensemble, Member
+from palate.rewards.chat.server import Server
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble
 from palate.rewards.judge import Pointwise
-from palate.rewards.rows import Outcome
 from palate.serve.logs import Lines
 from palate.serve.metrics import Metrics
+from scored import Numbers
 from tiny_serve import Slow, ask, client, lines_of, logged, process, run
 
 SECRET = "my secret"
 
 
-class Picky:
+class Picky(Numbers):
     """A scorer here that quotes what it does not take."""
 
     name = "picky"
-    independent = True
+    traits = Traits(independent=True)
 
-    def score(self, prompts: Any, responses: Any) -> list[float]:
+    def numbers(self, prompts: Any, responses: Any) -> list[float]:
         if any(SECRET in response for response in responses):
             raise ModelError(f"picky: takes no {responses[0]}")
         if any("broken" in response for response in responses):
@@ -125,22 +127,25 @@ def test_a_traceback_has_all_places_and_no_words() -> None:
 
 def test_reasons_are_counted_without_details() -> None:
     metrics = Metrics()
-    metrics.outcomes([[Outcome(None, f"the chat template refuses it: no {SECRET}")]])
+    metrics.responses([[Score(None, f"the chat template refuses it: no {SECRET}")]])
     text = metrics.text().decode()
     assert 'unscored_total{reason="the chat template refuses it"} 1.0' in text
 
 
 NOTING = """
-import asyncio, logging
+import asyncio, collections, logging
 import palate.serve.run as run
+from palate.data.scorer import Score, Traits
 from palate.recipes.serving import ServeRecipe
 
 class Noting:
     name = "noting"
+    traits = Traits()
+    counts = collections.Counter()
 
-    def score(self, prompts, responses):
-        logging.getLogger("palate").warning("%s: says %s", self.name, responses[0])
-        return [0.0] * len(responses)
+    def score(self, groups):
+        logging.getLogger("palate").warning("%s: says %s", self.name, groups[0].responses[0])
+        return [[Score(0.0)] * len(group.responses) for group in groups]
 
 run.make_scorer = lambda *args, **more: Noting()
 run.serve(ServeRecipe.model_validate({"scorer": {"type": "length"}, "port": 0}))

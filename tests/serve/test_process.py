@@ -16,9 +16,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from palate.data.scorer import Score
 from palate.recipes.scorers import ModelScorer
 from palate.rewards.build import make_scorer
-from palate.rewards.rows import score_rows
+from palate.rewards.groups import score_groups
+from scored import groups_of
 from tiny import CONFIGS
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_serve import JSON, lines_of, process
@@ -90,11 +92,14 @@ async def interrupted(
 def check(scorer: Any, asked: list[dict[str, Any]], found: list[list[float] | None]) -> None:
     """Some were answered, and those with the offline scores."""
     assert any(scores is not None for scores in found)
-    offline = score_rows(
-        scorer, [q["prompt"] for q in asked], [q["responses"] for q in asked], exact=True
-    )
-    for scores, outcomes in zip(found, offline, strict=True):
-        assert scores in (None, [outcome.score for outcome in outcomes])
+    offline = offline_scores(scorer, asked)
+    for scores, offline_scored in zip(found, offline, strict=True):
+        assert scores in (None, [score.value for score in offline_scored])
+
+
+def offline_scores(scorer: Any, asked: Any) -> list[list[Score]]:
+    groups = groups_of([q["prompt"] for q in asked], [q["responses"] for q in asked])
+    return score_groups(scorer, groups, exact=True)
 
 
 def test_every_valid_request_is_answered_once_with_the_offline_score(
@@ -130,11 +135,9 @@ def test_every_valid_request_is_answered_once_with_the_offline_score(
     scorer = make_scorer(ModelScorer(path=str(model), dtype="float32"))
     check(scorer, late, last)
     for number, own in enumerate(asked):
-        offline = score_rows(
-            scorer, [q["prompt"] for q in own], [q["responses"] for q in own], exact=True
-        )
-        for k, outcomes in enumerate(offline):
-            assert answers[number, k] == [outcome.score for outcome in outcomes]
+        offline = offline_scores(scorer, own)
+        for k, offline_scored in enumerate(offline):
+            assert answers[number, k] == [score.value for score in offline_scored]
     assert len(answers) == CLIENTS * EACH
     assert len(refused) == CLIENTS * EACH and all(got == want for got, want in refused)
     assert f'route="/score",status="200"}} {float(CLIENTS * EACH)}' in metrics

@@ -16,8 +16,10 @@ from palate.data.items import Item
 from palate.data.schema import Preference, Response
 from palate.evaluate.reward import score_files
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards.ensemble import Ensemble, Member
+from palate.rewards.combined import Member
+from palate.rewards.ensemble import Ensemble
 from palate.rewards.length import Length
+from scored import flat_values
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
 from tiny_scorer import conversation, heads_of, scorer_of, spaced
 from tiny_serve import client, run
@@ -66,7 +68,7 @@ def test_the_same_tokens_everywhere(
         return real(groups)
 
     monkeypatch.setattr(scorer, "score_encoded", spying)
-    (score,) = scorer.score([prompt], [response])
+    (score,) = flat_values(scorer, [prompt], [response])
     assert read.pop() == right
 
     file = tmp_path / "rows.jsonl"

@@ -17,9 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter, ValidationError
 
+from palate.data.scorer import Score
 from palate.errors import RunError
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.rows import Outcome
 from palate.serve.bodies import parsed
 from palate.serve.messages import Asked, ChatCompletion, GetReward
 from palate.serve.metrics import MOST_REASONS, OTHER, Metrics
@@ -146,10 +146,10 @@ def test_work_of_requests_that_were_given_up_is_not_begun() -> None:
 
 def test_a_batch_with_a_bad_request_is_not_repeated_for_those_given_up() -> None:
     class Late(Slow):
-        def score(self, prompts: Any, responses: Any) -> list[float]:
+        def numbers(self, prompts: Any, responses: Any) -> list[float]:
             if len(responses) > 1:
                 time.sleep(0.5)
-            return super().score(prompts, responses)
+            return super().numbers(prompts, responses)
 
     async def test() -> None:
         scorer = Late()
@@ -218,8 +218,8 @@ def test_a_head_that_does_not_come_is_408_and_what_is_no_http_is_400() -> None:
 
 def test_metrics_are_for_prometheus_and_name_few_reasons() -> None:
     metrics = Metrics()
-    many = [[Outcome(None, f'"reason\\ {n}\n') for n in range(3 * MOST_REASONS)] + [Outcome(1.0)]]
-    metrics.outcomes(many)
+    many = [[Score(None, f'"reason\\ {n}\n') for n in range(3 * MOST_REASONS)] + [Score(1.0)]]
+    metrics.responses(many)
     metrics.answered("/score", 200, 0.1)
     families = {f.name: f for f in text_string_to_metric_families(metrics.text().decode())}
     unscored = {
@@ -267,12 +267,14 @@ import sys, time
 import palate.serve.run as run
 from palate.recipes.serving import ServeRecipe
 
+from palate.data.scorer import Traits
+
 class Slow:
     name = "slow"
+    traits = Traits()
 
-    def score(self, prompts, responses):
+    def score(self, groups):
         time.sleep(30)
-        return [0.0] * len(responses)
 
 run.make_scorer = lambda *args, **more: Slow()
 keys = {"scorer": {"type": "length"}, "port": 0, "shutdown_seconds": 1}

@@ -13,6 +13,7 @@ from launched import FSDP_CHILD, fsdp, launch
 from palate.recipes import resolve_yaml
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import flat_values
 from tiny_rewards import log_of, recipe, weights
 from tiny_runs import WORDS
 
@@ -74,5 +75,5 @@ def test_sharded_weights_give_the_same_scores(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert_alike(one, two.output_dir)
     asked = [" ".join(WORDS[:4])] * 3, [" ".join(WORDS[k : k + 3]) for k in range(3)]
-    scores = [ModelScorer(run / "model").score(*asked) for run in (one, two.output_dir)]
+    scores = [flat_values(ModelScorer(run / "model"), *asked) for run in (one, two.output_dir)]
     assert scores[0] == pytest.approx(scores[1], abs=2e-3)

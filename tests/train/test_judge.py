@@ -32,6 +32,7 @@ from palate.train.judge import train_judge
 from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, NONE_READ, Prepared
 from palate.train.judge.stages import check_template
 from palate.train.loop import Loop
+from scored import values
 from tiny_judge import BAD, FAST, GOOD, FakeWriter, judge_document, save_judge, write_toy
 from tiny_runs import lines, read, write_rows
 
@@ -205,7 +206,7 @@ def test_pointwise_learns_ratings(tmp_path: Path) -> None:
     assert trained["verdicts"]["accuracy"] > 0.9 and trained["pairs"]["accuracy"] == 1.0
     assert trained["error"] < 0.5
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
-    high, low = scorer.score(["3?", "3?"], [f"{GOOD} sun", f"{BAD} sea"])
+    ((high, low),) = values(scorer, ["3?"], [[f"{GOOD} sun", f"{BAD} sea"]])
     assert high > low
 
 
@@ -692,7 +693,7 @@ def test_the_scorer_recipe_works_from_any_folder(
     written = yaml.safe_load((tmp_path / result.scorer).read_text())["scorer"]["chat"]
     assert written["chat_template"] == "model"
     scorer = make_scorer(load_recipe(ServeRecipe, tmp_path / result.scorer).scorer)
-    assert len(scorer.score(["1?", "1?"], ["sun", "sea"])) == 2
+    assert len(values(scorer, ["1?"], [["sun", "sea"]])[0]) == 2
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

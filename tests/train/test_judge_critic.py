@@ -22,6 +22,7 @@ from palate.rewards.model import ModelScorer
 from palate.rewards.questions import critique_question
 from palate.train import reward
 from palate.train.judge import JudgeResult, train_judge
+from scored import flat_values
 from tiny_judge import BAD, FAST, GOOD, FakeWriter, judge_document, save_judge
 from tiny_runs import lines, read, write_rows
 
@@ -63,7 +64,7 @@ def test_a_critic_learns_a_rule_and_scores(tmp_path: Path) -> None:
     assert entry["stage"] == "2-reward" and entry["pairs"]["accuracy"] == 1.0
     assert entry["critiques"] == {"n": 12, "cut": 0, "empty": 0, "unasked": 0}
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
-    high, low = scorer.score(["3?", "3?"], [f"{GOOD} sun", f"{BAD} sun"])
+    high, low = flat_values(scorer, ["3?", "3?"], [f"{GOOD} sun", f"{BAD} sun"])
     assert high > low
     held = read(result.path / "2-reward/evaluation.json")["policies"][0]["preference"]
     assert held["all"]["n"] == 6 and set(held) == {"all", "held"}
@@ -95,7 +96,7 @@ def test_training_reads_exactly_the_tokens_that_are_scored_in_use(
             # As `Critic.score` asks its reward model.
             question = critique_question(row["prompt"], row[side])
             assert scorer._encoded(question, [critique]) == [tuple(part.ids for part in ids)]
-            scores.setdefault(pair.id, []).extend(scorer.score([question], [critique]))
+            scores.setdefault(pair.id, []).extend(flat_values(scorer, [question], [critique]))
     # And the rewards that the run measured at its end are those scores.
     held = read(result.path / "2-reward/evaluation.json")["policies"][0]
     margins = [scores[item.id][0] - scores[item.id][1] for item in pairs.eval]
@@ -192,7 +193,7 @@ def test_ties_reach_the_reward_model_and_adapters_its_backbone(tmp_path: Path) -
     assert stage["model"]["path"] == str(result.path / "1-sft/merged")
     assert (result.path / "2-reward/model/adapter_config.json").exists()
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
-    assert len(scorer.score(["1?"], ["sun"])) == 1
+    assert len(flat_values(scorer, ["1?"], ["sun"])) == 1
 
 
 def test_a_base_backbone_and_a_writing_base_model(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from palate.recipes.schema import ModelRecipe
 from palate.rewards.model import ModelScorer
 from palate.train import reward, tune
 from palate.train.merge import merge_adapters
+from scored import flat_values
 from tiny_rewards import recipe as reward_recipe
 from tiny_runs import tiny_recipe
 
@@ -43,8 +44,8 @@ PROMPTS, RESPONSES = ["a: ", "b: "], ["red", "blue fast"]
 
 def test_a_reward_model_keeps_its_scores_and_is_read_elsewhere(run: Path, tmp_path: Path) -> None:
     whole = merge_adapters(run, tmp_path / "whole")
-    ours = ModelScorer(run / "model").score(PROMPTS, RESPONSES)
-    assert ModelScorer(whole).score(PROMPTS, RESPONSES) == pytest.approx(ours, abs=1e-5)
+    ours = flat_values(ModelScorer(run / "model"), PROMPTS, RESPONSES)
+    assert flat_values(ModelScorer(whole), PROMPTS, RESPONSES) == pytest.approx(ours, abs=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(whole)
     model = AutoModelForSequenceClassification.from_pretrained(whole, dtype=torch.float32)
     texts = [p + r + tokenizer.eos_token for p, r in zip(PROMPTS, RESPONSES, strict=True)]

@@ -23,6 +23,7 @@ from palate.errors import ModelError, RecipeError
 from palate.recipes.reward import RewardRecipe
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import flat_values
 from tiny import CONFIGS
 from tiny_chat import CHATML, DOUBLE_END, NO_END, byte_tokenizer
 from tiny_runs import WORDS, write_rows
@@ -134,11 +135,11 @@ def test_chats_and_texts_in_one_run(template: str, adds_bos: bool, tmp_path: Pat
         inputs = saved.apply_chat_template(
             whole, tokenize=True, padding=True, return_dict=True, return_tensors="pt"
         )
-        ours = scorer.score([row["prompt"] for row in rows], [row[side] for row in rows])
+        ours = flat_values(scorer, [row["prompt"] for row in rows], [row[side] for row in rows])
         assert logits(model, inputs) == pytest.approx(ours, **CLOSE)
     plain = saved([f"{row['prompt']}{row['chosen']}<eos>" for row in texts()], padding=True)
     inputs = {name: torch.tensor(value) for name, value in plain.items()}
-    ours = scorer.score([r["prompt"] for r in texts()], [r["chosen"] for r in texts()])
+    ours = flat_values(scorer, [r["prompt"] for r in texts()], [r["chosen"] for r in texts()])
     assert logits(model, inputs) == pytest.approx(ours, **CLOSE)
 
 
@@ -151,7 +152,7 @@ def test_adapters_on_a_base_that_pads_with_the_end(tmp_path: Path) -> None:
         folder, num_labels=1, pad_token_id=saved.pad_token_id, dtype=torch.float32
     )
     inputs = saved(["a: red<eos>", "b: blue fast<eos>"], padding=True, return_tensors="pt")
-    ours = ModelScorer(folder).score(["a: ", "b: "], ["red", "blue fast"])
+    ours = flat_values(ModelScorer(folder), ["a: ", "b: "], ["red", "blue fast"])
     assert logits(model, inputs) == pytest.approx(ours, **CLOSE)
 
 
@@ -161,7 +162,7 @@ def test_without_another_token_batches_are_refused_and_not_misread(tmp_path: Pat
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     assert saved.pad_token is None and model.config.pad_token_id is None
     scorer = ModelScorer(folder)
-    ours = scorer.score(["a: ", "b: "], ["red", "blue fast"])
+    ours = flat_values(scorer, ["a: ", "b: "], ["red", "blue fast"])
     alone = [
         logits(model, saved([text], return_tensors="pt"))[0]
         for text in ("a: red<eos>", "b: blue fast<eos>")
@@ -180,7 +181,7 @@ def test_padding_that_the_model_lacks_is_replaced(tmp_path: Path) -> None:
     assert saved.pad_token_id < len(tokenizer) - 1
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     inputs = saved(["a: red<eos>", "b: blue fast<eos>"], padding=True, return_tensors="pt")
-    ours = ModelScorer(folder).score(["a: ", "b: "], ["red", "blue fast"])
+    ours = flat_values(ModelScorer(folder), ["a: ", "b: "], ["red", "blue fast"])
     assert logits(model, inputs) == pytest.approx(ours, **CLOSE)
 
 

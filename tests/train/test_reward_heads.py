@@ -25,6 +25,7 @@ from palate.rewards.model import ModelScorer as Scorer
 from palate.train import reward, reward_run
 from palate.train.loop import Loop
 from palate.train.objectives.reward import RewardObjective, bootstrap_weights
+from scored import flat_values, values
 from tiny_rewards import assert_close, log_of, recipe
 from tiny_runs import WORDS
 
@@ -163,9 +164,9 @@ def test_scores_are_those_of_an_ensemble_and_the_backbone_is_run_once(
     path = str(trained / "model")
     groups = [ANSWERS[:3], ANSWERS[2:]]
     each = np.asarray(
-        [np.concatenate(Scorer(path, head=k).score_groups(PROMPTS, groups)) for k in range(3)]
+        [np.concatenate(values(Scorer(path, head=k), PROMPTS, groups)) for k in range(3)]
     )
-    mean = np.concatenate(Scorer(path).score_groups(PROMPTS, groups))
+    mean = np.concatenate(values(Scorer(path), PROMPTS, groups))
     np.testing.assert_allclose(mean, each.mean(0), atol=1e-6)
     spec = load_reward_model(path).spec
     z = (each - [[s.mean] for s in spec.scales]) / [[s.deviation] for s in spec.scales]
@@ -190,7 +191,7 @@ def test_scores_are_those_of_an_ensemble_and_the_backbone_is_run_once(
         assert isinstance(scorer, Ensemble)
         monkeypatch.setattr(Model, "forward", counted)
         passes = 0
-        found = np.concatenate(scorer.score_groups(PROMPTS, groups))
+        found = np.concatenate(values(scorer, PROMPTS, groups))
         once = passes
         monkeypatch.setattr(Model, "forward", forward)
         np.testing.assert_allclose(found, right, atol=1e-5)
@@ -209,7 +210,7 @@ def test_a_head_is_a_member_beside_any_other(trained: Path) -> None:
         {"scorer": {"type": "length"}},
     ]
     scorer = make_scorer(EnsembleScorer.model_validate({"members": members, "combine": "median"}))
-    assert np.isfinite(scorer.score([PROMPTS[0]], [ANSWERS[0]])).all()
+    assert None not in flat_values(scorer, [PROMPTS[0]], [ANSWERS[0]])
 
 
 def test_an_evaluation_shows_the_spread_of_the_heads(trained: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
+from palate.data.scorer import Group, Scorer
 from palate.demo.openings import Opening, Split, openings
 from palate.demo.presets import SAMPLES_PER_BATCH, Preset
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
 from palate.io import write_text
 from palate.models.model import Model
-from palate.rewards import Lexicon, Reward
+from palate.rewards import Lexicon
 
 OPENINGS_PER_SHARD = 32
 """Openings whose continuations are written at once: what an interruption can cost."""
@@ -80,7 +81,7 @@ def _rated(
     *,
     policy: Model,
     tokenizer: Any,
-    reward: Reward,
+    reward: Scorer,
     preset: Preset,
     seed: int,
     advance: Callable[[int], None],
@@ -95,15 +96,15 @@ def _rated(
         seed=seed,
         on_batch=lambda batch: advance(len(batch)),
     )
-    scores = reward.score([part[d.prompt].text for d in drawn], [d.text for d in drawn])
+    scores = reward.score([Group(part[d.prompt].text, (d.text,)) for d in drawn])
     rows = []
     for i, opening in enumerate(part):
         completions: list[dict[str, Any]] = []
-        for d, score in zip(drawn, scores, strict=True):
+        for d, (score,) in zip(drawn, scores, strict=True):
             # The same words twice, or none, are no second opinion.
             seen = {c["text"] for c in completions}
             if d.prompt == i and d.text.strip() and d.text not in seen:
-                completions.append({"text": d.text, "rating": score})
+                completions.append({"text": d.text, "rating": score.value})
         if len(completions) > 1:
             row = {"id": opening.id, "prompt": opening.text, "completions": completions}
             rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 from palate.doctor.check import Check
 from palate.doctor.data import source_check
@@ -23,6 +24,12 @@ def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
         for source in recipe.validation:
             yield source_check(source, 0, kinds=("pair", "rated"))
         return
+    if isinstance(recipe, scorers.MixtureScorer):
+        for term in recipe.members:
+            yield from scorer_checks(term.scorer)
+        if isinstance(recipe.zscores, Path) and not recipe.zscores.is_file():
+            yield Check("scorer", "problem", f"`zscores`: no file {recipe.zscores}")
+        return
     try:
         if isinstance(recipe, scorers.CriticScorer):
             yield from scorer_checks(recipe.scorer)
@@ -30,7 +37,7 @@ def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
             from palate.rewards.build import members_of
 
             yield from scorer_checks(members_of(recipe).members[0].scorer)
-        elif isinstance(recipe, scorers.LexiconScorer | scorers.LengthScorer):
+        elif isinstance(recipe, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):
             from palate.rewards import make_scorer
 
             yield Check("scorer", "ok", make_scorer(recipe).name)
@@ -51,7 +58,7 @@ def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Chec
         own = recipe.model_dump(include={"path", "revision", "dtype", "chat_template"})
         yield from model_checks(ModelRecipe.model_validate(own), layout="plain")
         return
-    from palate.rewards.chat_server import Server
+    from palate.rewards.chat.server import Server
 
     try:
         Server(recipe)
@@ -62,10 +69,10 @@ def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Chec
 
 def reward_check(recipe: LexiconReward | ClassifierReward) -> Check:
     """What would stop a reward from being loaded."""
-    from palate.rewards import build_reward
+    from palate.rewards import make_reward
 
     try:
-        return Check("reward", "ok", build_reward(recipe).name)
+        return Check("reward", "ok", make_reward(recipe).name)
     except PalateError as error:
         return Check("reward", "problem", str(error))
 

@@ -96,14 +96,15 @@ def sample_stats(
 def frontier_point(
     samples: Sequence[Sample],
     stats: Sequence[SampleStats],
-    rewards: Sequence[float] | None,
+    rewards: Sequence[float | None] | None,
     *,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """Means with intervals over prompts: the point of one checkpoint on the frontier.
 
     Returns:
-        n, tokens, finished (share), and where known kl, forward_kl, reward, each with `_ci`.
+        n, tokens, finished (share), and where known kl, forward_kl, reward, each with `_ci`; where
+        samples have no reward, `unscored`, and the mean is that of the others.
     """
     groups = [s.prompt for s in samples]
     point: dict[str, Any] = {
@@ -112,14 +113,20 @@ def frontier_point(
         "tokens": sum(s.tokens for s in stats) / len(stats),
         "finished": sum(s.finished for s in samples) / len(samples),
     }
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[float | None]] = {}
     if all(s.kl is not None and s.forward_kl is not None for s in stats):
         columns["kl"] = [s.kl or 0.0 for s in stats]
         columns["forward_kl"] = [s.forward_kl or 0.0 for s in stats]
     if rewards is not None:
         columns["reward"] = list(rewards)
-    for name, values in columns.items():
-        point[name], point[f"{name}_ci"] = mean_interval(values, confidence, groups=groups)
+        if unscored := sum(reward is None for reward in rewards):
+            point["unscored"] = unscored
+    for name, column in columns.items():
+        known = [(value, g) for value, g in zip(column, groups, strict=True) if value is not None]
+        if known:
+            point[name], point[f"{name}_ci"] = mean_interval(
+                [value for value, _ in known], confidence, groups=[g for _, g in known]
+            )
     return point
 
 

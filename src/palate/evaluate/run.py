@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from palate.data.encode import Encoder
+from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
 from palate.evaluate.folder import Folder
 from palate.evaluate.frontier import frontier_point, sample_stats
@@ -26,7 +27,7 @@ from palate.models.loading import load_tokenizer
 from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.recipes.schema import EvalRecipe
-from palate.rewards import Reward, build_reward
+from palate.rewards import make_reward
 
 VERSION = 2
 """Of the results: raised whenever the same inputs would give others."""
@@ -59,7 +60,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     runs = read_runs(recipe.runs)
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
-    reward = None if recipe.reward is None else build_reward(recipe.reward)
+    reward = None if recipe.reward is None else make_reward(recipe.reward)
     with Folder.open(recipe) as folder, kept_memory():
         results: dict[str, dict[str, Any]] = {}
         references: list[dict[str, Any]] = []
@@ -142,7 +143,7 @@ class _Own:
     recipe: EvalRecipe
     material: Material
     tokenizer: Any
-    reward: Reward | None
+    reward: Scorer | None
     console: Console
 
     def measure(self, target: Target, policy: Model, reference: Reference | None) -> dict[str, Any]:
@@ -191,9 +192,8 @@ class _Own:
             )
         rewards = None
         if self.reward is not None:
-            rewards = self.reward.score(
-                [prompts[d.prompt].text for d in drawn], [d.text for d in drawn]
-            )
+            groups = [Group(prompts[d.prompt].text, (d.text,)) for d in drawn]
+            rewards = [score.value for (score,) in ask(self.reward, groups)]
         entry = frontier_point(drawn, stats, rewards, confidence=self.recipe.confidence)
         entry["diversity"] = diversity(
             [d.prompt for d in drawn],

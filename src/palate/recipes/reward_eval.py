@@ -136,8 +136,8 @@ class RewardEvalRecipe(RunRecipe):
     resume: bool = False
     """Go on with an interrupted evaluation of the same recipe: scores that are there are kept."""
     models: Annotated[tuple[Scorer, ...], Field(min_length=1)]
-    """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, pointwise,
-    pairwise, critic or ensemble. Several are compared with one another."""
+    """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, rule,
+    pointwise, pairwise, critic, ensemble or mixture. Several are compared with one another."""
     benchmarks: tuple[Benchmark, ...] = ()
     """On what, each by its `type`: rewardbench, rewardbench2, rm_bench or pairs."""
     robustness: RobustnessRecipe | None = None

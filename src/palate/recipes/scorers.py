@@ -1,7 +1,9 @@
-"""What scores responses, as recipes: reward models, classifiers, judges, critics, ensembles."""
+"""What scores responses, as recipes: reward models, classifiers, rules, judges, critics, ensembles
+and mixtures."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,6 +102,62 @@ class LengthScorer(ScorerBase):
 
     type: Literal["length"] = "length"
     prefer: Literal["longer", "shorter"] = "longer"
+
+
+class ResponseLength(Strict):
+    unit: Literal["characters", "words"] = "characters"
+    """Words are separated by white space."""
+    min: Annotated[int, Field(ge=0)] | None = None
+    max: Annotated[int, Field(ge=0)] | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.min is None and self.max is None:
+            yield "min", "give `min`, `max` or both"
+        if self.min is not None and self.max is not None and self.min > self.max:
+            yield "min", f"above max ({self.max}): nothing would be that long"
+
+
+class RuleScorer(ScorerBase):
+    """Rules that a response keeps or breaks: one number where it keeps all that are given, another
+    where it breaks one."""
+
+    type: Literal["rule"] = "rule"
+    pattern: str | None = None
+    """A regular expression (Python's) that must match somewhere in the response."""
+    length: ResponseLength | None = None
+    """How long the response must be."""
+    answers: tuple[DataSource, ...] = ()
+    """Prompts with their right answers, as demonstrations; another answer breaks the rule, white
+    space at its ends apart, and a prompt that is not among them has no score."""
+    extract: str | None = None
+    """A regular expression whose last match (its first group, where it has one) is the answer in a
+    response; default: the whole response. Only with `answers`."""
+    kept: float = 1.0
+    """Score where all rules are kept."""
+    broken: float = 0.0
+    """Score where one is broken."""
+
+    @property
+    def described(self) -> str:
+        """The rules in a few words."""
+        rules = [] if self.pattern is None else [f"matches {self.pattern}"]
+        if self.length is not None:
+            limits = ("" if n is None else str(n) for n in (self.length.min, self.length.max))
+            rules.append(f"{'..'.join(limits)} {self.length.unit}")
+        return " and ".join([*rules, *(["right answer"] if self.answers else [])])
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.pattern is None and self.length is None and not self.answers:
+            yield "pattern", "no rule: give `pattern`, `length` or `answers`"
+        for key in ("pattern", "extract"):
+            try:
+                re.compile(getattr(self, key) or "")
+            except re.error as error:
+                yield key, f"no regular expression: {error}"
+        if self.extract is not None and not self.answers:
+            yield "extract", "only with `answers`"
+        if self.kept == self.broken:
+            yield "broken", "the same as `kept`: nothing would be told apart"
 
 
 class LocalChat(Strict):
@@ -205,6 +263,7 @@ Member = Annotated[
     | ClassifierScorer
     | LexiconScorer
     | LengthScorer
+    | RuleScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer,
@@ -277,15 +336,66 @@ class EnsembleScorer(ScorerBase):
                 yield f"members.{number}.mean", "only where z-scores are taken"
 
 
+class TermRecipe(Strict):
+    scorer: Scorer
+    weight: float = 1.0
+    """What its score, or z-score, is multiplied by; below 0 it counts against a response."""
+    mean: float | None = None
+    """Of its scores; with `zscores: given`."""
+    deviation: Positive | None = None
+
+
+class MixtureScorer(ScorerBase):
+    """Several scorers, ensembles and mixtures among them, as one: a weighted sum, or one that
+    decides whether the other is asked."""
+
+    type: Literal["mixture"] = "mixture"
+    members: Annotated[tuple[TermRecipe, ...], Field(min_length=2)]
+    combine: Literal["weighted_sum", "gate"] = "weighted_sum"
+    """weighted_sum: of weights times scores; gate: where the first member's score is below
+    `threshold` it stands, and elsewhere the second's, which is asked about nothing else."""
+    threshold: float | None = None
+    """With `combine: gate`; default: 0.5, between a rule that is broken and one that is kept."""
+    zscores: Path | Literal["none", "given", "group"] = "none"
+    """none: scores as they are, so that the member with the widest ones rules; given: z-scores by
+    each member's `mean` and `deviation`; a path: by those in the summary.json of a `palate score`
+    by the same members; group: by those of the responses to a prompt that are scored together, so
+    that a response alone has no score, and scores mean something within their prompt alone."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.combine == "gate" and len(self.members) != 2:
+            yield "members", "a gate has two: what is asked first, and what is asked then"
+        if self.combine == "gate" and self.zscores != "none":
+            yield "zscores", "only with `combine: weighted_sum`"
+        if self.combine != "gate" and self.threshold is not None:
+            yield "threshold", "only with `combine: gate`"
+        if self.combine != "gate" and not any(member.weight for member in self.members):
+            yield "members", "no weight is other than 0"
+        for number, member in enumerate(self.members):
+            if self.combine == "gate" and member.weight != 1.0:
+                yield f"members.{number}.weight", "only with `combine: weighted_sum`"
+            if (member.mean is None) is not (member.deviation is None):
+                yield f"members.{number}.deviation", "goes with `mean`: give both or neither"
+            elif self.zscores == "given" and member.mean is None:
+                yield f"members.{number}.mean", "`zscores: given` needs it, and `deviation`"
+            elif self.zscores != "given" and member.mean is not None:
+                yield f"members.{number}.mean", "only with `zscores: given`"
+
+
 Scorer = Annotated[
     ModelScorer
     | ClassifierScorer
     | LexiconScorer
     | LengthScorer
+    | RuleScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer
     | EnsembleScorer
-    | HeadsScorer,
+    | HeadsScorer
+    | MixtureScorer,
     Field(discriminator="type"),
 ]
+
+TermRecipe.model_rebuild()
+MixtureScorer.model_rebuild()

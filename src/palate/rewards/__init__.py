@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from palate.recipes.curation import LogRatioScores
-from palate.recipes.schema import ClassifierReward, LexiconReward
-from palate.rewards.base import Reward, Scorer, as_scorer
-from palate.rewards.build import make_scorer
-from palate.rewards.classifier import Classifier
+from palate.data.scorer import Group, Score, Scorer, Span, Traits
+from palate.rewards.build import make_reward, make_scorer
 from palate.rewards.ensemble import Ensemble
+from palate.rewards.groups import score_groups
 from palate.rewards.lexicon import Lexicon
-from palate.rewards.log_ratio import LogRatio
+from palate.rewards.mixture import Gate, WeightedSum
+from palate.rewards.rule import RuleScorer
 
 __all__ = [
-    "Classifier",
     "Ensemble",
+    "Gate",
+    "Group",
     "Lexicon",
-    "LogRatio",
-    "Reward",
+    "RuleScorer",
+    "Score",
     "Scorer",
-    "as_scorer",
-    "build_reward",
-    "build_scorer",
+    "Span",
+    "Traits",
+    "WeightedSum",
+    "make_reward",
     "make_scorer",
+    "score_groups",
 ]
-
-
-def build_reward(recipe: LexiconReward | ClassifierReward) -> Reward:
-    """The reward that a recipe names.
-
-    Raises:
-        PalateError: something it needs is missing.
-    """
-    if isinstance(recipe, LexiconReward):
-        return Lexicon()
-    return Classifier(recipe.path, label=recipe.label)
-
-
-def build_scorer(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Reward | LogRatio:
-    """What scores pairs for a curation step: a reward, or the log-ratio of two models.
-
-    Raises:
-        PalateError: something it needs is missing.
-    """
-    if isinstance(recipe, LogRatioScores):
-        return LogRatio(recipe)
-    return build_reward(recipe)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from palate.data.pairing import pairs_of
 from palate.data.readers import read_source
-from palate.data.schema import Content
+from palate.data.schema import Content, Preference
+from palate.data.scorer import Scorer, has_images
 from palate.errors import DataError, ModelError
+from palate.io import read_json
 from palate.recipes import scorers as recipes
+from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
-from palate.recipes.schema import DataSource
-from palate.rewards.base import Scorer, as_scorer, has_images, reads_images, short_name
-from palate.rewards.ensemble import Ensemble, Member, Validation, validate
+from palate.recipes.schema import ClassifierReward, DataSource, LexiconReward
+from palate.rewards.combined import Combined, Member
+from palate.rewards.ensemble import Ensemble, Validation, validate
 from palate.rewards.length import Length
 from palate.rewards.lexicon import Lexicon
+from palate.rewards.mixture import Gate, WeightedSum
+from palate.rewards.names import name_of, names_of
+from palate.rewards.rule import RuleScorer
+from palate.rewards.texts import prompt_text, response_text
 
-Make = Callable[[Any], Scorer]
+Make = Callable[[recipes.Scorer], Scorer]
 _Triple = tuple[Content, Content, Content]
 """Prompt, chosen, rejected."""
 
@@ -26,21 +35,44 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
     """The scorer that a recipe describes, loaded and ready.
 
     Args:
-        seed: of drawing validation rows of an ensemble.
-        make: makes the members of an ensemble; default: this function. A caller that has scorers
-            already hands them out here.
+        seed: of drawing rows: those that an ensemble is validated on, and those with answers.
+        make: makes the members of an ensemble or a mixture; default: this function. A caller that
+            has scorers already hands them out here.
 
     Raises:
         PalateError: a model, an extra or data that is missing or unfit.
     """
+    make = make or partial(make_scorer, seed=seed)
+    scorer: Scorer
     if isinstance(recipe, recipes.HeadsScorer):
-        recipe = members_of(recipe)
-    if isinstance(recipe, recipes.EnsembleScorer):
-        return _ensemble(recipe, seed, make or make_scorer)
-    scorer = _single(recipe)
-    if recipe.name is not None:
-        scorer.name = recipe.name
+        scorer = _ensemble(members_of(recipe), seed, make)
+    elif isinstance(recipe, recipes.EnsembleScorer):
+        scorer = _ensemble(recipe, seed, make)
+    elif isinstance(recipe, recipes.MixtureScorer):
+        scorer = _mixture(recipe, make)
+    else:
+        scorer = _single(recipe, seed)
+    scorer.name = name_of(recipe)
     return scorer
+
+
+def make_reward(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Scorer:
+    """What an evaluation of policies, or a step of curation, scores with.
+
+    A classifier reads prompt and response as one text, of which it takes as much as it can.
+
+    Raises:
+        PalateError: something it needs is missing.
+    """
+    if isinstance(recipe, LexiconReward):
+        return Lexicon()
+    if isinstance(recipe, LogRatioScores):
+        from palate.rewards.log_ratio import LogRatio
+
+        return LogRatio(recipe)
+    from palate.rewards.classifier import ClassifierScorer
+
+    return ClassifierScorer(recipe.path, label=recipe.label, input="joined", truncate=True)
 
 
 def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
@@ -80,7 +112,6 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
             )
         )
     return recipes.EnsembleScorer(
-        name=recipe.name or f"{recipe.combine} of {spec.heads} heads of {short_name(recipe.path)}",
         members=tuple(members),
         combine=recipe.combine,
         penalty=recipe.penalty,
@@ -88,7 +119,7 @@ def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
     )
 
 
-def _single(recipe: recipes.Member) -> Scorer:
+def _single(recipe: recipes.Member, seed: int) -> Scorer:
     # Models are imported for recipes that have one, and for no other.
     if isinstance(recipe, recipes.ModelScorer):
         return _model(recipe)
@@ -104,18 +135,18 @@ def _single(recipe: recipes.Member) -> Scorer:
             trust_remote_code=recipe.trust_remote_code,
         )
     if isinstance(recipe, recipes.LexiconScorer):
-        return as_scorer(Lexicon())
+        return Lexicon()
     if isinstance(recipe, recipes.LengthScorer):
         return Length(recipe.prefer)
+    if isinstance(recipe, recipes.RuleScorer):
+        return RuleScorer(recipe, _answers(recipe.answers, seed) if recipe.answers else None)
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 
         return Critic(recipe, _model(recipe.scorer))
-    from palate.rewards import judge
+    from palate.rewards.judge import Pairwise, Pointwise
 
-    if isinstance(recipe, recipes.PointwiseJudge):
-        return judge.Pointwise(recipe)
-    return judge.Pairwise(recipe)
+    return Pointwise(recipe) if isinstance(recipe, recipes.PointwiseJudge) else Pairwise(recipe)
 
 
 def _model(recipe: recipes.ModelScorer) -> Scorer:
@@ -129,7 +160,6 @@ def _model(recipe: recipes.ModelScorer) -> Scorer:
         normalised=recipe.normalised,
         batch_tokens=recipe.batch_tokens,
         trust_remote_code=recipe.trust_remote_code,
-        name=recipe.name,
     )
 
 
@@ -161,14 +191,58 @@ def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble
         raise ModelError(
             f"combine: weighted: no member has a weight above zero by {recipe.weigh_by}{where}"
         )
-    names = ", ".join(scorer.name for scorer in scorers)
-    return Ensemble(
-        members,
-        recipe.combine,
-        standardise=recipe.standardise,
-        penalty=recipe.penalty,
-        name=recipe.name or f"{recipe.combine} of {names}",
-    )
+    return Ensemble(members, recipe.combine, standardise=recipe.standardise, penalty=recipe.penalty)
+
+
+def _mixture(recipe: recipes.MixtureScorer, make: Make) -> Combined:
+    scorers = [make(member.scorer) for member in recipe.members]
+    if recipe.combine == "gate":
+        threshold = 0.5 if recipe.threshold is None else recipe.threshold
+        return Gate(*scorers, threshold=threshold)
+    scales = [(member.mean, member.deviation) for member in recipe.members]
+    zscores = recipe.zscores
+    if isinstance(zscores, Path):
+        names = names_of([member.scorer for member in recipe.members])
+        scales, zscores = _scales(zscores, names), "given"
+    members = [
+        Member(scorer=scorer, weight=member.weight, mean=mean, deviation=deviation)
+        for scorer, member, (mean, deviation) in zip(scorers, recipe.members, scales, strict=True)
+    ]
+    return WeightedSum(members, zscores=zscores)
+
+
+def _scales(file: Path, names: Sequence[str]) -> list[tuple[float | None, float | None]]:
+    """Mean and deviation of each member, from the summary.json of a `palate score`."""
+    try:
+        members = read_json(file)["members"]["raw"]
+        scales = {member["name"]: (member["mean"], member["deviation"]) for member in members}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{file}: no summary.json of a `palate score` by an ensemble or a mixture"
+        ) from None
+    for name in names:
+        if name not in scales:
+            raise DataError(f"{file}: no member {name}; it has {', '.join(scales)}")
+        if not scales[name][1]:
+            raise DataError(f"{file}: all scores of {name} are equal: it has no z-scores")
+    return [scales[name] for name in names]
+
+
+def _answers(sources: Sequence[DataSource], seed: int) -> dict[str, str]:
+    """Prompt, as one text -> its answer: the only response of its row."""
+    answers: dict[str, str] = {}
+    for source in sources:
+        for row in read_source(source, seed=seed).rows:
+            prompt, answer = prompt_text(row.prompt), response_text(row.responses[0].content)
+            if len(row.responses) != 1:
+                raise DataError("several responses: which answer is right?", **_place(source, row))
+            if answers.setdefault(prompt, answer) != answer:
+                raise DataError("another answer to an earlier prompt", **_place(source, row))
+    return answers
+
+
+def _place(source: DataSource, row: Preference) -> dict[str, Any]:
+    return {"file": source.path, "row": row.row}
 
 
 def _weight(measured: Validation, by: str) -> float:
@@ -184,7 +258,7 @@ def _fitting(
     found = []
     for pair in pairs:
         image = has_images(pair[0])
-        if asked.fits(image) and (not image or reads_images(scorer)):
+        if asked.fits(image) and (not image or "image" in scorer.traits.modalities):
             found.append(pair)
     if not found:
         what = {"image": "prompts with images", "text": "prompts without images"}

@@ -1,4 +1,4 @@
-"""A sequence-classification model as the reward: a label's probability, or the raw logit."""
+"""A sequence-classification model as a scorer: a label's probability, or the raw logit."""
 
 from __future__ import annotations
 
@@ -12,48 +12,51 @@ from jinja2.exceptions import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from palate.data.schema import Content, Message
+from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.errors import ModelError
 from palate.models.loading import DTYPES
 from palate.recipes.schema import Dtype
-from palate.rewards.base import (
-    Judged,
-    as_chat,
-    by_group,
-    check_lengths,
-    prompt_text,
-    response_text,
-    short_name,
-)
+from palate.rewards.names import short_name
+from palate.rewards.texts import as_chat, prompt_text, response_text
 
 Input = Literal["auto", "chat", "pair", "joined"]
-UNSCORED = float("nan")
 REFUSED = "refused by the classifier's chat template"
 TOO_LONG = "longer than the classifier's context"
 _Text = str | tuple[str, str]
 """One text, or two that the tokenizer joins as the model's own pairs."""
 
 
-class Classifier:
-    """Scores `prompt + response`, joined as they are, with a local or hub classifier.
+class ClassifierScorer:
+    """A local or hub classifier, chats and texts put to it as it was trained.
 
     Args:
         path: local folder or hub name; weights are read from safetensors only.
-        label: the reward is this label's probability (softmax over the labels); None: the reward is
-            the one logit of a model with a single output.
+        label: the score is this label's probability (softmax over the labels); None: the one logit
+            of a model with a single output.
+        input: chat: prompt and response through the tokenizer's chat template; pair: as the two
+            texts of a pair, as cross-encoders are trained (question, answer); joined: one text.
+            auto: joined for a label's probability; of a single logit, which is what reward models
+            have, chat where there is a template, and pair otherwise.
+        truncate: of texts longer than the model takes the beginning is scored, which is logged;
+            otherwise they have no score.
         batch_size: texts of one forward pass.
         dtype: of the weights; logits are float32 of whatever it leaves of them.
         revision: of a hub model. trust_remote_code: run code that came with the model.
 
     Raises:
-        ModelError: unreadable, without all its weights, an unknown label, or no label for a model
-            with several outputs.
+        ModelError: unreadable, without all its weights, an unknown label, no label for a model with
+            several outputs, or `chat` without a chat template.
     """
+
+    traits = Traits()
 
     def __init__(
         self,
         path: str,
         *,
         label: str | None = None,
+        input: Input = "auto",
+        truncate: bool = False,
         batch_size: int = 32,
         dtype: Dtype = "float32",
         revision: str | None = None,
@@ -62,7 +65,7 @@ class Classifier:
         more = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, **more)
-            self.model, found = AutoModelForSequenceClassification.from_pretrained(
+            self.model, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 use_safetensors=True,
                 dtype=DTYPES[dtype],
@@ -72,19 +75,12 @@ class Classifier:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{path}: no readable classifier: {reason}") from error
-        if missing := sorted(found["missing_keys"]):
+        if missing := sorted(report["missing_keys"]):
             # Transformers would draw them at random, and the scores with them.
             raise ModelError(f"{path}: no classifier: no weights {', '.join(missing[:3])}")
         self.model.eval()
         labels = {str(name): int(index) for index, name in self.model.config.id2label.items()}
-        if label is None and len(labels) > 1:
-            raise ModelError(f"{path}: has several outputs; choose `label` of {', '.join(labels)}")
-        if label is not None and label not in labels:
-            raise ModelError(f"{path}: no label '{label}'; it has {', '.join(labels)}")
-        if label is not None and len(labels) == 1:
-            raise ModelError(
-                f"{path}: has one output, whose probability is always 1: leave out `label`"
-            )
+        _check_label(path, label, labels)
         if self.tokenizer.pad_token_id is None:
             # Padding is masked; classifiers on decoders find the last token by this id.
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -94,6 +90,9 @@ class Classifier:
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
         self.name = short_name(path) + ("" if label is None else f" P({label})")
+        self.counts: Counter[str] = Counter()
+        self.input = _input(path, input, label, has_template=bool(self.tokenizer.chat_template))
+        self.truncate = truncate
         self.batch_size = batch_size
         self.longest = min(
             self.tokenizer.model_max_length,
@@ -101,19 +100,34 @@ class Classifier:
         )
         self._index = None if label is None else labels[label]
 
-    def score(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """Scores each text; of longer ones than the model takes the beginning, which is logged."""
-        check_lengths(prompts, responses)
-        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        cut = sum(n > self.longest for n in self.tokens(texts))
-        if cut:
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """No value where a response does not fit the model's context, or its template."""
+        scores: list[Score] = []
+        texts: dict[int, _Text] = {}
+        for group in groups:
+            for response in group.responses:
+                try:
+                    texts[len(scores)] = self._text(group.prompt, response)
+                    reason = TOO_LONG
+                except (TemplateError, TypeError, ValueError, KeyError) as error:
+                    reason = f"{REFUSED}: {' '.join(str(error).split())[:200]}"
+                scores.append(Score(None, reason))
+        special = self.input != "chat"
+        lengths = self.tokens([*texts.values()], special=special)
+        too_long = [i for i, n in zip(texts, lengths, strict=True) if n > self.longest]
+        if too_long and self.truncate:
             logging.getLogger("palate").warning(
                 "%s: of %d texts longer than %d tokens only the beginning was scored",
                 self.name,
-                cut,
+                len(too_long),
                 self.longest,
             )
-        return self.values(texts)
+        elif too_long:
+            texts = {i: text for i, text in texts.items() if i not in set(too_long)}
+        values = self.values([*texts.values()], special=special)
+        for i, value in zip(texts, values, strict=True):
+            scores[i] = Score.of(value)
+        return regrouped(scores, groups)
 
     def tokens(self, texts: Sequence[_Text], *, special: bool = True) -> list[int]:
         """Length of each text; `special` as of `values`."""
@@ -147,86 +161,7 @@ class Classifier:
                 scores[i] = value
         return scores
 
-
-class ClassifierScorer:
-    """A classifier as a scorer of rows of data: chats and texts, put as the model was trained on.
-
-    Args:
-        input: chat: prompt and response through the tokenizer's chat template; pair: as the two
-            texts of a pair, as cross-encoders are trained (question, answer); joined: one text.
-            auto: joined for a label's probability; of a single logit, which is what reward models
-            have, chat where there is a template, and pair otherwise.
-        dtype, revision, trust_remote_code: as of `Classifier`.
-
-    Raises:
-        ModelError: as `Classifier`; `chat` without a chat template.
-
-    Attributes:
-        unscored: reason -> number of responses, since the scorer was made.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        label: str | None = None,
-        input: Input = "auto",
-        dtype: Dtype = "float32",
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.classifier = Classifier(
-            path,
-            label=label,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        self.name = self.classifier.name
-        self.unscored: Counter[str] = Counter()
-        has_template = bool(self.classifier.tokenizer.chat_template)
-        if input == "chat" and not has_template:
-            raise ModelError(f"{path}: `input: chat`, and its tokenizer has no chat template")
-        if input == "auto":
-            single = "chat" if has_template else "pair"
-            input = "joined" if label is not None else single  # type: ignore[assignment]
-        self.input = input
-
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """One score a response; NaN where it does not fit the model's context, or its template."""
-        return [judged.score for judged in self._judged(prompts, responses)]
-
-    def judge_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score`, with the reason where there is no score."""
-        return by_group(self._judged, prompts, responses)
-
-    def _judged(
-        self, prompts: Sequence[Content], responses: Sequence[Content | str]
-    ) -> list[Judged]:
-        check_lengths(prompts, responses)
-        found = [Judged(UNSCORED)] * len(prompts)
-        texts: dict[int, _Text] = {}
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            try:
-                texts[i] = self._text(prompt, response)
-            except (TemplateError, TypeError, ValueError, KeyError) as error:
-                told = " ".join(str(error).split())[:200]
-                found[i] = Judged(UNSCORED, None, f"{REFUSED}: {told}")
-        special = self.input != "chat"
-        lengths = self.classifier.tokens([*texts.values()], special=special)
-        for i, n in zip([*texts], lengths, strict=True):
-            if n > self.classifier.longest:
-                found[i] = Judged(UNSCORED, None, TOO_LONG)
-                del texts[i]
-        self.unscored.update(found[i].reason for i in range(len(found)) if i not in texts)
-        scores = self.classifier.values([*texts.values()], special=special)
-        for i, score in zip(texts, scores, strict=True):
-            found[i] = Judged(score)
-        return found
-
-    def _text(self, prompt: Content, response: Content | str) -> _Text:
+    def _text(self, prompt: Content, response: Content) -> _Text:
         if self.input == "joined":
             return prompt_text(prompt) + response_text(response)
         if self.input == "pair":
@@ -235,7 +170,28 @@ class ClassifierScorer:
         if isinstance(response, str):
             answer = [Message(role="assistant", content=response)]
         turns = [*as_chat(prompt), *answer]
-        return str(self.classifier.tokenizer.apply_chat_template(turns, tokenize=False))
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _check_label(path: str, label: str | None, labels: dict[str, int]) -> None:
+    if label is None and len(labels) > 1:
+        raise ModelError(f"{path}: has several outputs; choose `label` of {', '.join(labels)}")
+    if label is not None and label not in labels:
+        raise ModelError(f"{path}: no label '{label}'; it has {', '.join(labels)}")
+    if label is not None and len(labels) == 1:
+        raise ModelError(
+            f"{path}: has one output, whose probability is always 1: leave out `label`"
+        )
+
+
+def _input(path: str, given: Input, label: str | None, *, has_template: bool) -> Input:
+    if given == "chat" and not has_template:
+        raise ModelError(f"{path}: `input: chat`, and its tokenizer has no chat template")
+    if given != "auto":
+        return given
+    if label is not None:
+        return "joined"
+    return "chat" if has_template else "pair"
 
 
 def _parts(text: _Text) -> tuple[str, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from palate.data.schema import Content
+from palate.data.scorer import Group, Score, Scorer, Traits, ask, regrouped
 from palate.recipes import scorers as recipes
-from palate.rewards.base import Judged, Scorer, by_group, check_lengths, judge_groups
 from palate.rewards.chat import Chat, Reply, open_chat
 from palate.rewards.judge import UNASKED, Transcript
 from palate.rewards.questions import critique_question
@@ -29,6 +28,7 @@ class Critic:
 
     CUT = "critiques cut by max_new_tokens"
     EMPTY = "responses without a critique"
+    traits = Traits()
 
     def __init__(
         self, recipe: recipes.CriticScorer, scorer: Scorer, chat: Chat | None = None
@@ -55,32 +55,16 @@ class Critic:
                 self.transcript({"question": question, "texts": [reply.whole], "shares": None})
         return [reply for (reply,) in replies]
 
-    @property
-    def unscored(self) -> Counter[str]:
-        """Why its reward model gave no score: reason -> number of responses."""
-        return Counter(getattr(self.scorer, "unscored", {}))
-
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """The reward given the critique; NaN where there is none."""
-        return [judged.score for judged in self._judged(prompts, responses)]
-
-    def judge_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score`, with the critiques."""
-        return by_group(self._judged, prompts, responses)
-
-    def _judged(
-        self, prompts: Sequence[Content], responses: Sequence[Content | str]
-    ) -> list[Judged]:
-        check_lengths(prompts, responses)
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """The reward given the critique, which is the score's text."""
+        prompts = [group.prompt for group in groups for _ in group.responses]
+        responses = [response for group in groups for response in group.responses]
         replies = self.critiques(prompts, responses)
         texts = [reply.text.strip() for reply in replies]
-        there = [i for i, text in enumerate(texts) if text]
-        self.counts[self.EMPTY] += len(texts) - len(there)
-        asked: list[Content] = [critique_question(prompts[i], responses[i]) for i in there]
-        read = judge_groups(self.scorer, asked, [[texts[i]] for i in there])
-        found = [Judged(math.nan, None, reply.refused or NO_CRITIQUE) for reply in replies]
-        for i, (judged,) in zip(there, read, strict=True):
-            found[i] = replace(judged, text=texts[i])
-        return found
+        written = [i for i, text in enumerate(texts) if text]
+        self.counts[self.EMPTY] += len(texts) - len(written)
+        asked = [Group(critique_question(prompts[i], responses[i]), (texts[i],)) for i in written]
+        scores = [Score(None, reply.refused or NO_CRITIQUE) for reply in replies]
+        for i, (score,) in zip(written, ask(self.scorer, asked), strict=True):
+            scores[i] = replace(score, text=texts[i])
+        return regrouped(scores, groups)

@@ -17,53 +17,18 @@ widest scores rules: `palate.rewards.spread` says how wide each is, and warns.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from palate.data.schema import Content
+from palate.data.scorer import Group, Score, Scorer, ask
 from palate.errors import ModelError
-from palate.rewards.base import (
-    Judged,
-    Scorer,
-    by_equal_prompts,
-    has_images,
-    is_independent,
-    is_relative,
-    judge_groups,
-    score_groups,
-)
-from palate.rewards.members import Numbers, Rule
-
-Array = npt.NDArray[np.float64]
-Modality = Literal["any", "text", "image"]
-NO_MEMBER = "no member of the ensemble scores such prompts"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One scorer of an ensemble.
-
-    Attributes:
-        modality: of the prompts that it scores.
-        mean, deviation: of its scores on validation data; for z-scores.
-        weight: for weighted means.
-    """
-
-    scorer: Scorer
-    modality: Modality = "any"
-    mean: float | None = None
-    deviation: float | None = None
-    weight: float | None = None
-
-    def fits(self, image: bool) -> bool:
-        """Whether it scores prompts with (or without) images."""
-        return self.modality == "any" or (self.modality == "image") is image
+from palate.rewards.combined import Combined, Member, Parts, score_of
+from palate.rewards.members import Array, Numbers, Rule, as_arrays
 
 
 def combine(
@@ -102,38 +67,35 @@ def combine(
     n = usable.sum(axis=0)
     mean = np.where(usable, filled, 0.0).sum(axis=0) / n
     if rule in ("mean", "zscore"):
-        found = mean
+        combined = mean
     elif rule == "median":
-        found = np.ma.median(np.ma.masked_array(filled, ~usable), axis=0).filled(np.nan)
+        combined = np.ma.median(np.ma.masked_array(filled, ~usable), axis=0).filled(np.nan)
     elif rule == "min":
-        found = np.where(usable, filled, np.inf).min(axis=0)
+        combined = np.where(usable, filled, np.inf).min(axis=0)
     elif rule == "uncertainty":
         square = np.where(usable, (filled - mean) ** 2, 0.0).sum(axis=0) / n
-        found = mean - penalty * np.sqrt(square)
+        combined = mean - penalty * np.sqrt(square)
     else:
         assert weights is not None
         w = np.where(usable, weights[:, None], 0.0)
         total = w.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.where(usable, w * filled, 0.0).sum(axis=0) / total
-    out: Array = np.where(broken, np.nan, found)
+            combined = np.where(usable, w * filled, 0.0).sum(axis=0) / total
+    out: Array = np.where(broken, np.nan, combined)
     return out
 
 
-class Ensemble:
-    """Scores by several members at once; each is asked only about prompts of its modality.
+class Ensemble(Combined):
+    """Scores by several members at once; no value where a member that is asked has none.
 
     Args:
         members: two or more, with what the rule needs of each.
         rule: how scores are combined; see the module's head.
 
     Raises:
-        ValueError: no such rule, a member lacks what the rule needs, or a number that is none
-            (`deviation` above 0, `weight` and `penalty` 0 or more, all finite).
+        ValueError: no such rule, a member lacks what the rule needs, or an impossible number
+            (`deviation` is above 0, `weight` and `penalty` 0 or more, all finite).
     """
-
-    reads_images = True
-    """Each member by itself does, or does not."""
 
     def __init__(
         self,
@@ -144,124 +106,45 @@ class Ensemble:
         penalty: float = 1.0,
         name: str | None = None,
     ) -> None:
-        if len(members) < 2:
-            raise ValueError("an ensemble has two members or more")
-        self.members = tuple(members)
+        super().__init__(members, name or f"{rule} of {len(members)}")
         self.rule: Rule = rule
         self.standardise = standardise
         self.penalty = penalty
-        self.name = name or f"{rule} of {len(members)}"
         if rule not in get_args(Rule):
             raise ValueError(f"no rule {rule}; there are {', '.join(get_args(Rule))}")
         if not 0 <= penalty < math.inf:
             raise ValueError(f"penalty {penalty}: not 0 or more")
         for member in members:
-            own = member.scorer.name
-            if self.uses_zscores and (member.mean is None or not member.deviation):
-                raise ValueError(f"{own}: no mean and deviation for z-scores")
-            if self.uses_zscores and not (
-                math.isfinite(member.mean or 0.0) and 0 < (member.deviation or 0.0) < math.inf
-            ):
-                raise ValueError(f"{own}: mean {member.mean}, deviation {member.deviation}")
+            if self.uses_zscores:
+                check_scale(member)
             if rule == "weighted" and member.weight is None:
-                raise ValueError(f"{own}: no weight")
+                raise ValueError(f"{member.scorer.name}: no weight")
             if rule == "weighted" and not 0 <= (member.weight or 0.0) < math.inf:
-                raise ValueError(f"{own}: weight {member.weight}, not 0 or more")
+                raise ValueError(f"{member.scorer.name}: weight {member.weight}, not 0 or more")
         if rule == "weighted" and not sum(member.weight or 0.0 for member in members) > 0:
             raise ValueError("the weights add up to nothing")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the members, numbered where two would be alike."""
-        found: list[str] = []
-        for member in self.members:
-            own, n = member.scorer.name, 1
-            while own in found:
-                n += 1
-                own = f"{member.scorer.name} ({n})"
-            found.append(own)
-        return tuple(found)
-
-    @property
-    def relative(self) -> bool:
-        """Whether a member compares responses."""
-        return any(is_relative(member.scorer) for member in self.members)
-
-    @property
-    def independent(self) -> bool:
-        """Whether no member's scores depend on what else is in a call."""
-        return all(is_independent(member.scorer) for member in self.members)
 
     @property
     def uses_zscores(self) -> bool:
         return self.standardise or self.rule == "zscore"
 
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """One score a response; NaN where a member that is asked has none.
-
-        A member that compares responses sees those of equal prompts in this call.
-        """
-        return by_equal_prompts(self.score_groups, prompts, responses)
-
-    def score_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[float]]:
-        """As `score`, of all responses to each prompt."""
-        return [[one.score for one in own] for own in self.judge_groups(prompts, responses)]
-
-    def judge_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score_groups`, with the members' scores and what they wrote, under their names."""
-        sizes = [len(group) for group in responses]
-        image = [has_images(prompt) for prompt in prompts]
-        scores = np.full((len(self.members), sum(sizes)), np.nan)
-        owner = np.repeat(np.arange(len(prompts)), sizes)
-        texts: list[list[str]] = [[] for _ in owner]
-        reasons = [NO_MEMBER] * len(owner)
-        own_scores: list[list[tuple[str, float]]] = [[] for _ in owner]
-        for m, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
-            asked = [i for i, has in enumerate(image) if member.fits(has)]
-            found = judge_groups(
-                member.scorer, [prompts[i] for i in asked], [responses[i] for i in asked]
-            )
-            judged = [one for group in found for one in group]
-            for place, one in zip(np.flatnonzero(np.isin(owner, asked)), judged, strict=True):
-                scores[m, place] = one.score
-                own_scores[place].append((name, one.score))
-                if math.isnan(one.score) or reasons[place] == NO_MEMBER:
-                    reasons[place] = one.reason
-                if one.text is not None:
-                    texts[place].append(f"{name}:\n{one.text}")
-        combined = self.combined(scores, np.asarray(image)[owner].tolist())
-        flat = [
-            Judged(float(score), "\n\n".join(own) or None, reason, tuple(parts))
-            for score, own, reason, parts in zip(combined, texts, reasons, own_scores, strict=True)
-        ]
-        ends = np.cumsum([0, *sizes]).tolist()
-        return [flat[a:b] for a, b in pairwise(ends)]
-
-    def combined(self, scores: Array, image: Sequence[bool]) -> Array:
-        """[N] scores from the members' own.
-
-        Args:
-            scores: [M, N]. image: [N] whether the prompt of each has images.
-        """
-        return combine(
+    def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
+        """See `combine`."""
+        flat = [own for group in parts for own in group]
+        values = [{name: part.value for name, part in own.items()} for own in flat]
+        scores, asked = as_arrays(self.names, values)
+        combined = combine(
             scores,
             self.rule,
-            fits=self.asked(image),
+            fits=asked,
             means=self._numbers("mean"),
             deviations=self._numbers("deviation"),
             weights=self._numbers("weight"),
             standardise=self.standardise,
             penalty=self.penalty,
         )
-
-    def asked(self, image: Sequence[bool]) -> npt.NDArray[np.bool_]:
-        """[M, N] whether each member scores a response to a prompt with (or without) images."""
-        fits = [[member.fits(has) for has in image] for member in self.members]
-        return np.asarray(fits, dtype=bool).reshape(len(self.members), len(image))
+        found = iter(map(score_of, combined.tolist(), flat))
+        return [[next(found) for _ in group] for group in parts]
 
     @property
     def numbers(self) -> Numbers:
@@ -275,18 +158,22 @@ class Ensemble:
             weights=tuple(member.weight for member in self.members),
         )
 
-    @property
-    def counts(self) -> Counter[str]:
-        """What the members counted (verdicts that could not be read ...), each under its name."""
-        total: Counter[str] = Counter()
-        for name, member in zip(self.names, self.members, strict=True):
-            for key, n in getattr(member.scorer, "counts", {}).items():
-                total[f"{name}: {key}"] += n
-        return total
-
     def _numbers(self, field: str) -> Array | None:
         values = [getattr(member, field) for member in self.members]
         return None if None in values else np.asarray(values, dtype=np.float64)
+
+
+def check_scale(member: Member) -> None:
+    """That a member has what z-scores need.
+
+    Raises:
+        ValueError: it has not.
+    """
+    name, mean, deviation = member.scorer.name, member.mean, member.deviation
+    if mean is None or not deviation:
+        raise ValueError(f"{name}: no mean and deviation for z-scores")
+    if not (math.isfinite(mean) and 0 < deviation < math.inf):
+        raise ValueError(f"{name}: mean {mean}, deviation {deviation}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +200,9 @@ def validate(scorer: Scorer, pairs: Sequence[tuple[Content, Content, Content]]) 
     Raises:
         ModelError: no pair could be scored, or all scores are equal.
     """
-    found = np.asarray(
-        score_groups(scorer, [p for p, _, _ in pairs], [[c, r] for _, c, r in pairs]),
-        dtype=np.float64,
-    ).reshape(-1, 2)
-    usable = found[np.isfinite(found).all(axis=1)]
+    scored = ask(scorer, [Group(prompt, (chosen, rejected)) for prompt, chosen, rejected in pairs])
+    values = [[score.value for score in pair] for pair in scored]
+    usable = np.asarray([pair for pair in values if None not in pair], dtype=np.float64)
     if not len(usable):
         raise ModelError(f"{scorer.name}: scores no pair of the validation data")
     # The deviation of equal numbers may come out a little above zero.
@@ -327,7 +212,7 @@ def validate(scorer: Scorer, pairs: Sequence[tuple[Content, Content, Content]]) 
     return Validation(
         mean=float(usable.mean()),
         deviation=float(usable.std()),
-        accuracy=float((margin > 0).sum() / len(found)),
+        accuracy=float((margin > 0).sum() / len(pairs)),
         margin=float(margin.mean()),
         n=len(usable),
     )

@@ -1,7 +1,7 @@
 """Generative rewards: a language model judges in words, by rating or by comparing.
 
 A judge never guesses: a verdict that cannot be read is counted (`counts`), and a response none of
-whose verdicts could be read has no score (NaN).
+whose verdicts could be read has no value.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from palate.data.schema import Content, Message
+from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.recipes import scorers as recipes
-from palate.rewards.base import Judged, by_equal_prompts, by_group, check_lengths
 from palate.rewards.chat import Chat, Reply, open_chat
 from palate.rewards.questions import (
     FIRST,
@@ -58,22 +59,24 @@ class _Verdict:
         return "\n\n".join(self.texts) if self.texts else None
 
 
-class _Judge:
-    """What both kinds share: asking, and reading what comes back."""
+class Judge:
+    """What both kinds share: asking, and reading what comes back.
 
-    def __init__(self, recipe: recipes.JudgeBase, chat: Chat | None) -> None:
+    Attributes:
+        transcript: gets every question with its answers, where it is set.
+    """
+
+    def __init__(self, recipe: recipes.JudgeBase, chat: Chat | None, *, relative: bool) -> None:
         assert isinstance(recipe, (recipes.PointwiseJudge, recipes.PairwiseJudge))
         self.recipe = recipe
         self.chat = open_chat(recipe.chat) if chat is None else chat
         thought = ", reasoning" if recipe.reasoning else ""
         self.name = recipe.name or f"{self.chat.name} ({recipe.type}{thought})"
+        # A server puts batches together by itself, from whatever all its clients ask.
+        on_server = isinstance(recipe.chat, recipes.ServerChat)
+        self.traits = Traits(relative=relative, independent=on_server)
         self.counts: Counter[str] = Counter()
         self.transcript: Transcript | None = None
-
-    @property
-    def independent(self) -> bool:
-        """A server puts batches together by itself, from whatever all its clients ask."""
-        return isinstance(self.recipe.chat, recipes.ServerChat)
 
     def _verdicts(
         self, questions: Sequence[list[Message]], options: Sequence[str]
@@ -81,8 +84,8 @@ class _Judge:
         self.counts[ASKED] += len(questions)
         if self.recipe.method == "logits":
             chosen = self.chat.choose([opened(question) for question in questions], options)
-            found = [_Verdict(None if own is None else _softmax(own)) for own in chosen]
-            self.counts[UNREADABLE] += sum(verdict.share is None for verdict in found)
+            verdicts = [_Verdict(None if logps is None else _softmax(logps)) for logps in chosen]
+            self.counts[UNREADABLE] += sum(verdict.share is None for verdict in verdicts)
         else:
             replies = self.chat.reply(
                 questions,
@@ -91,12 +94,12 @@ class _Judge:
                 max_new_tokens=self.recipe.max_new_tokens,
                 seed=self.recipe.seed,
             )
-            found = [self._counted(given, options) for given in replies]
+            verdicts = [self._counted(given, options) for given in replies]
         if self.transcript is not None:
-            for question, verdict in zip(questions, found, strict=True):
+            for question, verdict in zip(questions, verdicts, strict=True):
                 texts = list(verdict.texts) or None
                 self.transcript({"question": question, "texts": texts, "shares": verdict.share})
-        return found
+        return verdicts
 
     def _counted(self, replies: Sequence[Reply], options: Sequence[str]) -> _Verdict:
         votes = [self._vote(reply, options) for reply in replies]
@@ -117,7 +120,7 @@ class _Judge:
         return vote
 
 
-class Pointwise(_Judge):
+class Pointwise(Judge):
     """Rates one response at a time; the score is the expected rating, 1 to `best`.
 
     Args:
@@ -125,41 +128,31 @@ class Pointwise(_Judge):
     """
 
     def __init__(self, recipe: recipes.PointwiseJudge, chat: Chat | None = None) -> None:
-        super().__init__(recipe, chat)
+        super().__init__(recipe, chat, relative=False)
         self.best = recipe.best
 
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """The mean rating by probability, or over votes; NaN where none could be read."""
-        return [judged.score for judged in self._judged(prompts, responses)]
-
-    def judge_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score`, with what the judge wrote."""
-        return by_group(self._judged, prompts, responses)
-
-    def _judged(
-        self, prompts: Sequence[Content], responses: Sequence[Content | str]
-    ) -> list[Judged]:
-        check_lengths(prompts, responses)
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """The mean rating by probability, or over votes, with what the judge wrote."""
         questions = [
             rating_question(
-                prompt,
+                group.prompt,
                 response,
                 best=self.best,
                 reasoning=self.recipe.reasoning,
                 instructions=self.recipe.instructions,
             )
-            for prompt, response in zip(prompts, responses, strict=True)
+            for group in groups
+            for response in group.responses
         ]
         options = [str(rating) for rating in range(1, self.best + 1)]
-        found = []
-        for verdict in self._verdicts(questions, options):
-            rating = math.nan
-            if verdict.share is not None:
-                rating = sum(int(vote) * p for vote, p in verdict.share.items())
-            found.append(Judged(rating, verdict.text, verdict.reason))
-        return found
+        return regrouped(map(_rated, self._verdicts(questions, options)), groups)
+
+
+def _rated(verdict: _Verdict) -> Score:
+    if verdict.share is None:
+        return Score(None, verdict.reason, verdict.text)
+    rating = sum(int(vote) * share for vote, share in verdict.share.items())
+    return Score(rating, text=verdict.text)
 
 
 @dataclass(frozen=True)
@@ -167,34 +160,31 @@ class _Compared:
     """Two responses compared.
 
     Attributes:
-        win: probability that the first one is better.
+        win: probability that the first one is better; None where there is none.
+        reason: why there is none.
         text, swapped: what was written with the first one in the first place, and in the second.
-        reason: why there is no probability, where it is NaN.
     """
 
-    win: float
+    win: float | None
+    reason: str | None
     text: str | None
-    swapped: str | None
-    reason: str
+    swapped: str | None = None
 
 
-class Pairwise(_Judge):
-    """Compares responses two at a time.
+class Pairwise(Judge):
+    """Compares responses two at a time; a score is that of one response among its group.
 
-    Attributes:
-        relative: its scores are those of one response among the others of its group.
-        orders: pairs judged in both orders, by whether the same response won both times; a judge
-            that reads places instead of responses has few that did.
+    Pairs judged in both orders are counted by whether the same response won both times: a judge
+    that reads places instead of responses has few that did.
     """
 
-    relative = True
     AGREE = "pairs with the same winner in both orders"
     DISAGREE = "pairs whose winner changed with the order"
     FIRST_SLOT = "verdicts for the first place"
     SECOND_SLOT = "verdicts for the second place"
 
     def __init__(self, recipe: recipes.PairwiseJudge, chat: Chat | None = None) -> None:
-        super().__init__(recipe, chat)
+        super().__init__(recipe, chat, relative=True)
         self.swap = recipe.swap
         self.ties = recipe.ties
 
@@ -203,67 +193,38 @@ class Pairwise(_Judge):
         prompts: Sequence[Content],
         first: Sequence[Content],
         second: Sequence[Content],
-    ) -> list[float]:
-        """Probability that the first response is better, ties half; NaN where a verdict of either
+    ) -> list[float | None]:
+        """Probability that the first response is better, ties half; None where a verdict of either
         order could not be read."""
-        return [found.win for found in self._compared(prompts, first, second)]
+        return [pair.win for pair in self._compared(prompts, first, second)]
 
-    def _compared(
-        self,
-        prompts: Sequence[Content],
-        first: Sequence[Content],
-        second: Sequence[Content],
-    ) -> list[_Compared]:
-        forward = self._firsts(prompts, first, second)
-        if not self.swap:
-            return [_Compared(a.win, a.text, None, a.reason) for a in forward]
-        backward = self._firsts(prompts, second, first)
-        found = []
-        for there, back in zip(forward, backward, strict=True):
-            a, b = there.win, back.win
-            if not math.isnan(a) and not math.isnan(b):
-                same = (a - 0.5) * (0.5 - b) > 0 or a == b == 0.5
-                self.counts[self.AGREE if same else self.DISAGREE] += 1
-            reason = there.reason if math.isnan(a) else back.reason
-            found.append(_Compared((a + 1 - b) / 2, there.text, back.text, reason))
-        return found
-
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """As `score_groups`, the responses to equal prompts being compared with one another."""
-        return by_equal_prompts(self.score_groups, prompts, responses)
-
-    def score_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[float]]:
-        """Mean probability of beating the others of the group; NaN for a response alone, and where
-        a verdict about it could not be read."""
-        judged = self.judge_groups(prompts, responses)
-        return [[one.score for one in group] for group in judged]
-
-    def judge_groups(
-        self, prompts: list[Content], responses: list[list[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score_groups`, with what was written of each response beside each of the others."""
-        jobs = [
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """Mean probability of beating the others of the group, with what was written of each
+        response beside each of the others; no value for a response alone, and where a verdict about
+        it could not be read."""
+        pairs = [
             (g, i, j)
-            for g, group in enumerate(responses)
-            for i in range(len(group))
-            for j in range(i + 1, len(group))
+            for g, group in enumerate(groups)
+            for i, j in combinations(range(len(group.responses)), 2)
         ]
         compared = self._compared(
-            [prompts[g] for g, _, _ in jobs],
-            [responses[g][i] for g, i, _ in jobs],
-            [responses[g][j] for g, _, j in jobs],
+            [groups[g].prompt for g, _, _ in pairs],
+            [groups[g].responses[i] for g, i, _ in pairs],
+            [groups[g].responses[j] for g, _, j in pairs],
         )
-        sums = [[0.0] * len(group) for group in responses]
-        texts: list[list[list[str]]] = [[[] for _ in group] for group in responses]
-        reasons = [[ALONE] * len(group) for group in responses]
-        for (g, i, j), found in zip(jobs, compared, strict=True):
-            if math.isnan(found.win):
-                reasons[g][i] = reasons[g][j] = found.reason
-            sums[g][i] += found.win
-            sums[g][j] += 1 - found.win
-            for first, second, text in ((i, j, found.text), (j, i, found.swapped)):
+        wins: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
+        texts: list[list[list[str]]] = [[[] for _ in group.responses] for group in groups]
+        reasons: list[list[str | None]] = [
+            [ALONE if len(group.responses) == 1 else None] * len(group.responses)
+            for group in groups
+        ]
+        for (g, i, j), pair in zip(pairs, compared, strict=True):
+            if pair.win is None:
+                reasons[g][i] = reasons[g][j] = pair.reason
+            else:
+                wins[g][i] += pair.win
+                wins[g][j] += 1 - pair.win
+            for first, second, text in ((i, j, pair.text), (j, i, pair.swapped)):
                 if text is not None:
                     # Whoever reads it sees which responses "1" and "2" were.
                     headed = f"[1: response {first + 1}, 2: response {second + 1}]\n{text}"
@@ -271,23 +232,45 @@ class Pairwise(_Judge):
                     texts[g][j].append(headed)
         return [
             [
-                Judged(
-                    total / (len(own) - 1) if len(own) > 1 else math.nan,
-                    "\n\n".join(words) or None,
-                    reason,
+                Score(
+                    wins[g][i] / (len(group.responses) - 1) if reasons[g][i] is None else None,
+                    reasons[g][i],
+                    "\n\n".join(texts[g][i]) or None,
                 )
-                for total, words, reason in zip(own, written, why, strict=True)
+                for i in range(len(group.responses))
             ]
-            for own, written, why in zip(sums, texts, reasons, strict=True)
+            for g, group in enumerate(groups)
         ]
 
-    def _firsts(
+    def _compared(
         self,
         prompts: Sequence[Content],
         first: Sequence[Content],
         second: Sequence[Content],
     ) -> list[_Compared]:
-        """What stands first against what stands second, asked once."""
+        forward = self._asked_once(prompts, first, second)
+        if not self.swap:
+            return forward
+        backward = self._asked_once(prompts, second, first)
+        return [self._merged(there, back) for there, back in zip(forward, backward, strict=True)]
+
+    def _merged(self, forward: _Compared, backward: _Compared) -> _Compared:
+        """The verdicts of both orders as one."""
+        a, b = forward.win, backward.win
+        if a is None or b is None:
+            reason = forward.reason if a is None else backward.reason
+            return _Compared(None, reason, forward.text, backward.text)
+        same = (a - 0.5) * (0.5 - b) > 0 or a == b == 0.5
+        self.counts[self.AGREE if same else self.DISAGREE] += 1
+        return _Compared((a + 1 - b) / 2, None, forward.text, backward.text)
+
+    def _asked_once(
+        self,
+        prompts: Sequence[Content],
+        first: Sequence[Content],
+        second: Sequence[Content],
+    ) -> list[_Compared]:
+        """What stands first against what stands second."""
         questions = [
             pair_question(
                 prompt,
@@ -300,15 +283,15 @@ class Pairwise(_Judge):
             for prompt, a, b in zip(prompts, first, second, strict=True)
         ]
         options = [FIRST, SECOND, *([TIE] if self.ties else [])]
-        found = []
-        for verdict in self._verdicts(questions, options):
-            win = math.nan
-            if verdict.share is not None:
-                win = verdict.share.get(FIRST, 0.0) + verdict.share.get(TIE, 0.0) / 2
-                if win != 0.5:
-                    self.counts[self.FIRST_SLOT if win > 0.5 else self.SECOND_SLOT] += 1
-            found.append(_Compared(win, verdict.text, None, verdict.reason))
-        return found
+        return [self._placed(verdict) for verdict in self._verdicts(questions, options)]
+
+    def _placed(self, verdict: _Verdict) -> _Compared:
+        if verdict.share is None:
+            return _Compared(None, verdict.reason, verdict.text)
+        win = verdict.share.get(FIRST, 0.0) + verdict.share.get(TIE, 0.0) / 2
+        if win != 0.5:
+            self.counts[self.FIRST_SLOT if win > 0.5 else self.SECOND_SLOT] += 1
+        return _Compared(win, None, verdict.text)
 
 
 def _softmax(logps: dict[str, float]) -> dict[str, float]:

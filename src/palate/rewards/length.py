@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
-from palate.data.schema import Content
-from palate.rewards.base import check_lengths, response_text
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits
+from palate.rewards.texts import response_text
 
 
 class Length:
     """Characters of a response, or less its characters where the shorter is to win."""
 
-    reads_images = independent = True
+    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
 
     def __init__(self, prefer: Literal["longer", "shorter"] = "longer") -> None:
         self.name = f"{prefer} wins"
+        self.counts: Counter[str] = Counter()
         self._sign = 1.0 if prefer == "longer" else -1.0
 
-    def score(self, prompts: list[Content], responses: list[Content | str]) -> list[float]:
-        """One length a response; the prompts are not looked at."""
-        check_lengths(prompts, responses)
-        return [self._sign * len(response_text(response)) for response in responses]
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """The prompts are not looked at."""
+        return [
+            [Score(self._sign * len(response_text(response))) for response in group.responses]
+            for group in groups
+        ]

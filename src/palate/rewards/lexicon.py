@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+from palate.data.schema import Content
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits
 from palate.errors import PalateError
-from palate.rewards.base import check_lengths
+from palate.rewards.texts import response_text
 
 
 class Lexicon:
@@ -16,8 +21,7 @@ class Lexicon:
         PalateError: the `demo` extra is not installed.
     """
 
-    name = "VADER compound"
-    reads_images = independent = True
+    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
 
     def __init__(self) -> None:
         try:
@@ -26,9 +30,13 @@ class Lexicon:
             raise PalateError(
                 "the lexicon reward needs vaderSentiment: pip install 'palate[demo]'"
             ) from None
+        self.name = "VADER compound"
+        self.counts: Counter[str] = Counter()
         self._analyser = SentimentIntensityAnalyzer()
 
-    def score(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """Scores each response; the prompts are not looked at."""
-        check_lengths(prompts, responses)
-        return [float(self._analyser.polarity_scores(text)["compound"]) for text in responses]
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """The prompts are not looked at."""
+        return [[Score(self._compound(r)) for r in group.responses] for group in groups]
+
+    def _compound(self, response: Content) -> float:
+        return float(self._analyser.polarity_scores(response_text(response))["compound"])

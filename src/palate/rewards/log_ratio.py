@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from palate.data.encode import Drop, Encoder
 from palate.data.items import Item
 from palate.data.layouts import collate
-from palate.data.schema import Preference
+from palate.data.schema import Content, Preference, Response
+from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.errors import ModelError
 from palate.models.aggregate import sequence_stats
 from palate.models.limits import padding_id
@@ -17,27 +19,29 @@ from palate.models.loading import load_policy, load_tokenizer
 from palate.models.model import Ask, Model
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import LengthRecipe, ModelRecipe
-
-_NONE = (math.nan, math.nan)
+from palate.rewards.names import short_name
 
 
 class LogRatio:
-    """beta (log policy(y|x) - log reference(y|x)) of both responses (arXiv:2305.18290, Eq. 5 less
-    the term of the prompt, which a difference does not have).
+    """beta (log policy(y|x) - log reference(y|x)) of a response (arXiv:2305.18290, Eq. 5 less the
+    term of the prompt, which a difference does not have).
 
-    Pairs are rendered and tokenised as for training. One that cannot be, or is too long, or holds
-    images, has no score: NaN.
+    Prompts and responses are rendered and tokenised as for training. What cannot be, or is too
+    long, has no score.
 
     Args:
-        recipe: the models. batch_size: pairs of one forward pass.
+        recipe: the models. batch_size: responses of one forward pass.
 
     Raises:
         ModelError: a model that cannot be read, or two with different vocabularies.
     """
 
-    def __init__(self, recipe: LogRatioScores, *, batch_size: int = 8) -> None:
+    traits = Traits()
+
+    def __init__(self, recipe: LogRatioScores, *, batch_size: int = 16) -> None:
         self.recipe = recipe
         self.batch_size = batch_size
+        self.counts: Counter[str] = Counter()
         model = ModelRecipe(
             path=recipe.policy, dtype=recipe.dtype, chat_template=recipe.chat_template
         )
@@ -50,11 +54,12 @@ class LogRatio:
         self._policy = _ready(load_policy(model))
         self._pad_id = padding_id(tokenizer, self._policy.base)
         self._reference: Model | None = None
-        self.name = f"log-probability of {_short(recipe.policy)}"
+        self.name = f"log-probability of {short_name(recipe.policy)}"
         if recipe.reference is not None:
             of_reference = model.model_copy(update={"path": recipe.reference})
             self._reference = _ready(load_policy(of_reference))
-            self.name = f"log-ratio of {_short(recipe.policy)} to {_short(recipe.reference)}"
+            policy, reference = map(short_name, (recipe.policy, recipe.reference))
+            self.name = f"log-ratio of {policy} to {reference}"
             sizes = self._policy.vocabulary, self._reference.vocabulary
             if sizes[0] != sizes[1]:
                 raise ModelError(
@@ -63,35 +68,37 @@ class LogRatio:
                 )
 
     @torch.no_grad()
-    def score_pairs(self, rows: list[Preference]) -> list[tuple[float, float]]:
-        """Scores of chosen and rejected, in the order given; NaN where there is none."""
-        found = [_NONE] * len(rows)
-        items = [encoded.item for encoded in self._encoder.encode(rows)]
-        pairs = {k: item for k, item in enumerate(items) if not isinstance(item, Drop)}
-        # Alike lengths together: less padding.
-        order = sorted(pairs, key=lambda k: -_size(pairs[k]))
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """In the order given; alike lengths are run together."""
+        rows = [_row(group.prompt, r) for group in groups for r in group.responses]
+        scores: dict[int, Score] = {}
+        items: dict[int, Item] = {}
+        for i, item in enumerate(encoded.item for encoded in self._encoder.encode(rows)):
+            if isinstance(item, Drop):
+                scores[i] = Score(None, item.reason)
+            else:
+                items[i] = item
+        order = sorted(items, key=lambda i: -_size(items[i]))
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            scores = self._scores([pairs[k] for k in places])
-            for k, sides in zip(places, scores, strict=True):
-                found[k] = sides
+            chunk = order[start : start + self.batch_size]
+            values = self._values([items[i] for i in chunk])
+            scores.update(zip(chunk, map(Score.of, values), strict=True))
+        return regrouped((scores[i] for i in range(len(rows))), groups)
+
+    def _values(self, items: list[Item]) -> list[float]:
+        values = self._log_probs(self._policy, items)
+        if self._reference is not None:
+            values = values - self._log_probs(self._reference, items)
+        if self.recipe.average:
+            sizes = [len(item.responses[0]) for item in items]
+            values = values / torch.tensor(sizes, dtype=torch.float64)
+        found: list[float] = (self.recipe.beta * values).tolist()
         return found
 
-    def _scores(self, pairs: list[Item]) -> list[tuple[float, float]]:
-        """Of chosen and rejected response of each pair."""
-        values = self._log_probs(self._policy, pairs)
-        if self._reference is not None:
-            values = values - self._log_probs(self._reference, pairs)
-        if self.recipe.average:
-            lengths = [[len(response) for response in pair.responses] for pair in pairs]
-            values = values / torch.tensor(lengths, dtype=torch.float64)
-        return [(chosen, rejected) for chosen, rejected in (self.recipe.beta * values).tolist()]
-
-    def _log_probs(self, policy: Model, pairs: list[Item]) -> torch.Tensor:
-        """[B, 2] sums over each response's tokens, float64 on the processor."""
-        batch = collate(pairs, layout="plain", pad_id=self._pad_id).to(policy.device)
-        tokens = policy(batch, Ask()).token_stats
-        return sequence_stats(tokens, batch).logp.double().cpu().view(-1, 2)
+    def _log_probs(self, policy: Model, items: list[Item]) -> torch.Tensor:
+        """[B] sums over each response's tokens, float64 on the processor."""
+        batch = collate(items, layout="plain", pad_id=self._pad_id).to(policy.device)
+        return sequence_stats(policy(batch, Ask()).token_stats, batch).logp.double().cpu()
 
 
 def _ready(policy: Model) -> Model:
@@ -100,9 +107,10 @@ def _ready(policy: Model) -> Model:
     return policy.eval()
 
 
-def _size(pair: Item) -> int:
-    return max(len(prompt) + len(response) for prompt, response in pair.sequences)
+def _row(prompt: Content, response: Content) -> Preference:
+    only = (Response(content=response),)
+    return Preference(id="", source="", kind="demonstration", prompt=prompt, responses=only)
 
 
-def _short(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1]
+def _size(item: Item) -> int:
+    return len(item.prompts[0]) + len(item.responses[0])

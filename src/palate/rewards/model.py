@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from palate.data.encode import Drop, Encoder
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import Layout, collate
 from palate.data.schema import Content, Message, Preference, Response
+from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.check import layout_check
@@ -24,12 +24,12 @@ from palate.models.model import Ask, Model
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
-from palate.rewards.base import NOT_FINITE, Judged, as_chat, check_lengths, short_name
-from palate.rewards.known import Known
+from palate.rewards.head_cache import HeadScoreCache
+from palate.rewards.names import short_name
+from palate.rewards.texts import as_chat
 
 NO_LIMIT = 1_000_000
 """Tokens, of a backbone that names no longest context."""
-UNSCORED = math.nan
 _Ids = tuple[int, ...]
 Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
@@ -40,7 +40,7 @@ class ModelScorer:
 
     A score depends neither on the batch, nor its size, order or padding, nor on what else is in it,
     to rounding. Nothing is cut but prompts that training would have cut, too: what does not fit the
-    backbone's context has the score NaN, and `unscored` counts it by reason.
+    backbone's context has no score, and a reason.
 
     Args:
         model: a folder or hub name for `load_reward_model`, or a model.
@@ -55,10 +55,9 @@ class ModelScorer:
 
     Raises:
         ModelError: unreadable, or `normalised` of a model that does not say by what.
-
-    Attributes:
-        unscored: reason -> number of responses, since the scorer was made.
     """
+
+    traits = Traits()
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class ModelScorer:
         self.model.to(device).eval()
         self.name = name or short_name(path) + ("" if head is None else f" head {head}")
         self.batch_tokens = batch_tokens
-        self.unscored: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         spec = self.model.spec
         saved = _has_tokenizer(path)
         own = spec.model
@@ -109,59 +108,33 @@ class ModelScorer:
                 raise ModelError(f"{path}: no mean and deviation of rewards are saved with it")
             self._scale = scale
 
-    def score(self, prompts: Sequence[Content], responses: Sequence[Content | str]) -> list[float]:
-        """One reward a response, in the order given; NaN where it cannot be scored.
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """Rewards; a prompt is run once for all of its responses.
 
-        Args:
-            prompts: one a response: text, or chat turns that end with the user's. A text goes to a
-                model of chats as one turn of the user.
-            responses: text, or the assistant's turns.
+        A text goes to a model of chats as one turn of the user.
 
         Raises:
             ModelError: chats for a model that was trained on plain text alone.
         """
-        check_lengths(prompts, responses)
-        return [one for (one,) in self.score_groups(prompts, [[r] for r in responses])]
+        return self.score_encoded([self._encoded(g.prompt, g.responses) for g in groups])
 
-    def score_groups(
-        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
-    ) -> list[list[float]]:
-        """Several responses to each prompt, which is run once for all of them; as `score`."""
-        return [[one.score for one in own] for own in self.judge_groups(prompts, responses)]
-
-    def judge_groups(
-        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
-    ) -> list[list[Judged]]:
-        """As `score_groups`, with the reason where there is no score."""
-        assert len(prompts) == len(responses), (len(prompts), len(responses))
-        groups = [
-            self._encoded(prompt, group) for prompt, group in zip(prompts, responses, strict=True)
-        ]
-        return [
-            [
-                Judged(score, None, ids if isinstance(ids, str) else NOT_FINITE)
-                for score, ids in zip(scores, group, strict=True)
-            ]
-            for scores, group in zip(self.score_encoded(groups), groups, strict=True)
-        ]
-
-    def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[float]]:
-        """As `score_groups`, of what has been made ids already.
+    def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[Score]]:
+        """As `score`, of what has been made ids already.
 
         Args:
             groups: responses to one prompt each, every one with the ids of its prompt.
         """
-        found = [[UNSCORED] * len(group) for group in groups]
-        known = self._known()
-        known.expect(sum(map(len, groups)))
+        found: dict[tuple[int, int], Score] = {}
+        cache = self._head_cache()
+        cache.expect(sum(map(len, groups)))
         wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
         for i, group in enumerate(groups):
             by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
-                    self.unscored[ids] += 1
-                elif self.head is not None and (heads := known.get(_key(*ids))):
-                    found[i][j] = self._scaled(heads[self.head])
+                    found[i, j] = Score(None, ids)
+                elif self.head is not None and (heads := cache.get(_key(*ids))):
+                    found[i, j] = Score.of(self._scaled(heads[self.head]))
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
             for prompt, own in by_prompt.items():
@@ -181,8 +154,8 @@ class ModelScorer:
             rewards = iter(self._rewards([items[k] for k in chunk], layout))
             for k in chunk:
                 for i, j in places[k]:
-                    found[i][j] = next(rewards)
-        return found
+                    found[i, j] = Score.of(next(rewards))
+        return [[found[i, j] for j in range(len(group))] for i, group in enumerate(groups)]
 
     def _limits(self) -> LengthRecipe:
         config = self.model.config.get_text_config()
@@ -306,26 +279,26 @@ class ModelScorer:
         if self.head is None:
             return list(map(self._scaled, found.rewards.tolist()))
         heads = found.by_head.tolist()
-        known = self._known()
+        cache = self._head_cache()
         for key, rewards in zip(batch.keys, heads, strict=True):
-            known.put(key, tuple(rewards))
+            cache.put(key, tuple(rewards))
         return [self._scaled(own[self.head]) for own in heads]
 
     def _scaled(self, reward: float) -> float:
         return (reward - self._scale.mean) / self._scale.deviation
 
-    def _known(self) -> Known:
+    def _head_cache(self) -> HeadScoreCache:
         """Rewards of all heads, of what any scorer of one of this model's heads was asked."""
-        return _KNOWN.setdefault(self.model, Known())
+        return _HEAD_CACHES.setdefault(self.model, HeadScoreCache())
 
 
-_KNOWN: WeakKeyDictionary[Model, Known] = WeakKeyDictionary()
+_HEAD_CACHES: WeakKeyDictionary[Model, HeadScoreCache] = WeakKeyDictionary()
 
 
 def forget() -> None:
     """Lets go of what the heads of models remember of one another's passes."""
-    for known in _KNOWN.values():
-        known.clear()
+    for cache in _HEAD_CACHES.values():
+        cache.clear()
 
 
 _Source = tuple[str, Dtype | None, str | None, bool]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from palate.data.schema import Content, Message
-from palate.rewards.base import prompt_text, response_text
+from palate.rewards.texts import prompt_text, response_text
 
 CRITERIA = (
     "A good response does what was asked, is true, is complete without padding, is safe, and is "

@@ -8,22 +8,18 @@ ended and cut as training and evaluation do it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from typing import Any
 
-import numpy as np
-
 from palate.data.schema import Message
+from palate.data.scorer import Group, Score, Scorer
 from palate.data.tokenizer import SequenceTokenizer
 from palate.data.truncate import TooLong, truncate
-from palate.rewards.base import NOT_FINITE, Scorer
 from palate.rewards.classifier import TOO_LONG as TOO_LONG_TO_CLASSIFY
 from palate.rewards.classifier import ClassifierScorer
-from palate.rewards.ensemble import NO_MEMBER, Ensemble
+from palate.rewards.combined import Combined
 from palate.rewards.model import Encoded, ModelScorer
-from palate.rewards.rows import Outcome
 
 NO_RESPONSE = "no response after the prompt"
 NOT_ITS_PROMPT = "the text does not begin with its prompt"
@@ -35,19 +31,23 @@ _SAID = "\u2e28said\u2e29"
 
 def reads_rendered(scorer: Scorer) -> bool:
     """Whether a scorer reads conversations token by token, as they are: a reward model, a
-    classifier that has a chat template, an ensemble of such alone."""
-    return all(_reads(own) for own in _asked(scorer))
+    classifier that has a chat template, an ensemble or a mixture of such alone, unless it compares
+    responses with one another."""
+    return all(_reads(asked) for asked in _asked(scorer)) and not _compares(scorer)
 
 
-def mixture(scorer: Scorer) -> str | None:
-    """Why an ensemble can be given no rendered conversation: some of its members read them as they
-    are, and others would read a template's marks as words. None of other scorers."""
-    first = {_reads(own): own.name for own in _asked(scorer)}
-    if len(first) < 2:
+def why_not_rendered(scorer: Scorer) -> str | None:
+    """Why a scorer can be given no conversation as one text: some of its members read rendered ones
+    as they are, and it compares responses to one prompt, or others would read a template's marks as
+    words. None of other scorers."""
+    names = {_reads(asked): asked.name for asked in _asked(scorer)}
+    if True not in names or reads_rendered(scorer):
         return None
+    if False not in names:
+        return f"{scorer.name}: compares the responses to one prompt: use /score or /rank"
     return (
-        f"{scorer.name}: of its members {first[True]} reads conversations that went through a chat "
-        f"template, and {first[False]} does not: use /score or /rank"
+        f"{scorer.name}: of its members {names[True]} reads conversations that went through a chat "
+        f"template, and {names[False]} does not: use /score or /rank"
     )
 
 
@@ -57,7 +57,7 @@ def score_rendered(
     prompts: Sequence[str] | None = None,
     *,
     exact: bool = False,
-) -> list[Outcome]:
+) -> list[Score]:
     """Scores whole conversations, one a text.
 
     Args:
@@ -71,24 +71,27 @@ def score_rendered(
         exact: every text by itself.
     """
     given = [""] * len(texts) if prompts is None else prompts
-    if isinstance(scorer, Ensemble):
-        return _by_members(scorer, texts, given, exact=exact)
+    if isinstance(scorer, Combined):
+        # Each member reads the texts in its own way.
+        def ask_member(member: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
+            asked = [(str(group.responses[0]), str(group.prompt)) for group in groups]
+            scores = score_rendered(member, *zip(*asked, strict=True), exact=exact)
+            return [[score] for score in scores]
+
+        groups = [Group(prompt, (text,)) for text, prompt in zip(texts, given, strict=True)]
+        return [score for (score,) in scorer.score_by(ask_member, groups)]
     if isinstance(scorer, ClassifierScorer):
         return _classified(scorer, texts, given, exact=exact)
     assert isinstance(scorer, ModelScorer)
     reading = _Reading(scorer)
-    encoded = [reading.encoded(text, own) for text, own in zip(texts, given, strict=True)]
+    encoded = [reading.encoded(text, prompt) for text, prompt in zip(texts, given, strict=True)]
     calls = [[item] for item in encoded] if exact else [encoded]
-    scores = [own for call in calls for own in scorer.score_encoded([[item] for item in call])]
-    return [
-        _outcome(score, item if isinstance(item, str) else NOT_FINITE)
-        for item, (score,) in zip(encoded, scores, strict=True)
-    ]
+    return [score for call in calls for (score,) in scorer.score_encoded([[item] for item in call])]
 
 
 def _asked(scorer: Scorer) -> Iterator[Scorer]:
-    """The scorers that score texts, ensembles' members by themselves."""
-    if not isinstance(scorer, Ensemble):
+    """The scorers that score texts, members by themselves."""
+    if not isinstance(scorer, Combined):
         yield scorer
         return
     for member in scorer.members:
@@ -102,60 +105,38 @@ def _reads(scorer: Scorer) -> bool:
     return isinstance(scorer, ModelScorer)
 
 
-def _outcome(score: float, reason: str) -> Outcome:
-    return Outcome(score) if math.isfinite(score) else Outcome(None, reason)
-
-
-def _by_members(
-    ensemble: Ensemble, texts: Sequence[str], prompts: Sequence[str], *, exact: bool
-) -> list[Outcome]:
-    """As `Ensemble.judge_groups`, each member reading the texts in its own way."""
-    scores = np.full((len(ensemble.members), len(texts)), np.nan)
-    reasons = [NO_MEMBER] * len(texts)
-    own: list[dict[str, float | None]] = [{} for _ in texts]
-    for m, (name, member) in enumerate(zip(ensemble.names, ensemble.members, strict=True)):
-        if not member.fits(False):
-            continue
-        for i, found in enumerate(score_rendered(member.scorer, texts, prompts, exact=exact)):
-            own[i][name] = found.score
-            if found.score is not None:
-                scores[m, i] = found.score
-            if found.reason is not None or reasons[i] == NO_MEMBER:
-                reasons[i] = found.reason or NOT_FINITE
-    combined = ensemble.combined(scores, [False] * len(texts)).tolist()
-    return [
-        Outcome(score, None, None, parts)
-        if math.isfinite(score)
-        else Outcome(None, reason, None, parts)
-        for score, reason, parts in zip(combined, reasons, own, strict=True)
-    ]
+def _compares(scorer: Scorer) -> bool:
+    """Whether a score of a text depends on the other texts of its group."""
+    if not isinstance(scorer, Combined):
+        return scorer.traits.relative
+    return scorer.by_group or any(_compares(m.scorer) for m in scorer.members if m.fits(False))
 
 
 def _classified(
     scorer: ClassifierScorer, texts: Sequence[str], prompts: Sequence[str], *, exact: bool
-) -> list[Outcome]:
+) -> list[Score]:
     """By a classifier, in the words of its own template."""
-    tokenizer = scorer.classifier.tokenizer
     turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
-    shown = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    wording = _Wording(tokenizer, SequenceTokenizer(tokenizer), *shown.split(_SAID, 1))
-    found: list[Outcome] = []
+    shown = str(scorer.tokenizer.apply_chat_template(turns, tokenize=False))
+    tokens = SequenceTokenizer(scorer.tokenizer)
+    wording = _Wording(scorer.tokenizer, tokens, *shown.split(_SAID, 1))
+    scores: list[Score] = []
     readable: dict[int, str] = {}
     for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         parts = wording.parts(text, prompt)
         if isinstance(parts, str):
-            found.append(Outcome(None, parts))
+            scores.append(Score(None, parts))
             continue
         readable[i] = wording.whole(*parts)
-        found.append(Outcome(None, TOO_LONG_TO_CLASSIFY))
-    lengths = scorer.classifier.tokens(list(readable.values()), special=False)
-    fits = [i for i, n in zip(readable, lengths, strict=True) if n <= scorer.classifier.longest]
+        scores.append(Score(None, TOO_LONG_TO_CLASSIFY))
+    lengths = scorer.tokens(list(readable.values()), special=False)
+    fits = [i for i, n in zip(readable, lengths, strict=True) if n <= scorer.longest]
     calls = [[i] for i in fits] if exact else [fits]
     for call in calls:
-        values = scorer.classifier.values([readable[i] for i in call], special=False)
+        values = scorer.values([readable[i] for i in call], special=False)
         for i, value in zip(call, values, strict=True):
-            found[i] = _outcome(value, NOT_FINITE)
-    return found
+            scores[i] = Score.of(value)
+    return scores
 
 
 class _Wording:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -148,11 +148,6 @@ def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | N
                 f"its own; {STANDARDISED if standardised else RAW}"
             )
     return None
-
-
-def spread_entry(spread: Spread) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(spread)
 
 
 def _root(square: float, freedom: int) -> float | None:

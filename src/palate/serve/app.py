@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import palate
-from palate.evaluate.reward.library import identities, name_of
+from palate.data.scorer import Group, Score, Scorer, part_values, values_by_part
+from palate.evaluate.reward.identity import identities
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import Scorer, is_relative, short_name
-from palate.rewards.ensemble import Ensemble
+from palate.rewards.combined import Combined
 from palate.rewards.judge import ALONE
 from palate.rewards.members import MemberSums
-from palate.rewards.rendered import mixture, reads_rendered
-from palate.rewards.rows import Outcome, members_of
+from palate.rewards.mixture import NO_STATISTICS
+from palate.rewards.names import name_of, short_name
+from palate.rewards.rendered import reads_rendered, why_not_rendered
+from palate.rewards.texts import as_chat
 from palate.serve.batcher import Batcher, Groups, Rendered, Work
 from palate.serve.bodies import JsonRoute
 from palate.serve.errors import TooMany, handle_errors
@@ -115,13 +118,13 @@ class _Server:
         self.recipe = recipe
         self.metrics = metrics
         self.name = name_of(recipe.scorer)
-        self.relative = is_relative(scorer)
+        self.relative = scorer.traits.relative
         self.rendered = reads_rendered(scorer)
-        self.mixture = mixture(scorer)
+        self.why_not_rendered = why_not_rendered(scorer)
         weights = identities(recipe.scorer)
         self.weights = _named(weights) if private else weights
         self.started = int(time.time())
-        self.spread = MemberSums(scorer.numbers) if isinstance(scorer, Ensemble) else None
+        self.spread = MemberSums(scorer.numbers) if isinstance(scorer, Combined) else None
         self.batcher = Batcher(
             scorer,
             metrics,
@@ -176,34 +179,34 @@ class _Server:
 
     async def score(self, body: Asked) -> dict[str, Any]:
         """Scores of responses, in the order given."""
-        return _shaped(body, [_scores(own) for own in await self._groups(body)])
+        return _shaped(body, [_shown(scores) for scores in await self._groups(body)])
 
     async def rank(self, body: Asked) -> dict[str, Any]:
         """As `score`, with the places of the responses from best to worst."""
         return _shaped(
             body,
-            [{"order": _order(own), **_scores(own)} for own in await self._groups(body)],
+            [{"order": _order(scores), **_shown(scores)} for scores in await self._groups(body)],
         )
 
     async def get_reward(self, body: GetReward) -> dict[str, Any]:
         """OpenRLHF's shape: a number for every query, or an error that says which has none."""
-        if self.mixture is not None:
-            raise HTTPException(422, self.mixture)
+        if self.why_not_rendered is not None:
+            raise HTTPException(422, self.why_not_rendered)
         prompts = body.prompts or None
         if self.rendered:
-            (outcomes,) = await self._work(Rendered(texts=body.query, prompts=prompts))
+            (scores,) = await self._work(Rendered(texts=body.query, prompts=prompts))
         else:
-            outcomes = await self._split(body.query, prompts)
+            scores = await self._split(body.query, prompts)
         rewards = []
-        for place, outcome in enumerate(outcomes):
-            if outcome.score is None:
-                reason = outcome.reason
-                if reason == ALONE:
+        for place, score in enumerate(scores):
+            if score.value is None:
+                reason = score.reason
+                if reason in (ALONE, NO_STATISTICS):
                     reason += f"; send several queries of one prompt, or use {_SEVERAL}"
                 raise HTTPException(422, f"query.{place}: {reason}")
-            rewards.append(outcome.score)
+            rewards.append(score.value)
         found: dict[str, Any] = {"rewards": rewards, "scores": rewards, "extra_logs": {}}
-        if members := members_of(outcomes):
+        if members := values_by_part(scores):
             found["members"] = members
         return found
 
@@ -214,11 +217,10 @@ class _Server:
         if self.relative:
             text = f"{self.name} compares responses, and a conversation has one: use {_SEVERAL}"
             raise HTTPException(422, text)
-        turns = [content([turn])[0] for turn in body.messages]
-        work = Groups(prompts=[turns[:-1]], responses=[[turns[-1:]]])  # type: ignore[list-item]
-        ((outcome,),) = await self._work(work)
-        if outcome.score is None:
-            raise HTTPException(422, str(outcome.reason))
+        turns = [turn for message in body.messages for turn in as_chat(content([message]))]
+        ((score,),) = await self._work(Groups(groups=[Group(turns[:-1], (turns[-1:],))]))
+        if score.value is None:
+            raise HTTPException(422, str(score.reason))
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
@@ -228,25 +230,29 @@ class _Server:
                 {
                     "index": 0,
                     "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": f"reward:{outcome.score!r}"},
+                    "message": {"role": "assistant", "content": f"reward:{score.value!r}"},
                     "logprobs": None,
                 }
             ],
         }
 
-    async def _groups(self, body: Asked) -> list[list[Outcome]]:
+    async def _groups(self, body: Asked) -> list[list[Score]]:
         items = [body] if isinstance(body, Item) else body.items
-        found = await self._work(
+        scored = await self._work(
             Groups(
-                prompts=[content(item.prompt) for item in items],
-                responses=[[content(r) for r in item.responses] for item in items],
+                groups=[
+                    Group(content(item.prompt), tuple(map(content, item.responses)))
+                    for item in items
+                ]
             )
         )
         if self.spread is not None:
-            self.spread.add([(i, one.members) for i, own in enumerate(found) for one in own])
-        return found
+            self.spread.add(
+                [(i, part_values(score)) for i, scores in enumerate(scored) for score in scores]
+            )
+        return scored
 
-    async def _split(self, queries: Sequence[str], prompts: Sequence[str] | None) -> list[Outcome]:
+    async def _split(self, queries: Sequence[str], prompts: Sequence[str] | None) -> list[Score]:
         """Of scorers that know no template: what follows the prompt is the response."""
         given = prompts or [""] * len(queries)
         groups: dict[str, list[int]] = {}
@@ -255,20 +261,22 @@ class _Server:
                 raise HTTPException(422, f"query.{place}: does not begin with its prompt")
             # Judges that compare need all answers to a prompt at once.
             groups.setdefault(prompt, []).append(place)
-        found = await self._work(
+        scored = await self._work(
             Groups(
-                prompts=list(groups),
-                responses=[[queries[k][len(p) :] for k in own] for p, own in groups.items()],
+                groups=[
+                    Group(prompt, tuple(queries[place][len(prompt) :] for place in places))
+                    for prompt, places in groups.items()
+                ]
             )
         )
-        outcomes = dict(
-            pair
-            for own, scored in zip(groups.values(), found, strict=True)
-            for pair in zip(own, scored, strict=True)
-        )
-        return [outcomes[place] for place in range(len(queries))]
+        by_place = {
+            place: score
+            for places, scores in zip(groups.values(), scored, strict=True)
+            for place, score in zip(places, scores, strict=True)
+        }
+        return [by_place[place] for place in range(len(queries))]
 
-    async def _work(self, work: Work) -> list[list[Outcome]]:
+    async def _work(self, work: Work) -> list[list[Score]]:
         if len(work) > self.recipe.max_request_responses:
             raise TooMany(
                 f"{len(work)} responses in one request, and "
@@ -288,26 +296,28 @@ def _named(weights: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "scores": [o.score for o in outcomes],
-        "reasons": [o.reason for o in outcomes],
+def _shown(scores: Sequence[Score]) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "scores": [score.value for score in scores],
+        "reasons": [score.reason for score in scores],
     }
-    if any(o.text is not None for o in outcomes):
-        found["texts"] = [o.text for o in outcomes]
-    if members := members_of(outcomes):
-        found["members"] = members
-    return found
+    if any(score.text is not None for score in scores):
+        shown["texts"] = [score.text for score in scores]
+    if members := values_by_part(scores):
+        shown["members"] = members
+    if any(score.spans for score in scores):
+        shown["spans"] = [[asdict(span) for span in score.spans] for score in scores]
+    return shown
 
 
-def _order(outcomes: Sequence[Outcome]) -> list[int]:
+def _order(scores: Sequence[Score]) -> list[int]:
     """Best first, equal ones as given, those without a score last."""
 
     def key(place: int) -> tuple[bool, float]:
-        score = outcomes[place].score
-        return score is None, 0.0 if score is None else -score
+        value = scores[place].value
+        return value is None, 0.0 if value is None else -value
 
-    return sorted(range(len(outcomes)), key=key)
+    return sorted(range(len(scores)), key=key)
 
 
 def _shaped(body: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:

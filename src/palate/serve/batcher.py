@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from palate.data.schema import Content
-from palate.rewards.base import Scorer, is_independent
+from palate.data.scorer import Group, Score, Scorer
+from palate.rewards.groups import score_groups
 from palate.rewards.model import forget
 from palate.rewards.rendered import score_rendered
-from palate.rewards.rows import Outcome, score_rows
 from palate.serve.metrics import Metrics
 
-Outcomes = list[list[Outcome]]
+Scored = list[list[Score]]
+"""Scores of a request, a list a group; those of rendered texts are one list."""
 THREAD = "palate-scorer"
 """Name of the thread that runs the scorer."""
 _LOOK_SECONDS = 0.05
@@ -25,17 +25,12 @@ _LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Responses to prompts, to be scored.
+    """Responses to prompts, to be scored."""
 
-    Attributes:
-        prompts: one a group.
-    """
-
-    prompts: Sequence[Content]
-    responses: Sequence[Sequence[Content | str]]
+    groups: Sequence[Group]
 
     def __len__(self) -> int:
-        return sum(len(group) for group in self.responses)
+        return sum(len(group.responses) for group in self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +70,7 @@ class Stopping(Exception):
 @dataclass(eq=False)
 class _Job:
     work: Work
-    answer: asyncio.Future[Outcomes]
+    answer: asyncio.Future[Scored]
     since: float = field(default_factory=time.monotonic)
 
 
@@ -113,7 +108,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._stopping = False
         # One by one, unless passes are shared, or nothing depends on the call.
-        self._together = not exact or is_independent(scorer)
+        self._together = not exact or scorer.traits.independent
         self._batch: list[_Job] = []
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=THREAD)
         self._rate: float | None = None
@@ -154,8 +149,8 @@ class Batcher:
         """Whether anybody waits for an answer."""
         return bool(self._waiting) or not all(job.answer.done() for job in self._batch)
 
-    async def submit(self, work: Work) -> Outcomes:
-        """The outcomes of a request, when they are there; cancelling takes it out of the queue.
+    async def submit(self, work: Work) -> Scored:
+        """The scores of a request, when they are there; cancelling takes it out of the queue.
 
         Raises:
             QueueFull: too much is waiting. Stopping: the server is about to end.
@@ -243,7 +238,7 @@ class Batcher:
             return sum(self._try([job], loop) for job in wanted)
         if not wanted:
             return 0
-        found: Sequence[Outcomes | Exception]
+        found: Sequence[Scored | Exception]
         self._since = time.monotonic()
         try:
             found = self._score([job.work for job in wanted])
@@ -259,36 +254,29 @@ class Batcher:
         loop.call_soon_threadsafe(self._deliver, wanted, found)
         return sum(len(job.work) for job in wanted)
 
-    def _deliver(self, jobs: Sequence[_Job], found: Sequence[Outcomes | Exception]) -> None:
-        for job, outcomes in zip(jobs, found, strict=True):
+    def _deliver(self, jobs: Sequence[_Job], found: Sequence[Scored | Exception]) -> None:
+        for job, scored in zip(jobs, found, strict=True):
             if job.answer.done():
                 continue
-            if isinstance(outcomes, Exception):
-                job.answer.set_exception(outcomes)
+            if isinstance(scored, Exception):
+                job.answer.set_exception(scored)
             else:
-                self.metrics.outcomes(outcomes)
-                job.answer.set_result(outcomes)
+                self.metrics.responses(scored)
+                job.answer.set_result(scored)
 
-    def _score(self, works: Sequence[Work]) -> list[Outcomes]:
-        groups = [work for work in works if isinstance(work, Groups)]
+    def _score(self, works: Sequence[Work]) -> list[Scored]:
+        groups = [group for work in works if isinstance(work, Groups) for group in work.groups]
         rendered = [work for work in works if isinstance(work, Rendered)]
-        scored = iter(
-            score_rows(
-                self.scorer,
-                [prompt for work in groups for prompt in work.prompts],
-                [group for work in groups for group in work.responses],
-                exact=self.exact,
-            )
-        )
+        scored = iter(score_groups(self.scorer, groups, exact=self.exact))
         read = iter(self._rendered(rendered))
         return [
-            [next(scored) for _ in work.responses]
+            [next(scored) for _ in work.groups]
             if isinstance(work, Groups)
             else [[next(read) for _ in work.texts]]
             for work in works
         ]
 
-    def _rendered(self, works: Sequence[Rendered]) -> list[Outcome]:
+    def _rendered(self, works: Sequence[Rendered]) -> list[Score]:
         if not works:
             return []
         return score_rendered(

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 from starlette.exceptions import HTTPException
 
 from palate.errors import PalateError
-from palate.rewards import chat_server
+from palate.rewards.chat import server as chat_server
 from palate.serve.batcher import QueueFull, Stopping
 from palate.serve.guard import REQUEST_ID, error_body
 from palate.serve.logs import log

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from palate.rewards.rows import Outcome
+from palate.data.scorer import Score
 
 MOST_REASONS = 50
 """Reasons that are counted by name."""
@@ -47,14 +47,14 @@ class Metrics:
         self.sizes.observe(responses)
         self.batches.observe(seconds)
 
-    def outcomes(self, outcomes: Sequence[Sequence[Outcome]]) -> None:
+    def responses(self, scored: Sequence[Sequence[Score]]) -> None:
         """Counts what became of responses."""
-        for own in outcomes:
-            for outcome in own:
-                if outcome.reason is None:
+        for scores in scored:
+            for score in scores:
+                if score.reason is None:
                     self.scored.inc()
                 else:
-                    self.unscored.labels(self._named(outcome.reason)).inc()
+                    self.unscored.labels(self._named(score.reason)).inc()
 
     def _named(self, reason: str) -> str:
         # Details may quote what was sent: a template says what it does not take.

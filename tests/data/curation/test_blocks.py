@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from curating import clean, curate, pair
 from palate.data.schema import Preference
+from scored import Numbers
 
 
-class Longest:
+class Longest(Numbers):
     """A reward that likes long responses."""
 
     name = "length"
 
-    def score(self, prompts: list[str], responses: list[str]) -> list[float]:
+    def numbers(self, prompts: list[str], responses: list[str]) -> list[float]:
         return [float(len(response)) for response in responses]
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import random
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +18,8 @@ from palate.data.curation.bands import bands_for
 from palate.data.curation.loss_filter import preference_loss
 from palate.data.curation.shingles import of_characters, of_words
 from palate.data.curation.text import as_text, normalised, words_of
-from palate.data.schema import ImageRef, Preference, Response
+from palate.data.schema import ImageRef, Response
+from palate.data.scorer import Score, Traits
 from palate.errors import DataError, PalateError, RecipeError
 from palate.recipes.curation import Step
 
@@ -34,12 +36,14 @@ class Fixed:
     """Scores pairs as it is told."""
 
     name = "fixed"
+    traits = Traits()
+    counts: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, pairs: list[tuple[float, float]]) -> None:
         self.pairs = iter(pairs)
 
-    def score_pairs(self, rows: list[Preference]) -> list[tuple[float, float]]:
-        return [next(self.pairs) for _ in rows]
+    def score(self, groups: Any) -> list[list[Score]]:
+        return [[Score.of(number) for number in next(self.pairs)] for _ in groups]
 
 
 def test_one_text_of_chats() -> None:

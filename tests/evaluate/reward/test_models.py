@@ -15,6 +15,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import flat_values
 from tiny import CONFIGS
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_runs import write_pairs
@@ -80,7 +81,7 @@ def test_models_judges_and_ensembles_through_one_interface(folder):
     data = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     scorer = ModelScorer("rm/model")
     for side, place in (("chosen", 0), ("rejected", 1)):
-        direct = scorer.score([row["prompt"] for row in data], [row[side] for row in data])
+        direct = flat_values(scorer, [row["prompt"] for row in data], [row[side] for row in data])
         assert [r["scores"]["scalar"][place] for r in rows] == pytest.approx(direct, abs=1e-5)
     for row in rows:
         own = row["scores"]

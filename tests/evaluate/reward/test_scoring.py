@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from palate.data.schema import Content
+from palate.data.scorer import NOT_FINITE, Group, Score, Traits, part_values
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward.candidates import NOT_RATED, own_gold, read_candidates
-from palate.evaluate.reward.items import Item
-from palate.evaluate.reward.library import Library, key_of, name_of, names_of
-from palate.evaluate.reward.scoring import EnsembleBook, ScoreBook
+from palate.evaluate.reward.identity import key_of
+from palate.evaluate.reward.items import Item, as_groups, values_of
+from palate.evaluate.reward.score_cache import CachedScorer, ScoreCache
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward_eval import RobustnessRecipe
 from palate.recipes.schema import DataSource
@@ -29,24 +30,30 @@ from palate.recipes.scorers import (
     PointwiseJudge,
 )
 from palate.rewards.build import _fitting, make_scorer
+from palate.rewards.ensemble import Ensemble
+from palate.rewards.names import name_of, names_of
 
 
 class Asked:
     """Scores by length and remembers every question."""
 
     name = "asked"
+    traits = Traits()
 
     def __init__(self):
         self.groups = []
-        self.unscored = Counter()
+        self.counts = Counter()
 
-    def score(self, prompts, responses):
-        raise AssertionError("groups are scored as groups")
+    def score(self, groups):
+        self.groups += [(group.prompt, group.responses) for group in groups]
+        return [[self.one(response) for response in group.responses] for group in groups]
 
-    def score_groups(self, prompts, responses):
-        self.groups += list(zip(prompts, map(tuple, responses), strict=True))
-        self.unscored["empty"] += sum(not r for group in responses for r in group)
-        return [[float(len(r)) if r else math.nan for r in group] for group in responses]
+    def one(self, response):
+        return Score(len(response)) if response else Score(None, "empty")
+
+
+def scores(scorer, items):
+    return values_of(scorer.score(as_groups(items)))
 
 
 def items(*groups):
@@ -61,7 +68,7 @@ THREE = items(("p", "a", "bb"), ("q", "ccc", ""), ("p", "bb", "dddd"))
 
 def test_responses_of_a_prompt_are_asked_about_together_and_once():
     scorer = Asked()
-    found = ScoreBook(lambda: scorer).scores(THREE)
+    found = scores(CachedScorer(lambda: scorer), THREE)
     assert scorer.groups == [("p", ("a", "bb", "dddd")), ("q", ("ccc", ""))]
     assert found[0] == [1.0, 2.0] and found[2] == [2.0, 4.0]
     assert found[1][0] == 3.0 and math.isnan(found[1][1])
@@ -69,59 +76,59 @@ def test_responses_of_a_prompt_are_asked_about_together_and_once():
 
 def test_a_response_is_asked_about_once_whatever_it_stands_beside(tmp_path):
     scorer = Asked()
-    book = ScoreBook(lambda: scorer, tmp_path / "scores.jsonl")
-    book.scores(items(("p", "a", "")))
-    assert book.scores(items(("p", "a", "changed"), ("p", "", "a")))[0] == [1.0, 7.0]
+    book = CachedScorer(lambda: scorer, tmp_path / "scores.jsonl")
+    scores(book, items(("p", "a", "")))
+    assert scores(book, items(("p", "a", "changed"), ("p", "", "a")))[0] == [1.0, 7.0]
     assert scorer.groups == [("p", ("a", "")), ("p", ("changed",))]
-    assert book.account == {"empty": 1}
+    assert book.counts == {"empty": 1}
     # As a later run finds it.
-    again = ScoreBook(lambda: scorer, tmp_path / "scores.jsonl")
-    assert again.scores(items(("p", "changed", "a"))) == [[7.0, 1.0]]
-    assert len(scorer.groups) == 2 and again.account == {"empty": 1}
+    again = CachedScorer(lambda: scorer, tmp_path / "scores.jsonl")
+    assert scores(again, items(("p", "changed", "a"))) == [[7.0, 1.0]]
+    assert len(scorer.groups) == 2 and again.counts == {"empty": 1}
 
 
 def test_infinite_scores_are_none_and_counted(tmp_path):
     class Wide(Asked):
-        def score_groups(self, prompts, responses):
-            return [[math.inf if len(r) > 2 else 1.0 for r in group] for group in responses]
+        def one(self, response):
+            return Score.of(math.inf if len(response) > 2 else 1.0)
 
-    book = ScoreBook(Wide, tmp_path / "scores.jsonl")
-    found = book.scores(THREE)
+    book = CachedScorer(Wide, tmp_path / "scores.jsonl")
+    found = scores(book, THREE)
     assert math.isnan(found[1][0]) and found[1][1] == 1.0
-    assert book.account["infinite scores"] == 2
-    again = ScoreBook(Wide, tmp_path / "scores.jsonl")
-    assert again.account == book.account and math.isnan(again.scores(THREE)[1][0])
+    assert book.counts[NOT_FINITE] == 2
+    again = CachedScorer(Wide, tmp_path / "scores.jsonl")
+    assert again.counts == book.counts and math.isnan(scores(again, THREE)[1][0])
 
 
 def test_a_judge_that_compares_sees_groups_as_they_are():
     scorer = Asked()
-    ScoreBook(lambda: scorer, relative=True).scores(THREE)
+    scores(CachedScorer(lambda: scorer, relative=True), THREE)
     assert scorer.groups == [("p", ("a", "bb")), ("q", ("ccc", "")), ("p", ("bb", "dddd"))]
 
 
 def test_large_groups_are_parted():
     scorer = Asked()
     many = items(("p", *["x" * n for n in range(1, 21)]))
-    assert ScoreBook(lambda: scorer).scores(many) == [[float(n) for n in range(1, 21)]]
+    assert scores(CachedScorer(lambda: scorer), many) == [[float(n) for n in range(1, 21)]]
     assert [len(group) for _, group in scorer.groups] == [8, 8, 4]
 
 
 def test_what_is_on_disk_is_not_asked_again(tmp_path):
     file = tmp_path / "scores.jsonl"
-    first = ScoreBook(Asked, file, chunk=1)
-    expected = first.scores(THREE)
+    first = CachedScorer(Asked, file, chunk=1)
+    expected = scores(first, THREE)
 
     def never():
         raise AssertionError("loaded")
 
-    again = ScoreBook(never, file)
-    assert np.array_equal(again.scores(THREE)[1], expected[1], equal_nan=True)
-    assert again.account == first.account == Counter({"empty": 1})
+    again = CachedScorer(never, file)
+    assert np.array_equal(scores(again, THREE)[1], expected[1], equal_nan=True)
+    assert again.counts == first.counts == Counter({"empty": 1})
     # A line that a kill cut off costs its groups alone.
     lines = file.read_text().splitlines()
     file.write_text(lines[0] + "\n" + lines[1][:20])
     scorer = Asked()
-    assert ScoreBook(lambda: scorer, file).scores(THREE)[0] == [1.0, 2.0]
+    assert scores(CachedScorer(lambda: scorer, file), THREE)[0] == [1.0, 2.0]
     assert len(scorer.groups) == 1
 
 
@@ -130,16 +137,36 @@ def ensemble(*members, **more):
     return EnsembleScorer(members=parts, **more)
 
 
-def test_an_ensemble_is_made_of_its_members_books(tmp_path):
-    library = Library(tmp_path)
-    single = library.book(LengthScorer())
-    single.scores(THREE)
-    both = library.book(ensemble(LengthScorer(), LengthScorer(prefer="shorter")))
-    assert isinstance(both, EnsembleBook) and both.books[0] is single
-    assert both.scores(THREE) == [[0.0, 0.0]] * 3
-    rows, owner = both.member_scores(THREE)
-    assert rows.tolist() == [[1, 2, 3, 0, 2, 4], [-1, -2, -3, 0, -2, -4]]
-    assert owner == [0, 0, 1, 1, 2, 2]
+def test_an_ensemble_is_made_of_its_members_kept_scores(tmp_path, monkeypatch):
+    cache = ScoreCache(tmp_path)
+    scores(cache.scorer(LengthScorer()), THREE)
+    both = cache.scorer(ensemble(LengthScorer(), LengthScorer(prefer="shorter")))
+    assert isinstance(both, Ensemble)
+    # What the one scorer was asked about is not asked about again.
+    kept = both.members[0].scorer
+    monkeypatch.setattr(kept, "load", lambda: pytest.fail("loaded"))
+    cache.release()
+    scored = both.score(as_groups(THREE))
+    assert values_of(scored) == [[0.0, 0.0]] * 3
+    longer, shorter = zip(*(part_values(s).values() for own in scored for s in own), strict=True)
+    assert longer == (1, 2, 3, 0, 2, 4) and shorter == (-1, -2, -3, 0, -2, -4)
+
+
+def test_what_has_no_score_keeps_its_reason(tmp_path):
+    group = [Group("p", ("a", ""))]
+    expected = [[Score(1), Score(None, "empty")]]
+    for scorer in (Asked, None):
+        assert CachedScorer(scorer, tmp_path / "scores.jsonl").score(group) == expected
+
+
+def test_two_names_of_one_scorer_share_what_is_kept(tmp_path):
+    cache = ScoreCache(tmp_path)
+    one = cache.scorer(LengthScorer(name="one"))
+    two = cache.scorer(LengthScorer(name="two"))
+    scores(one, THREE)
+    cache.release()
+    two.load = lambda: pytest.fail("loaded")
+    assert (one.name, two.name) == ("one", "two") and scores(two, THREE) == scores(one, THREE)
 
 
 def test_statistics_of_an_ensemble_come_from_its_validation_pairs(tmp_path):
@@ -152,17 +179,15 @@ def test_statistics_of_an_ensemble_come_from_its_validation_pairs(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = (DataSource(path=str(file)),)
     members = (LengthScorer(), LengthScorer(prefer="shorter"))
-    book = Library().book(ensemble(*members, combine="weighted", validation=source))
-    assert [m.weight for m in book.ensemble.members] == pytest.approx([2 / 3, 1 / 3])
-    z = Library().book(ensemble(*members, combine="zscore", validation=source))
+    book = ScoreCache().scorer(ensemble(*members, combine="weighted", validation=source))
+    assert [m.weight for m in book.members] == pytest.approx([2 / 3, 1 / 3])
+    z = ScoreCache().scorer(ensemble(*members, combine="zscore", validation=source))
     lengths = np.asarray([4, 2, 1, 3, 3, 1.0])
-    assert z.ensemble.members[0].mean == pytest.approx(lengths.mean())
-    assert z.ensemble.members[1].deviation == pytest.approx(lengths.std())
+    assert z.members[0].mean == pytest.approx(lengths.mean())
+    assert z.members[1].deviation == pytest.approx(lengths.std())
     by_margin = ensemble(*members, combine="weighted", weigh_by="margin", validation=source)
     # A member whose mean margin is negative has no say.
-    assert [m.weight for m in Library().book(by_margin).ensemble.members] == pytest.approx(
-        [2 / 3, 0.0]
-    )
+    assert [m.weight for m in ScoreCache().scorer(by_margin).members] == pytest.approx([2 / 3, 0.0])
 
 
 def test_members_are_measured_on_the_prompts_that_they_are_asked_about(tmp_path):
@@ -185,7 +210,7 @@ def test_members_are_measured_on_the_prompts_that_they_are_asked_about(tmp_path)
         parts = tuple(MemberRecipe(scorer=LengthScorer(), modality=m) for m in modalities)
         source = (DataSource(path=str(file)),)
         recipe = EnsembleScorer(members=parts, combine="zscore", validation=source)
-        return [member.mean for member in Library().book(recipe).ensemble.members]
+        return [member.mean for member in ScoreCache().scorer(recipe).members]
 
     def write(given):
         file.write_text("".join(json.dumps(row) + "\n" for row in given))

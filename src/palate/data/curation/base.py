@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from palate.data.curation.text import as_text
 from palate.data.schema import Preference
+from palate.data.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -128,30 +129,8 @@ class RowStep:
         return {}
 
 
-class Scorer(Protocol):
-    """Gives a number to each side of a pair, higher is better: a reward, or a log-ratio of models.
-
-    Attributes:
-        name: short, for reports.
-    """
-
-    name: str
-
-    def score_pairs(self, rows: list[Preference]) -> list[tuple[float, float]]:
-        """Score of the chosen and of the rejected response of each row."""
-        ...
-
-
-class TextReward(Protocol):
-    """What `palate.rewards` offers: scores of texts."""
-
-    name: str
-
-    def score(self, prompts: list[str], responses: list[str]) -> list[float]: ...
-
-
-MakeScorer = Callable[[Any], "Scorer | TextReward"]
-"""From the `reward` of a step's recipe to what scores; `palate.rewards.build_scorer` is one."""
+MakeScorer = Callable[[Any], Scorer]
+"""From the `reward` of a step's recipe to what scores; `palate.rewards.make_reward` is one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ This package stands below rewards and models, so the caller brings what makes th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from palate.data.curation.base import Block, Means, Scorer, TextReward
-from palate.data.curation.text import as_text
+from palate.data.curation.base import Block, Means
 from palate.data.schema import Preference
+from palate.data.scorer import Group, Score, Scorer, ask
 from palate.errors import DataError, PalateError
 from palate.recipes.curation import ColumnScores, Scores
 
@@ -29,7 +30,7 @@ class Differences:
 
     def __init__(self, recipe: Scores, means: Means) -> None:
         self._recipe = recipe
-        self._scorer: Scorer | TextReward | None = None
+        self._scorer: Scorer | None = None
         if isinstance(recipe, ColumnScores):
             self.name = f"{recipe.chosen} - {recipe.rejected}"
             return
@@ -49,25 +50,31 @@ class Differences:
         if isinstance(self._recipe, ColumnScores):
             return [_from_columns(row, self._recipe) for row in block.rows]
         assert self._scorer is not None
-        pairs = score_pairs(self._scorer, block.rows)
-        return [_difference(chosen, rejected) for chosen, rejected in pairs]
+        scores = score_pairs(self._scorer, block.rows)
+        return [_difference(chosen.value, rejected.value) for chosen, rejected in scores]
 
 
-def score_pairs(scorer: Scorer | TextReward, rows: list[Preference]) -> list[tuple[float, float]]:
-    """Scores of chosen and rejected. What scores texts gets chats as one text, see `as_text`."""
-    if hasattr(scorer, "score_pairs"):
-        found: list[tuple[float, float]] = scorer.score_pairs(rows)
-        return found
-    prompts = [as_text(row.prompt) for row in rows]
-    sides = [as_text(row.responses[side].content) for side in (0, 1) for row in rows]
-    scores = scorer.score(prompts * 2, sides)
-    return list(zip(scores[: len(rows)], scores[len(rows) :], strict=True))
+def score_pairs(scorer: Scorer, rows: Sequence[Preference]) -> list[tuple[Score, Score]]:
+    """Scores of chosen and rejected, each as an answer to the prompt that it answers."""
+    groups = [group for row in rows for group in _groups(row)]
+    scores = (score for scores in ask(scorer, groups) for score in scores)
+    return [(next(scores), next(scores)) for _ in rows]
+
+
+def _groups(row: Preference) -> list[Group]:
+    chosen, rejected = row.responses
+    if not row.has_own_prompts:
+        return [Group(row.prompt, (chosen.content, rejected.content))]
+    return [
+        Group(row.prompt if side.prompt is None else side.prompt, (side.content,))
+        for side in (chosen, rejected)
+    ]
 
 
 def _from_columns(row: Preference, recipe: ColumnScores) -> float | None:
     chosen = _number(row, recipe.chosen)
     rejected = _number(row, recipe.rejected)
-    return None if chosen is None or rejected is None else _difference(chosen, rejected)
+    return _difference(chosen, rejected)
 
 
 def _number(row: Preference, field: str) -> float | None:
@@ -86,6 +93,8 @@ def _number(row: Preference, field: str) -> float | None:
     return float(value)
 
 
-def _difference(chosen: float, rejected: float) -> float | None:
+def _difference(chosen: float | None, rejected: float | None) -> float | None:
+    if chosen is None or rejected is None:
+        return None
     difference = chosen - rejected
     return difference if math.isfinite(difference) else None

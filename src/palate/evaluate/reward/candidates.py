@@ -13,13 +13,13 @@ from palate.data.containers.base import shape_of
 from palate.data.ledger import Ledger, digest
 from palate.data.readers import read_source
 from palate.data.readers.read import draw_order
+from palate.data.scorer import HAS_IMAGES
 from palate.data.scores import scores_of
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.benchmark import REPEATED, quarantined
 from palate.evaluate.reward.items import Item, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
-from palate.rewards.base import HAS_IMAGES
 
 SAMPLE_FIELDS = frozenset(("prompt_id", "index", "prompt", "policy", "response"))
 _GROUP = ("policy", "checkpoint", "prompt_id")

@@ -36,6 +36,13 @@ def _check(recipe: recipes.Scorer) -> None:
         for source in recipe.validation:
             open_records(source)
         check_scorers([member.scorer for member in recipe.members])
+    elif isinstance(recipe, recipes.MixtureScorer):
+        if isinstance(recipe.zscores, Path) and not recipe.zscores.is_file():
+            raise ModelError(f"`zscores`: no file {recipe.zscores}")
+        check_scorers([member.scorer for member in recipe.members])
+    elif isinstance(recipe, recipes.RuleScorer):
+        for source in recipe.answers:
+            open_records(source)
     elif isinstance(recipe, recipes.ModelScorer | recipes.ClassifierScorer):
         _model(recipe.path, recipe.revision)
     elif isinstance(recipe, recipes.LexiconScorer | recipes.LengthScorer):
@@ -48,7 +55,7 @@ def _check(recipe: recipes.Scorer) -> None:
 
 def _chat(recipe: recipes.LocalChat | recipes.ServerChat) -> None:
     if isinstance(recipe, recipes.ServerChat):
-        from palate.rewards.chat_server import Server
+        from palate.rewards.chat.server import Server
 
         Server(recipe)
         return

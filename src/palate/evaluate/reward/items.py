@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from palate.data.schema import Content
-from palate.rewards.base import response_text
+from palate.data.scorer import Group, Score
+from palate.rewards.texts import response_text
 
 Array = npt.NDArray[np.float64]
 Scores = Sequence[Sequence[float]]
@@ -72,6 +73,16 @@ class Comparisons:
             longer=self.longer[mask],
             stated=self.stated[mask],
         )
+
+
+def as_groups(items: Sequence[Item]) -> list[Group]:
+    """The items as a scorer takes them."""
+    return [Group(item.prompt, item.responses) for item in items]
+
+
+def values_of(scored: Sequence[Sequence[Score]]) -> list[list[float]]:
+    """What was scored as numbers to compute with, NaN where there is none."""
+    return [[np.nan if s.value is None else s.value for s in scores] for scores in scored]
 
 
 def compare(items: Sequence[Item], scores: Scores) -> Comparisons:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from palate.data.scorer import Score
 from palate.errors import RunError
 from palate.io import append_jsonl
-from palate.rewards.rows import Outcome
 
 LINES = "scores.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -40,19 +40,19 @@ class Tally:
     least: float | None = None
     most: float | None = None
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, score: Score) -> None:
         """Counts a response."""
         self.responses += 1
-        if outcome.score is None:
-            self.unscored[str(outcome.reason)] += 1
+        value = score.value
+        if value is None:
+            self.unscored[str(score.reason)] += 1
             return
-        score = outcome.score
         self.scored += 1
-        off = score - self.mean
+        off = value - self.mean
         self.mean += off / self.scored
-        self.square += off * (score - self.mean)
-        self.least = score if self.least is None else min(self.least, score)
-        self.most = score if self.most is None else max(self.most, score)
+        self.square += off * (value - self.mean)
+        self.least = value if self.least is None else min(self.least, value)
+        self.most = value if self.most is None else max(self.most, value)
 
     def state(self) -> dict[str, Any]:
         """As JSON."""

@@ -10,13 +10,13 @@ from palate.data.ledger import Ledger
 from palate.data.pairing import OWN_PROMPTS, construct, needs_pairing, refuse_needless
 from palate.data.readers import read_source
 from palate.data.schema import Preference
+from palate.data.scorer import HAS_IMAGES
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read
 from palate.evaluate.reward.items import Item, Scores, compare, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
-from palate.rewards.base import HAS_IMAGES
 
 NO_PAIR = "no pair: a response without another to compare it with"
 

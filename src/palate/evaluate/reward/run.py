@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from palate.data.scorer import Score, Scorer, part_values
 from palate.evaluate.folder import PARTS, Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
@@ -20,22 +21,30 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.items import Item, compare, digest_items, digest_of
-from palate.evaluate.reward.library import Library, identities, name_of, names_of
+from palate.evaluate.reward.identity import identities
+from palate.evaluate.reward.items import (
+    Item,
+    as_groups,
+    compare,
+    digest_items,
+    digest_of,
+    values_of,
+)
 from palate.evaluate.reward.pairs import Pairs
 from palate.evaluate.reward.rewardbench import RewardBench
 from palate.evaluate.reward.rewardbench2 import RewardBench2
 from palate.evaluate.reward.rm_bench import RmBench
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
-from palate.evaluate.reward.scoring import Book, EnsembleBook
+from palate.evaluate.reward.score_cache import ScoreCache, counts_of
 from palate.evaluate.run import EvalResult
 from palate.io import read_json
 from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.rewards.base import has_images
+from palate.rewards.combined import Combined
 from palate.rewards.length import Length
-from palate.rewards.spread import spreads
+from palate.rewards.members import MemberSums
+from palate.rewards.names import name_of, names_of
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""
@@ -86,9 +95,9 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
             entries += candidates.entries
             lines += candidates.quarantine
         folder.record_data({"kind": KIND, "sources": entries, "train": None, "eval": None}, lines)
-        library = Library(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
-        own = _Own(recipe, sets, candidates, library, console)
-        document, rows = own.evaluate(folder)
+        cache = ScoreCache(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
+        context = _EvaluationContext(recipe, sets, candidates, cache, console)
+        document, rows = context.evaluate(folder)
         folder.finish(document, rows, SCORES)
     from palate.report import write_report
 
@@ -100,20 +109,20 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
 
 
 @dataclasses.dataclass
-class _Own:
+class _EvaluationContext:
     """What all models of an evaluation share."""
 
     recipe: RewardEvalRecipe
     sets: Sequence[_Set]
     candidates: Candidates | None
-    library: Library
+    cache: ScoreCache
     console: Console
 
     def evaluate(self, folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of evaluation.json, and the lines of scores.jsonl."""
         names = names_of(self.recipe.models)
         models: list[dict[str, Any]] = []
-        books: list[Book] = []
+        scorers: list[Scorer] = []
         scores: dict[str, dict[str, list[list[float]]]] = {}
         results: dict[str, dict[str, dict[str, Any]]] = {one.name: {} for one in self.sets}
         choices: dict[str, dict[str, Any]] = {}
@@ -121,38 +130,42 @@ class _Own:
         gold = self._gold(folder)
         for name, model in zip(names, self.recipe.models, strict=True):
             self.console.print(f"evaluating {name}", highlight=False)
-            book = self.library.book(model, name)
+            scorer = self.cache.scorer(model, name)
+            scored: list[list[Score]] = []
             scores[name] = {}
             for one in self.sets:
-                found = self._scores(book, one.items, f"  {one.name}")
-                scores[name][one.name] = found
-                results[one.name][name] = self._results(one, book, found)
+                of_set = self._scores(scorer, one.items, f"  {one.name}")
+                scored += of_set
+                values = scores[name][one.name] = values_of(of_set)
+                results[one.name][name] = self._results(one, scorer, values)
             if self.candidates is not None:
                 assert gold is not None and self.recipe.best_of_n is not None
-                found = self._scores(book, self.candidates.items, "  candidates")
+                items = self.candidates.items
+                of_candidates = self._scores(scorer, items, "  candidates")
+                scored += of_candidates
+                proxies[name] = values_of(of_candidates)
                 choices[name] = curve(
-                    found,
+                    proxies[name],
                     gold,
                     largest=self.recipe.best_of_n.largest,
                     smallest=self.recipe.best_of_n.min_candidates,
                     confidence=self.recipe.confidence,
-                    groups=[digest_of(item.prompt) for item in self.candidates.items],
+                    groups=[digest_of(item.prompt) for item in items],
                 )
-                proxies[name] = found
             models.append(
                 {
                     "name": name,
                     "type": model.type,
                     "scores": _describe(scores[name].values()),
-                    "members": self._members(book),
+                    "members": _members(scorer, scored),
                 }
             )
-            books.append(book)
+            scorers.append(scorer)
             folder.record_scorer({"name": name, "type": model.type, "weights": identities(model)})
-            book.release()
+            self.cache.release()
         # Of all that a scorer was asked, by ensembles after it, too: a resumed run knows no order.
-        for entry, book in zip(models, books, strict=True):
-            entry["account"] = dict(sorted(book.account.items()))
+        for entry, scorer in zip(models, scorers, strict=True):
+            entry["account"] = dict(sorted(counts_of(scorer).items()))
         document = {
             "kind": KIND,
             "version": VERSION,
@@ -168,11 +181,13 @@ class _Own:
         }
         return document, [*self._rows(scores), *self._candidate_rows(proxies, gold)]
 
-    def _scores(self, book: Book, items: Sequence[Item], text: str) -> list[list[float]]:
-        with task(text, len(items), self.console) as progress:
-            return book.scores(items, progress)
+    def _scores(self, scorer: Scorer, items: Sequence[Item], text: str) -> list[list[Score]]:
+        with task(text, len(items), self.console) as self.cache.progress:
+            scores = scorer.score(as_groups(items))
+        self.cache.progress = None
+        return scores
 
-    def _results(self, one: _Set, book: Book, scores: list[list[float]]) -> dict[str, Any]:
+    def _results(self, one: _Set, scorer: Scorer, scores: list[list[float]]) -> dict[str, Any]:
         confidence = self.recipe.confidence
         pairs = compare(one.items, scores)
         official = one.benchmark.official(one.items, scores, confidence)
@@ -183,10 +198,12 @@ class _Own:
             "calibration": calibration(pairs, confidence, self.recipe.seed),
             "by_length": by_length(pairs, confidence),
             "by_margin": by_margin(pairs, confidence),
-            "robustness": self._robustness(one, book, scores),
+            "robustness": self._robustness(one, scorer, scores),
         }
 
-    def _robustness(self, one: _Set, book: Book, scores: list[list[float]]) -> list[dict[str, Any]]:
+    def _robustness(
+        self, one: _Set, scorer: Scorer, scores: list[list[float]]
+    ) -> list[dict[str, Any]]:
         wanted = self.recipe.robustness
         if wanted is None:
             return []
@@ -199,27 +216,12 @@ class _Own:
         for change, rejected_only in jobs:
             words, function = CHANGES[change]
             new = [changed(item, function, rejected_only=rejected_only) for item in items]
-            after = self._scores(book, new, f"  {one.name}, {change}")
+            after = values_of(self._scores(scorer, new, f"  {one.name}, {change}"))
             found.append(
                 {"change": change, "words": words, "rejected_only": rejected_only}
                 | robustness(items, before, after, self.recipe.confidence)
             )
         return found
-
-    def _members(self, book: Book) -> dict[str, Any] | None:
-        """Spread of the members of an ensemble over all items."""
-        if not isinstance(book, EnsembleBook):
-            return None
-        items = [item for one in self.sets for item in one.items]
-        if self.candidates is not None:
-            items += self.candidates.items
-        rows, owner = book.member_scores(items)
-        names = book.ensemble.names
-        asked = book.ensemble.asked([has_images(items[i].prompt) for i in owner])
-        numbers = book.ensemble.numbers
-        raw = spreads(names, rows, owner, asked=asked)
-        entering = spreads(names, numbers.entering(rows), owner, asked=asked)
-        return numbers.described(raw, entering)
 
     def _entry(
         self,
@@ -227,14 +229,12 @@ class _Own:
         results: dict[str, dict[str, Any]],
         scores: dict[str, list[list[float]]],
     ) -> dict[str, Any]:
-        prompts = [item.prompt for item in one.items for _ in item.responses]
-        flat = [response for item in one.items for response in item.responses]
         baselines = {}
         for prefer in ("longer", "shorter"):
-            values = iter(Length(prefer).score(prompts, flat))
-            own = [[next(values) for _ in item.responses] for item in one.items]
-            found = one.benchmark.official(one.items, own, self.recipe.confidence)
-            baselines[prefer] = _official(found)
+            values = values_of(Length(prefer).score(as_groups(one.items)))
+            baselines[prefer] = _official(
+                one.benchmark.official(one.items, values, self.recipe.confidence)
+            )
         pairs = {name: compare(one.items, own) for name, own in scores.items()}
         return {
             "name": one.name,
@@ -258,14 +258,13 @@ class _Own:
         recipe = self.recipe.best_of_n.gold
         if recipe is None:
             return own_gold(self.candidates)
-        book = self.library.book(recipe)
-        found = self._scores(book, self.candidates.items, "gold scores")
-        book.release()
+        scores = self._scores(self.cache.scorer(recipe), self.candidates.items, "gold scores")
+        self.cache.release()
         folder.record_scorer(
             {"name": self._gold_name(), "type": recipe.type, "weights": identities(recipe)}
             | {"role": "gold"}
         )
-        return found
+        return values_of(scores)
 
     def _gold_name(self) -> str:
         assert self.recipe.best_of_n is not None
@@ -329,6 +328,15 @@ def _benchmarks(
         taken.add(name)
         found.append((one, name, made))
     return found
+
+
+def _members(scorer: Scorer, scored: Sequence[Sequence[Score]]) -> dict[str, Any] | None:
+    """Spread of the members of an ensemble or a mixture over all items; None of other scorers."""
+    if not isinstance(scorer, Combined):
+        return None
+    sums = MemberSums(scorer.numbers)
+    sums.add([(i, part_values(score)) for i, scores in enumerate(scored) for score in scores])
+    return sums.described()
 
 
 def _as_json(scores: Sequence[float]) -> list[float | None]:

@@ -16,28 +16,27 @@ from typing import Any
 
 from rich.console import Console
 
-from palate.data.containers import Rejection, open_records
+from palate.data.containers import Rejection
 from palate.data.containers.open import named
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
+from palate.data.scorer import Group, Score, Scorer
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
+from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
-from palate.evaluate.reward.library import VERSION, identities, name_of
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
-from palate.io import sha256_file, write_json
+from palate.io import write_json
 from palate.memory import kept_memory
-from palate.recipes.scorers import EnsembleScorer
-from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
-from palate.rewards.ensemble import Ensemble
-from palate.rewards.rows import Outcome, score_rows
+from palate.rewards.combined import Combined
+from palate.rewards.groups import score_groups
+from palate.rewards.names import name_of
 
 TABLE = "scores.parquet"
 
@@ -76,7 +75,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)
-            if isinstance(scorer, Ensemble):
+            if isinstance(scorer, Combined):
                 keep_numbers(folder.path, scorer.numbers)
             _score(recipe, streams, state, scorer, console)
         result = _finish(recipe, streams, state, folder)
@@ -112,20 +111,20 @@ def _score(
         with task(f"scoring {stream.name}", len(stream), console) as progress:
             for block in _blocks(stream, state.place, recipe.block_rows):
                 rows, lost = _count(block, tally)
-                before = _counted(scorer)
+                before = Counter(scorer.counts)
                 try:
-                    outcomes = _outcomes(scorer, rows, exact=recipe.exact)
+                    scored = _scored(scorer, rows, exact=recipe.exact)
                 except ModelError as error:
                     where = f"{stream.path}, rows {rows[0].row} to {rows[-1].row}"
                     raise ModelError(f"{where}: {error}") from error
-                counted = _counted(scorer)
+                counted = Counter(scorer.counts)
                 counted.subtract(before)
                 state.account += +counted
                 lines = []
-                for row, own in zip(rows, outcomes, strict=True):
-                    for index, outcome in enumerate(own):
-                        tally.add(outcome)
-                        lines.append(line_of(row, index, outcome))
+                for row, scores in zip(rows, scored, strict=True):
+                    for index, score in enumerate(scores):
+                        tally.add(score)
+                        lines.append(line_of(row, index, score))
                 quarantine = [
                     json.dumps(quarantined(stream.name, item), ensure_ascii=False) + "\n"
                     for item in lost
@@ -181,20 +180,16 @@ def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejectio
     return rows, lost
 
 
-def _outcomes(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Outcome]]:
-    reasons = [OWN_PROMPTS if row.has_own_prompts else None for row in rows]
-    readable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
-    scored = iter(
-        score_rows(
-            scorer,
-            [row.prompt for row in readable],
-            [[response.content for response in row.responses] for row in readable],
-            exact=exact,
-        )
-    )
+def _scored(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Score]]:
+    groups = [
+        Group(row.prompt, tuple(response.content for response in row.responses))
+        for row in rows
+        if not row.has_own_prompts
+    ]
+    scored = iter(score_groups(scorer, groups, exact=exact))
     return [
-        next(scored) if reason is None else [Outcome(None, reason)] * len(row.responses)
-        for row, reason in zip(rows, reasons, strict=True)
+        [Score(None, OWN_PROMPTS)] * len(row.responses) if row.has_own_prompts else next(scored)
+        for row in rows
     ]
 
 
@@ -209,10 +204,6 @@ def _nothing(quarantine: Path, first_file: str) -> DataError:
     more = f"; no usable row, {others} more in {quarantine}" if others else "; no usable row"
     reason = found["reason"] + more
     return DataError(reason, file=found["file"], row=found["row"], field=found["field"])
-
-
-def _counted(scorer: Any) -> Counter[str]:
-    return Counter(getattr(scorer, "counts", {}))
 
 
 def _finish(
@@ -279,20 +270,9 @@ def _inputs(recipe: ScoreRecipe, streams: Sequence[Stream]) -> Inputs:
     return {
         "data": {stream.name: digest(stream.records.files) for stream in streams},
         "model": dict(identities(recipe.scorer)),
-        "file": _files(recipe.scorer),
+        "file": files_of(recipe.scorer),
         "version": {"of scores": str(VERSION)},
     }
-
-
-def _files(recipe: ScorerRecipe) -> dict[str, str | None]:
-    """Path -> digest of what a scorer reads besides models."""
-    if isinstance(recipe, EnsembleScorer):
-        found = {source.path: digest(open_records(source).files) for source in recipe.validation}
-        for member in recipe.members:
-            found |= _files(member.scorer)
-        return found
-    template = getattr(getattr(recipe, "chat", None), "chat_template", None)
-    return {str(template): sha256_file(template)} if isinstance(template, Path) else {}
 
 
 def _digest(stream: Stream, state: Journal) -> str | None:

@@ -11,30 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.schema import Preference
+from palate.data.scorer import Score, part_values
 from palate.errors import RunError
 from palate.io import read_json, write_json
 from palate.rewards.members import MemberSums, Numbers
-from palate.rewards.rows import Outcome
 
 BLOCK = 8192
 NUMBERS = "members.json"
 
 
-def line_of(row: Preference, index: int, outcome: Outcome) -> str:
+def line_of(row: Preference, index: int, score: Score) -> str:
     """The line of one response of a row."""
     line: dict[str, Any] = {
         "id": row.id,
         "source": row.source,
         "row": row.row,
         "response": index,
-        "score": outcome.score,
+        "score": score.value,
     }
-    if outcome.score is None:
-        line["reason"] = outcome.reason
-    if outcome.text is not None:
-        line["text"] = outcome.text
-    if outcome.members:
-        line["members"] = outcome.members
+    if score.reason is not None:
+        line["reason"] = score.reason
+    if score.text is not None:
+        line["text"] = score.text
+    if score.parts:
+        line["members"] = part_values(score)
+    if score.spans:
+        line["spans"] = [asdict(span) for span in score.spans]
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -77,6 +79,14 @@ def as_table(lines: Path, table: Path) -> None:
 
     if not lines.exists() and table.exists():
         return
+    span = pa.struct(
+        [
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("value", pa.float64()),
+            ("unit", pa.string()),
+        ]
+    )
     schema = pa.schema(
         [
             ("id", pa.string()),
@@ -87,6 +97,7 @@ def as_table(lines: Path, table: Path) -> None:
             ("reason", pa.string()),
             ("text", pa.string()),
             ("members", pa.map_(pa.string(), pa.float64())),
+            ("spans", pa.list_(span)),
         ]
     )
     part = table.with_name(f".{table.name}.tmp")

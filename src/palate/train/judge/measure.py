@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from palate.data.scorer import Group, Scorer
 from palate.evaluate.reward.accuracy import accuracy, share_interval
-from palate.evaluate.reward.items import Item, compare
+from palate.evaluate.reward.items import Item, as_groups, compare, values_of
 from palate.evaluate.statistics import wilson
 from palate.recipes import scorers
 from palate.recipes.judge import PointwiseKind
-from palate.rewards.base import Scorer
 from palate.rewards.chat import Chat
 from palate.rewards.critic import Critic
 from palate.rewards.judge import CUT, UNASKED, UNREADABLE, Pairwise, Pointwise
@@ -51,7 +51,7 @@ def measure_pairwise(
         right.append(float(_likeliest(line["shares"]) == label))
     agree, disagree = judge.counts[Pairwise.AGREE], judge.counts[Pairwise.DISAGREE]
     first, second = judge.counts[Pairwise.FIRST_SLOT], judge.counts[Pairwise.SECOND_SLOT]
-    scores = [[win, 1.0 - win] for win in wins]
+    scores = [[math.nan] * 2 if win is None else [win, 1.0 - win] for win in wins]
     return {
         "pairs": accuracy(compare([_item(row) for row in rows], scores), CONFIDENCE),
         "verdicts": _verdicts(judge, right, np.tile(np.arange(len(rows)), 2)),
@@ -81,7 +81,8 @@ def measure_pointwise(
     judge = Pointwise(recipe, chat)
     said: list[dict[str, Any]] = []
     judge.transcript = said.append
-    scores = judge.score([row.prompt for row in rows], [row.response for row in rows])
+    scored = judge.score([Group(row.prompt, (row.response,)) for row in rows])
+    scores = [score for (score,) in values_of(scored)]
     labels = [on_scale(row.rating, cuts, kind) for row in rows]
     right = [
         float(_likeliest(line["shares"]) == str(label))
@@ -121,14 +122,12 @@ def measure_critic(
         (see `Chat.reply`).
     """
     critic = Critic(recipe, scorer, chat)
-    prompts = [row.prompt for row in rows for _ in range(2)]
-    responses = [side for row in rows for side in (row.better, row.worse)]
-    found = critic.score(prompts, list(responses))
-    scores = [found[2 * i : 2 * i + 2] for i in range(len(rows))]
+    items = [_item(row) for row in rows]
+    scores = values_of(critic.score(as_groups(items)))
     return {
-        "pairs": accuracy(compare([_item(row) for row in rows], scores), CONFIDENCE),
+        "pairs": accuracy(compare(items, scores), CONFIDENCE),
         "critiques": {
-            "n": len(responses),
+            "n": 2 * len(rows),
             "cut": critic.counts[Critic.CUT],
             "empty": critic.counts[Critic.EMPTY],
             "unasked": _unasked(critic.counts),

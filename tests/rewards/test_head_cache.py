@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from palate.models.model import Model
-from palate.rewards import known, model
-from palate.rewards.known import Known
+from palate.rewards import head_cache, model
+from palate.rewards.groups import score_groups
+from palate.rewards.head_cache import HeadScoreCache
 from palate.rewards.model import ModelScorer
 from palate.rewards.rendered import score_rendered
-from palate.rewards.rows import score_rows
+from scored import groups_of
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_scorer import heads_of, scorer_of
 from tiny_serve import client, run
@@ -31,13 +32,13 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return out
 
     monkeypatch.setattr(Model, "forward", counted)
-    monkeypatch.setattr(known, "MOST_KNOWN", FEW)
+    monkeypatch.setattr(head_cache, "MOST_KNOWN", FEW)
     return found
 
 
 def test_what_was_asked_about_last_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "MOST_KNOWN", 3)
-    memory = Known()
+    monkeypatch.setattr(head_cache, "MOST_KNOWN", 3)
+    memory = HeadScoreCache()
     for name in "abc":
         memory.put(name, (1.0, 2.0))
     assert memory.get("a") == (1.0, 2.0) and memory.get("z") is None
@@ -61,12 +62,12 @@ def test_heads_share_the_passes_of_a_call_larger_than_the_memory(
     scorer = heads_of(byte_tokenizer(template=CHATML))
     prompts: list[Any] = [f"say {n}" for n in range(5)]
     answers: list[Any] = [[f"word {n} {k}" for k in range(4)] for n in range(5)]
-    score_rows(scorer, prompts[:1], answers[:1])
+    score_groups(scorer, groups_of(prompts[:1], answers[:1]))
     sequences.clear()
     first = scorer.members[0].scorer
     assert isinstance(first, ModelScorer)
-    found = score_rows(scorer, prompts[1:], answers[1:], exact=exact)
-    assert all(len(own.members) == 3 for group in found for own in group)
+    found = score_groups(scorer, groups_of(prompts[1:], answers[1:]), exact=exact)
+    assert all(len(own.parts) == 3 for group in found for own in group)
     assert sum(sequences) == 16
     rendered = [
         first.encoder.template.render([{"role": "user", "content": p}], []) for p in prompts
@@ -85,8 +86,9 @@ def test_calls_beyond_number_leave_little(heads: bool, sequences: list[int]) -> 
         scorer = ModelScorer(scorer_of(tokenizer, heads=3).model, tokenizer=tokenizer, head=1)
     inner = scorer.members[0].scorer.model if heads else scorer.model
     for n in range(6):
-        score_rows(scorer, ["say"], [[f"word {n} {k}" for k in range(5)]], exact=n % 2 == 0)
-        assert len(model._KNOWN[inner]) <= FEW
+        said = groups_of(["say"], [[f"word {n} {k}" for k in range(5)]])
+        score_groups(scorer, said, exact=n % 2 == 0)
+        assert len(model._HEAD_CACHES[inner]) <= FEW
     # Three passes would be three times as many; the check of the layout has two of four.
     assert 30 <= sum(sequences) < 45
 
@@ -106,7 +108,7 @@ def test_a_server_of_heads_keeps_nothing(exact: bool, sequences: list[int]) -> N
             text = first.encoder.template.render([{"role": "user", "content": "say"}], []).prompt
             found = await c.post("/get_reward", json={"query": [text + "it", text + "more"]})
             assert len(found.json()["rewards"]) == 2
-            assert not model._KNOWN[first.model]
+            assert not model._HEAD_CACHES[first.model]
 
     run(test)
     # Two responses three times, and perhaps the check of the layout with its two.

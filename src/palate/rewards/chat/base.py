@@ -1,4 +1,4 @@
-"""Language models that are asked questions: on this machine, or behind a server."""
+"""What a language model is asked and answers, wherever it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from palate.data.schema import Message
-from palate.recipes.scorers import LocalChat, ServerChat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +77,3 @@ class Chat(Protocol):
             ModelError: no probabilities of options are to be had from it.
         """
         ...
-
-
-def open_chat(recipe: LocalChat | ServerChat) -> Chat:
-    """The model that a recipe describes.
-
-    Raises:
-        ModelError: it cannot be read, or its key is missing.
-    """
-    if isinstance(recipe, LocalChat):
-        from palate.rewards.chat_local import LocalModel
-
-        return LocalModel(recipe)
-    from palate.rewards.chat_server import Server
-
-    return Server(recipe)

@@ -22,7 +22,7 @@ import numpy as np
 from palate.data.schema import Message
 from palate.errors import ModelError
 from palate.recipes.scorers import ServerChat
-from palate.rewards.chat import Reply
+from palate.rewards.chat.base import Reply
 
 TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""

@@ -1,60 +1,41 @@
-"""One call for every kind of reward: a prompt and responses to it in, scores (and texts) out."""
+"""Scorers for use from Python: a prompt and responses to it in, scores out."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from palate.data.schema import Content, text_in
+from palate.data.scorer import Group, Score, Scorer
 from palate.errors import DataError
 from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe, load_recipe
 from palate.recipes.serving import ServeRecipe
-from palate.rewards.base import Scorer
 from palate.rewards.build import make_scorer
-from palate.rewards.rows import Outcome, members_of, score_rows
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What became of the responses to one prompt, in the order given.
-
-    Attributes:
-        scores: higher is better; None where there is none.
-        texts: what the scorer wrote about each: a critique, a judge's words. None of scorers that
-            write nothing.
-        reasons: why there is no score; None where there is one.
-        members: of an ensemble the scores of each member, by its name; empty of other scorers.
-    """
-
-    scores: list[float | None]
-    texts: list[str | None]
-    reasons: list[str | None]
-    members: dict[str, list[float | None]] = field(default_factory=dict)
+from palate.rewards.groups import score_groups
 
 
 class RewardScorer:
-    """A reward model, judge, critic, ensemble or baseline behind one interface.
+    """Anything that scores, opened for use from Python.
 
     Args:
-        scorer: what scores batches.
+        scorer: what scores groups.
 
     Attributes:
         name: short, for reports.
-        relative: whether a score means something only beside those of the same call, as those of
-            judges that compare do.
+        traits: what a caller must know of it; where `relative`, a score means something only
+            beside those of the same call.
     """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.name = scorer.name
-        self.relative = bool(getattr(scorer, "relative", False))
+        self.traits = scorer.traits
 
-    def score(self, prompt: Content, responses: Sequence[Content | str]) -> Scores:
-        """Scores several responses to one prompt.
+    def score(self, prompt: Content, responses: Sequence[Content]) -> list[Score]:
+        """Scores several responses to one prompt, in the order given.
 
         Args:
             prompt: text, or chat turns that end with the user's.
@@ -64,22 +45,24 @@ class RewardScorer:
             TypeError: neither texts nor turns.
             PalateError: what such a scorer cannot read; a judge's server that does not answer.
         """
-        (found,) = self.score_many([prompt], [responses])
-        return found
+        (scores,) = self.score_many([prompt], [responses])
+        return scores
 
     def score_many(
-        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content | str]]
-    ) -> list[Scores]:
+        self, prompts: Sequence[Content], responses: Sequence[Sequence[Content]]
+    ) -> list[list[Score]]:
         """As `score`, of many prompts at once, those of like lengths together."""
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts and {len(responses)} lists of responses")
-        for prompt, group in zip(prompts, responses, strict=True):
-            if isinstance(group, str):
+        groups = []
+        for prompt, answers in zip(prompts, responses, strict=True):
+            if isinstance(answers, str):
                 raise TypeError("`responses` is a list: one response is [response]")
             _check(prompt, "prompt")
-            for response in group:
+            for response in answers:
                 _check(response, "response")
-        return [_scores(own) for own in score_rows(self.scorer, prompts, responses)]
+            groups.append(Group(prompt, tuple(answers)))
+        return score_groups(self.scorer, groups)
 
 
 def load_scorer(
@@ -135,12 +118,3 @@ def _is_part(part: Any) -> bool:
         return False
     kind = part.get("type")
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
-
-
-def _scores(outcomes: Sequence[Outcome]) -> Scores:
-    return Scores(
-        [outcome.score for outcome in outcomes],
-        [outcome.text for outcome in outcomes],
-        [outcome.reason for outcome in outcomes],
-        members_of(outcomes),
-    )

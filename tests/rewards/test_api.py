@@ -1,4 +1,4 @@
-"""One interface for all kinds of rewards: scores, texts and reasons."""
+"""One interface for all kinds of rewards: values, texts and reasons."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import palate
+from palate.data.scorer import HAS_IMAGES, values_by_part
 from palate.errors import DataError, ModelError, RecipeError
 from palate.models.reward_files import save_reward_model
 from palate.recipes.scorers import (
@@ -20,15 +21,16 @@ from palate.recipes.scorers import (
     PointwiseJudge,
     ServerChat,
 )
-from palate.rewards.base import HAS_IMAGES, is_independent, judge_groups
+from palate.rewards.api import RewardScorer, load_scorer
 from palate.rewards.chat import Reply
+from palate.rewards.combined import NO_MEMBER, Member
 from palate.rewards.critic import NO_CRITIQUE, Critic
-from palate.rewards.ensemble import NO_MEMBER, Ensemble, Member
-from palate.rewards.front import RewardScorer, load_scorer
+from palate.rewards.ensemble import Ensemble
+from palate.rewards.groups import NO_ANSWER, NO_QUESTION, score_groups
 from palate.rewards.judge import ALONE, NO_VERDICT, Pairwise, Pointwise
 from palate.rewards.length import Length
-from palate.rewards.rows import NO_ANSWER, NO_QUESTION, score_rows
 from palate.train.reward_run import reward as train_reward
+from scored import Numbers, flat_values, groups_of, values
 from tiny_rewards import recipe as reward_recipe
 
 CHAT = LocalChat(path="unused")
@@ -52,21 +54,24 @@ class Says:
         return [{"1": math.log(0.25), "2": math.log(0.75)} for _ in questions]
 
 
-class Words:
+class Words(Numbers):
     """A reward model of critiques, which cannot score long ones."""
 
     name = "words"
+    why = "too long"
 
-    def score(self, prompts, responses):
-        raise AssertionError("scored by groups")
+    def numbers(self, prompts, responses):
+        return [math.nan if len(text) > 20 else len(text) / 10 for text in responses]
 
-    def judge_groups(self, prompts, responses):
-        from palate.rewards.base import Judged
 
-        def one(text):
-            return Judged(math.nan, None, "too long") if len(text) > 20 else Judged(len(text) / 10)
+class Found:
+    """Scores by what there is to know of them."""
 
-        return [[one(text) for text in group] for group in responses]
+    def __init__(self, scores):
+        self.scores = [score.value for score in scores]
+        self.texts = [score.text for score in scores]
+        self.reasons = [score.reason for score in scores]
+        self.members = values_by_part(scores)
 
 
 def critic(answer):
@@ -77,8 +82,8 @@ def test_baselines_and_recipes_of_all_forms(tmp_path):
     file = tmp_path / "scorer.yaml"
     file.write_text("scorer: {type: length, prefer: shorter}\n")
     for source in (file, str(file), {"type": "length", "prefer": "shorter"}):
-        assert load_scorer(source).score("p", ["aaa", "b"]).scores == [-3.0, -1.0]
-    found = palate.load_scorer(LengthScorer()).score("p", ["aaa", [turn("b")]])
+        assert Found(load_scorer(source).score("p", ["aaa", "b"])).scores == [-3.0, -1.0]
+    found = Found(palate.load_scorer(LengthScorer()).score("p", ["aaa", [turn("b")]]))
     assert (found.scores, found.texts, found.reasons) == ([3.0, 1.0], [None] * 2, [None] * 2)
 
 
@@ -129,16 +134,16 @@ def test_weights_that_add_up_to_nothing(tmp_path):
 def test_a_reward_model_says_why_it_has_no_score(tmp_path):
     run = train_reward(reward_recipe(tmp_path), quiet=True)
     scorer = load_scorer(run.path / "model")
-    found = scorer.score("p", ["yes", "y" * 400, "no"])
+    found = Found(scorer.score("p", ["yes", "y" * 400, "no"]))
     assert found.scores[0] is not None and found.scores[2] is not None
     assert found.scores[1] is None and found.reasons[1] and found.reasons[0] is None
-    many = scorer.score_many(["p", "q"], [["yes", "no"], ["yes"]])
+    many = [Found(own) for own in scorer.score_many(["p", "q"], [["yes", "no"], ["yes"]])]
     assert many[0].scores == pytest.approx([found.scores[0], found.scores[2]], abs=1e-6)
 
 
 def test_a_critic_gives_its_critiques():
     scorer = RewardScorer(critic(lambda q: {"A": "good", "B": " "}.get(answer_in(q), "x" * 30)))
-    found = scorer.score("p", ["A", "B", "C"])
+    found = Found(scorer.score("p", ["A", "B", "C"]))
     assert found.scores == [0.4, None, None]
     assert found.texts == ["good", None, "x" * 30]
     assert found.reasons == [None, NO_CRITIQUE, "too long"]
@@ -147,7 +152,7 @@ def test_a_critic_gives_its_critiques():
 def test_a_rating_comes_with_its_words():
     recipe = PointwiseJudge(chat=CHAT, method="sampled", votes=2, temperature=1.0)
     says = Says(lambda q: "<answer>7</answer>" if answer_in(q) == "A" else "well")
-    found = RewardScorer(Pointwise(recipe, says)).score("p", ["A", "B"])
+    found = Found(RewardScorer(Pointwise(recipe, says)).score("p", ["A", "B"]))
     assert found.scores == [7.0, None] and found.reasons == [None, NO_VERDICT]
     assert found.texts == ["<answer>7</answer>\n\n<answer>7</answer>", "well\n\nwell"]
 
@@ -157,36 +162,37 @@ def test_a_comparison_is_told_to_both_sides_with_their_places():
     first = "<answer>1</answer>"
     says = Says(lambda q: first if "[Response 1]\nlong" in q else "<answer>2</answer>")
     scorer = RewardScorer(Pairwise(recipe, says))
-    found = scorer.score("p", ["long", "b"])
-    assert scorer.relative and found.scores == [1.0, 0.0]
+    found = Found(scorer.score("p", ["long", "b"]))
+    assert scorer.traits.relative and found.scores == [1.0, 0.0]
     both = (
         "[1: response 1, 2: response 2]\n<answer>1</answer>\n\n"
         "[1: response 2, 2: response 1]\n<answer>2</answer>"
     )
     assert found.texts == [both, both]
-    assert scorer.score("p", ["long"]).reasons == [ALONE]
+    assert Found(scorer.score("p", ["long"])).reasons == [ALONE]
 
 
 def test_probabilities_write_nothing():
-    found = RewardScorer(Pairwise(PairwiseJudge(chat=CHAT), Says(str))).score("p", ["a", "b"])
+    found = Found(
+        RewardScorer(Pairwise(PairwiseJudge(chat=CHAT), Says(str))).score("p", ["a", "b"])
+    )
     assert found.scores == [0.5, 0.5] and found.texts == [None, None]
 
 
 def test_an_ensemble_tells_what_its_members_do():
     members = [Member(scorer=Length()), Member(scorer=critic(lambda q: "good" * len(answer_in(q))))]
-    found = RewardScorer(Ensemble(members)).score("p", ["A", "AAAAAAAA"])
+    found = Found(RewardScorer(Ensemble(members)).score("p", ["A", "AAAAAAAA"]))
     assert found.scores == [pytest.approx(0.7), None]
     assert found.texts[0] == "words given critiques of says:\ngood"
     assert found.reasons == [None, "too long"]
     routed = Ensemble([Member(scorer=Length(), modality="image")] * 2)
-    assert RewardScorer(routed).score("p", ["A"]).reasons == [NO_MEMBER]
+    assert Found(RewardScorer(routed).score("p", ["A"])).reasons == [NO_MEMBER]
 
 
 def test_scores_and_judgements_are_the_same_numbers():
     scorer = critic(lambda q: "good")
-    groups = judge_groups(scorer, ["p", "q"], [["A"], ["B", "C"]])
-    assert [[one.score for one in own] for own in groups] == [[0.4], [0.4, 0.4]]
-    assert scorer.score(["p"], ["A"]) == [0.4]
+    assert values(scorer, ["p", "q"], [["A"], ["B", "C"]]) == [[0.4], [0.4, 0.4]]
+    assert flat_values(scorer, ["p"], ["A"]) == [0.4]
 
 
 def test_texts_are_in_files_of_scores(tmp_path, monkeypatch):
@@ -239,18 +245,18 @@ def test_saved_and_loaded_alike(tmp_path):
 
 def test_an_ensemble_shows_its_members(tmp_path):
     two = {"type": "ensemble", "members": [{"scorer": {"type": "length"}}] * 2}
-    found = load_scorer(two).score("p", ["aa", "b"])
+    found = Found(load_scorer(two).score("p", ["aa", "b"]))
     assert found.members == {"longer wins": [2.0, 1.0], "longer wins (2)": [2.0, 1.0]}
-    assert load_scorer({"type": "length"}).score("p", ["aa"]).members == {}
+    assert Found(load_scorer({"type": "length"}).score("p", ["aa"])).members == {}
 
 
 def test_what_no_scorer_sees_has_no_score():
     judge = RewardScorer(Pointwise(PointwiseJudge(chat=CHAT), Says(str)))
-    found = judge.score_many([PICTURE, "p"], [["x", "y"], ["x"]])
+    found = [Found(own) for own in judge.score_many([PICTURE, "p"], [["x", "y"], ["x"]])]
     assert found[0].scores == [None, None] and found[0].reasons == [HAS_IMAGES] * 2
     assert found[1].scores[0] is not None
     # A length looks at no prompt, and so at no image.
-    assert load_scorer({"type": "length"}).score(PICTURE, ["x", "yy"]).scores == [1.0, 2.0]
+    assert Found(load_scorer({"type": "length"}).score(PICTURE, ["x", "yy"])).scores == [1.0, 2.0]
 
 
 def test_prompts_are_routed_to_the_members_that_read_them():
@@ -258,19 +264,21 @@ def test_prompts_are_routed_to_the_members_that_read_them():
     routed = Ensemble(
         [Member(scorer=judge, modality="text"), Member(scorer=Length(), modality="image")]
     )
-    found = RewardScorer(routed).score_many([PICTURE, "p"], [["xxx"], ["xxx"]])
+    found = [
+        Found(own) for own in RewardScorer(routed).score_many([PICTURE, "p"], [["xxx"], ["xxx"]])
+    ]
     assert found[0].scores == [3.0] and list(found[0].members) == ["longer wins"]
     assert found[1].scores == pytest.approx([1.75]) and list(found[1].members) == [
         "says (pointwise)"
     ]
     # A member that is asked and sees nothing leaves the ensemble without a score.
     blind = Ensemble([Member(scorer=judge), Member(scorer=Length())])
-    found = RewardScorer(blind).score(PICTURE, ["xxx"])
+    found = Found(RewardScorer(blind).score(PICTURE, ["xxx"]))
     assert (found.scores, found.reasons) == ([None], [HAS_IMAGES])
 
 
 def test_a_prompt_that_is_answered_already_has_no_score():
-    found = load_scorer({"type": "length"}).score([turn("hello")], ["x"])
+    found = Found(load_scorer({"type": "length"}).score([turn("hello")], ["x"]))
     assert (found.scores, found.reasons) == ([None], [NO_QUESTION])
 
 
@@ -281,16 +289,18 @@ def test_a_response_is_the_assistants_from_its_first_turn_to_its_last():
     good = [[said("assistant", "a"), said("tool", "t"), said("assistant", "bb")], "ccc"]
     bad = [[said("user", "no")], [said("assistant", "a"), said("user", "and?")]]
     mixed = [bad[0], good[0], bad[1], good[1]]
-    found = load_scorer({"type": "length"}).score([said("user", "q")], mixed)
+    found = Found(load_scorer({"type": "length"}).score([said("user", "q")], mixed))
     assert found.scores == [None, 8.0, None, 3.0]
     assert found.reasons == [NO_ANSWER, None, NO_ANSWER, None]
     # A judge that compares sees the others alone, however many there are.
     judge = RewardScorer(Pairwise(PairwiseJudge(chat=CHAT), Says(str)))
-    assert judge.score("q", mixed).reasons == [NO_ANSWER, None, NO_ANSWER, None]
-    assert judge.score("q", [*bad, "c"]).reasons == [NO_ANSWER, NO_ANSWER, ALONE]
-    assert judge.score("q", bad).reasons == [NO_ANSWER, NO_ANSWER]
+    assert Found(judge.score("q", mixed)).reasons == [NO_ANSWER, None, NO_ANSWER, None]
+    assert Found(judge.score("q", [*bad, "c"])).reasons == [NO_ANSWER, NO_ANSWER, ALONE]
+    assert Found(judge.score("q", bad)).reasons == [NO_ANSWER, NO_ANSWER]
     # Those of one prompt that are put to a scorer together stay together.
-    many = load_scorer({"type": "length"}).score("q", [*bad * 9, *["x" * n for n in range(20)]])
+    many = Found(
+        load_scorer({"type": "length"}).score("q", [*bad * 9, *["x" * n for n in range(20)]])
+    )
     assert many.scores == [None] * 18 + [float(n) for n in range(20)]
 
 
@@ -300,11 +310,11 @@ def test_a_server_is_asked_for_all_at_once_and_a_local_model_one_by_one():
         reply = says.reply
         says.reply = lambda questions, **more: calls.append(len(questions)) or reply(questions)
         judge = Pointwise(PointwiseJudge(chat=chat, method="sampled"), says)
-        score_rows(judge, ["p", "q"], [["a", "b"], ["c"]], exact=True)
+        score_groups(judge, groups_of(["p", "q"], [["a", "b"], ["c"]]), exact=True)
         return calls
 
     assert asked(ServerChat(url="http://127.0.0.1:1/v1", model="m")) == [3]
     assert asked(CHAT) == [1, 1, 1]
     both = [Member(scorer=Length()), Member(scorer=Length())]
-    assert is_independent(Ensemble(both))
-    assert not is_independent(Ensemble([both[0], Member(scorer=Words())]))
+    assert Ensemble(both).traits.independent
+    assert not Ensemble([both[0], Member(scorer=Words())]).traits.independent

@@ -9,7 +9,7 @@ MOST_KNOWN = 65_536
 one head about a whole benchmark before it asks the next."""
 
 
-class Known:
+class HeadScoreCache:
     """Rewards by every head of the responses that were asked about last, by content key.
 
     Scorers of a model's heads share one, so that the first head's pass is all's.

@@ -17,7 +17,7 @@ from palate.models.limits import padding_id
 from palate.models.loading import load_model, load_tokenizer
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
-from palate.rewards.chat import Reply
+from palate.rewards.chat.base import Reply
 
 NO_LIMIT = 1 << 30
 

@@ -1,0 +1,191 @@
+"""What scores responses, and what it is asked and answers: one call for everything that scores.
+
+A lexicon, a rule, a reward model, a critic, a judge, an ensemble and a mixture are scorers alike.
+The types stand here, below all of them, so that a step of curation can be handed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from palate.data.schema import Content
+
+Modality = Literal["text", "image"]
+Unit = Literal["characters", "tokens"]
+TEXT: frozenset[Modality] = frozenset(("text",))
+TEXT_AND_IMAGES: frozenset[Modality] = frozenset(("text", "image"))
+
+NOT_FINITE = "the score is no finite number"
+HAS_IMAGES = "has images, which no scorer here reads"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a caller must know of a scorer.
+
+    Attributes:
+        relative: a score means something only beside those of the same group, as a judge's that
+            compares.
+        independent: every bit of a score is the same whatever else is in the call. Of a model on
+            this machine it is not: passes of other shapes round differently.
+        modalities: what prompts may hold. A scorer that looks at no prompt at all takes images.
+    """
+
+    relative: bool = False
+    independent: bool = False
+    modalities: frozenset[Modality] = TEXT
+
+
+@dataclass(frozen=True)
+class Group:
+    """Responses to one prompt, scored together or compared with one another.
+
+    Attributes:
+        prompt: text, or chat turns that end with the user's.
+        responses: texts, or the assistant's turns that follow the prompt.
+    """
+
+    prompt: Content
+    responses: tuple[Content, ...]
+
+    def part(self, places: Sequence[int]) -> Group:
+        """The prompt with some of the responses."""
+        return Group(self.prompt, tuple(self.responses[place] for place in places))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A value of one token, step or passage of a response.
+
+    Attributes:
+        start, stop: of the response, in `unit`; stop is the first place after it.
+        value: higher is better.
+    """
+
+    start: int
+    stop: int
+    value: float
+    unit: Unit = "characters"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"a span from {self.start} to {self.stop}")
+        if not math.isfinite(self.value):
+            raise ValueError(f"a span of value {self.value}: {NOT_FINITE}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a scorer makes of one response.
+
+    Attributes:
+        value: higher is better; finite. None where there is none: no number stands for that.
+        reason: why there is no value; None where there is one.
+        text: what the scorer wrote: a critique, a judge's words. None of one that writes nothing.
+        parts: what the members of an ensemble or a mixture gave, by name; of those that were asked.
+        spans: values of tokens, steps or passages, where the scorer gives them.
+
+    Raises:
+        ValueError: neither a value nor a reason, both, or a value that is not finite.
+    """
+
+    value: float | None
+    reason: str | None = None
+    text: str | None = None
+    parts: Mapping[str, Score] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.value is None) is (self.reason is None):
+            raise ValueError(f"a score has a value or a reason, not {self.value}, {self.reason}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score of {self.value}: {NOT_FINITE}")
+
+    @classmethod
+    def of(
+        cls, value: float, *, text: str | None = None, parts: Mapping[str, Score] | None = None
+    ) -> Score:
+        """The score of a number that was computed; one that is not finite is none."""
+        finite = math.isfinite(value)
+        return cls(value if finite else None, None if finite else NOT_FINITE, text, parts or {})
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Anything that scores responses to prompts.
+
+    Attributes:
+        name: short, for reports.
+    """
+
+    name: str
+
+    @property
+    def traits(self) -> Traits: ...
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Events since the scorer was made, by name: questions asked, verdicts that could not be
+        read ... Empty of a scorer that counts nothing; why a response has no value is in its
+        score."""
+        ...
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """One score a response, in the order given.
+
+        A response that cannot be scored (too long, an unreadable verdict) has a reason and no
+        value. Callers go through `ask`, which keeps from a scorer what it does not read.
+
+        Raises:
+            PalateError: what such a scorer can never read; a judge's server that does not answer.
+        """
+        ...
+
+
+def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
+    """Scores of groups by a scorer; a prompt with images that it would not see is not put to it."""
+    readable = [
+        not has_images(group.prompt) or "image" in scorer.traits.modalities for group in groups
+    ]
+    asked = [group for group, reads in zip(groups, readable, strict=True) if reads]
+    scored = iter(scorer.score(asked) if asked else [])
+    return [
+        next(scored) if reads else [Score(None, HAS_IMAGES)] * len(group.responses)
+        for group, reads in zip(groups, readable, strict=True)
+    ]
+
+
+def regrouped(scores: Iterable[Score], groups: Sequence[Group]) -> list[list[Score]]:
+    """Scores of all responses, one after another, as one list a group."""
+    left = iter(scores)
+    found = [[next(left) for _ in group.responses] for group in groups]
+    assert next(left, None) is None
+    return found
+
+
+def part_values(score: Score) -> dict[str, float | None]:
+    """Name -> value of each part."""
+    return {name: part.value for name, part in score.parts.items()}
+
+
+def values_by_part(scores: Sequence[Score]) -> dict[str, list[float | None]]:
+    """Name -> values of that part of each score, None where it has none or was not asked."""
+    names = dict.fromkeys(name for score in scores for name in score.parts)
+    values = [part_values(score) for score in scores]
+    return {name: [own.get(name) for own in values] for name in names}
+
+
+def has_images(prompt: Content) -> bool:
+    """Whether an image part is among the prompt's turns."""
+    if isinstance(prompt, str):
+        return False
+    return any(
+        part["type"] == "image"
+        for turn in prompt
+        if isinstance(turn["content"], list)
+        for part in turn["content"]
+    )

@@ -1,0 +1,266 @@
+"""Scores kept on disk as they come: every response is put to a scorer once, in whatever run.
+
+Scores go to a file of lines, each under a digest of prompt and response, those of a scorer that
+compares under a digest of the whole group; a later call, or a later run over the same folder, asks
+only for what is not there. A line has a number for each score, and the reason where there is none.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from palate.data.schema import Content
+from palate.data.scorer import NOT_FINITE, Group, Score, Scorer, Traits, ask
+from palate.evaluate.reward.identity import key_of
+from palate.evaluate.reward.items import digest_of
+from palate.io import append_jsonl
+from palate.recipes import scorers as recipes
+from palate.rewards.build import make_scorer
+from palate.rewards.combined import Combined
+from palate.rewards.critic import Critic
+from palate.rewards.groups import MOST_TOGETHER
+from palate.rewards.judge import Judge
+from palate.rewards.names import name_of
+
+Progress = Callable[[int, int], None]
+_Stored = float | str
+"""A score, or why there is none."""
+_COMBINED = recipes.EnsembleScorer | recipes.HeadsScorer | recipes.MixtureScorer
+
+
+class CachedScorer:
+    """A scorer that is loaded when it is first needed, and asked about nothing twice.
+
+    Args:
+        load: gives the scorer.
+        path: file of the lines; None keeps them in memory alone.
+        relative: its scores mean something only beside those of the same group.
+        chunk: groups scored between two writes.
+        progress: told of groups scored and to be scored.
+
+    Attributes:
+        counts: what the scorer counted, and responses without a score by reason, in all runs.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Scorer],
+        path: Path | None = None,
+        *,
+        name: str = "",
+        relative: bool = False,
+        chunk: int = 256,
+        progress: Progress | None = None,
+    ) -> None:
+        self.load = load
+        self.path = path
+        self.name = name
+        self.relative = relative
+        self.chunk = chunk
+        self.progress = progress
+        self.counts: Counter[str] = Counter()
+        self._known: dict[str, list[_Stored]] = {}
+        self._loaded: list[Scorer] = []
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._read(line)
+
+    def named(self, name: str) -> CachedScorer:
+        """The same under another name."""
+        twin = copy.copy(self)
+        twin.name = name
+        return twin
+
+    @property
+    def traits(self) -> Traits:
+        """The scorer's, which is loaded for them."""
+        return self._scorer().traits
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """As the scorer's, less texts and spans, which are not kept."""
+        if self.relative:
+            keys = [[_digest(group.prompt, group.responses)] for group in groups]
+            missing = {
+                key: (group, [key])
+                for (key,), group in zip(keys, groups, strict=True)
+                if key not in self._known
+            }
+            self._ask(list(missing.values()))
+            return [[_score(stored) for stored in self._known[key]] for (key,) in keys]
+        # All responses to a prompt together, each once: groups share prompts and responses.
+        keys = []
+        wanted: dict[bytes, tuple[Content, dict[str, Content]]] = {}
+        for group in groups:
+            _, responses = wanted.setdefault(digest_of(group.prompt), (group.prompt, {}))
+            keys.append([_digest(group.prompt, [response]) for response in group.responses])
+            for key, response in zip(keys[-1], group.responses, strict=True):
+                if key not in self._known:
+                    responses.setdefault(key, response)
+        self._ask(
+            [
+                (Group(prompt, tuple(map(responses.__getitem__, part))), part)
+                for prompt, responses in wanted.values()
+                for part in _parts(list(responses))
+            ]
+        )
+        return [[_score(self._known[key][0]) for key in own] for own in keys]
+
+    def release(self) -> None:
+        """Lets go of the scorer; it is loaded again when it is needed again."""
+        self._loaded.clear()
+
+    def _scorer(self) -> Scorer:
+        if not self._loaded:
+            self._loaded.append(self.load())
+        return self._loaded[0]
+
+    def _ask(self, wanted: Sequence[tuple[Group, list[str]]]) -> None:
+        """Scores groups, each with the keys of its scores: one for each, or one for all."""
+        for start in range(0, len(wanted), self.chunk):
+            part = wanted[start : start + self.chunk]
+            scorer = self._scorer()
+            before = Counter(scorer.counts)
+            scored = ask(scorer, [group for group, _ in part])
+            counted = Counter(scorer.counts)
+            counted.subtract(before)
+            counted.update(s.reason for scores in scored for s in scores if s.reason is not None)
+            lines: dict[str, list[_Stored]] = {}
+            for (_, keys), scores in zip(part, scored, strict=True):
+                stored = [_stored(score) for score in scores]
+                lines.update(
+                    zip(keys, [stored] if self.relative else [[s] for s in stored], strict=True)
+                )
+            self._store(lines, +counted)
+            if self.progress is not None:
+                self.progress(min(start + self.chunk, len(wanted)), len(wanted))
+
+    def _store(self, scores: dict[str, list[_Stored]], counted: Counter[str]) -> None:
+        self.counts.update(counted)
+        self._known.update(scores)
+        if self.path is not None:
+            append_jsonl(self.path, {"scores": scores, "counts": dict(counted)})
+
+    def _read(self, line: str) -> None:
+        try:
+            row = json.loads(line)
+            scores = {key: list(map(_checked, own)) for key, own in row["scores"].items()}
+            counted = Counter({str(key): int(n) for key, n in row["counts"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # cut off by a kill: its groups are scored again
+        self._known.update(scores)
+        self.counts.update(counted)
+
+
+class ScoreCache:
+    """The scorers of an evaluation, shared where two recipes describe one.
+
+    Args:
+        folder: of the stored scores; None keeps them in memory alone.
+        chunk: groups scored between two writes.
+
+    Attributes:
+        progress: told of groups scored and to be scored, where it is set.
+    """
+
+    def __init__(self, folder: Path | None = None, *, seed: int = 0, chunk: int = 256) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.chunk = chunk
+        self.progress: Progress | None = None
+        self._scorers: dict[str, CachedScorer] = {}
+
+    def scorer(self, recipe: recipes.Scorer, name: str | None = None) -> Scorer:
+        """The scorer of a recipe; of an ensemble or a mixture it is the members' scores that are
+        kept.
+
+        Args:
+            name: default: the recipe's own, the one that the same scorer has already, or one made
+                from what it is.
+        """
+        name = name or recipe.name
+        if isinstance(recipe, _COMBINED):
+            combined = make_scorer(recipe, seed=self.seed, make=self.scorer)
+            combined.name = name or combined.name
+            return combined
+        key, plain = key_of(recipe), name_of(recipe.model_copy(update={"name": None}))
+        if key not in self._scorers:
+            self._scorers[key] = CachedScorer(
+                lambda: self._load(recipe, key),
+                None if self.folder is None else self.folder / f"scores-{key}.jsonl",
+                name=plain,
+                relative=isinstance(recipe, recipes.PairwiseJudge),
+                chunk=self.chunk,
+                progress=self._told,
+            )
+        cached = self._scorers[key]
+        if name is not None and cached.name == plain:
+            cached.name = name
+        return cached.named(name or cached.name)
+
+    def release(self) -> None:
+        """Lets go of all scorers that are loaded."""
+        for scorer in self._scorers.values():
+            scorer.release()
+
+    def _told(self, scored: int, wanted: int) -> None:
+        if self.progress is not None:
+            self.progress(scored, wanted)
+
+    def _load(self, recipe: recipes.Scorer, key: str) -> Scorer:
+        scorer = make_scorer(recipe, seed=self.seed)
+        if self.folder is not None and isinstance(scorer, Judge | Critic):
+            # What a judge was asked and answered is the evidence for its scores.
+            file = self.folder / f"verdicts-{key}.jsonl"
+            scorer.transcript = lambda line: append_jsonl(file, line)
+        return scorer
+
+
+def counts_of(scorer: Scorer) -> Counter[str]:
+    """What a scorer counted; of an ensemble or a mixture all of its members together."""
+    total: Counter[str] = Counter()
+    # Members may share a cache, and with it their counts.
+    for counts in {id(own.counts): own.counts for own in _single(scorer)}.values():
+        total.update(counts)
+    return total
+
+
+def _single(scorer: Scorer) -> Iterator[Scorer]:
+    if isinstance(scorer, Combined):
+        for member in scorer.members:
+            yield from _single(member.scorer)
+    else:
+        yield scorer
+
+
+def _parts(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), MOST_TOGETHER):
+        yield keys[start : start + MOST_TOGETHER]
+
+
+def _stored(score: Score) -> _Stored:
+    return str(score.reason) if score.value is None else score.value
+
+
+def _score(stored: _Stored) -> Score:
+    return Score(None, stored) if isinstance(stored, str) else Score(stored)
+
+
+def _checked(stored: object) -> _Stored:
+    if isinstance(stored, str):
+        return stored
+    if isinstance(stored, bool) or not isinstance(stored, int | float) or not math.isfinite(stored):
+        raise ValueError(NOT_FINITE)
+    return stored
+
+
+def _digest(prompt: Content, responses: Sequence[Content]) -> str:
+    digest = hashlib.sha256(digest_of(prompt))
+    for response in responses:
+        digest.update(digest_of(response))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,67 @@
+"""What scorers are called in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from palate.recipes import scorers as recipes
+
+
+def names_of(given: Sequence[recipes.Scorer]) -> list[str]:
+    """Their names, numbered where two would be alike."""
+    return list(unique_names([name_of(recipe) for recipe in given]))
+
+
+def name_of(recipe: recipes.Scorer) -> str:
+    """The name in the recipe, or one made from what it is."""
+    if recipe.name is not None:
+        return recipe.name
+    if isinstance(recipe, (recipes.ModelScorer, recipes.ClassifierScorer)):
+        suffix = ""
+        if isinstance(recipe, recipes.ModelScorer):
+            suffix = "" if recipe.head is None else f" head {recipe.head}"
+            suffix += " (normalised)" if recipe.normalised else ""
+        elif isinstance(recipe, recipes.ClassifierScorer) and recipe.label is not None:
+            suffix = f" P({recipe.label})"
+        return short_name(recipe.path) + suffix
+    if isinstance(recipe, recipes.LexiconScorer):
+        return "VADER compound"
+    if isinstance(recipe, recipes.LengthScorer):
+        return f"{recipe.prefer} wins"
+    if isinstance(recipe, recipes.RuleScorer):
+        return recipe.described
+    if isinstance(recipe, recipes.HeadsScorer):
+        return f"{recipe.combine} of the heads of {short_name(recipe.path)}"
+    if isinstance(recipe, recipes.EnsembleScorer):
+        members = ", ".join(name_of(member.scorer) for member in recipe.members)
+        return f"{recipe.combine} of {members}"
+    if isinstance(recipe, recipes.MixtureScorer):
+        names = [name_of(member.scorer) for member in recipe.members]
+        gate = recipe.combine == "gate"
+        return f"{names[1]} behind {names[0]}" if gate else f"weighted sum of {', '.join(names)}"
+    chat = recipe.chat
+    model = chat.path if isinstance(chat, recipes.LocalChat) else chat.model
+    if isinstance(recipe, recipes.CriticScorer):
+        return f"{name_of(recipe.scorer)} given critiques of {short_name(model)}"
+    thought = ", reasoning" if recipe.reasoning else ""
+    return f"{short_name(model)} ({recipe.type}{thought})"
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, numbered where two would be alike."""
+    taken: list[str] = []
+    for name in names:
+        unique, n = name, 1
+        while unique in taken:
+            n += 1
+            unique = f"{name} ({n})"
+        taken.append(unique)
+    return tuple(taken)
+
+
+def short_name(path: str) -> str:
+    """What a model's path is called: its run's folder, or its own."""
+    folder = Path(path)
+    own = folder.parent.name if folder.name == "model" else folder.name
+    return own or path

@@ -1,0 +1,78 @@
+"""Rules that a response keeps or breaks: a pattern, a length, the right answer."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Span, Traits
+from palate.recipes.scorers import ResponseLength
+from palate.recipes.scorers import RuleScorer as Recipe
+from palate.rewards.texts import prompt_text, response_text
+
+NO_ANSWER_KNOWN = "no answer to its prompt is known"
+
+
+class RuleScorer:
+    """One number where a response keeps all rules of a recipe, another where it breaks one.
+
+    Every match of the pattern is a span. A response to a prompt whose answer is not known has no
+    score.
+
+    Args:
+        answers: prompt, as one text -> its right answer; needed where the recipe has `answers`.
+    """
+
+    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
+
+    def __init__(self, recipe: Recipe, answers: Mapping[str, str] | None = None) -> None:
+        assert (answers is not None) is bool(recipe.answers)
+        self.recipe = recipe
+        self.name = recipe.name or recipe.described
+        self.counts: Counter[str] = Counter()
+        self._pattern = None if recipe.pattern is None else re.compile(recipe.pattern)
+        self._extract = None if recipe.extract is None else re.compile(recipe.extract)
+        self._answers = answers
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """See the class."""
+        return [self._scores(group) for group in groups]
+
+    def _scores(self, group: Group) -> list[Score]:
+        answer = None
+        if self._answers is not None:
+            answer = self._answers.get(prompt_text(group.prompt))
+            if answer is None:
+                return [Score(None, NO_ANSWER_KNOWN)] * len(group.responses)
+        return [self._score(response_text(response), answer) for response in group.responses]
+
+    def _score(self, text: str, answer: str | None) -> Score:
+        kept = True
+        spans: tuple[Span, ...] = ()
+        if self._pattern is not None:
+            spans = tuple(
+                Span(match.start(), match.end(), self.recipe.kept)
+                for match in self._pattern.finditer(text)
+            )
+            kept = bool(spans)
+        if self.recipe.length is not None:
+            kept = kept and fits(text, self.recipe.length)
+        if answer is not None:
+            kept = kept and self._given(text) == answer.strip()
+        return Score(self.recipe.kept if kept else self.recipe.broken, spans=spans)
+
+    def _given(self, text: str) -> str | None:
+        """The answer in a response: the last match of `extract`, or all of it."""
+        if self._extract is None:
+            return text.strip()
+        matches = list(self._extract.finditer(text))
+        if not matches:
+            return None
+        return (matches[-1][min(1, self._extract.groups)] or "").strip()
+
+
+def fits(text: str, length: ResponseLength) -> bool:
+    """Whether a text is as long as wanted."""
+    n = len(text.split()) if length.unit == "words" else len(text)
+    return (length.min is None or n >= length.min) and (length.max is None or n <= length.max)

@@ -15,7 +15,7 @@ from palate.data.items import Item, TokenIds, Tokens, sequence_key
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import Run
 from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
-from palate.rewards.base import response_text
+from palate.rewards.texts import response_text
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""

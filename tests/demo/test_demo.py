@@ -14,10 +14,10 @@ from palate.demo import feedback as feedback_module
 from palate.demo import run as run_module
 from palate.demo.presets import METHODS, Preset
 from palate.errors import RunError
-from palate.io import read_json
 from palate.recipes import load_recipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, TuneRecipe
 from palate.rewards import Lexicon
+from palate.store.files import read_json
 from tiny_text import save_tiny
 
 TINY = Preset(

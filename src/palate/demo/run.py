@@ -25,10 +25,10 @@ from palate.demo.model import DemoModel, packaged_model
 from palate.demo.presets import FULL, METHODS, QUICK, Preset, eval_recipe, tune_recipe
 from palate.errors import RunError
 from palate.evaluate.progress import duration
-from palate.io import read_json, write_json, write_text
 from palate.memory import kept_memory
 from palate.recipes import load_recipe, resolve_yaml
 from palate.recipes.schema import DemoRecipe, ModelRecipe
+from palate.store.files import read_json, write_json, write_text
 
 TITLE = "Controlled sentiment: DPO, TDPO1 and TDPO2 from the same pairs"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import palate
 from palate.errors import RunError
-from palate.io import held, read_json, write_json, write_text
 from palate.recipes import load_recipe, resolve_yaml
 from palate.recipes.load import VERBS
 from palate.recipes.schema import ModelRecipe, RunRecipe
-from palate.versions import code_version, library_versions
+from palate.store.files import read_json, write_json, write_text
+from palate.store.folders import lock_folder
+from palate.store.versions import __version__, code_version, library_versions
 
 PARTS = "parts"
 
@@ -35,7 +35,7 @@ class Folder:
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
         self._lineage: dict[str, Any] = {
-            "palate": palate.__version__,
+            "palate": __version__,
             "code": code_version(),
             "verb": VERBS[type(recipe)],
             "base_model": None,
@@ -56,7 +56,7 @@ class Folder:
             RunError: the folder holds a run and `resume` is off, a run of another recipe, or
                 another process writes to it.
         """
-        with held(recipe.output_dir):
+        with lock_folder(recipe.output_dir):
             cls._claim(recipe)
             with cls(recipe) as folder:
                 yield folder

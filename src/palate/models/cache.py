@@ -32,7 +32,6 @@ from torch import Tensor
 from palate.data.items import Item, sequence_key
 from palate.data.layouts import Layout, SequenceBatch, collate
 from palate.errors import ModelError, RunError
-from palate.io import write_bytes
 from palate.kernels import (
     Head,
     RefHidden,
@@ -45,6 +44,7 @@ from palate.kernels import (
 )
 from palate.models.model import Model
 from palate.models.reference import FrozenCopy, LiveReference
+from palate.store.files import write_bytes
 
 Format = Literal["logps", "summary", "hidden"]
 VERSION = 1

@@ -26,8 +26,8 @@ from torch import Tensor
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError, RunError
-from palate.io import write_bytes
 from palate.models.model import Model
+from palate.store.files import write_bytes
 
 VERSION = 3
 """Of the stored numbers and files: raised whenever the same inputs would give others."""

@@ -21,11 +21,11 @@ from torch import nn
 
 import palate
 from palate.errors import RunError
-from palate.io import read_json, write_json
 from palate.models.check import LayoutCheck, check_tokens, layout_check
 from palate.models.limits import positions_of
 from palate.models.model import Model
 from palate.models.structure import backbone_of, sharing_obstacle
+from palate.store.files import read_json, write_json
 
 FOLDER = "layout_checks"
 SAMPLES = 4096

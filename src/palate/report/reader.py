@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from palate.errors import RunError
-from palate.io import read_json
 from palate.report.curves import Metrics, read_jsonl, read_metrics
 from palate.report.reward_schema import KIND, RewardEvaluation
 from palate.report.schema import Conclusion, Data, Evaluation, Lineage, Loose, Sample, Status
 from palate.report.words import plain
+from palate.store.files import read_json
 
 FILES = (
     "recipe.yaml",

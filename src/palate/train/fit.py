@@ -9,11 +9,12 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from palate.errors import RunError
-from palate.io import read_json
 from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
-from palate.train import checkpoint, distributed
+from palate.store.files import read_json
+from palate.store.folders import whole_folder
+from palate.train import distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
 from palate.train.loop import Job, Loop
 
@@ -51,7 +52,7 @@ def save_final_model(loop: Loop, tokenizer: PreTrainedTokenizerBase) -> None:
     job = loop.job
     tensors = distributed.gathered_weights(job.model)
     if loop.accelerator.is_main_process:
-        with checkpoint.whole_folder(job.folder.model) as folder:
+        with whole_folder(job.folder.model) as folder:
             distributed.save_model(job.model, folder, tensors)
             save_tokenizer(tokenizer, folder)
     loop.accelerator.wait_for_everyone()

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from palate.errors import RunError
-from palate.io import append_jsonl, read_json, write_json, write_text
 from palate.recipes import resolve_yaml
 from palate.recipes.schema import RunRecipe
+from palate.store.files import append_jsonl, read_json, write_json, write_text
+from palate.store.folders import clean_folder
 from palate.train import checkpoint
 
 
@@ -98,8 +99,8 @@ class RunFolder:
     def running(self) -> Iterator[None]:
         """Keeps status.json true while the block runs, however it ends."""
         if self.writes:
-            checkpoint.clean(self.path)
-            checkpoint.clean(self.checkpoints)
+            clean_folder(self.path)
+            clean_folder(self.checkpoints)
             write_text(self.path / "recipe.yaml", resolve_yaml(self.recipe))
             self.write_status("running")
         try:

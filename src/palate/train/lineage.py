@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import palate
 from palate.data.items import Desirable, Item, sequence_key
-from palate.io import read_json
 from palate.recipes.schema import ModelRecipe
-from palate.versions import code_version, library_versions
+from palate.store.files import read_json
+from palate.store.versions import __version__, code_version, library_versions
 
 
 def lineage(
@@ -41,7 +40,7 @@ def lineage(
     if note.exists():
         base["terms"] = read_json(note).get("terms")
     return {
-        "palate": palate.__version__,
+        "palate": __version__,
         "code": code_version(),
         "verb": verb,
         "base_model": base,

@@ -20,7 +20,6 @@ from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
-from palate.io import held
 from palate.memory import kept_memory
 from palate.models.build import build_reference
 from palate.models.cache import CachedReference
@@ -32,6 +31,7 @@ from palate.models.reference import Reference
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
+from palate.store.folders import lock_folder
 from palate.train.distributed import is_sharded
 from palate.train.fit import fit, save_final_model
 from palate.train.folder import RunFolder
@@ -113,7 +113,7 @@ class Run(ABC):
             )
         else:
             # One process of a run holds the folder for all of them.
-            alone = held(folder.path) if self.main else nullcontext()
+            alone = lock_folder(folder.path) if self.main else nullcontext()
             with alone, folder.running(), _without_bars(), kept_memory():
                 self.fill(folder)
             self._report(folder)

@@ -37,7 +37,6 @@ from palate.evaluate.reward.rm_bench import RmBench
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.evaluate.reward.score_cache import ScoreCache, counts_of
 from palate.evaluate.run import EvalResult
-from palate.io import read_json
 from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
@@ -45,6 +44,7 @@ from palate.rewards.combined import Combined
 from palate.rewards.length import Length
 from palate.rewards.members import MemberSums
 from palate.rewards.names import name_of, names_of
+from palate.store.files import read_json
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""

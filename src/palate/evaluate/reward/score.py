@@ -30,13 +30,13 @@ from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
-from palate.io import write_json
 from palate.memory import kept_memory
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
 from palate.rewards.names import name_of
+from palate.store.files import write_json
 
 TABLE = "scores.parquet"
 

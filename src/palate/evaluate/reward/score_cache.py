@@ -19,7 +19,6 @@ from palate.data.schema import Content
 from palate.data.scorer import NOT_FINITE, Group, Score, Scorer, Traits, ask
 from palate.evaluate.reward.identity import key_of
 from palate.evaluate.reward.items import digest_of
-from palate.io import append_jsonl
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
@@ -27,6 +26,7 @@ from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
 from palate.rewards.judge import Judge
 from palate.rewards.names import name_of
+from palate.store.files import append_jsonl
 
 Progress = Callable[[int, int], None]
 _Stored = float | str

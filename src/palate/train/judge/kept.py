@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.schema import Message
-from palate.io import append_jsonl
 from palate.rewards.chat import Chat, Reply
+from palate.store.files import append_jsonl
 
 CHUNK = 64
 """Questions asked between two writes. Their batches are fixed, and with them the last bits of a

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from palate.errors import RecipeError, RunError
 from palate.evaluate.progress import task
-from palate.io import held, read_json, write_json, write_text
 from palate.memory import kept_memory
 from palate.recipes import scorers
 from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKind
 from palate.recipes.schema import ModelRecipe
 from palate.rewards.chat import Chat, open_chat
+from palate.store.files import read_json, write_json, write_text
+from palate.store.folders import lock_folder
 from palate.train.folder import RunFolder
 from palate.train.judge.kept import KeptChat
 from palate.train.judge.measure import (
@@ -82,7 +83,7 @@ def train_judge(
             "many by `palate sft`, `palate tune` and `palate reward`"
         )
     console = Console(stderr=True, quiet=quiet)
-    with held(recipe.output_dir):
+    with lock_folder(recipe.output_dir):
         folder = _Folder(recipe)
         if folder.finished:
             console.print(f"{folder.path}: this run is finished already", highlight=False)

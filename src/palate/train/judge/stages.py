@@ -10,7 +10,6 @@ import yaml
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
-from palate.io import read_json
 from palate.models.config_names import save_tokenizer
 from palate.models.loading import load_tokenizer, load_trained
 from palate.recipes import scorers
@@ -24,7 +23,8 @@ from palate.recipes.schema import (
     TuneRecipe,
 )
 from palate.rewards.questions import FIRST, SECOND, TIE, opened
-from palate.train.checkpoint import whole_folder
+from palate.store.files import read_json
+from palate.store.folders import whole_folder
 from palate.train.judge.ask import verdict_text
 from palate.train.judge.prepare import Prepared
 from palate.train.merge import save_merged

@@ -21,13 +21,12 @@ from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.memory import kept_memory
-from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import start_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
-from palate.models.reference import Reference
+from palate.models.reference import Reference, build_reference
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe

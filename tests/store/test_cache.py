@@ -117,7 +117,7 @@ from palate.store import cache
 cache.SHARD_SECONDS = 0.05
 made = cache.TensorCache(Path(sys.argv[1]), "a", {"features": cache.Column((5,), torch.float16)})
 with made.writing():
-    for i in range(100_000):
+    for i in range(1_000):
         features = (torch.arange(5)[None] - i).half()
         made.add({hashlib.sha256(str(i).encode()).digest(): {"features": features}})
         time.sleep(0.005)

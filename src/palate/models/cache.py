@@ -36,7 +36,7 @@ from palate.kernels import (
     token_stats,
 )
 from palate.models.model import Model
-from palate.store.cache import Column, Record, TensorCache, share_of
+from palate.store.cache import Column, Entry, TensorCache, share_of
 
 if TYPE_CHECKING:
     from palate.models.reference import LiveReference
@@ -217,14 +217,14 @@ def _batches(
 @torch.no_grad()
 def _records(
     live: LiveReference, batches: Iterable[SequenceBatch], format: Format
-) -> Iterator[tuple[bytes, Record]]:
+) -> Iterator[tuple[bytes, Entry]]:
     for batch in batches:
         yield from _of_batch(live, batch.to(live.policy.device), format)
 
 
 def _of_batch(
     live: LiveReference, batch: SequenceBatch, format: Format
-) -> Iterator[tuple[bytes, Record]]:
+) -> Iterator[tuple[bytes, Entry]]:
     ref = live.inputs(batch, kl=format != "logps")
     assert isinstance(ref, RefHidden)
     memory_mb = live.policy.memory_mb
@@ -249,7 +249,7 @@ def _of_batch(
         yield bytes.fromhex(key), {name: parts[i] for name, parts in split.items()}
 
 
-def _distance(stored: Record, live: Record) -> float:
+def _distance(stored: Entry, live: Entry) -> float:
     """Largest mean difference of log-probs, and of their normalisers where stored."""
     return max(
         float((stored[name] - live[name]).abs().mean()) for name in ("logp", "lse") if name in live

@@ -21,7 +21,7 @@ from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError
 from palate.models.model import Model
-from palate.store.cache import Column, Record, TensorCache, share_of
+from palate.store.cache import Column, Entry, TensorCache, share_of
 
 VERSION = 4
 """Of the stored numbers and files: raised whenever the same inputs would give others."""
@@ -151,7 +151,7 @@ class FeatureTable:
             **item_fields(items, self.pad_id),
         )
 
-    def _records(self, part: Sequence[tuple[bytes, _Sequence]]) -> Iterator[tuple[bytes, Record]]:
+    def _records(self, part: Sequence[tuple[bytes, _Sequence]]) -> Iterator[tuple[bytes, Entry]]:
         states = self._finite(self._live([sequence for _, sequence in part]).cpu())
         for i, (key, _) in enumerate(part):
             yield key, {COLUMN: states[i : i + 1]}
@@ -188,7 +188,7 @@ class FeatureTable:
             self.model.train(was_training)
 
 
-def _distance(stored: Record, live: Record) -> float:
+def _distance(stored: Entry, live: Entry) -> float:
     """Of two states, as a share of the live one's length."""
     right = live[COLUMN].float()
     return float((stored[COLUMN].float() - right).norm() / right.norm().clamp(min=1e-6))

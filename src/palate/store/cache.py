@@ -41,7 +41,7 @@ SHARD_SECONDS = 60.0
 more, and one that ends by an exception or an interrupt loses nothing."""
 KEY_BYTES = 32
 
-Record = Mapping[str, Tensor]
+Entry = Mapping[str, Tensor]
 """Column -> [rows, ...] of one entry."""
 
 
@@ -71,7 +71,7 @@ class TensorCache:
         self._starts: list[int] = []
         self._paths: set[Path] = set()
         self._places: dict[bytes, int] = {}
-        self._pending: dict[bytes, Record] = {}
+        self._pending: dict[bytes, Entry] = {}
         self._added: set[bytes] = set()
         self._size = 0
         self._began = 0.0
@@ -96,7 +96,7 @@ class TensorCache:
             raise
         self.flush()
 
-    def add(self, records: Mapping[bytes, Record]) -> None:
+    def add(self, records: Mapping[bytes, Entry]) -> None:
         """Takes entries in; those that are there already are left out.
 
         They are in the folder once the shard is full or old, or after `flush`.
@@ -219,8 +219,8 @@ class TensorCache:
 
     def compare(
         self,
-        live: Iterable[tuple[bytes, Record]],
-        distance: Callable[[Record, Record], float],
+        live: Iterable[tuple[bytes, Entry]],
+        distance: Callable[[Entry, Entry], float],
         *,
         tolerance: float,
         of: str,

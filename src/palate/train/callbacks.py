@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from palate.train.folder import RunFolder
+from palate.store.folder import RunFolder
 
 if TYPE_CHECKING:
     from palate.train.loop import Loop

@@ -40,6 +40,12 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
+def newest(folder: Path) -> Path | None:
+    """The last complete checkpoint to go on from; None to start from the beginning."""
+    complete = checkpoints(folder)
+    return complete[-1][1] if complete else None
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 

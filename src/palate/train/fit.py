@@ -16,6 +16,7 @@ from palate.store.files import read_json
 from palate.store.folders import whole_folder
 from palate.train import distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
+from palate.train.checkpoint import newest
 from palate.train.loop import Job, Loop
 
 
@@ -25,7 +26,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     Raises:
         RunError: the checkpoint does not fit, a write failed, or the loss is not finite.
     """
-    last = job.folder.last
+    last = newest(job.folder.checkpoints)
     if last is not None:
         check_identity(last, job.identity)
     run_log = RunLog(job.folder)

@@ -34,10 +34,10 @@ from palate.models.model import Model, Outputs
 from palate.models.reference import Reference
 from palate.recipes.schema import LoopRecipe, ModelRecipe
 from palate.store.files import read_json, write_json
+from palate.store.folder import RunFolder
 from palate.store.folders import partial_path, whole_folder
 from palate.train import checkpoint, distributed, shards
 from palate.train.callbacks import Callback, Split
-from palate.train.folder import RunFolder
 from palate.train.meter import Meter, Sum
 from palate.train.objectives.base import Counts, Objective
 from palate.train.optimizer import build_optimizer, parameter_groups, schedule, warmup_steps

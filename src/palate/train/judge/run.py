@@ -20,8 +20,9 @@ from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKi
 from palate.recipes.schema import ModelRecipe
 from palate.rewards.chat import Chat, open_chat
 from palate.store.files import read_json, write_json, write_text
+from palate.store.folder import RunFolder
 from palate.store.folders import lock_folder
-from palate.train.folder import RunFolder
+from palate.store.records import Conclusion, Data, JudgeEvaluation
 from palate.train.judge.kept import KeptChat
 from palate.train.judge.measure import (
     line_of,
@@ -84,7 +85,7 @@ def train_judge(
         )
     console = Console(stderr=True, quiet=quiet)
     with lock_folder(recipe.output_dir):
-        folder = _Folder(recipe)
+        folder = RunFolder(recipe)
         if folder.finished:
             console.print(f"{folder.path}: this run is finished already", highlight=False)
         else:
@@ -95,24 +96,13 @@ def train_judge(
     return JudgeResult(path=folder.path, scorer=folder.path / SCORER, evaluation=entries)
 
 
-class _Folder(RunFolder):
-    """The folder of all stages; anything asked or written in it makes it one in use."""
-
-    def _came_to_nothing(self) -> bool:
-        return super()._came_to_nothing() and not self.holds_work
-
-    @property
-    def holds_work(self) -> bool:
-        return any((self.path / name).exists() for name in (QUESTIONS, ASKED, PARTS))
-
-
 class _Run:
     """One run, from data to judge.yaml."""
 
     def __init__(
         self,
         recipe: JudgeRecipe,
-        folder: _Folder,
+        folder: RunFolder,
         console: Console,
         quiet: bool,
         writer: Chat | None,
@@ -139,7 +129,7 @@ class _Run:
         self.account = {**self.rows.account, "digest": self.rows.digest, "stages": {}}
         if self.desk.scale is not None:
             self.account["scale"] = self.desk.scale
-        self.folder.write_json("data.json", self.account)
+        self.folder.write(Data.of(self.account))
         self.folder.write_quarantine(self.rows.quarantine)
         critic = isinstance(self.recipe.judge, CriticKind)
         model, reward_model = self._critic() if critic else (self._judge(), None)
@@ -188,7 +178,7 @@ class _Run:
         self.console.print(f"{name}: questions", highlight=False)
         files = prepare(name)
         self.account["stages"][name] = files.account
-        self.folder.write_json("data.json", self.account)
+        self.folder.write(Data.of(self.account))
         dropped = files.account["train"]["dropped"]
         if not files.train and ALL_RIGHT in dropped and set(dropped) <= {ALL_RIGHT, ALL_WRONG}:
             # It says the same of a question every time: preference has nothing to tell apart, and
@@ -297,9 +287,9 @@ class _Run:
             told.insert(0, "nothing was held out: the judge is not measured")
         lines = [*(line_of(entry) for entry in self.entries), *told]
         if self.entries:
-            document = {"kind": "judge", "confidence": 0.95, "stages": self.entries}
-            write_json(self.path / "evaluation.json", document)
-        write_json(self.path / "conclusion.json", {"lines": lines})
+            stages = tuple(self.entries)
+            self.folder.write(JudgeEvaluation(kind="judge", confidence=0.95, stages=stages))
+        self.folder.write(Conclusion(lines=tuple(lines)))
         from palate.report import write_report
 
         title = f"Judge: {self.recipe.judge.type}"

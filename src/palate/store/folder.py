@@ -43,7 +43,10 @@ NAMES: dict[type[Record], str] = {
 }
 """Records of a run folder and the files that hold them."""
 
-_WORK = ("model", "evaluation.json", "summary.json", "journal.jsonl", "questions", "asked", PARTS)
+_WORK = (
+    *("model", "evaluation.json", "summary.json", "journal.jsonl", "questions", "asked"),
+    *("stages", PARTS),
+)
 """Where any of these has content, something was computed that another run must not mix with."""
 
 

@@ -43,9 +43,9 @@ def make_pairs(count: int, path: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     import palate
-    from palate.io import sha256_file
     from palate.recipes.reward import RewardRecipe
     from palate.recipes.schema import TuneRecipe
+    from palate.store.digests import sha256_file
     from palate.train import run
 
     if args.side == "given back":

@@ -44,7 +44,9 @@ def test_the_type_checker_sees_the_same_names() -> None:
     assert seen == palate._HOMES
 
 
-@pytest.mark.parametrize("module", ["palate", "palate.recipes", "palate.cli", "palate.io"])
+@pytest.mark.parametrize(
+    "module", ["palate", "palate.recipes", "palate.cli", "palate.store.folders"]
+)
 def test_import_needs_no_torch(module: str) -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'matplotlib'}"
     code = f"import sys, {module}; sys.exit(bool({heavy} & set(sys.modules)))"

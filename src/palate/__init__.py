@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from palate.store.versions import __version__
+
 if TYPE_CHECKING:
     from palate.data.items import Item
     from palate.data.schema import Preference, Response
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from palate.train import sft, tune
     from palate.train.judge import train_judge
     from palate.train.merge import merge_adapters
-
-__version__ = "0.1.0"
 
 # Where each name lives. The functions of `palate.demo` and `palate.evaluate` have other names here:
 # importing a submodule sets the package's attribute of that name, and would hide them.

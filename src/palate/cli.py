@@ -14,7 +14,6 @@ from typing import Annotated, cast, get_args
 import typer
 from rich.console import Console
 
-from palate import __version__
 from palate.cli_parts import (
     Overrides,
     PrintRecipe,
@@ -33,6 +32,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, Dtype, EvalRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.store.versions import __version__
 
 app = typer.Typer(
     name="palate",

@@ -11,7 +11,7 @@ from palate.data.scorer import Scorer
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import ClassifierReward, LexiconReward
-from palate.versions import code_version
+from palate.store.versions import code_version
 
 
 def build_data(recipe: DataBuildRecipe) -> Path:

@@ -15,8 +15,8 @@ from palate.data.items import Desirable, Item, Ranks
 from palate.data.split import with_mismatched
 from palate.data.truncate import LONG_RESPONSE
 from palate.errors import DataError, RecipeError
-from palate.io import sha256_file
 from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe
+from palate.store.digests import sha256_file
 from tiny_chat import CHATML, byte_tokenizer
 
 LENGTH = LengthRecipe(max_prompt_tokens=24, max_response_tokens=12)

@@ -129,7 +129,7 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("palate.hub.unreachable", lambda: False)
+    monkeypatch.setattr("palate.data.containers.hub.unreachable", lambda: False)
     source = DataSource(path="somebody/pairs", subset="en", split="train", limit=3)
     result = read_source(source, seed=0)
     assert asked == [("somebody/pairs", {"name": "en", "split": "train"})]
@@ -142,7 +142,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("palate.hub.unreachable", lambda: False)
+    monkeypatch.setattr("palate.data.containers.hub.unreachable", lambda: False)
     expected = "somebody/pairs: no such file or folder here, and as a hub data set: Couldn't reach"
     with pytest.raises(DataError, match=expected) as caught:
         read_source(DataSource(path="somebody/pairs"), seed=0)
@@ -151,7 +151,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_no_hub_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("palate.hub.unreachable", lambda: True)
+    monkeypatch.setattr("palate.data.containers.hub.unreachable", lambda: True)
     with pytest.raises(DataError, match="somebody/pairs: no such file or folder here, and the hub"):
         open_records(DataSource(path="somebody/pairs"))
 
@@ -166,7 +166,7 @@ def test_a_folder_of_a_hub_set_is_a_subset(monkeypatch: pytest.MonkeyPatch) -> N
         return datasets.Dataset.from_list([{"chosen": "a b", "rejected": "a c"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("palate.hub.unreachable", lambda: False)
+    monkeypatch.setattr("palate.data.containers.hub.unreachable", lambda: False)
     source = DataSource(path="somebody/pairs", subset="harmless-base", split="train")
     assert len(open_records(source)) == 1
     assert asked[1] == {"data_dir": "harmless-base", "split": "train"}

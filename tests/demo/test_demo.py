@@ -14,10 +14,10 @@ from palate.demo import feedback as feedback_module
 from palate.demo import run as run_module
 from palate.demo.presets import METHODS, Preset
 from palate.errors import RunError
-from palate.io import read_json
 from palate.recipes import load_recipe
 from palate.recipes.schema import DemoRecipe, EvalRecipe, TuneRecipe
 from palate.rewards import Lexicon
+from palate.store.files import read_json
 from tiny_text import save_tiny
 
 TINY = Preset(
@@ -142,9 +142,9 @@ def test_an_interrupted_demonstration_goes_on(done, model, tmp_path, monkeypatch
 
 
 def test_another_demonstration_in_the_folder_is_refused(done, model):
-    with pytest.raises(RunError, match="another model or seed"):
+    with pytest.raises(RunError, match=r"another recipe \(seed: 0 then, 7 now"):
         run(done.parent, model, seed=7)
-    with pytest.raises(RunError, match="holds a demonstration already"):
+    with pytest.raises(RunError, match="holds a run already"):
         run(done.parent, model, resume=False)
 
 

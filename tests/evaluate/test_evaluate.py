@@ -11,9 +11,9 @@ import pytest
 from palate.errors import RecipeError, RunError
 from palate.evaluate import evaluate
 from palate.evaluate import run as run_module
-from palate.io import read_json
 from palate.recipes import load_recipe
 from palate.recipes.schema import EvalRecipe, TuneRecipe
+from palate.store.files import read_json
 from palate.train import tune
 from tiny_text import save_tiny
 

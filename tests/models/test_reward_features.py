@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from palate.data.items import Item, PairLabel, Ranks, Tokens
 from palate.data.layouts import collate
 from palate.errors import ModelError, RunError
-from palate.models import features
 from palate.models.features import FeatureTable
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec
 from palate.recipes.schema import ModelRecipe
+from palate.store import cache
 from tiny import rewards_of, tiny_model, tiny_pairs
 
 
@@ -101,7 +101,7 @@ def test_shards_are_written_when_they_are_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed run loses no more than that."""
-    monkeypatch.setattr(features, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "SHARD_SECONDS", 0.0)
     pairs = tiny_pairs(10)
     first = table(tmp_path, pairs)
     live = first._live

@@ -12,8 +12,8 @@ import pytest
 from palate.report import read_run, read_runs, words
 from palate.report.curves import read_metrics, smooth, thin
 from palate.report.length_notes import length_note, length_sentence
-from palate.report.schema import Split
 from palate.report.style import Styles
+from palate.store.records import Split
 from synthetic_runs import training_run
 
 

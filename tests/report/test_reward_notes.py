@@ -6,7 +6,7 @@ import pytest
 
 from palate.evaluate.statistics import wilson
 from palate.report.reward_notes import gap_interval, reward_notes
-from palate.report.reward_schema import RewardEvaluation
+from palate.store.reward_records import RewardEvaluation
 
 
 def evaluation(longer: tuple[int, int], shorter: tuple[int, int]) -> RewardEvaluation:

@@ -16,11 +16,11 @@ from palate.data.scorer import Score, Traits
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.reward import score as module
 from palate.evaluate.reward import score_files
-from palate.io import held
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.groups import score_groups
 from palate.rewards.judge import ALONE
 from palate.rewards.texts import prompt_text, response_text
+from palate.store.folders import lock_folder
 from scored import Numbers, groups_of
 
 SAID = "too odd"
@@ -315,7 +315,7 @@ def test_data_that_changes_under_a_run_is_an_error(monkeypatch: Any) -> None:
 
 
 def test_a_folder_is_written_by_one_process_at_a_time() -> None:
-    with held(Path("out")), pytest.raises(RunError, match="another process writes to it"):
+    with lock_folder(Path("out")), pytest.raises(RunError, match="another process writes to it"):
         score_files(recipe())
     assert score_files(recipe()).scores.exists()
 

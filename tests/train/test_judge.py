@@ -18,7 +18,6 @@ import palate.train.judge.run as module
 from palate.cli import app
 from palate.errors import DataError, ModelError, RecipeError, RunError
 from palate.evaluate.reward import score_files
-from palate.io import held
 from palate.models.loading import load_tokenizer
 from palate.recipes import ScoreRecipe, ServeRecipe, load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.judge import JudgeRecipe
@@ -28,6 +27,7 @@ from palate.recipes.scorers import LocalChat
 from palate.rewards.build import make_scorer
 from palate.rewards.chat import open_chat
 from palate.rewards.questions import opened
+from palate.store.folders import lock_folder
 from palate.train.judge import train_judge
 from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, NONE_READ, Prepared
 from palate.train.judge.stages import check_template
@@ -507,7 +507,10 @@ def test_a_used_folder_other_recipes_and_other_data_are_refused(
         train_judge(recipe(tmp_path), quiet=True)
     with pytest.raises(RunError, match="holds a run already; set `resume: true`"):
         train_judge(recipe(tmp_path), quiet=True)
-    with held(tmp_path / "run"), pytest.raises(RunError, match="another process writes to it"):
+    with (
+        lock_folder(tmp_path / "run"),
+        pytest.raises(RunError, match="another process writes to it"),
+    ):
         train_judge(recipe(tmp_path, resume=True), quiet=True)
     with pytest.raises(RunError, match=r"judge.orders: balanced then, both now"):
         train_judge(recipe(tmp_path, resume=True, judge={"orders": "both"}), quiet=True)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.data.encode import Encoder
-from palate.data.items import Item, PairLabel, Tokens
+from palate.data.items import Item, PairLabel, Tokens, items_digest
 from palate.data.layouts import collate
 from palate.data.readers import read_source
 from palate.data.schema import Preference, Response
@@ -44,7 +44,6 @@ from palate.train.judge.texts import (
     written_critiques,
     written_reasoning,
 )
-from palate.train.lineage import items_digest
 from tiny import FAMILIES, tiny_model, tiny_pairs, token_stats_of
 from tiny_chat import CHATML, byte_tokenizer
 from tiny_judge import FakeWriter

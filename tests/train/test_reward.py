@@ -117,7 +117,7 @@ def test_a_frozen_backbone_trains_the_head_as_the_live_one_would(
     assert sum(1 for _ in cache.glob("shard-*")) == 1
     # Found again, and not computed again.
     monkeypatch.setattr(
-        "palate.models.features.save", lambda *_: pytest.fail("features were computed twice")
+        "palate.store.cache.save", lambda *_: pytest.fail("features were computed twice")
     )
     again = reward(recipe(tmp_path, out="again", **settings), quiet=True).path
     monkeypatch.undo()

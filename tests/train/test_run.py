@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from palate.errors import DataError, ModelError, RecipeError, RunError
-from palate.io import held
 from palate.models.check import LayoutCheck
 from palate.models.reference import FrozenCopy
+from palate.store.folders import lock_folder
 from palate.train import tune
 from tiny_runs import tiny_recipe
 from tiny_text import save_tiny
@@ -234,6 +234,6 @@ def test_plain_lines_of_progress(tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_two_processes_cannot_write_one_run(tmp_path):
     """The second is refused at once, and the first goes on."""
     run = tiny_recipe(tmp_path)
-    with held(run.output_dir), pytest.raises(RunError, match="another process writes to it"):
+    with lock_folder(run.output_dir), pytest.raises(RunError, match="another process writes to it"):
         tune(run, quiet=True)
     assert tune(run, quiet=True).path.exists()

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from palate.data.schema import ImageRef, Preference, Response
-from palate.io import write_bytes
 from palate.recipes.images import ImagesRecipe
+from palate.store.files import write_bytes
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 """Format -> ending of the stored file."""

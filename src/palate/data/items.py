@@ -7,7 +7,7 @@ responses, the prompt of each, and what is known of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -222,4 +222,16 @@ def sequence_key(prompt: Tokens, response: Tokens) -> str:
             digest.update(f"{name}|{part.trained}".encode())
         for image in part.images:
             digest.update(f"{name}|{image.start}|{image.length}|{image.digest}".encode())
+    return digest.hexdigest()
+
+
+def items_digest(items: Iterable[Item]) -> str:
+    """Hex SHA-256 of encoded data: ids, token ids, weights, labels and order."""
+    digest = hashlib.sha256()
+    for item in items:
+        for sequence in item.all_sequences:
+            digest.update(sequence_key(*sequence).encode())
+        # The mismatched response is a sequence already.
+        label = item.label.desirable if isinstance(item.label, Desirable) else item.label
+        digest.update(repr((item.id, item.source, item.weight, label)).encode())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 
 from palate.data.items import Desirable, Item
 from palate.data.readers import ReadResult
-from palate.io import sha256_file, sha256_tree
+from palate.store.digests import sha256_file, sha256_tree
 
 QUARANTINE = "quarantine.jsonl"
 Role = Literal["train", "eval"]

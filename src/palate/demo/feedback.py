@@ -14,9 +14,9 @@ from palate.demo.openings import Opening, Split, openings
 from palate.demo.presets import SAMPLES_PER_BATCH, Preset
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
-from palate.io import write_text
 from palate.models.model import Model
 from palate.rewards import Lexicon
+from palate.store.files import write_text
 
 OPENINGS_PER_SHARD = 32
 """Openings whose continuations are written at once: what an interruption can cost."""

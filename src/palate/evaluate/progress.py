@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from palate.store.durations import duration
+
 LINE_SECONDS = 15.0
 """Without a terminal: at most one line of a task in this many seconds."""
 
@@ -65,14 +67,3 @@ def task(text: str, total: int, console: Console | None = None) -> Iterator[Task
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield Task(console, text, total, bar)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, rounded to what matters: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60 // 10 * 10} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from rich.console import Console
 from palate.data.encode import Encoder
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
-from palate.evaluate.folder import Folder
 from palate.evaluate.frontier import frontier_point, sample_stats
 from palate.evaluate.loading import Shelf, grouped
 from palate.evaluate.material import Material, build_material, check_data_keys, data_recipe
@@ -28,6 +28,9 @@ from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.recipes.schema import EvalRecipe
 from palate.rewards import make_reward
+from palate.store.folder import RunFolder
+from palate.store.lineage import lineage, model_entry
+from palate.store.records import Data, Evaluation
 
 VERSION = 2
 """Of the results: raised whenever the same inputs would give others."""
@@ -61,16 +64,19 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
     reward = None if recipe.reward is None else make_reward(recipe.reward)
-    with Folder.open(recipe) as folder, kept_memory():
+    with RunFolder.open(recipe) as folder, kept_memory():
         results: dict[str, dict[str, Any]] = {}
         references: list[dict[str, Any]] = []
+        sources: list[dict[str, Any]] = []
         done = 0
         for group in grouped(targets):
             model = group[0].model
             tokenizer = load_tokenizer(model)
             encoder = Encoder(tokenizer, model.chat_template, data.length)
             material = build_material(recipe, data, seed, part, encoder)
-            folder.record_data(material.report, material.quarantine)
+            folder.write(Data.of(material.report))
+            folder.write_quarantine(material.quarantine)
+            sources = material.report["sources"]
             shelf = Shelf(model, group[0].reference)
             own = _Own(recipe, material, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
@@ -99,7 +105,9 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
                 )
                 found = own.measure(target, policy, own_reference)
                 results[target.name] = folder.write_part(keys[target.name], found)
-            folder.record_model(model, shelf.digest, group[0].reference)
+            folder.models.append(
+                model_entry(model, shelf.digest) | {"reference": group[0].reference}
+            )
         document = evaluation_document(
             [_named(t, results[t.name]) for t in targets],
             confidence=recipe.confidence,
@@ -109,7 +117,18 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
         document["policies"] += [r["entry"] for r in references[1:]]
         rows = [row for r in references for row in r["samples"]]
         rows += [row for t in targets for row in _renamed(t, results[t.name]["samples"])]
-        folder.finish(document, rows)
+        folder.write_lines("samples.jsonl", rows)
+        folder.write(
+            lineage(
+                verb="eval",
+                seed=recipe.seed,
+                device=platform.machine(),
+                sources=sources,
+                base_model=folder.models[0],
+                models=tuple(folder.models),
+            )
+        )
+        folder.write(Evaluation.of(document))
     from palate.report import write_report
 
     write_report([recipe.output_dir])

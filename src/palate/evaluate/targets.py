@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
-from palate.io import read_json, sha256_tree
 from palate.recipes import load_recipe
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.recipes.schema import EvalRecipe, ModelRecipe, SftRecipe, TuneRecipe
+from palate.store.digests import sha256_tree
+from palate.store.files import read_json
 
 _STEP = re.compile(r"step-(\d+)")
 

@@ -1,38 +1,30 @@
 """The reference cache: what a loss needs of the reference, stored by content.
 
-A folder of safetensors shards under a key that names everything the numbers depend on: digest and
-dtype of the reference's weights, attention kernel, batch layout, format and version of this code.
-Within it each sequence is found by the digest of its token ids, so that runs, losses, betas and
-data mixtures share one cache. Three formats:
+The identity of a cache is the digest and dtype of the reference's weights, attention kernel, batch
+layout, format and version of this code; an entry's key is the digest of its sequence, so that runs,
+losses, betas and data mixtures share one. Three formats:
 
   logps    log-prob of each response token                        (losses without token KL)
   summary  + logsumexp, E_ref[W], and its dot with the state      (exact KL, frozen shared head)
   hidden   + last hidden state                                    (exact KL, any head)
 
-Shards are written whole under a temporary name and renamed; any number of processes may add to one
-folder. On load a sample of stored sequences is run live and compared.
+On load a sample of stored sequences is run live and compared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from palate.data.items import Item, sequence_key
 from palate.data.layouts import Layout, SequenceBatch, collate
-from palate.errors import ModelError, RunError
-from palate.io import write_bytes
+from palate.errors import ModelError
 from palate.kernels import (
     Head,
     RefHidden,
@@ -44,12 +36,14 @@ from palate.kernels import (
     token_stats,
 )
 from palate.models.model import Model
-from palate.models.reference import FrozenCopy, LiveReference
+from palate.store.cache import Column, Entry, TensorCache, share_of
+
+if TYPE_CHECKING:
+    from palate.models.reference import LiveReference
 
 Format = Literal["logps", "summary", "hidden"]
-VERSION = 1
-"""Of the stored numbers: raised whenever the same inputs would give others."""
-SHARD_BYTES = 256 * 2**20
+VERSION = 2
+"""Of the stored numbers and files: raised whenever the same inputs would give others."""
 VERIFY_SEQUENCES = 4
 VERIFY_TOLERANCE = {
     torch.float64: 1e-6,
@@ -61,40 +55,34 @@ VERIFY_TOLERANCE = {
 round differently, another model is off by tenths and more."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    shard: Path
-    start: int
-    stop: int
-
-
 @dataclass
 class CacheCounts:
-    """What a load found, for data.json and the log."""
+    """Items that were there, and items that this process computed."""
 
     found: int = 0
     computed: int = 0
-    bytes: int = 0
 
 
 @dataclass
 class CachedReference:
-    """A reference read from a cache folder. Build it with `cached_reference`."""
+    """A reference read from a cache. Build it with `cached_reference`."""
 
-    folder: Path
+    cache: TensorCache
     format: Format
     identity: dict[str, Any]
     head: Head | None
     counts: CacheCounts
-    _entries: dict[str, _Entry] = field(default_factory=dict)
-    _open: dict[Path, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.cache.folder
 
     def inputs(self, batch: SequenceBatch, *, kl: bool) -> RefInputs:
-        parts = [self.read(key) for key in batch.keys]
+        entries = [self.cache.read(bytes.fromhex(key)) for key in batch.keys]
         device = batch.targets.device
 
         def column(name: str) -> Tensor:
-            return torch.cat([p[name] for p in parts]).to(device)
+            return torch.cat([entry[name] for entry in entries]).to(device)
 
         if not kl:
             return RefLogps(logp=column("logp"))
@@ -110,34 +98,9 @@ class CachedReference:
             return RefHidden(hidden=column("hidden"), head=self.head)
         raise ModelError("the reference cache holds log-probs only; token-level KL needs more")
 
-    def read(self, key: str) -> dict[str, Tensor]:
-        """The stored tensors of one sequence."""
-        entry = self._entries.get(key)
-        if entry is None:
-            raise RunError(f"{self.folder}: the reference cache lacks sequence {key[:12]}")
-        shard = self._open.get(entry.shard)
-        if shard is None:
-            shard = self._open[entry.shard] = safe_open(entry.shard, framework="pt")
-        return {
-            name: shard.get_slice(name)[entry.start : entry.stop]
-            for name in shard.keys()  # noqa: SIM118 - a safetensors handle, not a mapping
-            if name != "offsets"
-        }
-
     def index(self) -> None:
-        """Reads the shards' headers; shards that cannot be read are refused by name."""
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
-            if path in self._open:
-                continue
-            try:
-                shard = safe_open(path, framework="pt")
-                keys = json.loads(shard.metadata()["keys"])
-                offsets = shard.get_tensor("offsets").tolist()
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                raise RunError(f"{path}: not a readable cache shard; delete it: {error}") from error
-            self._open[path] = shard
-            for key, start, stop in zip(keys, offsets, offsets[1:], strict=False):
-                self._entries.setdefault(key, _Entry(path, start, stop))
+        """Takes in what other processes have written meanwhile."""
+        self.cache.refresh()
 
 
 def needed_format(policy: Model, *, kl: bool) -> Format:
@@ -165,7 +128,7 @@ def cached_reference(
 
     Args:
         live: computes what is missing, and verifies a sample of what is there.
-        folder: root of all caches; the key's own folder is made below it.
+        folder: root of all caches.
         batch_size: items of one forward pass.
         progress: called with (items done, items to do).
         rank, world_size: each process computes its share; call a barrier and `index()` after.
@@ -176,60 +139,68 @@ def cached_reference(
     """
     policy = live.policy
     identity = dict(live.identity, kind="cache", of=live.identity["kind"])
-    key = {
-        "version": VERSION,
-        "format": format,
-        "layout": layout,
-        "digest": identity["digest"],
-        "dtype": identity["dtype"],
-        "attention": policy.config._attn_implementation,
-        "torch": torch.__version__.split("+")[0],
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    head = None
-    if format == "hidden":
-        own = policy.vocabulary_head()
-        # The policy's head is about to be trained; the reference's is not.
-        shared = isinstance(live, FrozenCopy) or not own.weight.requires_grad
-        head = own if shared else _detached(own)
-    cache = CachedReference(
-        folder=folder / name, format=format, identity=identity, head=head, counts=CacheCounts()
+    store = TensorCache(
+        folder,
+        {
+            "kind": "reference",
+            "version": VERSION,
+            "format": format,
+            "layout": layout,
+            "digest": identity["digest"],
+            "dtype": identity["dtype"],
+            "attention": policy.config._attn_implementation,
+            "torch": torch.__version__.split("+")[0],
+        },
+        _columns(policy, format),
     )
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    cache.index()
+    store.refresh()
     known: list[Item] = []
     missing: list[Item] = []
     for item in items:
-        keys = (sequence_key(*sequence) for sequence in item.all_sequences)
-        complete = all(key in cache._entries for key in keys)
+        complete = all(key in store for key in _keys(item))
         (known if complete else missing).append(item)
     if known:
         sample = random.Random(seed).sample(known, min(VERIFY_SEQUENCES, len(known)))
-        _verify(cache, live, sample, layout=layout, pad_id=pad_id)
-    cache.counts.found = len(known)
-    mine = missing[rank::world_size]
+        store.compare(
+            _records(live, _batches(sample, 1, layout, pad_id), format),
+            _distance,
+            tolerance=VERIFY_TOLERANCE[policy.dtype],
+            of="reference, in nats a token",
+        )
+    share = [item for item in missing if share_of(next(_keys(item)), world_size) == rank]
     # Long sequences first, alike lengths together: less padding, and memory peaks at once.
-    mine.sort(key=lambda item: (-item.n_tokens, item.id))
-    cache.counts.computed = len(mine)
-    writer = _ShardWriter(cache.folder, {"key": json.dumps(key, sort_keys=True)})
-    for done, batch in enumerate(_batches(mine, batch_size, layout, pad_id)):
-        for sequence_key_, record in _records(live, batch.to(policy.device), format):
-            writer.add(sequence_key_, record)
-        if progress is not None:
-            progress(min((done + 1) * batch_size, len(mine)), len(mine))
-    writer.flush()
-    cache.counts.bytes = writer.written
-    if not (cache.folder / "key.json").exists():
-        write_bytes(cache.folder / "key.json", json.dumps(key, indent=2).encode())
-    cache.index()
-    return cache
-
-
-def _detached(head: Head) -> Head:
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return Head(
-        weight=head.weight.detach().clone(), bias=bias, scale=head.scale, softcap=head.softcap
+    share.sort(key=lambda item: (-item.n_tokens, item.id))
+    with store.writing():
+        done = 0
+        for start in range(0, len(share), batch_size):
+            part = share[start : start + batch_size]
+            batches = _batches(part, batch_size, layout, pad_id)
+            store.add(dict(_records(live, batches, format)))
+            done += len(part)
+            if progress is not None:
+                progress(done, len(share))
+    store.refresh()
+    return CachedReference(
+        cache=store,
+        format=format,
+        identity=identity,
+        head=live.frozen_head() if format == "hidden" else None,
+        counts=CacheCounts(found=len(known), computed=len(share)),
     )
+
+
+def _columns(policy: Model, format: Format) -> dict[str, Column]:
+    width = policy.backbone.hidden_size
+    columns = {"logp": Column()}
+    if format == "summary":
+        columns |= {"lse": Column(), "mean_dot": Column(), "mean_embedding": Column((width,))}
+    if format == "hidden":
+        columns["hidden"] = Column((width,), policy.dtype)
+    return columns
+
+
+def _keys(item: Item) -> Iterator[bytes]:
+    return (bytes.fromhex(sequence_key(*sequence)) for sequence in item.all_sequences)
 
 
 def _batches(
@@ -245,8 +216,15 @@ def _batches(
 
 @torch.no_grad()
 def _records(
+    live: LiveReference, batches: Iterable[SequenceBatch], format: Format
+) -> Iterator[tuple[bytes, Entry]]:
+    for batch in batches:
+        yield from _of_batch(live, batch.to(live.policy.device), format)
+
+
+def _of_batch(
     live: LiveReference, batch: SequenceBatch, format: Format
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
+) -> Iterator[tuple[bytes, Entry]]:
     ref = live.inputs(batch, kl=format != "logps")
     assert isinstance(ref, RefHidden)
     memory_mb = live.policy.memory_mb
@@ -268,66 +246,11 @@ def _records(
     lengths = batch.lengths.tolist()
     split = {name: value.cpu().split(lengths) for name, value in record.items()}
     for i, key in enumerate(batch.keys):
-        yield key, {name: parts[i] for name, parts in split.items()}
+        yield bytes.fromhex(key), {name: parts[i] for name, parts in split.items()}
 
 
-def _verify(
-    cache: CachedReference,
-    live: LiveReference,
-    items: Sequence[Item],
-    *,
-    layout: Layout,
-    pad_id: int,
-) -> None:
-    tolerance = VERIFY_TOLERANCE[live.policy.dtype]
-    for batch in _batches(items, 1, layout, pad_id):
-        for key, record in _records(live, batch.to(live.policy.device), cache.format):
-            stored = cache.read(key)
-            for name in ("logp", "lse"):
-                if name not in record:
-                    continue
-                fits = stored[name].shape == record[name].shape
-                gap = float((stored[name] - record[name]).abs().mean()) if fits else float("inf")
-                if not gap <= tolerance:
-                    raise ModelError(
-                        f"{cache.folder}: stored {name} of sequence {key[:12]} is {gap:.3g} nats a "
-                        "token off the live reference; delete the folder to compute it anew"
-                    )
-
-
-class _ShardWriter:
-    """Collects records and writes them as whole shards."""
-
-    def __init__(self, folder: Path, metadata: dict[str, str]) -> None:
-        self.folder = folder
-        self.metadata = metadata
-        self.keys: list[str] = []
-        self.records: list[dict[str, Tensor]] = []
-        self.seen: set[str] = set()
-        self.size = 0
-        self.written = 0
-
-    def add(self, key: str, record: dict[str, Tensor]) -> None:
-        if key in self.seen:
-            return
-        self.seen.add(key)
-        self.keys.append(key)
-        self.records.append(record)
-        self.size += sum(t.numel() * t.element_size() for t in record.values())
-        if self.size >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.keys:
-            return
-        lengths = torch.tensor([0, *(len(r["logp"]) for r in self.records)])
-        tensors = {
-            name: torch.cat([r[name] for r in self.records]).contiguous()
-            for name in self.records[0]
-        }
-        tensors["offsets"] = lengths.cumsum(0)
-        data = save(tensors, metadata=self.metadata | {"keys": json.dumps(self.keys)})
-        content = hashlib.sha256("".join(self.keys).encode()).hexdigest()[:16]
-        write_bytes(self.folder / f"shard-{content}-{os.getpid()}.safetensors", data)
-        self.written += len(data)
-        self.keys, self.records, self.size = [], [], 0
+def _distance(stored: Entry, live: Entry) -> float:
+    """Largest mean difference of log-probs, and of their normalisers where stored."""
+    return max(
+        float((stored[name] - live[name]).abs().mean()) for name in ("logp", "lse") if name in live
+    )

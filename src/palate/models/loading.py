@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from palate import hub
+from palate.data.containers import hub
 from palate.errors import ModelError
 from palate.models.attention import use_rows
 from palate.models.model import Model

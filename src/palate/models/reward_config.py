@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from palate.errors import ModelError
-from palate.io import read_json
 from palate.recipes.reward import HeadRecipe, Pooling
 from palate.recipes.schema import LengthRecipe, ModelRecipe
+from palate.store.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

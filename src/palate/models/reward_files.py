@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from palate.errors import ModelError, RunError
-from palate.io import write_json
 from palate.models.loading import disable_dropout, quiet_peft
 from palate.models.model import Model
 from palate.models.reward_backbone import from_pretrained, load_whole, one_line
@@ -40,6 +39,7 @@ from palate.models.reward_config import read_spec as read_spec
 from palate.models.reward_import import classifier_class, imported
 from palate.models.sharding import assign
 from palate.recipes.schema import Dtype, ModelRecipe
+from palate.store.files import write_json
 
 HEAD = "reward_head.safetensors"
 SCORE = "score.weight"

@@ -19,13 +19,12 @@ import torch
 import transformers
 from torch import nn
 
-import palate
 from palate.errors import RunError
-from palate.io import read_json, write_json
 from palate.models.check import LayoutCheck, check_tokens, layout_check
 from palate.models.limits import positions_of
 from palate.models.model import Model
 from palate.models.structure import backbone_of, sharing_obstacle
+from palate.store.files import read_json, write_json
 
 FOLDER = "layout_checks"
 SAMPLES = 4096
@@ -117,7 +116,7 @@ def _weights_sample(model: nn.Module) -> str:
 @cache
 def _code_digest() -> str:
     """Of the code that lays batches out, masks, runs and compares them."""
-    root = Path(palate.__file__).parent
+    root = Path(__file__).parents[1]
     data = [root / "data" / name for name in ("items.py", "layouts.py")]
     files = [*sorted((root / "models").glob("*.py")), *data]
     return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()

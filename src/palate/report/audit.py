@@ -11,7 +11,6 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from palate.errors import RunError
-from palate.io import read_json, write_text
 from palate.report.audit_diff import Difference, difference
 from palate.report.audit_figures import (
     CHOSEN,
@@ -28,6 +27,7 @@ from palate.report.page import environment
 from palate.report.style import PALETTE
 from palate.report.tables import flatten
 from palate.report.words import listed, plain
+from palate.store.files import read_json, write_text
 
 NAME = "report.html"
 KINDS = ("build", "inspect")

@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import Field
 
-from palate.report.schema import Interval, Loose
+from palate.store.records import Interval, Record
 
 Counts = dict[str, int]
 Bars = tuple[tuple[float, float, int], ...]
 
 
-class Source(Loose):
+class Source(Record):
     """One source: read = kept + rejected + dropped + merged + not_selected, in rows, and
     pairs_made = pairs + pairs_dropped + pairs_not_selected."""
 
@@ -53,7 +53,7 @@ class Source(Loose):
         return self.read == self.accounted and self.pairs_made == pairs
 
 
-class EvaluationSet(Loose):
+class EvaluationSet(Record):
     """Of `decontaminate`: what of an evaluation set is in the pairs."""
 
     prompts: int | None = None
@@ -66,7 +66,7 @@ class EvaluationSet(Loose):
     images_not_read: int = 0
 
 
-class Step(Loose):
+class Step(Record):
     """One line of `curate`, as it went."""
 
     step: str = "step"
@@ -88,7 +88,7 @@ class Step(Loose):
         return sum(self.dropped.values())
 
 
-class Share(Loose):
+class Share(Record):
     """One side against the other; the share is that of the first."""
 
     share: float | None = None
@@ -113,7 +113,7 @@ class LengthLabel(LengthShare):
     by_difference: tuple[LengthGroup, ...] = ()
 
 
-class Lengths(Loose):
+class Lengths(Record):
     mean: float | None = None
     min: float | None = None
     max: float | None = None
@@ -135,7 +135,7 @@ class Opening(Share):
     less: int = 0
 
 
-class SameResponse(Loose):
+class SameResponse(Record):
     opening: str = ""
     prompts: int = 0
     chosen: int = 0
@@ -146,7 +146,7 @@ class Together(Share):
     pairs: int = 0
 
 
-class Style(Loose):
+class Style(Record):
     pairs: int = 0
     features: tuple[Feature, ...] = ()
     openings: tuple[Opening, ...] = ()
@@ -154,27 +154,27 @@ class Style(Loose):
     same_response: tuple[SameResponse, ...] = ()
 
 
-class Times(Loose):
+class Times(Record):
     low: int = Field(default=1, alias="from")
     to: int | None = None
     prompts: int = 0
     pairs: int = 0
 
 
-class Prompts(Loose):
+class Prompts(Record):
     distinct: int = 0
     repeated: int = 0
     most: int = 0
     pairs_by_times: tuple[Times, ...] = ()
 
 
-class Groups(Loose):
+class Groups(Record):
     pairs: int = 0
     groups: int = 0
     largest: int = 0
 
 
-class Margin(Loose):
+class Margin(Record):
     pairs: int = 0
     missing: int = 0
     negative: int = 0
@@ -185,12 +185,12 @@ class Margin(Loose):
     histogram: Bars = ()
 
 
-class Template(Loose):
+class Template(Record):
     problems: Counts = Field(default_factory=dict)
     found: Counts = Field(default_factory=dict)
 
 
-class Scripts(Loose):
+class Scripts(Record):
     prompt: Counts = Field(default_factory=dict)
     chosen: Counts = Field(default_factory=dict)
     rejected: Counts = Field(default_factory=dict)
@@ -204,13 +204,13 @@ class Generator(Share):
     losses: int = 0
 
 
-class Generators(Loose):
+class Generators(Record):
     names: tuple[Generator, ...] = ()
     more: int = 0
     responses_of_others: int = 0
 
 
-class Images(Loose):
+class Images(Record):
     pairs: int = 0
     seen: int = 0
     distinct: int = 0
@@ -218,7 +218,7 @@ class Images(Loose):
     by_number: Counts = Field(default_factory=dict)
 
 
-class Text(Loose):
+class Text(Record):
     """A window of a text: characters left out before and after."""
 
     text: str = ""
@@ -228,7 +228,7 @@ class Text(Loose):
     rating: float | None = None
 
 
-class Example(Loose):
+class Example(Record):
     kind: str = "example"
     id: str = ""
     row: int | None = None
@@ -240,7 +240,7 @@ class Example(Loose):
     rejected: Text = Text()
 
 
-class Summary(Loose):
+class Summary(Record):
     """What an audit says of one source, or of all."""
 
     pairs: int = 0
@@ -269,17 +269,17 @@ class Summary(Loose):
         return self.length_label.get("characters", LengthLabel())
 
 
-class Shared(Loose):
+class Shared(Record):
     a: str = ""
     b: str = ""
     prompts: int = 0
 
 
-class Across(Loose):
+class Across(Record):
     shared_prompts: tuple[Shared, ...] = ()
 
 
-class Findings(Loose):
+class Findings(Record):
     """What `palate.data.audit.Audit.result` gives."""
 
     confidence: float = 0.95
@@ -289,18 +289,18 @@ class Findings(Loose):
     across: Across = Across()
 
 
-class BeforeAfter(Loose):
+class BeforeAfter(Record):
     before: Findings | None = None
     after: Findings | None = None
 
 
-class Split(Loose):
+class Split(Record):
     pairs: int = 0
     prompts: int | None = None
     by_source: Counts = Field(default_factory=dict)
 
 
-class Built(Loose):
+class Built(Record):
     """data.json of `palate data build` (kind `build`) and `palate data inspect` (`inspect`)."""
 
     kind: str = "build"

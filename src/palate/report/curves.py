@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from palate.report.words import plain
+from palate.store.records import MetricsLine
 
 Floats = NDArray[np.float64]
 
@@ -23,7 +24,7 @@ MAX_POINTS = 400
 SMOOTH_FROM = 40
 """Curves of fewer points are drawn as they are."""
 
-_NOT_METRICS = {"step", "epoch", "split", "time", "examples"}
+_NOT_METRICS = frozenset(MetricsLine.model_fields)
 
 
 @dataclass(frozen=True, kw_only=True)

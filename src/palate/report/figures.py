@@ -17,13 +17,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from palate.errors import RunError
-from palate.io import write_bytes
 from palate.report.curves import Floats, pieces, smooth, thin
 from palate.report.panels import Line, Panel, kl_panels
 from palate.report.points import Frontier, Point, evaluated_losses, frontier_of
 from palate.report.reader import Run, read_runs
 from palate.report.style import DASHES, PALETTE, Style, Styles
 from palate.report.svg import GRID, INK, MUTED, PAPER, page_style, series_colour, to_svg
+from palate.store.files import write_bytes
 
 PIXELS = 1 / 72
 """Inches: an SVG of matplotlib has 72 units an inch."""

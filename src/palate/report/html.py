@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palate.errors import RunError
-from palate.io import read_json, write_text
 from palate.report import words
 from palate.report.audit import is_audit, write_audit_report
 from palate.report.figures import frontier_svgs, panel_svg
@@ -26,6 +25,7 @@ from palate.report.tables import (
     recipe_differences,
     samples_views,
 )
+from palate.store.files import read_json, write_text
 
 NAME = "report.html"
 

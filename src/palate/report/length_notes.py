@@ -6,8 +6,8 @@ import math
 from typing import Literal
 
 from palate.data.audit.sketches import wilson
-from palate.report.schema import Split
 from palate.report.words import percent
+from palate.store.records import Split
 
 EFFECT = 0.05
 """How far from one half the share of longer chosen responses must be before it is worth a word."""

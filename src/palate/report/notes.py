@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from palate.report.length_notes import length_note
 from palate.report.reader import Run
 from palate.report.reward_notes import reward_notes
-from palate.report.schema import Data, Preference, Split
 from palate.report.words import count, fixed, listed, number, percent
+from palate.store.records import Data, Preference, Split
 
 LEFT_OUT = 0.1
 TRUNCATED = 0.05

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from palate.report.points import interval
 from palate.report.reader import Run
 from palate.report.reward_views import reward_summary
-from palate.report.schema import Preference
 from palate.report.style import Style, Styles, loss_name
 from palate.report.words import DASH, count, fixed, listed, number, percent, seconds, span
+from palate.store.records import Preference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palate.report.reader import Run
-from palate.report.schema import Interval, Policy
 from palate.report.style import DASHES, PALETTE, Style, Styles, loss_name
+from palate.store.records import Interval, Policy
 
 
 @dataclass(frozen=True, kw_only=True)

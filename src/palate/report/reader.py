@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from palate.errors import RunError
-from palate.io import read_json
 from palate.report.curves import Metrics, read_jsonl, read_metrics
-from palate.report.reward_schema import KIND, RewardEvaluation
-from palate.report.schema import Conclusion, Data, Evaluation, Lineage, Loose, Sample, Status
 from palate.report.words import plain
+from palate.store.files import read_json
+from palate.store.records import Conclusion, Data, Evaluation, Lineage, Record, Sample, Status
+from palate.store.reward_records import KIND, RewardEvaluation
 
 FILES = (
     "recipe.yaml",
@@ -29,7 +29,7 @@ FILES = (
 )
 """A folder with one of these is a run folder."""
 
-L = TypeVar("L", bound=Loose)
+L = TypeVar("L", bound=Record)
 
 
 @dataclass(frozen=True, kw_only=True)

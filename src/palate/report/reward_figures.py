@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from palate.report.figures import PIXELS
-from palate.report.reward_schema import Bin, Choice, Point, Result
 from palate.report.style import DASHES, Style
 from palate.report.svg import MUTED, PAPER, page_style, series_colour, to_svg
+from palate.store.reward_records import Bin, Choice, Point, Result
 
 _SIZE = (380 * PIXELS, 260 * PIXELS)
 SHOWN_PAIRS = 5

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from palate.report.points import interval
-from palate.report.reward_schema import Benchmark, ByLength, Choice, RewardEvaluation
 from palate.report.words import count, fixed, listed, percent
+from palate.store.reward_records import Benchmark, ByLength, Choice, RewardEvaluation
 
 TIE_RATE = 0.02
 LARGEST = 64

@@ -15,16 +15,16 @@ from palate.report.reward_figures import (
     over_optimisation_svg,
     reliability_svg,
 )
-from palate.report.reward_schema import (
+from palate.report.style import DASHES, PALETTE, Style
+from palate.report.words import count, listed
+from palate.store.records import Interval
+from palate.store.reward_records import (
     Benchmark,
     Column,
     Official,
     Result,
     RewardEvaluation,
 )
-from palate.report.schema import Interval
-from palate.report.style import DASHES, PALETTE, Style
-from palate.report.words import count, listed
 
 OPEN_SOURCES = 12
 """Rows; longer tables by source are folded away."""

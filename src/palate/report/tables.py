@@ -10,9 +10,9 @@ from typing import Any
 
 from palate.report.points import interval, run_of
 from palate.report.reader import Run
-from palate.report.schema import Data, Evaluation, Policy, Preference, Sample
 from palate.report.style import Style, Styles
 from palate.report.words import DASH, number
+from palate.store.records import Data, Evaluation, Policy, Preference, Sample
 
 SHOWN_PROMPTS = 8
 """Side-by-side samples: the first prompts of the file, so that nobody chose them."""

@@ -12,7 +12,6 @@ from palate.data.readers import read_source
 from palate.data.schema import Content, Preference
 from palate.data.scorer import Scorer, has_images
 from palate.errors import DataError, ModelError
-from palate.io import read_json
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
@@ -25,6 +24,7 @@ from palate.rewards.mixture import Gate, WeightedSum
 from palate.rewards.names import name_of, names_of
 from palate.rewards.rule import RuleScorer
 from palate.rewards.texts import prompt_text, response_text
+from palate.store.files import read_json
 
 Make = Callable[[recipes.Scorer], Scorer]
 _Triple = tuple[Content, Content, Content]

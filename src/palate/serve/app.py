@@ -19,7 +19,6 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-import palate
 from palate.data.scorer import Group, Score, Scorer, part_values, values_by_part
 from palate.evaluate.reward.identity import identities
 from palate.recipes.serving import ServeRecipe
@@ -36,6 +35,7 @@ from palate.serve.errors import TooMany, handle_errors
 from palate.serve.guard import App, Guard, error_body
 from palate.serve.messages import Asked, ChatCompletion, GetReward, Item, ModelCard, content
 from palate.serve.metrics import Metrics
+from palate.store.versions import __version__
 
 ROUTES = frozenset(
     (
@@ -74,7 +74,7 @@ def make_app(scorer: Scorer, recipe: ServeRecipe, token: str | None = None) -> A
     # No pages: they would load scripts from elsewhere.
     app = FastAPI(
         title="palate serve",
-        version=palate.__version__,
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -148,7 +148,7 @@ class _Server:
         on /score and /rank."""
         recipe = self.recipe
         return {
-            "palate": palate.__version__,
+            "palate": __version__,
             "scorer": {
                 "name": self.name,
                 "type": recipe.scorer.type,

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from palate.train.folder import RunFolder
+from palate.store.durations import duration
+from palate.store.folder import RunFolder
 
 if TYPE_CHECKING:
     from palate.train.loop import Loop
@@ -184,13 +185,3 @@ def figures(values: Mapping[str, float]) -> str:
         values = {**values, "rewards/accuracies": values["accuracies/logits"]}
     shown = [f"{label} {form.format(values[n])}" for n, label, form in SHOWN if n in values]
     return "  ".join(shown)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, rounded to what matters."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

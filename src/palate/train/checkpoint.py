@@ -14,13 +14,9 @@ one step. Nothing is pickled.
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,53 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from palate.errors import RunError
-from palate.io import read_json, sync_folder, write_json
+from palate.store.files import read_json, write_json
+from palate.store.folders import remove_folder
 
 STEP = re.compile(r"step-(\d{6,})")
 TRAINER = "trainer"
-
-
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `final` in one step when the block ends.
-
-    Raises:
-        RunError: it cannot be written; what was at `final` is still there.
-    """
-    temporary = partial_path(final)
-    old = final.parent / f".{final.name}.old"
-    try:
-        with _one_line(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-            _flush(temporary)
-            if final.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(final, old)
-            os.replace(temporary, final)
-            sync_folder(final.parent)
-            shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def partial_path(final: Path) -> Path:
-    """Where a folder is while it is being filled."""
-    return final.parent / f".{final.name}.partial"
-
-
-def clean(folder: Path) -> None:
-    """Removes what a killed process left half written under `folder`, and finishes its renames."""
-    for old in folder.glob(".*.old"):
-        final = folder / old.name.removeprefix(".").removesuffix(".old")
-        if not final.exists():
-            os.replace(old, final)
-        shutil.rmtree(old, ignore_errors=True)
-    for partial in folder.glob(".*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -86,20 +40,22 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
+def newest(folder: Path) -> Path | None:
+    """The last complete checkpoint to go on from; None to start from the beginning."""
+    complete = checkpoints(folder)
+    return complete[-1][1] if complete else None
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
 def rotate(folder: Path, keep: int | None) -> None:
-    """Deletes all but the newest `keep` checkpoints; a killed deletion leaves no half one."""
+    """Deletes all but the newest `keep` checkpoints."""
     if keep is None:
         return
     for _, path in checkpoints(folder)[:-keep]:
-        dying = path.parent / f".{path.name}.partial"
-        shutil.rmtree(dying, ignore_errors=True)
-        with suppress(OSError):
-            os.replace(path, dying)
-        shutil.rmtree(dying, ignore_errors=True)
+        remove_folder(path)
 
 
 def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:
@@ -189,25 +145,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
-
-
-def _flush(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        text = " ".join(str(error).split())
-        full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
-        reason = "the disk is full; what was written before is whole" if full else text
-        raise RunError(f"cannot write {path}: {reason}") from error

@@ -9,12 +9,14 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from palate.errors import RunError
-from palate.io import read_json
 from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
-from palate.train import checkpoint, distributed
+from palate.store.files import read_json
+from palate.store.folders import whole_folder
+from palate.train import distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
+from palate.train.checkpoint import newest
 from palate.train.loop import Job, Loop
 
 
@@ -24,7 +26,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     Raises:
         RunError: the checkpoint does not fit, a write failed, or the loss is not finite.
     """
-    last = job.folder.last
+    last = newest(job.folder.checkpoints)
     if last is not None:
         check_identity(last, job.identity)
     run_log = RunLog(job.folder)
@@ -51,7 +53,7 @@ def save_final_model(loop: Loop, tokenizer: PreTrainedTokenizerBase) -> None:
     job = loop.job
     tensors = distributed.gathered_weights(job.model)
     if loop.accelerator.is_main_process:
-        with checkpoint.whole_folder(job.folder.model) as folder:
+        with whole_folder(job.folder.model) as folder:
             distributed.save_model(job.model, folder, tensors)
             save_tokenizer(tokenizer, folder)
     loop.accelerator.wait_for_everyone()

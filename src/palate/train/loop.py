@@ -29,14 +29,15 @@ from transformers import set_seed
 from palate.data.items import Item
 from palate.data.layouts import Layout
 from palate.errors import RunError
-from palate.io import read_json, write_json
 from palate.losses import LossOutput
 from palate.models.model import Model, Outputs
 from palate.models.reference import Reference
 from palate.recipes.schema import LoopRecipe, ModelRecipe
+from palate.store.files import read_json, write_json
+from palate.store.folder import RunFolder
+from palate.store.folders import partial_path, whole_folder
 from palate.train import checkpoint, distributed, shards
 from palate.train.callbacks import Callback, Split
-from palate.train.folder import RunFolder
 from palate.train.meter import Meter, Sum
 from palate.train.objectives.base import Counts, Objective
 from palate.train.optimizer import build_optimizer, parameter_groups, schedule, warmup_steps
@@ -336,9 +337,9 @@ class Loop:
         whole = not sharded or model.has_adapters
         tensors = distributed.gathered_weights(model) if whole else None
         final = checkpoint.checkpoint_path(folder.checkpoints, self.step)
-        with checkpoint.whole_folder(final) if is_main else nullcontext() as temporary:
+        with whole_folder(final) if is_main else nullcontext() as temporary:
             self.accelerator.wait_for_everyone()
-            trainer = checkpoint.partial_path(final) / checkpoint.TRAINER
+            trainer = partial_path(final) / checkpoint.TRAINER
             if temporary is not None:
                 trainer.mkdir()
                 if whole:

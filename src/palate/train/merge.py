@@ -11,13 +11,13 @@ from typing import Any, cast, get_args
 from transformers import AutoConfig, AutoTokenizer
 
 from palate.errors import ModelError, RunError
-from palate.io import read_json
 from palate.models.config_names import add_older_names
 from palate.models.loading import load_trained
 from palate.models.reward_config import CONFIG
 from palate.models.reward_files import load_reward_model, save_reward_model
 from palate.recipes.schema import Dtype, ModelRecipe
-from palate.train.checkpoint import whole_folder
+from palate.store.files import read_json
+from palate.store.folders import whole_folder
 
 ADAPTER = "adapter_config.json"
 _OTHER = (".safetensors", ".bin", ".pt", ".pth", ".md")

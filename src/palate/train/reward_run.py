@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
-from palate.data.items import Item
+from palate.data.items import Item, items_digest
 from palate.data.layouts import Layout, collate
 from palate.errors import DataError, RunError
 from palate.models.check import start_check
@@ -28,12 +28,13 @@ from palate.models.reward import build_reward_model
 from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
+from palate.store.folder import RunFolder
+from palate.store.lineage import lineage, model_entry, tokenizer_digest
+from palate.store.records import Data, Evaluation
 from palate.train.callbacks import LINE_SECONDS
 from palate.train.distributed import is_sharded
 from palate.train.fit import fit, save_final_model
-from palate.train.folder import RunFolder
 from palate.train.launch import eval_plan
-from palate.train.lineage import items_digest, lineage
 from palate.train.loop import Job, Loop
 from palate.train.objectives.reward import (
     RewardObjective,
@@ -83,7 +84,7 @@ class RewardRun(Run):
         for split, items in (("train", data.train), ("eval", data.eval)):
             if items:
                 data.report[split]["labels"] = label_counts(items)
-        folder.write_json("data.json", data.report)
+        folder.write(Data.of(data.report))
         folder.write_quarantine(data.quarantine)
         check_labels(self.recipe.loss, data.train)
         check_fits(model, self.recipe.model.path, [*data.train, *data.eval], encoder)
@@ -104,7 +105,7 @@ class RewardRun(Run):
         model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
         self._save(loop, tokenizer, encoder)
         if job.eval and (evaluation := self._evaluation(loop)) is not None:
-            folder.write_json("evaluation.json", evaluation)
+            folder.write(Evaluation.of(evaluation))
 
     def _job(
         self,
@@ -132,15 +133,15 @@ class RewardRun(Run):
             )
             own_collate = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
         collated: Collate = own_collate
-        folder.write_json(
-            "lineage.json",
+        folder.write(
             lineage(
                 verb="reward",
-                model=recipe.model,
-                digest=digest,
-                tokenizer=tokenizer,
-                template=encoder.template_sha256,
-                data=data.report,
+                base_model=model_entry(recipe.model, digest),
+                tokenizer={
+                    "digest": tokenizer_digest(tokenizer),
+                    "template": encoder.template_sha256,
+                },
+                sources=data.report["sources"],
                 reference=None,
                 seed=recipe.seed,
                 device=str(self.state.device),

@@ -18,25 +18,25 @@ from transformers.utils import logging as transformers_logging
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
-from palate.data.items import Item
+from palate.data.items import Item, items_digest
 from palate.data.layouts import Layout, collate
-from palate.io import held
 from palate.memory import kept_memory
-from palate.models.build import build_reference
 from palate.models.cache import CachedReference
 from palate.models.check import start_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
-from palate.models.reference import Reference
+from palate.models.reference import Reference, build_reference
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
+from palate.store.folder import RunFolder
+from palate.store.folders import lock_folder
+from palate.store.lineage import lineage, model_entry, tokenizer_digest
+from palate.store.records import Data, Evaluation
 from palate.train.distributed import is_sharded
 from palate.train.fit import fit, save_final_model
-from palate.train.folder import RunFolder
 from palate.train.launch import batch_plan, check_launch, check_trackers, eval_plan, total_steps
-from palate.train.lineage import items_digest, lineage
 from palate.train.loop import Job, Loop
 from palate.train.objectives import Objective, PreferenceObjective, objective_of
 from palate.train.preflight import (
@@ -113,7 +113,7 @@ class Run(ABC):
             )
         else:
             # One process of a run holds the folder for all of them.
-            alone = held(folder.path) if self.main else nullcontext()
+            alone = lock_folder(folder.path) if self.main else nullcontext()
             with alone, folder.running(), _without_bars(), kept_memory():
                 self.fill(folder)
             self._report(folder)
@@ -170,7 +170,7 @@ class PolicyRun(Run):
         # One process reads first, so that a shared cache of converted files is written once.
         with self.state.main_process_first():
             data = build(self.recipe.data, encoder, kind=objective.kind, seed=self.recipe.seed)
-        folder.write_json("data.json", data.report)
+        folder.write(Data.of(data.report))
         folder.write_quarantine(data.quarantine)
         check_fits(policy, self.recipe.model.path, [*data.train, *data.eval], encoder)
         _name_sources(objective, data)
@@ -211,15 +211,15 @@ class PolicyRun(Run):
         if reference is not None and reference.identity.get("path") is None:
             check_start(policy, reference, data.train[0], own_collate)
         identity = None if reference is None else reference.identity
-        folder.write_json(
-            "lineage.json",
+        folder.write(
             lineage(
                 verb="sft" if self.loss is None else "tune",
-                model=recipe.model,
-                digest=digest,
-                tokenizer=tokenizer,
-                template=encoder.template_sha256,
-                data=data.report,
+                base_model=model_entry(recipe.model, digest),
+                tokenizer={
+                    "digest": tokenizer_digest(tokenizer),
+                    "template": encoder.template_sha256,
+                },
+                sources=data.report["sources"],
                 reference=identity,
                 seed=recipe.seed,
                 device=str(self.state.device),
@@ -298,7 +298,7 @@ class PolicyRun(Run):
             sharded=is_sharded(job.model),
         )
         if document is not None:
-            job.folder.write_json("evaluation.json", document)
+            job.folder.write(Evaluation.of(document))
 
 
 @contextmanager

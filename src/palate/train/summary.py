@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 
 from palate.data.items import of_kind
 from palate.evaluate.preference import loss_members, score_pairs, summarise_pairs
-from palate.io import read_json
 from palate.losses import combined_needs
 from palate.recipes.losses import Loss, TokenWeights, members
+from palate.store.files import read_json
 from palate.train.loop import Job
 
 

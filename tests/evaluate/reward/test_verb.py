@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from palate import hub
 from palate.cli import app
+from palate.data.containers import hub
 from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
 from palate.evaluate.reward import evaluate_rewards
 from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.rewardbench import WEIGHTS
-from palate.io import held
 from palate.models.loading import NO_HUB
 from palate.models.reward_config import RewardSpec, Scale, document
 from palate.recipes import load_recipe
@@ -25,6 +24,7 @@ from palate.recipes.scorers import HeadsScorer, LengthScorer, ModelScorer
 from palate.report import write_report
 from palate.report.reward_views import OPEN_SOURCES
 from palate.rewards.length import Length
+from palate.store.folders import lock_folder
 
 RECIPE = """\
 # palate eval reward
@@ -180,7 +180,10 @@ def test_resume_keeps_scores_and_refuses_another_recipe(folder):
 
 def test_a_folder_is_one_process_at_a_time(folder):
     recipe = load_recipe(RewardEvalRecipe, "r.yaml")
-    with held(Path("out")), pytest.raises(RunError, match="out: another process writes to it"):
+    with (
+        lock_folder(Path("out")),
+        pytest.raises(RunError, match="out: another process writes to it"),
+    ):
         evaluate_rewards(recipe)
     assert not any(Path("out").iterdir())
     # What it had claimed it lets go of, however it ended.

@@ -40,10 +40,11 @@ from palate.data.curation import build_steps
 from palate.data.curation.base import Means
 from palate.data.mixture import Measure
 from palate.errors import DataError
-from palate.io import sha256_file, write_json, write_text
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.curation import Difficulty
 from palate.recipes.load import resolve_yaml
+from palate.store.digests import sha256_file
+from palate.store.files import write_json, write_text
 
 
 def build(

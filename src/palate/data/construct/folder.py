@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from palate.errors import RunError
-from palate.io import sync_folder
+from palate.store.files import sync_folder
 
 if os.name == "posix":
     import fcntl

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import palate
 from palate.data.construct.auditing import audit
 from palate.data.construct.curate import Curation
 from palate.data.construct.folder import BuildFolder
@@ -29,7 +28,6 @@ from palate.data.construct.state import joined
 from palate.data.containers import source_name
 from palate.data.curation import build_steps
 from palate.data.curation.base import Means
-from palate.io import read_json, write_json
 from palate.recipes.construct import BuildSource
 from palate.recipes.curation import (
     Contradictions,
@@ -43,6 +41,8 @@ from palate.recipes.curation import (
 )
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
+from palate.store.files import read_json, write_json
+from palate.store.versions import __version__
 
 # Nothing is dropped: ties are shown, and each step counts what it would drop.
 _PAIRING = PairingRecipe(ties="as_ties", flips="keep")
@@ -148,7 +148,7 @@ def inspect(
         held = np.zeros(len(state), dtype=np.bool_)
         report = {
             "kind": "inspect",
-            "palate": palate.__version__,
+            "palate": __version__,
             "code": code,
             "sources": entries(origins, staged, state, held, []),
             "steps": curation.entries,

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-import palate
 from palate.data.construct.read import CHAT, IMAGES, MARGIN
 from palate.data.construct.stage import Account
 from palate.data.construct.state import LIMIT, MIXTURE, State
 from palate.recipes.construct import BuildSource, DataBuildRecipe
+from palate.store.versions import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def lineage(
         files: digests of the data files written. code: version of this code.
     """
     return {
-        "palate": palate.__version__,
+        "palate": __version__,
         "code": code,
         "verb": "data build",
         "recipe": recipe_digest(recipe),

@@ -21,7 +21,7 @@ from palate.data.containers.base import PIECE_ROWS
 from palate.data.readers.grouping import same_prompt
 from palate.data.readers.read import draw_order
 from palate.data.schema import Preference
-from palate.io import read_json, write_json
+from palate.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from palate.data.images import ImageCounts

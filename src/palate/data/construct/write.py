@@ -23,7 +23,7 @@ from palate.data.construct.split import repeats
 from palate.data.construct.staging import BlockFile, decode, read_table
 from palate.data.construct.state import State
 from palate.errors import RunError
-from palate.io import write_bytes
+from palate.store.files import write_bytes
 
 DATA = "data"
 SPLITS = ("train", "eval")

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from palate import hub
+from palate.data.containers import hub
 from palate.data.containers.base import Chained, Records
 from palate.data.containers.files import SUFFIXES, open_file, suffix_of
 from palate.data.containers.tables import dataset
 from palate.errors import DataError, RecipeError
-from palate.io import read_json
 from palate.recipes.schema import DataSource
+from palate.store.files import read_json
 
 Source = TypeVar("Source", bound=DataSource)
 

@@ -17,9 +17,9 @@ from palate.data.readers.read import parse
 from palate.data.readers.registry import reader_named, recognise
 from palate.data.schema import ImageRef
 from palate.errors import DataError
-from palate.io import sha256_file
 from palate.recipes.curation import EvaluationFile
 from palate.recipes.schema import DataSource
+from palate.store.digests import sha256_file
 
 PROMPT_FIELDS = (
     "prompt",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import PalateError
-from palate.io import read_json
+from palate.store.files import read_json
 
 NAME = "dataset_info.json"
 _LARGEST = 4 << 20

@@ -33,7 +33,7 @@ from palate.data.readers.image_pairs import image_pair, images_of
 from palate.data.readers.pictures import PLACE
 from palate.data.schema import ImageRef, Preference, Response
 from palate.errors import PalateError
-from palate.io import read_json
+from palate.store.files import read_json
 
 COLUMNS = ("image", "question", "chosen", "rejected")
 META = "meta.json"

@@ -11,9 +11,9 @@ from typing import Any
 from palate.data.containers import open_records
 from palate.data.ledger import digest
 from palate.evaluate.targets import weights_identity
-from palate.io import sha256_file, sha256_tree
 from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
+from palate.store.digests import sha256_file, sha256_tree
 
 VERSION = 5
 """Of stored scores: raised whenever the same scorer would give others."""

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from palate.data.scorer import Score
 from palate.errors import RunError
-from palate.io import append_jsonl
+from palate.store.files import append_jsonl
 
 LINES = "scores.jsonl"
 QUARANTINE = "quarantine.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 from rich.console import Console
 
 from palate.data.scorer import Score, Scorer, part_values
-from palate.evaluate.folder import PARTS, Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
 from palate.evaluate.reward.agreement import agreement
@@ -37,7 +37,6 @@ from palate.evaluate.reward.rm_bench import RmBench
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.evaluate.reward.score_cache import ScoreCache, counts_of
 from palate.evaluate.run import EvalResult
-from palate.io import read_json
 from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
@@ -45,10 +44,14 @@ from palate.rewards.combined import Combined
 from palate.rewards.length import Length
 from palate.rewards.members import MemberSums
 from palate.rewards.names import name_of, names_of
+from palate.store.files import read_json
+from palate.store.folder import PARTS, RunFolder
+from palate.store.lineage import lineage
+from palate.store.records import Data
+from palate.store.reward_records import KIND, RewardEvaluation
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""
-KIND = "reward-evaluation"
 SCORES = "scores.jsonl"
 
 
@@ -88,17 +91,30 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     candidates = (
         None if chosen is None else read_candidates(chosen.candidates, chosen.pairing, recipe.seed)
     )
-    with Folder.open(recipe) as folder, kept_memory():
+    with RunFolder.open(recipe) as folder, kept_memory():
         entries = [entry for one in sets for entry in one.read.entries]
         lines = [line for one in sets for line in one.read.quarantine]
         if candidates is not None:
             entries += candidates.entries
             lines += candidates.quarantine
-        folder.record_data({"kind": KIND, "sources": entries, "train": None, "eval": None}, lines)
+        data = {"kind": KIND, "sources": entries, "train": None, "eval": None}
+        folder.write(Data.of(data))
+        folder.write_quarantine(lines)
         cache = ScoreCache(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
         context = _EvaluationContext(recipe, sets, candidates, cache, console)
         document, rows = context.evaluate(folder)
-        folder.finish(document, rows, SCORES)
+        folder.write_lines(SCORES, rows)
+        folder.write(
+            lineage(
+                verb="eval reward",
+                seed=recipe.seed,
+                device=platform.machine(),
+                sources=entries,
+                base_model=None,
+                models=tuple(folder.models),
+            )
+        )
+        folder.write(RewardEvaluation.of(document))
     from palate.report import write_report
 
     write_report([recipe.output_dir])
@@ -118,7 +134,7 @@ class _EvaluationContext:
     cache: ScoreCache
     console: Console
 
-    def evaluate(self, folder: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def evaluate(self, folder: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of evaluation.json, and the lines of scores.jsonl."""
         names = names_of(self.recipe.models)
         models: list[dict[str, Any]] = []
@@ -161,7 +177,7 @@ class _EvaluationContext:
                 }
             )
             scorers.append(scorer)
-            folder.record_scorer({"name": name, "type": model.type, "weights": identities(model)})
+            folder.models.append({"name": name, "type": model.type, "weights": identities(model)})
             self.cache.release()
         # Of all that a scorer was asked, by ensembles after it, too: a resumed run knows no order.
         for entry, scorer in zip(models, scorers, strict=True):
@@ -251,7 +267,7 @@ class _EvaluationContext:
             "agreement": agreement(pairs, scores),
         }
 
-    def _gold(self, folder: Folder) -> list[list[float]] | None:
+    def _gold(self, folder: RunFolder) -> list[list[float]] | None:
         if self.candidates is None:
             return None
         assert self.recipe.best_of_n is not None
@@ -260,7 +276,7 @@ class _EvaluationContext:
             return own_gold(self.candidates)
         scores = self._scores(self.cache.scorer(recipe), self.candidates.items, "gold scores")
         self.cache.release()
-        folder.record_scorer(
+        folder.models.append(
             {"name": self._gold_name(), "type": recipe.type, "weights": identities(recipe)}
             | {"role": "gold"}
         )

@@ -8,6 +8,7 @@ back to that point, so that nothing is there twice and nothing is missing.
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,20 +24,22 @@ from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
 from palate.data.scorer import Group, Score, Scorer
 from palate.errors import DataError, ModelError, RunError
-from palate.evaluate.folder import Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
 from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.evaluate.reward.stream import Entry, Stream
-from palate.io import write_json
 from palate.memory import kept_memory
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
 from palate.rewards.names import name_of
+from palate.store.files import write_json
+from palate.store.folder import RunFolder
+from palate.store.lineage import lineage
+from palate.store.records import Data
 
 TABLE = "scores.parquet"
 
@@ -71,7 +74,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
     streams = [Stream(source, seed=recipe.seed) for source in sources]
-    with Folder.open(recipe) as folder, kept_memory():
+    with RunFolder.open(recipe) as folder, kept_memory():
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
             scorer = make_scorer(recipe.scorer, seed=recipe.seed)
@@ -207,7 +210,7 @@ def _nothing(quarantine: Path, first_file: str) -> DataError:
 
 
 def _finish(
-    recipe: ScoreRecipe, streams: Sequence[Stream], state: Journal, folder: Folder
+    recipe: ScoreRecipe, streams: Sequence[Stream], state: Journal, folder: RunFolder
 ) -> ScoreResult:
     if not any(tally.rows for tally in state.tallies):
         raise _nothing(folder.path / QUARANTINE, recipe.data[0].path)
@@ -252,16 +255,22 @@ def _finish(
         "account": dict(sorted(state.account.items())),
         "members": members,
     }
-    write_json(folder.path / "data.json", {"kind": "scores", "sources": entries})
-    folder.record_sources(entries)
-    folder.record_scorer(
-        {
-            "name": name_of(recipe.scorer),
-            "type": recipe.scorer.type,
-            "weights": identities(recipe.scorer),
-        }
+    folder.write(Data.of({"kind": "scores", "sources": entries}))
+    scored_by = {
+        "name": name_of(recipe.scorer),
+        "type": recipe.scorer.type,
+        "weights": identities(recipe.scorer),
+    }
+    folder.write(
+        lineage(
+            verb="score",
+            seed=recipe.seed,
+            device=platform.machine(),
+            sources=entries,
+            base_model=None,
+            models=(scored_by,),
+        )
     )
-    folder.write_lineage()
     write_json(folder.path / "summary.json", summary)
     return ScoreResult(path=folder.path, scores=scores, summary=summary)
 

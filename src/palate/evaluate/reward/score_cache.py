@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from palate.data.schema import Content
-from palate.data.scorer import NOT_FINITE, Group, Score, Scorer, Traits, ask
+from palate.data.scorer import Group, Score, Scorer, Traits, ask
 from palate.evaluate.reward.identity import key_of
 from palate.evaluate.reward.items import digest_of
-from palate.io import append_jsonl
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
@@ -27,6 +24,8 @@ from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
 from palate.rewards.judge import Judge
 from palate.rewards.names import name_of
+from palate.store.files import append_jsonl
+from palate.store.json_cache import JsonCache
 
 Progress = Callable[[int, int], None]
 _Stored = float | str
@@ -59,17 +58,15 @@ class CachedScorer:
         progress: Progress | None = None,
     ) -> None:
         self.load = load
-        self.path = path
         self.name = name
         self.relative = relative
         self.chunk = chunk
         self.progress = progress
         self.counts: Counter[str] = Counter()
-        self._known: dict[str, list[_Stored]] = {}
         self._loaded: list[Scorer] = []
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self._read(line)
+        self._stored = JsonCache(path)
+        for counted in self._stored.notes:
+            self.counts.update(counted)
 
     def named(self, name: str) -> CachedScorer:
         """The same under another name."""
@@ -89,10 +86,10 @@ class CachedScorer:
             missing = {
                 key: (group, [key])
                 for (key,), group in zip(keys, groups, strict=True)
-                if key not in self._known
+                if key not in self._stored
             }
             self._ask(list(missing.values()))
-            return [[_score(stored) for stored in self._known[key]] for (key,) in keys]
+            return [[_score(stored) for stored in self._stored[key]] for (key,) in keys]
         # All responses to a prompt together, each once: groups share prompts and responses.
         keys = []
         wanted: dict[bytes, tuple[Content, dict[str, Content]]] = {}
@@ -100,7 +97,7 @@ class CachedScorer:
             _, responses = wanted.setdefault(digest_of(group.prompt), (group.prompt, {}))
             keys.append([_digest(group.prompt, [response]) for response in group.responses])
             for key, response in zip(keys[-1], group.responses, strict=True):
-                if key not in self._known:
+                if key not in self._stored:
                     responses.setdefault(key, response)
         self._ask(
             [
@@ -109,7 +106,7 @@ class CachedScorer:
                 for part in _parts(list(responses))
             ]
         )
-        return [[_score(self._known[key][0]) for key in own] for own in keys]
+        return [[_score(self._stored[key][0]) for key in own] for own in keys]
 
     def release(self) -> None:
         """Lets go of the scorer; it is loaded again when it is needed again."""
@@ -136,25 +133,10 @@ class CachedScorer:
                 lines.update(
                     zip(keys, [stored] if self.relative else [[s] for s in stored], strict=True)
                 )
-            self._store(lines, +counted)
+            self._stored.add(lines, dict(+counted))
+            self.counts.update(+counted)
             if self.progress is not None:
                 self.progress(min(start + self.chunk, len(wanted)), len(wanted))
-
-    def _store(self, scores: dict[str, list[_Stored]], counted: Counter[str]) -> None:
-        self.counts.update(counted)
-        self._known.update(scores)
-        if self.path is not None:
-            append_jsonl(self.path, {"scores": scores, "counts": dict(counted)})
-
-    def _read(self, line: str) -> None:
-        try:
-            row = json.loads(line)
-            scores = {key: list(map(_checked, own)) for key, own in row["scores"].items()}
-            counted = Counter({str(key): int(n) for key, n in row["counts"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return  # cut off by a kill: its groups are scored again
-        self._known.update(scores)
-        self.counts.update(counted)
 
 
 class ScoreCache:
@@ -249,14 +231,6 @@ def _stored(score: Score) -> _Stored:
 
 def _score(stored: _Stored) -> Score:
     return Score(None, stored) if isinstance(stored, str) else Score(stored)
-
-
-def _checked(stored: object) -> _Stored:
-    if isinstance(stored, str):
-        return stored
-    if isinstance(stored, bool) or not isinstance(stored, int | float) or not math.isfinite(stored):
-        raise ValueError(NOT_FINITE)
-    return stored
 
 
 def _digest(prompt: Content, responses: Sequence[Content]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from palate.data.schema import Preference
 from palate.data.scorer import Score, part_values
 from palate.errors import RunError
-from palate.io import read_json, write_json
 from palate.rewards.members import MemberSums, Numbers
+from palate.store.files import read_json, write_json
 
 BLOCK = 8192
 NUMBERS = "members.json"

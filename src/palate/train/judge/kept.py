@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from palate.data.schema import Message
-from palate.io import append_jsonl
 from palate.rewards.chat import Chat, Reply
+from palate.store.digests import sha256_json
+from palate.store.json_cache import JsonCache
 
 CHUNK = 64
 """Questions asked between two writes. Their batches are fixed, and with them the last bits of a
@@ -38,16 +36,9 @@ class KeptChat:
     ) -> None:
         self._open = open
         self._chat: Chat | None = None
-        self.path = path
         self.name = name
         self.progress = progress
-        self._known: dict[str, Any] = {}
-        if path.exists():
-            # By line feeds alone: texts hold other characters that end a line.
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                with suppress(ValueError, KeyError, TypeError):  # the line that a kill cut off
-                    row = json.loads(line)
-                    self._known[row["key"]] = row["answers"]
+        self._kept = JsonCache(path)
 
     def reply(
         self,
@@ -67,11 +58,11 @@ class KeptChat:
         }
 
         def ask(chat: Chat, part: Sequence[list[Message]]) -> Any:
-            found = chat.reply(part, **options)  # type: ignore[arg-type]
-            return [[dataclasses.asdict(reply) for reply in own] for own in found]
+            replies = chat.reply(part, **options)  # type: ignore[arg-type]
+            return [[dataclasses.asdict(reply) for reply in samples] for samples in replies]
 
         answers = self._all(questions, options, ask)
-        return [[Reply(**reply) for reply in own] for own in answers]
+        return [[Reply(**reply) for reply in samples] for samples in answers]
 
     def choose(
         self, questions: Sequence[list[Message]], options: Sequence[str]
@@ -91,17 +82,15 @@ class KeptChat:
         options: dict[str, Any],
         ask: Callable[[Chat, Sequence[list[Message]]], Any],
     ) -> list[Any]:
-        found: list[Any] = []
+        answers: list[Any] = []
         for start in range(0, len(questions), CHUNK):
             part = questions[start : start + CHUNK]
-            asked = json.dumps([options, part], sort_keys=True)
-            key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-            if key not in self._known:
+            key = sha256_json([options, part])
+            if key not in self._kept:
                 if self._chat is None:
                     self._chat = self._open()
-                self._known[key] = ask(self._chat, part)
-                append_jsonl(self.path, {"key": key, "answers": self._known[key]})
-            found += self._known[key]
+                self._kept.add({key: ask(self._chat, part)})
+            answers += self._kept[key]
             if self.progress is not None:
-                self.progress(len(found), len(questions))
-        return found
+                self.progress(len(answers), len(questions))
+        return answers

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from palate.data.schema import Message
-from palate.io import read_json, write_json, write_text
 from palate.recipes.judge import (
     ChatTexts,
     ColumnTexts,
@@ -29,6 +28,7 @@ from palate.recipes.judge import (
 )
 from palate.recipes.schema import DataSource
 from palate.rewards.chat import Chat
+from palate.store.files import read_json, write_json, write_text
 from palate.train.judge.ask import (
     CritiqueQuestion,
     Question,

@@ -14,13 +14,16 @@ from rich.console import Console
 
 from palate.errors import RecipeError, RunError
 from palate.evaluate.progress import task
-from palate.io import held, read_json, write_json, write_text
 from palate.memory import kept_memory
 from palate.recipes import scorers
 from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKind
 from palate.recipes.schema import ModelRecipe
 from palate.rewards.chat import Chat, open_chat
-from palate.train.folder import RunFolder
+from palate.store.files import read_json, write_text
+from palate.store.folder import RunFolder, comparable
+from palate.store.folders import lock_folder
+from palate.store.records import Conclusion, Data, JudgeEvaluation
+from palate.store.stages import Result, Results, Stage, run_stages
 from palate.train.judge.kept import KeptChat
 from palate.train.judge.measure import (
     line_of,
@@ -40,8 +43,8 @@ from palate.train.judge.stages import (
     trained_model,
 )
 
-QUESTIONS, ASKED, PARTS, SCORER = "questions", "asked", "parts", "judge.yaml"
-BASE = "base"
+QUESTIONS, ASKED, SCORER = "questions", "asked", "judge.yaml"
+BASE, LEFT_OUT = "base", "left_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,36 +85,40 @@ def train_judge(
             "many by `palate sft`, `palate tune` and `palate reward`"
         )
     console = Console(stderr=True, quiet=quiet)
-    with held(recipe.output_dir):
-        folder = _Folder(recipe)
+    with lock_folder(recipe.output_dir):
+        folder = RunFolder(recipe)
         if folder.finished:
             console.print(f"{folder.path}: this run is finished already", highlight=False)
         else:
             with folder.running(), kept_memory():
-                _Run(recipe, folder, console, quiet, writer).do()
+                lines = _Run(recipe, folder, console, quiet, writer).do()
+            _report(recipe)
+            for line in lines:
+                console.print(line, highlight=False, soft_wrap=True)
     file = folder.path / "evaluation.json"
     entries = read_json(file)["stages"] if file.exists() else []
     return JudgeResult(path=folder.path, scorer=folder.path / SCORER, evaluation=entries)
 
 
-class _Folder(RunFolder):
-    """The folder of all stages; anything asked or written in it makes it one in use."""
+def _report(recipe: JudgeRecipe) -> None:
+    from palate.report import write_report
 
-    def _came_to_nothing(self) -> bool:
-        return super()._came_to_nothing() and not self.holds_work
-
-    @property
-    def holds_work(self) -> bool:
-        return any((self.path / name).exists() for name in (QUESTIONS, ASKED, PARTS))
+    path = recipe.output_dir
+    trained = sorted(file.parent for file in path.glob("*/recipe.yaml"))
+    write_report([path, *trained], path / "report.html", f"Judge: {recipe.judge.type}")
 
 
 class _Run:
-    """One run, from data to judge.yaml."""
+    """One run, from data to judge.yaml: what its stages do.
+
+    A stage of training gives the language model after it, the account of its questions, and why it
+    was left out, where it was; a measurement gives its entry of evaluation.json.
+    """
 
     def __init__(
         self,
         recipe: JudgeRecipe,
-        folder: _Folder,
+        folder: RunFolder,
         console: Console,
         quiet: bool,
         writer: Chat | None,
@@ -122,98 +129,119 @@ class _Run:
         self.console = console
         self.quiet = quiet
         self.writer = writer
-        self.base = recipe.model
-        self.entries: list[dict[str, Any]] = []
-        self.stages: list[Path] = []
-        self.notes: list[str] = []
         self.account: dict[str, Any] = {}
         self.rows: Rows
         self.desk: Desk
 
-    def do(self) -> None:
-        check_template(self.base)
+    def do(self) -> list[str]:
+        """Runs all stages; returns what is to be told at the end."""
+        check_template(self.recipe.model)
         self.rows = read_rows(self.recipe)
         self._check_data()
         self.desk = Desk(self.recipe, self.rows, self.path / QUESTIONS)
-        self.account = {**self.rows.account, "digest": self.rows.digest, "stages": {}}
+        self.account = {**self.rows.account, "digest": self.rows.digest}
         if self.desk.scale is not None:
             self.account["scale"] = self.desk.scale
-        self.folder.write_json("data.json", self.account)
+        self._write_account({})
         self.folder.write_quarantine(self.rows.quarantine)
-        critic = isinstance(self.recipe.judge, CriticKind)
-        model, reward_model = self._critic() if critic else (self._judge(), None)
-        scorer = scorer_recipe(self.recipe, model, reward_model)
-        if critic or self.recipe.evaluate_after == "last":
-            self._measure(self.stages[-1].name if self.stages else BASE, scorer)
-        write_text(self.path / SCORER, judge_yaml(scorer))
-        self._close()
+        records = run_stages(self.stages(), self.path, console=self.console)
+        return self._close({name: record.result for name, record in records.items()})
 
-    # Stages -----------------------------------------------------------------------------------
+    # The list of stages -----------------------------------------------------------------------
 
-    def _judge(self) -> ModelRecipe:
-        model = self.base
-        self._after(BASE, model)
-        if self.recipe.sft is not None:
-            model = self._train("sft", "sft", model, self._sft_files)
-            self._after(self.stages[-1].name, model)
-        rounds = 0 if self.recipe.preference is None else self.recipe.preference.rounds
-        for number in range(1, rounds + 1):
-            before = len(self.stages)
-            prepare = partial(self._preference_files, number, model)
-            model = self._train(f"preference-{number}", "tune", model, prepare)
-            if len(self.stages) == before:
-                break
-            self._after(self.stages[-1].name, model)
-        return model
+    def stages(self) -> list[Stage]:
+        """Training and measurements in turn, and judge.yaml."""
+        recipe = self.recipe
+        critic = isinstance(recipe.judge, CriticKind)
+        stages: list[Stage] = []
+        if not critic:
+            stages += self._measurement(BASE, ())
+        trained: list[str] = []
+        plan: list[tuple[str, int]] = [("sft", 0)] if recipe.sft is not None else []
+        if critic:
+            plan.append(("reward", 0))
+        elif recipe.preference is not None:
+            plan += [("preference", number) for number in range(1, recipe.preference.rounds + 1)]
+        for place, (kind, number) in enumerate(plan, 1):
+            name = f"{place}-{kind}" + (f"-{number}" if number else "")
+            stages.append(
+                Stage(
+                    name=name,
+                    title=f"{name}: questions and training",
+                    inputs=self._inputs(),
+                    needs=tuple(trained[-1:]),
+                    run=partial(self._train, name, kind, number, tuple(trained)),
+                )
+            )
+            trained.append(name)
+            if not critic:
+                stages += self._measurement(name, (name,))
+        end = partial(self._end, tuple(trained))
+        return [*stages, Stage(name=SCORER, needs=tuple(trained[-1:]), always=True, run=end)]
 
-    def _critic(self) -> tuple[ModelRecipe, Path]:
-        model, own = self.base, self.recipe.reward
-        assert own is not None
-        if self.recipe.sft is not None:
-            model = self._train("sft", "sft", model, self._sft_files)
-        start = model if own.start == "critic" else self.base
-        self._train("reward", "reward", start, partial(self._reward_files, model))
-        return model, self.stages[-1] / "model"
+    def _measurement(self, name: str, needs: tuple[str, ...]) -> list[Stage]:
+        if self.recipe.evaluate_after != "each" or not self.rows.eval:
+            return []
+
+        def run(folder: Path, results: Results) -> Result:
+            if results.get(name, {}).get(LEFT_OUT):
+                return {}
+            model = self._model(results, needs)
+            return self._measure(name, scorer_recipe(self.recipe, model))
+
+        title = f"{name}: held-out questions"
+        inputs = self._inputs()
+        return [Stage(name=f"{name}.held_out", title=title, inputs=inputs, needs=needs, run=run)]
+
+    def _inputs(self) -> dict[str, Any]:
+        return {"recipe": comparable(self.recipe), "data": self.rows.digest}
+
+    def _model(self, results: Results, trained: tuple[str, ...]) -> ModelRecipe:
+        """The language model as the last of these stages left it."""
+        if not trained:
+            return self.recipe.model
+        return ModelRecipe.model_validate(results[trained[-1]]["model"])
+
+    # Training ---------------------------------------------------------------------------------
 
     def _train(
-        self,
-        name: str,
-        verb: str,
-        model: ModelRecipe,
-        prepare: Callable[[str], Prepared],
-    ) -> ModelRecipe:
-        """Runs one stage; returns the language model after it."""
-        name = f"{len(self.stages) + 1}-{name}"
-        self.console.print(f"{name}: questions", highlight=False)
-        files = prepare(name)
-        self.account["stages"][name] = files.account
-        self.folder.write_json("data.json", self.account)
+        self, name: str, kind: str, number: int, before: tuple[str, ...], _: Path, results: Results
+    ) -> Result:
+        """Writes the questions of a stage and trains on them, or goes on with that."""
+        model = self._model(results, before)
+        unchanged = {"model": model.model_dump(mode="json")}
+        if before and results[before[-1]].get(LEFT_OUT):
+            return unchanged | {LEFT_OUT: True}
+        files = self._questions(name, kind, number, before, model)
+        unchanged["account"] = files.account
+        self._write_account({**results, name: unchanged})
         dropped = files.account["train"]["dropped"]
         if not files.train and ALL_RIGHT in dropped and set(dropped) <= {ALL_RIGHT, ALL_WRONG}:
             # It says the same of a question every time: preference has nothing to tell apart, and
             # neither have further rounds. The judge stays as it is.
             reasons = "; ".join(f"{reason} ({n})" for reason, n in dropped.items())
-            self.notes.append(f"{name}: left out: {reasons}")
-            return model
-        self.stages.append(self.path / name)
-        stage = stage_recipe(self.recipe, self.path / name, files, model, verb)
-        self.console.print(f"{name}: training", highlight=False)
+            return unchanged | {LEFT_OUT: True, "note": f"{name}: left out: {reasons}"}
+        start = model
+        if kind == "reward" and self.recipe.reward is not None:
+            start = model if self.recipe.reward.start == "critic" else self.recipe.model
+        verb = "tune" if kind == "preference" else kind
+        stage = stage_recipe(self.recipe, self.path / name, files, start, verb)
         run_stage(stage, quiet=self.quiet)
-        return model if verb == "reward" else trained_model(self.path / name, model)
+        after = model if kind == "reward" else trained_model(self.path / name, model)
+        return {"model": after.model_dump(mode="json"), "account": files.account}
 
-    def _sft_files(self, name: str) -> Prepared:
-        with self._texts(name) as writer:
-            return self.desk.sft(name, writer)
-
-    def _preference_files(self, number: int, model: ModelRecipe, name: str) -> Prepared:
-        with self._asking(f"{name}.replies", self._local(model)) as judge:
-            return self.desk.preference(name, number, judge)
-
-    def _reward_files(self, model: ModelRecipe, name: str) -> Prepared:
+    def _questions(
+        self, name: str, kind: str, number: int, before: tuple[str, ...], model: ModelRecipe
+    ) -> Prepared:
+        if kind == "sft":
+            with self._texts(name) as writer:
+                return self.desk.sft(name, writer)
+        if kind == "preference":
+            with self._asking(f"{name}.replies", self._local(model)) as judge:
+                return self.desk.preference(name, number, judge)
         # Critiques of the first stage are found again under its name.
-        first = self.stages[0].name if self.stages else name
         with (
-            self._texts(first) as writer,
+            self._texts(before[0] if before else name) as writer,
             self._asking(f"{name}.critiques", self._local(model)) as critic,
         ):
             return self.desk.reward(name, writer, critic)
@@ -224,10 +252,10 @@ class _Run:
     def _texts(self, name: str) -> Iterator[Callable[[], Chat]]:
         texts = self.recipe.texts
         writer = self.writer
-        own: scorers.LocalChat | scorers.ServerChat = self._local(self.base)
+        asked: scorers.LocalChat | scorers.ServerChat = self._local(self.recipe.model)
         if writer is None and isinstance(texts, ChatTexts) and texts.chat is not None:
-            own = texts.chat
-        with self._asking(f"{name}.texts", own, writer) as chat:
+            asked = texts.chat
+        with self._asking(f"{name}.texts", asked, writer) as chat:
             yield chat
 
     @contextmanager
@@ -251,23 +279,13 @@ class _Run:
 
     # Evaluation -------------------------------------------------------------------------------
 
-    def _after(self, name: str, model: ModelRecipe) -> None:
-        if self.recipe.evaluate_after == "each":
-            self._measure(name, scorer_recipe(self.recipe, model))
-
-    def _measure(self, name: str, scorer: Any) -> None:
-        """Puts the held-out questions to the judge; what was measured before is kept."""
-        if not self.rows.eval:
-            return
-        file = self.path / PARTS / f"{name}.json"
-        if not file.exists():
-            self.console.print(f"{name}: held-out questions", highlight=False)
-            with self._asking(f"{name}.held_out", scorer.chat) as chat:
-                found = self._measured(scorer, chat())
-            model = scorer.chat.path
-            write_json(file, {"stage": name, "type": scorer.type, "model": model} | found)
-        self.entries.append(read_json(file))
-        self.console.print(line_of(self.entries[-1]), highlight=False, soft_wrap=True)
+    def _measure(self, name: str, scorer: Any) -> Result:
+        """Puts the held-out questions to the judge."""
+        with self._asking(f"{name}.held_out", scorer.chat) as chat:
+            measured = self._measured(scorer, chat())
+        entry = {"stage": name, "type": scorer.type, "model": scorer.chat.path} | measured
+        self.console.print(line_of(entry), highlight=False, soft_wrap=True)
+        return entry
 
     def _measured(self, scorer: Any, chat: Chat) -> dict[str, Any]:
         rows = self.rows.eval
@@ -281,6 +299,21 @@ class _Run:
         own = scorer.scorer
         return measure_critic(scorer, ModelScorer(own.path), chat, rows)
 
+    def _end(self, trained: tuple[str, ...], _: Path, results: Results) -> Result:
+        """Writes judge.yaml, and measures what is measured at the end alone."""
+        critic = isinstance(self.recipe.judge, CriticKind)
+        reward_model = self.path / trained[-1] / "model" if critic else None
+        scorer = scorer_recipe(self.recipe, self._model(results, trained), reward_model)
+        entry: Result = {}
+        if self.rows.eval and (critic or self.recipe.evaluate_after == "last"):
+            done = [name for name in trained if not results[name].get(LEFT_OUT)]
+            name = done[-1] if done else BASE
+            entry = self.folder.part(name) or self.folder.write_part(
+                name, self._measure(name, scorer)
+            )
+        write_text(self.path / SCORER, judge_yaml(scorer))
+        return entry
+
     # Beginning and end --------------------------------------------------------------------------
 
     def _check_data(self) -> None:
@@ -290,18 +323,21 @@ class _Run:
         if read_json(file).get("digest") != self.rows.digest:
             raise RunError(f"{self.path}: cannot go on: the data changed since the run began")
 
-    def _close(self) -> None:
-        told = [*self.notes, f"scorer recipe: {self.path / SCORER}"]
-        if not self.entries:
-            told.insert(0, "nothing was held out: the judge is not measured")
-        lines = [*(line_of(entry) for entry in self.entries), *told]
-        if self.entries:
-            document = {"kind": "judge", "confidence": 0.95, "stages": self.entries}
-            write_json(self.path / "evaluation.json", document)
-        write_json(self.path / "conclusion.json", {"lines": lines})
-        from palate.report import write_report
+    def _write_account(self, results: Results) -> None:
+        accounts = {
+            name: result["account"] for name, result in results.items() if "account" in result
+        }
+        self.folder.write(Data.of({**self.account, "stages": accounts}))
 
-        title = f"Judge: {self.recipe.judge.type}"
-        write_report([self.path, *self.stages], self.path / "report.html", title)
-        for line in told:
-            self.console.print(line, highlight=False, soft_wrap=True)
+    def _close(self, results: Results) -> list[str]:
+        self._write_account(results)
+        entries = [result for result in results.values() if "stage" in result]
+        notes = [result["note"] for result in results.values() if "note" in result]
+        told = [*notes, f"scorer recipe: {self.path / SCORER}"]
+        if entries:
+            record = JudgeEvaluation(kind="judge", confidence=0.95, stages=tuple(entries))
+            self.folder.write(record)
+        else:
+            told.insert(0, "nothing was held out: the judge is not measured")
+        self.folder.write(Conclusion(lines=(*map(line_of, entries), *told)))
+        return told

@@ -10,7 +10,6 @@ import yaml
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
-from palate.io import read_json
 from palate.models.config_names import save_tokenizer
 from palate.models.loading import load_tokenizer, load_trained
 from palate.recipes import scorers
@@ -24,7 +23,8 @@ from palate.recipes.schema import (
     TuneRecipe,
 )
 from palate.rewards.questions import FIRST, SECOND, TIE, opened
-from palate.train.checkpoint import whole_folder
+from palate.store.folder import is_finished
+from palate.store.folders import whole_folder
 from palate.train.judge.ask import verdict_text
 from palate.train.judge.prepare import Prepared
 from palate.train.merge import save_merged
@@ -111,12 +111,6 @@ def run_stage(recipe: StageRecipe, *, quiet: bool) -> None:
     else:
         reward(recipe, quiet=quiet)
     gc.collect()  # models hold on to themselves in circles
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a stage's run is done."""
-    status = folder / "status.json"
-    return status.exists() and read_json(status)["state"] == "finished"
 
 
 def trained_model(folder: Path, started: ModelRecipe) -> ModelRecipe:

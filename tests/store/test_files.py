@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from palate import io
 from palate.errors import RunError
+from palate.store import files
+from palate.store.digests import sha256_file, sha256_tree
 
 
 def full_disk(*_: object) -> None:
@@ -19,16 +20,16 @@ def full_disk(*_: object) -> None:
 
 def test_write_replaces_and_makes_folders(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.json"
-    io.write_json(path, {"x": "é", "y": [1, 2]})
-    assert io.read_json(path) == {"x": "é", "y": [1, 2]}
-    io.write_json(path, {"x": 2})
-    assert io.read_json(path) == {"x": 2}
+    files.write_json(path, {"x": "é", "y": [1, 2]})
+    assert files.read_json(path) == {"x": "é", "y": [1, 2]}
+    files.write_json(path, {"x": 2})
+    assert files.read_json(path) == {"x": 2}
     assert [p.name for p in path.parent.iterdir()] == ["b.json"]
 
 
 def test_written_file_has_the_mode_that_open_gives(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
-    io.write_text(tmp_path / "ours", "x")
+    files.write_text(tmp_path / "ours", "x")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -37,15 +38,15 @@ def test_full_disk_is_one_line_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     path = tmp_path / "status.json"
-    io.write_json(path, {"step": 1})
+    files.write_json(path, {"step": 1})
     monkeypatch.setattr(os, step, full_disk)
     with pytest.raises(RunError) as caught:
-        io.write_json(path, {"step": 2})
+        files.write_json(path, {"step": 2})
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
     assert "disk is full" in message
-    assert io.read_json(path) == {"step": 1}
+    assert files.read_json(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
@@ -57,32 +58,32 @@ def test_interrupt_during_a_write_leaves_no_temporary_file(
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        io.write_text(tmp_path / "a", "x")
+        files.write_text(tmp_path / "a", "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(RunError, match="cannot write"):
-        io.write_text(tmp_path / "x", "text")
+        files.write_text(tmp_path / "x", "text")
     with pytest.raises(RunError, match="cannot write"):
-        io.append_jsonl(tmp_path / "x", {})
+        files.append_jsonl(tmp_path / "x", {})
 
 
 def test_json_refuses_what_json_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        io.write_json(tmp_path / "a.json", {"loss": float("nan")})
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        io.append_jsonl(tmp_path / "a.jsonl", {"loss": float("inf")})
+        files.append_jsonl(tmp_path / "a.jsonl", {"loss": float("inf")})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_append_closes_an_unfinished_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    io.append_jsonl(path, {"step": 1})
+    files.append_jsonl(path, {"step": 1})
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    io.append_jsonl(path, {"step": 3})
+    files.append_jsonl(path, {"step": 3})
     lines = path.read_text().splitlines()
     assert [json.loads(lines[0]), json.loads(lines[2])] == [{"step": 1}, {"step": 3}]
     assert len(lines) == 3
@@ -91,7 +92,7 @@ def test_append_closes_an_unfinished_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
 def test_append_to_a_full_disk_is_one_line() -> None:
     with pytest.raises(RunError, match="disk is full"):
-        io.append_jsonl("/dev/full", {"step": 1})
+        files.append_jsonl("/dev/full", {"step": 1})
 
 
 @pytest.mark.parametrize(
@@ -101,20 +102,20 @@ def test_append_to_a_full_disk_is_one_line() -> None:
 def test_unreadable_json_says_where(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(RunError, match=expected):
-        io.read_json(tmp_path / "x.json")
+        files.read_json(tmp_path / "x.json")
     with pytest.raises(RunError, match="No such file"):
-        io.read_json(tmp_path / "absent.json")
+        files.read_json(tmp_path / "absent.json")
 
 
 def test_digests_follow_content_and_names_not_location(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        io.write_text(tmp_path / folder / "sub" / "x.txt", "hello")
-        io.write_text(tmp_path / folder / "y.txt", "world")
+        files.write_text(tmp_path / folder / "sub" / "x.txt", "hello")
+        files.write_text(tmp_path / folder / "y.txt", "world")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    io.write_text(tmp_path / "empty", "")
-    assert io.sha256_file(tmp_path / "empty") == empty
-    assert io.sha256_tree([tmp_path / "a"]) == io.sha256_tree([tmp_path / "b"])
-    before = io.sha256_tree([tmp_path / "a", tmp_path / "empty"])
-    assert before == io.sha256_tree([tmp_path / "empty", tmp_path / "a"])
+    files.write_text(tmp_path / "empty", "")
+    assert sha256_file(tmp_path / "empty") == empty
+    assert sha256_tree([tmp_path / "a"]) == sha256_tree([tmp_path / "b"])
+    before = sha256_tree([tmp_path / "a", tmp_path / "empty"])
+    assert before == sha256_tree([tmp_path / "empty", tmp_path / "a"])
     (tmp_path / "a" / "y.txt").rename(tmp_path / "a" / "z.txt")
-    assert io.sha256_tree([tmp_path / "a"]) != io.sha256_tree([tmp_path / "b"])
+    assert sha256_tree([tmp_path / "a"]) != sha256_tree([tmp_path / "b"])

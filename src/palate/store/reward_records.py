@@ -1,4 +1,4 @@
-"""evaluation.json of `palate eval reward` as the report reads it."""
+"""evaluation.json of `palate eval reward`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import Field
 
-from palate.report.schema import Interval, Loose
+from palate.store.records import Evaluation, Interval, Record
 
 KIND = "reward-evaluation"
 
 
-class Column(Loose):
+class Column(Record):
     name: str = ""
     value: float | None = None
     n: int | None = None
@@ -19,7 +19,7 @@ class Column(Loose):
     ties: int | None = None
 
 
-class Official(Loose):
+class Official(Record):
     """A benchmark's own score."""
 
     value: float | None = None
@@ -28,7 +28,7 @@ class Official(Loose):
     notes: tuple[str, ...] = ()
 
 
-class Accuracy(Loose):
+class Accuracy(Record):
     """Pairs of one source, or of all."""
 
     n: int = 0
@@ -42,7 +42,7 @@ class Accuracy(Loose):
     shorter_baseline: float | None = None
 
 
-class Bin(Loose):
+class Bin(Record):
     low: float | None = None
     high: float | None = None
     mean: float | None = None
@@ -53,7 +53,7 @@ class Bin(Loose):
     length_baseline: float | None = None
 
 
-class Calibration(Loose):
+class Calibration(Record):
     n: int = 0
     ece: float | None = None
     ece_tempered: float | None = None
@@ -63,19 +63,19 @@ class Calibration(Loose):
     bins_tempered: tuple[Bin, ...] = ()
 
 
-class ByLength(Loose):
+class ByLength(Record):
     bins: tuple[Bin, ...] = ()
     longer: Accuracy = Accuracy()
     shorter: Accuracy = Accuracy()
     gap: float | None = None
 
 
-class ByMargin(Loose):
+class ByMargin(Record):
     model: tuple[Bin, ...] = ()
     data: tuple[Bin, ...] = ()
 
 
-class Robust(Loose):
+class Robust(Record):
     change: str = ""
     words: str = ""
     rejected_only: bool = False
@@ -88,7 +88,7 @@ class Robust(Loose):
     shift: float | None = None
 
 
-class Result(Loose):
+class Result(Record):
     """One model on one benchmark."""
 
     official: Official = Official()
@@ -99,7 +99,7 @@ class Result(Loose):
     robustness: tuple[Robust, ...] = ()
 
 
-class Agreement(Loose):
+class Agreement(Record):
     a: str = ""
     b: str = ""
     n: int = 0
@@ -110,7 +110,7 @@ class Agreement(Loose):
     kendall_within: float | None = None
 
 
-class Benchmark(Loose):
+class Benchmark(Record):
     name: str = "benchmark"
     title: str = ""
     definition: str = ""
@@ -122,7 +122,7 @@ class Benchmark(Loose):
     agreement: tuple[Agreement, ...] = ()
 
 
-class Spread(Loose):
+class Spread(Record):
     name: str = ""
     mean: float | None = None
     deviation: float | None = None
@@ -131,7 +131,7 @@ class Spread(Loose):
     unscored: int = 0
 
 
-class Members(Loose):
+class Members(Record):
     rule: str = ""
     standardised: bool = False
     raw: tuple[Spread, ...] = ()
@@ -140,14 +140,14 @@ class Members(Loose):
     warning: str | None = None
 
 
-class Scores(Loose):
+class Scores(Record):
     n: int = 0
     unscored: int = 0
     mean: float | None = None
     deviation: float | None = None
 
 
-class Model(Loose):
+class Model(Record):
     name: str = "model"
     type: str = ""
     scores: Scores = Scores()
@@ -155,7 +155,7 @@ class Model(Loose):
     account: dict[str, int] = Field(default_factory=dict)
 
 
-class Point(Loose):
+class Point(Record):
     n: int = 1
     kl: float = 0.0
     gold: float | None = None
@@ -164,7 +164,7 @@ class Point(Loose):
     ceiling: float | None = None
 
 
-class Choice(Loose):
+class Choice(Record):
     """Best-of-n by one model."""
 
     prompts: int = 0
@@ -185,12 +185,12 @@ class Choice(Loose):
     points: tuple[Point, ...] = ()
 
 
-class BestOfN(Loose):
+class BestOfN(Record):
     gold: str = ""
     models: dict[str, Choice] = Field(default_factory=dict)
 
 
-class RewardEvaluation(Loose):
+class RewardEvaluation(Evaluation):
     """evaluation.json"""
 
     confidence: float = 0.95

@@ -1,4 +1,4 @@
-"""Whether there is a hub to ask."""
+"""Whether the model hub can be reached."""
 
 from __future__ import annotations
 

@@ -7,18 +7,15 @@ target in one step, so that a reader, a full disk or a killed process never meet
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
-
-_CHUNK_BYTES = 1 << 20
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -28,7 +25,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         RunError: the file cannot be written (disk full, no permission ...); what was there stays.
     """
     path = Path(path)
-    with _one_line("write", path):
+    with one_line("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
@@ -67,7 +64,7 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
     """
     path = Path(path)
     line = (json.dumps(obj, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-    with _one_line("write", path):
+    with one_line("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -88,7 +85,7 @@ def read_json(path: str | Path) -> Any:
         RunError: it cannot be read, is not UTF-8 or is not JSON.
     """
     path = Path(path)
-    with _one_line("read", path):
+    with one_line("read", path):
         data = path.read_bytes()
     try:
         return json.loads(data.decode("utf-8"))
@@ -96,68 +93,6 @@ def read_json(path: str | Path) -> Any:
         raise RunError(f"{path}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise RunError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    with _one_line("read", path), path.open("rb") as file:
-        while block := file.read(_CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_tree(paths: Iterable[str | Path]) -> str:
-    """Hex SHA-256 of files and folders: names within each path and contents, not locations.
-
-    Args:
-        paths: files, or folders taken with everything below them. Their order does not matter.
-    """
-    entries = []
-    for root in map(Path, paths):
-        if root.is_dir():
-            files = sorted(path for path in root.rglob("*") if path.is_file())
-            entries += [(path.relative_to(root).as_posix(), sha256_file(path)) for path in files]
-        else:
-            entries.append((root.name, sha256_file(root)))
-    digest = hashlib.sha256()
-    for name, content in sorted(entries):
-        digest.update(f"{len(name.encode())}:{name}:{content}\n".encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a folder, made where it is missing, for this process alone while the block runs.
-
-    Raises:
-        RunError: another one has it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise RunError(f"{folder}: is a file; choose another output_dir") from None
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
-    if os.name != "posix":  # elsewhere two runs at once are not told apart
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{folder}: another process writes to it: wait for it, or choose another output_dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def sync_folder(path: str | Path) -> None:
@@ -181,7 +116,8 @@ def _mode_of_new_files() -> int:
 
 
 @contextmanager
-def _one_line(action: str, path: Path) -> Iterator[None]:
+def one_line(action: str, path: Path) -> Iterator[None]:
+    """Makes a failure of the file system one line that names what was to be done, and the place."""
     try:
         yield
     except OSError as error:

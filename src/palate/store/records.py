@@ -1,21 +1,65 @@
-"""The files of a run folder as the report reads them: all fields optional, others ignored."""
+"""The JSON files of a run folder, each written and read by the same model.
+
+A record that another version wrote, or a run that was stopped, still reads: all fields are
+optional, and what a version does not know is kept as it is.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from palate.errors import RunError
+from palate.store.files import read_json, write_json
 
 Interval = tuple[float | None, float | None]
 
 
-class Loose(BaseModel):
-    """A record written by another version, or by a run that was stopped, still reads."""
+class Record(BaseModel):
+    """A JSON object on disk."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
+
+    @classmethod
+    def of(cls, document: Any) -> Self:
+        """The record of a JSON object.
+
+        Raises:
+            ValidationError: it is none of this kind.
+        """
+        return cls.model_validate(document)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON: what was given, and nothing else."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Source(Loose):
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The record in a file.
+
+    Raises:
+        RunError: it cannot be read, or holds something else.
+    """
+    document = read_json(path)
+    try:
+        return kind.of(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RunError(f"{path}: {where}: {first['msg']}") from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record's file, whole or not at all."""
+    write_json(path, record.document())
+
+
+class Source(Record):
     """One data file: read = kept + rejected + dropped + merged + not selected; truncated rows are
     among the kept, and so are those that do without some responses."""
 
@@ -43,7 +87,7 @@ class Source(Loose):
         return self.read == self.kept + self.left_out + self.merged + self.not_selected
 
 
-class Length(Loose):
+class Length(Record):
     """Tokens."""
 
     mean: float | None = None
@@ -52,7 +96,7 @@ class Length(Loose):
     max: float | None = None
 
 
-class Split(Loose):
+class Split(Record):
     pairs: int | None = None
     examples: int | None = None
     tokens: dict[str, int | None] = Field(default_factory=dict)
@@ -64,7 +108,7 @@ class Split(Loose):
         return self.pairs if self.pairs is not None else self.examples
 
 
-class Data(Loose):
+class Data(Record):
     """data.json"""
 
     sources: tuple[Source, ...] = ()
@@ -72,7 +116,7 @@ class Data(Loose):
     eval: Split | None = None
 
 
-class Status(Loose):
+class Status(Record):
     """status.json"""
 
     state: str | None = None
@@ -82,23 +126,35 @@ class Status(Loose):
     seconds: float | None = None
 
 
-class Lineage(Loose):
+class Lineage(Record):
     """lineage.json"""
 
     palate: str | None = None
     code: dict[str, Any] | None = None
     verb: str | None = None
     base_model: dict[str, Any] | None = None
+    models: tuple[dict[str, Any], ...] = ()
     tokenizer: dict[str, Any] | None = None
     data: tuple[dict[str, Any], ...] = ()
     reference: dict[str, Any] | str | None = None
     libraries: dict[str, str | None] = Field(default_factory=dict)
     seed: int | None = None
     device: str | None = None
+    processes: int | None = None
     layout: dict[str, Any] | None = None
 
 
-class Preference(Loose):
+class MetricsLine(Record):
+    """A line of metrics.jsonl; the metrics stand beside these fields, under their own names."""
+
+    step: int
+    epoch: float | None = None
+    split: str = "train"
+    time: str | None = None
+    examples: int | None = None
+
+
+class Preference(Record):
     """Held-out pairs of one source, or of all."""
 
     n: int | None = None
@@ -111,7 +167,7 @@ class Preference(Loose):
     ties: int | None = None
 
 
-class Diversity(Loose):
+class Diversity(Record):
     entropy: float | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
@@ -119,7 +175,7 @@ class Diversity(Loose):
     self_bleu_of: str | None = None
 
 
-class Samples(Loose):
+class Samples(Record):
     """Means over a policy's own samples; KL in nats, summed over the response."""
 
     n: int | None = None
@@ -135,7 +191,7 @@ class Samples(Loose):
     diversity: Diversity | None = None
 
 
-class Policy(Loose):
+class Policy(Record):
     name: str = "policy"
     label: str | None = None
     checkpoint: int | None = None
@@ -151,15 +207,22 @@ class Policy(Loose):
         return self.label or self.name
 
 
-class Evaluation(Loose):
+class Evaluation(Record):
     """evaluation.json"""
 
+    kind: str | None = None
     confidence: float = 0.95
     policies: tuple[Policy, ...] = ()
     reference: Policy | None = None
 
 
-class Sample(Loose):
+class JudgeEvaluation(Evaluation):
+    """evaluation.json of a judge: one entry a stage that was measured."""
+
+    stages: tuple[dict[str, Any], ...] = ()
+
+
+class Sample(Record):
     """A line of samples.jsonl."""
 
     prompt_id: str = ""
@@ -173,7 +236,7 @@ class Sample(Loose):
     tokens: int | None = None
 
 
-class Conclusion(Loose):
+class Conclusion(Record):
     """conclusion.json"""
 
     lines: tuple[str, ...] = ()

@@ -9,35 +9,36 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import palate
+__version__ = "0.1.0"
+"""Of this code; the package's metadata takes it from here."""
 
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "sacrebleu")
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def code_version() -> dict[str, Any]:
     """Commit of the source tree, and whether it has changes; None outside a checkout."""
-    here = Path(palate.__file__).parent
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10
             )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     # Another project's checkout may hold this one's installed files.
-    if not (here.parent.parent / ".git").exists():
+    if not (package.parents[1] / ".git").exists():
         return {"commit": None, "dirty": None}
     status = git("status", "--porcelain")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,270 @@
+"""The run folder: opened or refused, filled, and finished; one for every verb that writes one.
+
+recipe.yaml, status.json, data.json, quarantine.jsonl, lineage.json, metrics.jsonl,
+evaluation.json, conclusion.json, report.html, model/, checkpoints/, parts/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from palate.errors import RunError
+from palate.recipes import resolve_yaml
+from palate.recipes.schema import RunRecipe
+from palate.store.files import append_jsonl, read_json, write_json, write_text
+from palate.store.folders import clean_folder, lock_folder
+from palate.store.records import (
+    Conclusion,
+    Data,
+    Evaluation,
+    Lineage,
+    MetricsLine,
+    Record,
+    Status,
+    read_record,
+    write_record,
+)
+
+RECIPE, METRICS, QUARANTINE, PARTS = "recipe.yaml", "metrics.jsonl", "quarantine.jsonl", "parts"
+NAMES: dict[type[Record], str] = {
+    Data: "data.json",
+    Lineage: "lineage.json",
+    Status: "status.json",
+    Evaluation: "evaluation.json",
+    Conclusion: "conclusion.json",
+}
+"""Records of a run folder and the files that hold them."""
+
+_WORK = (
+    *("model", "evaluation.json", "summary.json", "journal.jsonl", "questions", "asked"),
+    *("stages", PARTS),
+)
+"""Where any of these has content, something was computed that another run must not mix with."""
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Args:
+        recipe: of the run.
+        path: default: the recipe's `output_dir`.
+        writes: whether this process writes (of several, the main one) or only reads.
+
+    Attributes:
+        finished: the folder holds the finished run of this very recipe.
+        step: for status.json.
+        models: entries of the models that took part, for lineage.json.
+
+    Raises:
+        RunError: the folder holds a run, and `resume` is off or the recipe another.
+    """
+
+    def __init__(self, recipe: RunRecipe, path: Path | None = None, *, writes: bool = True) -> None:
+        self.recipe = recipe
+        self.writes = writes
+        self.path = path or recipe.output_dir
+        self.step = 0
+        self.models: list[dict[str, Any]] = []
+        self._clock = time.monotonic()
+        status = self._check()
+        self.finished = status.state == "finished"
+        self._started = status.started or _now()
+        self._before = status.seconds or 0.0
+
+    @classmethod
+    @contextmanager
+    def open(cls, recipe: RunRecipe, path: Path | None = None) -> Iterator[Self]:
+        """A folder that is this process's alone, and whose status.json is true, while the block
+        runs.
+
+        Raises:
+            RunError: as the class, and where another process writes to it.
+        """
+        with lock_folder(path or recipe.output_dir):
+            folder = cls(recipe, path)
+            with folder.running():
+                yield folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far, earlier parts of it included as far as known."""
+        return self._before + time.monotonic() - self._clock
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether a run has left anything here that it computed."""
+        log = self.path / METRICS
+        return (
+            any(_has_content(self.path / name) for name in _WORK)
+            or (log.exists() and log.stat().st_size > 0)
+            or any(self.checkpoints.glob("step-*"))
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keeps status.json true while the block runs, however it ends."""
+        if self.writes:
+            clean_folder(self.path)
+            clean_folder(self.checkpoints)
+            write_text(self.path / RECIPE, resolve_yaml(self.recipe))
+            self.write_status("running")
+        try:
+            yield
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(RunError):  # the error on its way out matters more
+                self.write_status(state)
+            raise
+        self.write_status("finished")
+
+    # Records ----------------------------------------------------------------------------------
+
+    def write_status(self, state: str) -> None:
+        self.write(
+            Status(
+                state=state,
+                step=self.step,
+                started=self._started,
+                ended=None if state == "running" else _now(),
+                seconds=round(self.seconds, 3),
+            )
+        )
+
+    def write(self, record: Record) -> None:
+        """Writes a record to the file of its kind."""
+        if self.writes:
+            name = next(NAMES[kind] for kind in type(record).__mro__ if kind in NAMES)
+            write_record(self.path / name, record)
+
+    def write_quarantine(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes quarantine.jsonl, one line for every row that was left out."""
+        self.write_lines(QUARANTINE, lines)
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a file of one JSON object a line."""
+        if self.writes:
+            lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+            write_text(self.path / name, "".join(f"{line}\n" for line in lines))
+
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Appends a line to metrics.jsonl."""
+        if self.writes:
+            head = {"step": step, "epoch": round(epoch, 6), "split": split, "time": _now()}
+            append_jsonl(self.path / METRICS, MetricsLine.of(head | dict(values)).document())
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl past `step`, which will be written again."""
+        file = self.path / METRICS
+        if not self.writes or not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):  # the line that the process died in
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        write_text(file, "".join(kept))
+
+    # Parts ------------------------------------------------------------------------------------
+
+    def part(self, key: str) -> dict[str, Any] | None:
+        """The result that was stored under a key, or None."""
+        file = self.path / PARTS / f"{key}.json"
+        if not file.exists():
+            return None
+        result: dict[str, Any] = read_json(file)
+        return result
+
+    def write_part(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Stores a result; returns it as a later run will read it."""
+        file = self.path / PARTS / f"{key}.json"
+        write_json(file, result)
+        stored: dict[str, Any] = read_json(file)
+        return stored
+
+    # Opening ----------------------------------------------------------------------------------
+
+    def _check(self) -> Status:
+        file = self.path / RECIPE
+        if not file.exists():
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path}: is a file; choose another output_dir")
+            return Status()
+        record = self.path / NAMES[Status]
+        status = read_record(record, Status) if record.exists() else Status()
+        # Put right, a run that failed before it computed anything may use the folder again.
+        if status.state in ("failed", "interrupted") and not self.holds_work:
+            return Status()
+        if not self.recipe.resume:
+            raise RunError(
+                f"{self.path}: holds a run already; set `resume: true` to go on with it, or choose "
+                "another output_dir"
+            )
+        differs = _differences(file, self.recipe)
+        if differs:
+            raise RunError(
+                f"{self.path}: was run with another recipe ({'; '.join(differs[:3])}); resume with "
+                "that one, or choose another output_dir"
+            )
+        return status
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    record = folder / NAMES[Status]
+    return record.exists() and read_record(record, Status).state == "finished"
+
+
+def comparable(recipe: RunRecipe) -> dict[str, Any]:
+    """What of a recipe must not change between the parts of a run."""
+    return recipe.model_dump(mode="json", exclude={"resume", "output_dir"})
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _differences(file: Path, recipe: RunRecipe) -> list[str]:
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+    if not isinstance(stored, dict):
+        raise RunError(f"{file}: not a recipe")
+    then = _flat({k: v for k, v in stored.items() if k not in ("resume", "output_dir")})
+    now = _flat(comparable(recipe))
+    keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+    return [f"{k}: {then.get(k)} then, {now.get(k)} now" for k in keys]
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {
+            k: v
+            for name, inner in value.items()
+            for k, v in _flat(inner, f"{key}.{name}" if key else str(name)).items()
+        }
+    if isinstance(value, list) and value:
+        return {
+            k: v for i, inner in enumerate(value) for k, v in _flat(inner, f"{key}.{i}").items()
+        }
+    return {key: value}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -58,6 +58,7 @@ class Split(Loose):
     tokens: dict[str, int | None] = Field(default_factory=dict)
     length: dict[str, Length] = Field(default_factory=dict)
     longer_is_chosen: float | None = None
+    cut_even: int | None = None
 
     @property
     def rows(self) -> int | None:

@@ -104,7 +104,6 @@ def run(args: argparse.Namespace) -> None:
                 material.pairs,
                 loss=target.loss,
                 reference=reference,
-                written=material.written,
                 batch_size=BATCH,
                 progress=progress,
             )

@@ -112,6 +112,15 @@ def test_length_tells_the_label_or_does_not(tmp_path: Path) -> None:
     ]
     report = made(recipe(write(tmp_path / "rows.jsonl", rows))).report
     assert report["train"]["longer_is_chosen"] == (1 + 0.5 + 0 + 1) / 4
+    assert report["train"]["cut_even"] == 0
+    # Cut to four tokens responses are equally long, and "long" and "longer" the same (that pair is
+    # dropped); what is left counts as it was written.
+    length = LengthRecipe(max_response_tokens=4)
+    data = DataRecipe(train=(DataSource(path=str(tmp_path / "rows.jsonl")),), length=length)
+    report = build(data, Encoder(byte_tokenizer(), length=length), kind="pair", seed=0).report
+    assert report["train"]["pairs"] == 3 and report["train"]["length"]["chosen"]["max"] == 4
+    assert report["train"]["longer_is_chosen"] == (1 + 0.5 + 1) / 3
+    assert report["train"]["cut_even"] == 2
 
 
 def test_rated_rows(tmp_path: Path) -> None:

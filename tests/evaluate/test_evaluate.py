@@ -148,6 +148,23 @@ def test_the_length_baseline_is_of_answers_before_they_are_cut(runs, tmp_path):
         assert (found["n"], found["length_baseline"], found["cut_even"]) == (3, 2 / 3, 3)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "66.7% <small>3 cut to one length</small>" in page
+    # So is that at the end of a training run, and what its data.json says of length.
+    training = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": str(runs / "base"), "dtype": "float32", "lora": {"r": 2}},
+        "data": {
+            "train": [{"path": str(runs / "train.jsonl")}],
+            "eval": [{"path": str(file)}],
+            "length": {"max_response_tokens": 2},
+        },
+        "train": {"batch_size_pairs": 4, "max_steps": 1},
+    }
+    path = tune(TuneRecipe.model_validate(training), quiet=True).path
+    found = read_json(path / "evaluation.json")["policies"][0]["preference"]["all"]
+    assert (found["n"], found["length_baseline"], found["cut_even"]) == (3, 2 / 3, 3)
+    held = read_json(path / "data.json")["eval"]
+    assert (held["longer_is_chosen"], held["cut_even"]) == (2 / 3, 3)
+    assert "makes the responses of 3 pairs equally long" in (path / "report.html").read_text()
 
 
 def test_numbers_add_up_to_the_samples(result):

@@ -140,15 +140,18 @@ def test_lengths_are_those_as_written_and_pairs_that_are_even_once_cut_are_count
     assert [(s.longer, s.cut_even) for s in tokens] == [(0, False)] * 4
     # Longer, longer, shorter, as long: the baseline is 2.5 of 4; ties of what is left, 2 of 4.
     written = [(900, 300), (301, 300), (40, 70), (12, 12)]
-    scores = score_pairs(policy, cut, loss=None, reference=reference, written=written, batch_size=3)
+    told = [dataclasses.replace(p, written=w) for p, w in zip(cut, written, strict=True)]
+    scores = score_pairs(policy, told, loss=None, reference=reference, batch_size=3)
     assert [s.longer for s in scores] == [600, 1, -30, 0]
     assert [s.cut_even for s in scores] == [True, True, True, False]
     found = summarise_pairs(scores)["all"]
     assert found["length_baseline"] == 2.5 / 4 and found["cut_even"] == 3
     assert summarise_pairs(tokens)["all"]["length_baseline"] == 0.5
     # Where tokens are left to differ, lengths as written count all the same.
-    uncut = [dataclasses.replace(pairs[0], responses=(Tokens((3,)), Tokens((6, 7, 8))))]
-    (score,) = score_pairs(policy, uncut, loss=None, reference=reference, written=[(9, 4)])
+    uncut = [
+        dataclasses.replace(pairs[0], responses=(Tokens((3,)), Tokens((6, 7, 8))), written=(9, 4))
+    ]
+    (score,) = score_pairs(policy, uncut, loss=None, reference=reference)
     assert (score.longer, score.cut_even) == (5, False)
 
 

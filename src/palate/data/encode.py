@@ -309,7 +309,14 @@ def _item(row: Preference, prompts: Sequence[TokenIds], responses: Sequence[Toke
         prompts=tuple(tokens[ids] for ids in prompts[:taken]),
         responses=tuple(map(Tokens, responses[:taken])),
         label=_label(row),
+        written=tuple(_characters(response.content) for response in row.responses[:taken]),
     )
+
+
+def _characters(content: Content) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(text_in(turn["content"])) for turn in content)
 
 
 def _label(row: Preference) -> Label | None:

@@ -108,6 +108,7 @@ class Item:
         responses: none of them empty.
         label: what is known of the responses; None of demonstrations and of answers to be scored.
         weight: multiplies the item's loss.
+        written: characters of each response before truncation; None where there is no text.
         id, source: of the row; empty where nothing asks for them.
         index: position in the encoded data set (for caches and sample tables).
 
@@ -119,6 +120,7 @@ class Item:
     responses: tuple[Tokens, ...]
     label: Label | None = None
     weight: float = 1.0
+    written: tuple[int, ...] | None = None
     id: str = ""
     source: str = ""
     index: int = -1
@@ -129,6 +131,8 @@ class Item:
             raise ValueError(f"{len(self.prompts)} prompts of {n} responses")
         if not all(map(len, self.responses)):
             raise ValueError("a response without a token")
+        if self.written is not None and len(self.written) != n:
+            raise ValueError(f"{len(self.written)} lengths as written of {n} responses")
         match self.label:
             case PairLabel() if n != 2:
                 raise ValueError(f"the label of a pair, for {n} responses")
@@ -182,6 +186,21 @@ class Item:
         if not isinstance(self.label, PairLabel):
             raise TypeError(f"a {self.kind} has no chosen and rejected response")
         return self.label
+
+    @property
+    def longer(self) -> int:
+        """Of a pair the length of the chosen response less that of the rejected one.
+
+        As written: truncation makes long responses equally long, and hides what length tells. In
+        tokens where there is no text.
+        """
+        chosen, rejected = map(len, self.responses) if self.written is None else self.written
+        return chosen - rejected
+
+    @property
+    def cut_even(self) -> bool:
+        """Whether truncation has made a pair's responses equally long, in tokens, that were not."""
+        return len(self.responses[0]) == len(self.responses[1]) and self.longer != 0
 
     @property
     def sequences(self) -> tuple[tuple[Tokens, Tokens], ...]:

@@ -141,9 +141,9 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     described["tokens"] = {name: sum(lengths) for name, lengths in sides.items()}
     described["length"] = {name: _lengths(lengths) for name, lengths in sides.items()}
     if kind == "pair":
-        lengths = zip(sides["chosen"], sides["rejected"], strict=True)
-        longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in lengths]
+        longer = [1.0 if p.longer > 0 else 0.5 if p.longer == 0 else 0.0 for p in items]
         described["longer_is_chosen"] = sum(longer) / len(longer)
+        described["cut_even"] = sum(pair.cut_even for pair in items)
     return described
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from palate.data.items import Item, TokenIds, Tokens, sequence_key
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import Run
 from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
-from palate.rewards.texts import response_text
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -39,13 +37,11 @@ class Material:
     """Encoded evaluation data of one tokenizer.
 
     Attributes:
-        written: characters of each pair's chosen and rejected response, before truncation.
         report: content of data.json. quarantine: lines of quarantine.jsonl.
-        digest: changes with any token of pairs and prompts, and with `written`.
+        digest: changes with any token of pairs and prompts, and with lengths as written.
     """
 
     pairs: list[Item]
-    written: list[tuple[int, int]]
     prompts: list[Prompt]
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
@@ -113,12 +109,9 @@ def build_material(
         n = min(recipe.sampling.prompts, len(distinct))
         chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
         drawn = [distinct[i] for i in chosen]
-    written = [
-        (len(response_text(row.chosen.content)), len(response_text(row.rejected.content)))
-        for row in rows
-    ]
-    digest = hashlib.sha256(json.dumps(written).encode())
+    digest = hashlib.sha256()
     for pair in pairs:
+        digest.update(f"{pair.written}|".encode())
         for sequence in pair.sequences:
             digest.update(f"{pair.source}|".encode())
             digest.update(sequence_key(*sequence).encode())
@@ -131,7 +124,6 @@ def build_material(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return Material(
         pairs=pairs,
-        written=written,
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,

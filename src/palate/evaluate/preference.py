@@ -30,10 +30,8 @@ class PairScore:
         margin: implicit reward of the loss, chosen minus rejected.
         log_ratio_margin: m_w - m_l, nats, m = log policy - log reference of a response; None
             without a reference.
-        longer: length of chosen minus rejected, in whatever unit they were given in: as written,
-            or in tokens as scored where nothing else is known.
-        cut_even: both responses have the same number of tokens as scored, and differ as written:
-            truncation has taken away what length would say.
+        longer: length of chosen minus rejected before truncation.
+        cut_even: truncation has made responses equally long that were not.
     """
 
     id: str
@@ -72,14 +70,11 @@ def score_pairs(
     batch_size: int = 8,
     layout: Layout = "plain",
     pad_id: int = 0,
-    written: Sequence[tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> list[PairScore]:
     """Scores every pair with the implicit reward of `loss`, in the order given.
 
     Args:
-        written: lengths of the chosen and the rejected response before truncation, one unit for
-            all; without them lengths are those of the tokens, which truncation makes alike.
         token_weights: those that `loss` was trained with; its reward is of the weighted log-ratios.
             `log_ratio_margin` stays unweighted.
 
@@ -116,16 +111,13 @@ def score_pairs(
                 m = sums.logp - sums.ref_logp
                 ratio = (m[sides.chosen] - m[sides.rejected]).tolist()
             for j, i in enumerate(order[start : start + batch_size]):
-                tokens_longer = len(pairs[i].responses[0]) - len(pairs[i].responses[1])
-                sizes = None if written is None else written[i]
-                longer = tokens_longer if sizes is None else sizes[0] - sizes[1]
                 scores[i] = PairScore(
                     id=pairs[i].id,
                     source=pairs[i].source,
                     margin=margin[j],
                     log_ratio_margin=ratio[j],
-                    longer=longer,
-                    cut_even=tokens_longer == 0 != longer,
+                    longer=pairs[i].longer,
+                    cut_even=pairs[i].cut_even,
                 )
             if progress is not None:
                 progress(len(scores), len(pairs))
@@ -145,7 +137,6 @@ def evaluate_pairs(
     batch_size: int = 8,
     layout: Layout = "plain",
     pad_id: int = 0,
-    written: Sequence[tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`summarise_pairs` of `score_pairs`: the `preference` entry of evaluation.json."""
@@ -158,7 +149,6 @@ def evaluate_pairs(
         batch_size=batch_size,
         layout=layout,
         pad_id=pad_id,
-        written=written,
         progress=progress,
     )
     return summarise_pairs(scores, confidence=confidence)

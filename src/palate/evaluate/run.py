@@ -179,7 +179,6 @@ class _Own:
                     token_weights=target.token_weights,
                     confidence=self.recipe.confidence,
                     batch_size=PAIRS_PER_BATCH,
-                    written=self.material.written,
                     progress=progress,
                 )
         if self.recipe.sampling is not None:

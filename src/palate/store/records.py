@@ -102,6 +102,7 @@ class Split(Record):
     tokens: dict[str, int | None] = Field(default_factory=dict)
     length: dict[str, Length] = Field(default_factory=dict)
     longer_is_chosen: float | None = None
+    cut_even: int | None = None
 
     @property
     def rows(self) -> int | None:

@@ -27,7 +27,7 @@ def text_pairs(
     to every prompt, which wins nearly always, and is short enough to be most pairs' chosen answer.
     """
     from palate.data.pairing import pairs_of
-    from palate.data.readers.read import read_source
+    from palate.data.stream import read_source
     from palate.recipes.pairing import PairingRecipe
     from palate.recipes.schema import DataSource
 

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(
 
 
 def test_a_limit_draws_the_rows_that_others_draw(monkeypatch: Any) -> None:
-    from palate.data.readers import read_source
+    from palate.data.stream import read_source
 
     source = {"path": "pairs.jsonl", "limit": 7}
     one = recipe(data=[source], seed=3)

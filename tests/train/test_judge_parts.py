@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from palate.data.encode import Encoder
 from palate.data.layouts import collate
 from palate.data.pairs import Pair
-from palate.data.readers import read_source
 from palate.data.schema import Preference, Response
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.models.policy import Policy
 from palate.recipes.judge import ChatTexts, PairwiseKind, PointwiseKind

@@ -23,9 +23,9 @@ from palate.data.pairing import (
     to_unpaired,
 )
 from palate.data.pairs import Example, Pair, Ranking
-from palate.data.readers import read_source
 from palate.data.schema import Preference
 from palate.data.split import held_out, shared_prompts, with_mismatched
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe

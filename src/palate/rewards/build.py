@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from palate.data.pairing import pairs_of
-from palate.data.readers import read_source
 from palate.data.schema import Content
+from palate.data.stream import read_source
 from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.pairing import PairingRecipe

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from build_cases import built, chat_pair, rows_of, text_pair, write_jsonl
-from palate.data.readers import read_source
+from palate.data.stream import read_source
 from palate.recipes.schema import DataSource
 
 

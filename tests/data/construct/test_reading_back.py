@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from build_cases import built, chat_pair, rated, rows_of, text_pair, write_jsonl
-from palate.data.readers import read_source
+from palate.data.stream import read_source
 from palate.errors import DataError
 from palate.recipes.schema import DataSource, TuneRecipe
 from palate.train import tune

@@ -12,11 +12,12 @@ import pytest
 
 from image_formats import IDS, MINE, SOURCES, records
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.fields import turns
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.registry import recognise
 from palate.data.schema import ImageRef, Preference
+from palate.data.stream import read_source
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from text_formats import FIXTURES, load, read_one, reasons, said, talk, user

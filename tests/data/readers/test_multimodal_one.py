@@ -14,10 +14,11 @@ from image_formats import MINE, SOURCES, records
 from palate.data.images import check
 from palate.data.images import load as load_image
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.registry import recognise
 from palate.data.schema import ImageRef, Message, Preference, text_in
+from palate.data.stream import read_source
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource

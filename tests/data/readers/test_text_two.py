@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.registry import recognise
 from palate.data.schema import ImageRef
+from palate.data.stream import read_source
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.load import load_recipe
 from palate.recipes.pairing import PairingRecipe

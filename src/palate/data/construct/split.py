@@ -27,15 +27,15 @@ def hold_out(state: State, fraction: float | None) -> npt.NDArray[np.bool_]:
     held = np.zeros(len(state), dtype=np.bool_)
     if fraction is None:
         return held
-    alive = state.alive
-    prompts = np.unique(state.prompts[alive])
+    kept = state.kept
+    prompts = np.unique(state.prompts[kept])
     count = max(1, round(fraction * len(prompts)))
     if count >= len(prompts):
         raise RecipeError(
             f"`output.eval_fraction`: {fraction:g} of {len(prompts)} prompts leaves none to train "
             "on"
         )
-    np.logical_and(alive, state.prompts <= prompts[count - 1], out=held)
+    np.logical_and(kept, state.prompts <= prompts[count - 1], out=held)
     return held
 
 
@@ -52,7 +52,7 @@ def mix(
     """
     if recipe is None:
         return None
-    places = np.flatnonzero(state.alive & ~held)
+    places = np.flatnonzero(state.kept & ~held)
     sizes = state.sizes[places] if len(state.sizes) else np.ones(len(places), dtype=np.int64)
     found = select(
         source=state.source[places],
@@ -63,13 +63,13 @@ def mix(
         counted_in=counted_in,
         where="mixture",
     )
-    state.fate[places[~found.mask]] = state.code(MIXTURE, NOT_TAKEN)
+    state.status[places[~found.mask]] = state.code(MIXTURE, NOT_TAKEN)
     return found.account
 
 
 def repeats(state: State) -> npt.NDArray[np.uint32]:
     """[pairs], of those left: how many earlier ones have the same id."""
-    places = np.flatnonzero(state.alive)
+    places = np.flatnonzero(state.kept)
     keys = state.keys[places]
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]

@@ -23,10 +23,10 @@ from palate.data.pairing import (
     needs_pairing,
     refuse_needless,
 )
-from palate.data.readers import read_source
 from palate.data.schema import Content, Preference, Response
 from palate.data.scores import scores_of
 from palate.data.split import held_out
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.judge import (
     ColumnTexts,

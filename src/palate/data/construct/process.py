@@ -1,4 +1,4 @@
-"""One piece of a source: records to rows to pairs to a block on disk. Runs in a worker."""
+"""One piece of a source: rows, and pairs of them in a block on disk. Runs in a worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from palate.data.construct.staging import write_block
-from palate.data.containers import Piece, Rejection
+from palate.data.construct.blocks import write_block
+from palate.data.containers import Rejection
 from palate.data.mixture import Measure, row_keys
 from palate.data.pairing import OWN_PROMPTS, construct
-from palate.data.readers.grouping import groups, merged
-from palate.data.readers.read import lone_answer, parse
-from palate.data.readers.registry import reader_named
 from palate.data.schema import ImageRef, Preference
+from palate.data.stream import Chunk, Row, RowParser, Span
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
@@ -38,21 +36,18 @@ CHAT, IMAGES, MARGIN = 1, 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class SourceSpec:
     """What is done with the records of one source.
 
     Attributes:
-        name: of the source. path: as the recipe has it, for messages.
-        reader: its name.
+        parser: makes rows of them.
         image_root: folder that image paths start from. images: limits. store: folder of the build
             that checked images go to, in its subfolder `images`.
         measure: what pairs count for in the mixture; None where nothing needs it.
         pairs: False counts rows and makes nothing of them (formats without pairs, inspected).
     """
 
-    name: str
-    path: str
-    reader: str
+    parser: RowParser
     pairing: PairingRecipe
     seed: int
     image_root: Path
@@ -61,19 +56,24 @@ class Work:
     measure: MixtureRecipe | None
     pairs: bool = True
 
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.parser.source
+
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Task:
     """A piece, and the file that its pairs are to be written to."""
 
-    work: Work
-    piece: Piece
+    spec: SourceSpec
+    span: Span
     block: Path
 
 
 @dataclass(kw_only=True)
-class Staged:
-    """What became of some rows, in the order of the source.
+class BlockResult:
+    """What became of some rows, in the order of the source; their pairs are in a block.
 
     Attributes:
         rows: rows that were read (groups of answers count as one).
@@ -89,7 +89,6 @@ class Staged:
     """
 
     rows: int = 0
-    merged: int = 0
     counted: int = 0
     pairs: int = 0
     dropped: list[tuple[int | None, str]] = field(default_factory=list)
@@ -107,108 +106,57 @@ class Staged:
 
 
 @dataclass(kw_only=True)
-class Done:
+class Result:
     """What became of one piece.
 
     Attributes:
-        read: records. file: that they came from.
-        head, tail: of a grouped format, the answers to the first and the last prompt, which the
-            pieces before and after may go on with; `tail` is empty where there is one prompt.
+        chunk: what it gave, without the rows that are in the block.
+        left_out: parts that those rows do without.
     """
 
-    read: int
-    file: str
-    block: Path
-    staged: Staged
-    rejected: list[Rejection]
+    chunk: Chunk
     left_out: list[Rejection]
-    head: list[Preference] = field(default_factory=list)
-    tail: list[Preference] = field(default_factory=list)
+    block: Path
+    made: BlockResult
 
 
-def do(job: Job) -> Done:
+def process(task: Task) -> Result:
     """Reads a piece."""
-    work = job.work
-    reader = reader_named(work.reader)
-    records = job.piece.records()
-    rows: list[Preference] = []
-    rejected: list[Rejection] = []
-    left_out: list[Rejection] = []
-    for record in records:
-        parts: list[Rejection] = []
-        row = parse(reader, record, work.name, parts)
-        if isinstance(row, Rejection):
-            rejected.append(row)
-        else:
-            rows.append(row)
-            left_out += parts
-    done = Done(
-        read=len(records),
-        file=records[0].file if records else work.path,
-        block=job.block,
-        staged=Staged(),
-        rejected=rejected,
-        left_out=left_out,
-    )
-    if not reader.grouped:
-        done.staged = stage([(row, 1) for row in rows], work, job.block)
-        return done
-    found = list(groups(rows))
-    if found:
-        done.head = found[0]
-        done.tail = found[-1] if len(found) > 1 else []
-    inner, lone = together(found[1:-1], done.file)
-    done.rejected += lone
-    done.staged = stage(inner, work, job.block)
-    return done
+    chunk = task.spec.parser.chunk(task.span)
+    made = write_pairs(chunk.rows, task.spec, task.block)
+    left_out = chunk.left_out
+    # Rows stay where they are: another process needs the numbers alone.
+    chunk.rows = []
+    return Result(chunk=chunk, left_out=left_out, block=task.block, made=made)
 
 
-def together(
-    found: Iterable[Sequence[Preference]], file: str
-) -> tuple[list[tuple[Preference, int]], list[Rejection]]:
-    """Groups as rows, each with the number of its records; and the lone answers."""
-    rows: list[tuple[Preference, int]] = []
-    lone: list[Rejection] = []
-    for group in found:
-        row = merged(group)
-        if row is None:
-            lone.append(lone_answer(group[0], file))
-        else:
-            rows.append((row, len(group)))
-    return rows, lone
-
-
-def stage(rows: Sequence[tuple[Preference, int]], work: Work, block: Path) -> Staged:
-    """Makes pairs of rows and writes them.
-
-    Args:
-        rows: each with the number of records it was made of.
-    """
-    done = Staged(rows=len(rows), merged=sum(n for _, n in rows) - len(rows))
-    if not work.pairs:
-        done.counted = len(rows)
-        return done
+def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResult:
+    """Makes pairs of rows and writes them."""
+    result = BlockResult(rows=len(rows))
+    if not spec.pairs:
+        result.counted = len(rows)
+        return result
     pairs: list[Preference] = []
     of_row: list[int] = []
-    for k, (row, _) in enumerate(rows):
+    for k, (row, *_) in enumerate(rows):
         if row.kind not in ("pair", "rated"):
-            done.dropped.append((row.row, NO_PAIRS))
+            result.dropped.append((row.row, NO_PAIRS))
             continue
         if row.has_images:
-            found = _with_images(row, work, done)
+            found = _with_images(row, spec, result)
             if isinstance(found, str):
-                done.dropped.append((row.row, found))
+                result.dropped.append((row.row, found))
                 continue
             row = found
         if row.has_own_prompts:
-            done.dropped.append((row.row, OWN_PROMPTS))
+            result.dropped.append((row.row, OWN_PROMPTS))
             continue
-        made = construct(row, work.pairing, work.seed)
-        done.flips.update(made.flips)
+        made = construct(row, spec.pairing, spec.seed)
+        result.flips.update(made.flips)
         if made.scored_by is not None:
-            done.scored_by[made.scored_by] += 1
+            result.scored_by[made.scored_by] += 1
         if not made.pairs:
-            done.dropped.append((row.row, made.dropped[0]))
+            result.dropped.append((row.row, made.dropped[0]))
             continue
         kept = made.pairs
         refused = list(made.dropped)
@@ -216,36 +164,36 @@ def stage(rows: Sequence[tuple[Preference, int]], work: Work, block: Path) -> St
             kept = tuple(one for pair in kept if (one := _of_one_view(pair)) is not None)
             refused += [OTHER_IMAGES] * (len(made.pairs) - len(kept))
         if not kept:
-            done.dropped.append((row.row, refused[-1]))
+            result.dropped.append((row.row, refused[-1]))
             continue
-        done.refused += [(row.row, reason) for reason in refused]
+        result.refused += [(row.row, reason) for reason in refused]
         pairs += kept
         of_row += [k] * len(kept)
-    done.pairs = len(pairs)
+    result.pairs = len(pairs)
     if not pairs:
-        return done
-    done.flags = np.fromiter((_flags(pair) for pair in pairs), dtype=np.uint8)
-    done.of_row = np.array(of_row, dtype=np.uint32)
-    done.keys = row_keys(work.seed, (pair.id for pair in pairs))
-    done.prompts = np.fromiter((prompt_key(p, work.seed) for p in pairs), dtype=np.uint64)
-    done.sources = list(dict.fromkeys(pair.source for pair in pairs))
-    place = {name: i for i, name in enumerate(done.sources)}
-    done.source = np.array([place[pair.source] for pair in pairs], dtype=np.uint32)
-    if work.measure is not None:
-        done.sizes = _measure(work.measure.model_dump_json())(pairs)
+        return result
+    result.flags = np.fromiter((_flags(pair) for pair in pairs), dtype=np.uint8)
+    result.of_row = np.array(of_row, dtype=np.uint32)
+    result.keys = row_keys(spec.seed, (pair.id for pair in pairs))
+    result.prompts = np.fromiter((prompt_key(p, spec.seed) for p in pairs), dtype=np.uint64)
+    result.sources = list(dict.fromkeys(pair.source for pair in pairs))
+    place = {name: i for i, name in enumerate(result.sources)}
+    result.source = np.array([place[pair.source] for pair in pairs], dtype=np.uint32)
+    if spec.measure is not None:
+        result.sizes = _measure(spec.measure.model_dump_json())(pairs)
     write_block(block, pairs)
-    return done
+    return result
 
 
-def _with_images(row: Preference, work: Work, done: Staged) -> Preference | str:
+def _with_images(row: Preference, spec: SourceSpec, result: BlockResult) -> Preference | str:
     """The row with its images checked and stored, or what is wrong with them."""
     # Most data has no images, and needs nothing that decodes them.
     from palate.data.images import ImageCounts, ImageError, ImageStore, checked
 
-    counts = done.images = done.images or ImageCounts()
-    store = ImageStore(work.store / IMAGE_FOLDER)
+    counts = result.images = result.images or ImageCounts()
+    store = ImageStore(spec.store / IMAGE_FOLDER)
     try:
-        row, infos = checked(row, root=work.image_root, limits=work.images, store=store)
+        row, infos = checked(row, root=spec.image_root, limits=spec.images, store=store)
     except ImageError as error:
         counts.refused[error.reason] += 1
         return f"image: {error.reason}"

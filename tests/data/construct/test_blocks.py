@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palate.data.construct.staging import BlockFile, write_block
+from palate.data.construct.blocks import BlockFile, write_block
 from palate.data.schema import ImageRef, Preference, Response
 
 TEXT = st.text(max_size=20).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))

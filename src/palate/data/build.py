@@ -24,7 +24,13 @@ from palate.data.pairing import (
 )
 from palate.data.pairs import Example, Pair, Ranking
 from palate.data.schema import Preference
-from palate.data.split import held_out, shared_prompts, with_mismatched
+from palate.data.split import (
+    joined_keys,
+    prompt_key,
+    shared_prompts,
+    split_by_prompt,
+    with_mismatched,
+)
 from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
@@ -122,11 +128,13 @@ def build(
     _check_left(readings, encoded, bool(data.eval))
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
-        prompts = [row.prompt for _, row, _ in train]
-        ids = [item.prompt_ids for item, _, _ in train]
-        out = held_out(prompts, ids, data.eval_fraction, seed)
-        held = [both for both, is_out in zip(train, out, strict=True) if is_out]
-        train = [both for both, is_out in zip(train, out, strict=True) if not is_out]
+        keys = np.array(
+            [prompt_key(row.prompt, row.images, seed) for _, row, _ in train], np.uint64
+        )
+        keys = joined_keys(keys, [item.prompt_ids for item, _, _ in train])
+        out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
+        held = [made for made, is_out in zip(train, out, strict=True) if is_out]
+        train = [made for made, is_out in zip(train, out, strict=True) if not is_out]
     rows_given = [row for *_, row in (*train, *held)]
     mixture: dict[str, Any] | None = None
     if data.mixture is not None:

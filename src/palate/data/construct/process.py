@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from palate.data.containers import Rejection
 from palate.data.mixture import Measure, row_keys
 from palate.data.pairing import OWN_PROMPTS, construct
 from palate.data.schema import ImageRef, Preference
+from palate.data.split import prompt_key
 from palate.data.stream import Chunk, Row, RowParser, Span
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.mixture import MixtureRecipe
@@ -175,7 +174,9 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
     result.flags = np.fromiter((_flags(pair) for pair in pairs), dtype=np.uint8)
     result.of_row = np.array(of_row, dtype=np.uint32)
     result.keys = row_keys(spec.seed, (pair.id for pair in pairs))
-    result.prompts = np.fromiter((prompt_key(p, spec.seed) for p in pairs), dtype=np.uint64)
+    result.prompts = np.fromiter(
+        (prompt_key(p.prompt, p.images, spec.seed) for p in pairs), dtype=np.uint64
+    )
     result.sources = list(dict.fromkeys(pair.source for pair in pairs))
     place = {name: i for i, name in enumerate(result.sources)}
     result.source = np.array([place[pair.source] for pair in pairs], dtype=np.uint32)
@@ -225,20 +226,6 @@ def _of_one_view(pair: Preference) -> Preference | None:
 def _flags(pair: Preference) -> int:
     has_margin = pair.margin is not None
     return CHAT * pair.conversational + IMAGES * pair.has_images + MARGIN * has_margin
-
-
-def prompt_key(row: Preference, seed: int) -> int:
-    """64 bits of a hash of a prompt and its images; a text and a chat that say the same agree."""
-    prompt = row.prompt
-    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
-        only = prompt[0]["content"]
-        prompt = only if isinstance(only, str) else prompt
-    if isinstance(prompt, str) and not row.images:
-        text = f"{seed}|text|{prompt}"
-    else:
-        images = [image.digest for image in row.images]
-        text = f"{seed}|more|{json.dumps([prompt, images], sort_keys=True)}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 @cache

@@ -9,33 +9,22 @@ import numpy.typing as npt
 
 from palate.data.construct.state import MIXTURE, State
 from palate.data.mixture import select
-from palate.errors import RecipeError
+from palate.data.split import split_by_prompt
 from palate.recipes.mixture import MixtureRecipe
 
 NOT_TAKEN = "not taken by the mixture"
 
 
 def hold_out(state: State, fraction: float | None) -> npt.NDArray[np.bool_]:
-    """[pairs], True = held out: of `fraction` of the prompts that are left, at least one.
-
-    Prompts are ranked by their seeded hashes, so that neither the order of rows nor which others
-    there are decides between two of them.
+    """[pairs], True = held out: of `fraction` of the prompts that are left; see `split_by_prompt`.
 
     Raises:
         RecipeError: too few prompts to hold any out.
     """
     held = np.zeros(len(state), dtype=np.bool_)
-    if fraction is None:
-        return held
-    kept = state.kept
-    prompts = np.unique(state.prompts[kept])
-    count = max(1, round(fraction * len(prompts)))
-    if count >= len(prompts):
-        raise RecipeError(
-            f"`output.eval_fraction`: {fraction:g} of {len(prompts)} prompts leaves none to train "
-            "on"
-        )
-    np.logical_and(kept, state.prompts <= prompts[count - 1], out=held)
+    if fraction is not None:
+        kept = state.kept
+        held[kept] = split_by_prompt(state.prompts[kept], fraction, where="output.eval_fraction")
     return held
 
 

@@ -25,7 +25,7 @@ from palate.data.pairing import (
 )
 from palate.data.schema import Content, Preference, Response
 from palate.data.scores import scores_of
-from palate.data.split import held_out
+from palate.data.split import prompt_key, split_by_prompt
 from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.judge import (
@@ -119,8 +119,8 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
             raise _nothing(role, [ledger for ledger in ledgers if ledger.role == role])
     train, held = _unique(found["train"]), _unique(found["eval"])
     if data.eval_fraction is not None:
-        prompts = [item.prompt for item in train]
-        out = held_out(prompts, [_key(p) for p in prompts], data.eval_fraction, recipe.seed)
+        keys = np.array([prompt_key(item.prompt, (), recipe.seed) for item in train], np.uint64)
+        out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
         held = [item for item, is_out in zip(train, out, strict=True) if is_out]
         train = [item for item, is_out in zip(train, out, strict=True) if not is_out]
     drawn = _drawn(held, data.max_eval_rows, recipe.seed)

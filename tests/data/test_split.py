@@ -11,8 +11,9 @@ import pytest
 
 from build_cases import built, rows_of
 from palate.data.build import build_pairs
+from palate.data.content import prompt_key
 from palate.data.encode import Encoder
-from palate.data.split import joined_keys, prompt_key, split_by_prompt
+from palate.data.split import joined_keys, split_by_prompt
 from palate.errors import RecipeError
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.schema import DataRecipe, DataSource
@@ -26,7 +27,7 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def keys_of(prompts: list[Any], seed: int = 0) -> Any:
-    return np.array([prompt_key(prompt, (), seed) for prompt in prompts], dtype=np.uint64)
+    return np.array([prompt_key(prompt, seed) for prompt in prompts], dtype=np.uint64)
 
 
 def test_training_building_and_judges_hold_out_the_same_prompts(tmp_path: Path) -> None:
@@ -52,9 +53,9 @@ def test_training_building_and_judges_hold_out_the_same_prompts(tmp_path: Path) 
 
 def test_a_text_and_a_chat_that_say_the_same_are_one_prompt() -> None:
     chat = [{"role": "user", "content": "q"}]
-    assert prompt_key("q", (), 0) == prompt_key(chat, (), 0) != prompt_key("q", (), 1)
+    assert prompt_key("q", 0) == prompt_key(chat, 0) != prompt_key("q", 1)
     longer = [*chat, {"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]
-    assert prompt_key(longer, (), 0) != prompt_key("q", (), 0)
+    assert prompt_key(longer, 0) != prompt_key("q", 0)
 
 
 def test_which_prompts_others_are_decides_nothing() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import numpy as np
 
 from palate.data.containers import named, source_name
+from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
@@ -26,7 +27,6 @@ from palate.data.pairs import Example, Pair, Ranking
 from palate.data.schema import Preference
 from palate.data.split import (
     joined_keys,
-    prompt_key,
     shared_prompts,
     split_by_prompt,
     with_mismatched,
@@ -129,7 +129,7 @@ def build(
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
         keys = np.array(
-            [prompt_key(row.prompt, row.images, seed) for _, row, _ in train], np.uint64
+            [prompt_key(row.prompt, seed, row.source) for _, row, _ in train], np.uint64
         )
         keys = joined_keys(keys, [item.prompt_ids for item, _, _ in train])
         out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
@@ -316,11 +316,12 @@ def _unfit(row: Preference, kind: ItemKind) -> DataError:
 
 def _distinct(examples: Iterable[Preference]) -> list[Preference]:
     """Pairs of one rated row share responses: each counts once."""
-    found: dict[tuple[bool | None, str], Preference] = {}
+    distinct: dict[tuple[bool | None, bytes, bytes], Preference] = {}
     for example in examples:
         response = example.responses[0]
-        found.setdefault((response.label, repr(response.content)), example)
-    return list(found.values())
+        key = (response.label, content_key(example.prompt), content_key(response.content))
+        distinct.setdefault(key, example)
+    return list(distinct.values())
 
 
 def _check_left(

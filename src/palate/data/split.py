@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 
@@ -12,22 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palate.data.pairs import Example, Pair, Ranking
-from palate.data.schema import Content, ImageRef
 from palate.errors import DataError, RecipeError
-
-
-def prompt_key(prompt: Content, images: Sequence[ImageRef], seed: int) -> int:
-    """64 bits of a hash of a prompt and its images; a text and a chat that say the same agree."""
-    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
-        only = prompt[0]["content"]
-        prompt = only if isinstance(only, str) else prompt
-    if isinstance(prompt, str) and not images:
-        text = f"{seed}|text|{prompt}"
-    else:
-        digests = [image.digest for image in images]
-        text = f"{seed}|more|{json.dumps([prompt, digests], sort_keys=True)}"
-    data = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def split_by_prompt(
@@ -39,7 +22,7 @@ def split_by_prompt(
     there are decides between two of them, and no prompt is on both sides.
 
     Args:
-        keys: [N], of each row's prompt, see `prompt_key`.
+        keys: [N], of each row's prompt, see `content.prompt_key`.
         where: the recipe's key, for messages.
 
     Raises:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from palate.data.content import content_key
 from palate.data.schema import Content, Message, text_in
 
 
@@ -214,9 +215,9 @@ def by_equal_prompts(
 ) -> list[float]:
     """Scores of single responses by what scores groups: those to equal prompts are one group."""
     check_lengths(prompts, responses)
-    places: dict[str, list[int]] = {}
+    places: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        places.setdefault(repr(prompt), []).append(i)
+        places.setdefault(content_key(prompt), []).append(i)
     groups = list(places.values())
     scored = score_groups(
         [prompts[own[0]] for own in groups], [[responses[i] for i in own] for own in groups]

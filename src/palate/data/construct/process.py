@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from palate.data.construct.blocks import write_block
 from palate.data.containers import Rejection
+from palate.data.content import bare, prompt_key
 from palate.data.mixture import Measure, row_keys
 from palate.data.pairing import OWN_PROMPTS, construct
 from palate.data.schema import ImageRef, Preference
-from palate.data.split import prompt_key
 from palate.data.stream import Chunk, Row, RowParser, Span
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.mixture import MixtureRecipe
@@ -147,7 +147,7 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
                 result.dropped.append((row.row, found))
                 continue
             row = found
-        if row.has_own_prompts:
+        if row.has_own_prompts and not _same_texts(row):
             result.dropped.append((row.row, OWN_PROMPTS))
             continue
         made = construct(row, spec.pairing, spec.seed)
@@ -159,7 +159,7 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
             continue
         kept = made.pairs
         refused = list(made.dropped)
-        if row.has_images:
+        if row.has_own_prompts:
             kept = tuple(one for pair in kept if (one := _of_one_view(pair)) is not None)
             refused += [OTHER_IMAGES] * (len(made.pairs) - len(kept))
         if not kept:
@@ -174,9 +174,7 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
     result.flags = np.fromiter((_flags(pair) for pair in pairs), dtype=np.uint8)
     result.of_row = np.array(of_row, dtype=np.uint32)
     result.keys = row_keys(spec.seed, (pair.id for pair in pairs))
-    result.prompts = np.fromiter(
-        (prompt_key(p.prompt, p.images, spec.seed) for p in pairs), dtype=np.uint64
-    )
+    result.prompts = np.fromiter((prompt_key(p.prompt, spec.seed) for p in pairs), dtype=np.uint64)
     result.sources = list(dict.fromkeys(pair.source for pair in pairs))
     place = {name: i for i, name in enumerate(result.sources)}
     result.source = np.array([place[pair.source] for pair in pairs], dtype=np.uint32)
@@ -199,28 +197,26 @@ def _with_images(row: Preference, spec: SourceSpec, result: BlockResult) -> Pref
         counts.refused[error.reason] += 1
         return f"image: {error.reason}"
     counts.add(infos)
-    responses = tuple(
-        dataclasses.replace(
-            response, images=None if response.images is None else _in_folder(response.images)
-        )
-        for response in row.responses
-    )
-    return dataclasses.replace(row, images=_in_folder(row.images), responses=responses)
+    return row.with_images(_in_folder)
 
 
-def _in_folder(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
-    return tuple(
-        dataclasses.replace(image, path=f"{IMAGE_FOLDER}/{image.path}") for image in images
-    )
+def _in_folder(image: ImageRef) -> ImageRef:
+    return dataclasses.replace(image, path=f"{IMAGE_FOLDER}/{image.path}")
+
+
+def _same_texts(row: Preference) -> bool:
+    """Whether the prompts that responses have of their own differ in images alone."""
+    asked = bare(row.prompt)
+    return all(r.prompt is None or bare(r.prompt) == asked for r in row.responses)
 
 
 def _of_one_view(pair: Preference) -> Preference | None:
-    """The pair with the images that both responses saw as its own; None where they saw others."""
-    views = [pair.images if side.images is None else side.images for side in pair.responses]
+    """The pair with the prompt that both responses saw; None where their images differ."""
+    views = [pair.prompt if side.prompt is None else side.prompt for side in pair.responses]
     if views[0] != views[1]:
         return None
-    responses = tuple(dataclasses.replace(side, images=None) for side in pair.responses)
-    return dataclasses.replace(pair, images=views[0], responses=responses)
+    responses = tuple(dataclasses.replace(side, prompt=None) for side in pair.responses)
+    return dataclasses.replace(pair, prompt=views[0], responses=responses)
 
 
 def _flags(pair: Preference) -> int:

@@ -110,8 +110,7 @@ class EvaluationSet:
         if reader is not None:
             row = parse_record(reader, record, self.name, [])
             if not isinstance(row, Rejection):
-                own = [image for r in row.responses for image in r.images or ()]
-                images = [*row.images, *own]
+                images: Sequence[ImageRef] = row.all_images
                 if self.recipe.image is not None:
                     images = _images(_value(record.value, self.recipe.image))
                 return self._made(record, turns_of(row.prompt), images)

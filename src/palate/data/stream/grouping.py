@@ -39,16 +39,11 @@ class Group(NamedTuple):
     rows: list[Row]
 
 
-def same_prompt(first: Preference, second: Preference) -> bool:
-    """Whether two rows of a grouped format ask the same about the same images."""
-    return first.prompt == second.prompt and first.images == second.images
-
-
 def groups(rows: Sequence[Row], file: str) -> list[Group]:
     """Rows that follow one another and have the same prompt, together."""
     made: list[Group] = []
     for row in rows:
-        if made and same_prompt(made[-1].rows[0].row, row.row):
+        if made and made[-1].rows[0].row.prompt == row.row.prompt:
             made[-1].rows.append(row)
         else:
             made.append(Group(file, [row]))
@@ -96,7 +91,7 @@ class OpenGroup:
         if head is None:
             return ended
         if self._group is not None:
-            if same_prompt(self._group.rows[0].row, head.rows[0].row):
+            if self._group.rows[0].row.prompt == head.rows[0].row.prompt:
                 head = Group(self._group.file, [*self._group.rows, *head.rows])
             else:
                 ended.append(self._group)

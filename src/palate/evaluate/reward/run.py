@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from palate.data.content import content_key
 from palate.evaluate.folder import PARTS, Folder
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
@@ -20,7 +21,7 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.items import Item, compare, digest_items, digest_of
+from palate.evaluate.reward.items import Item, compare, digest_items
 from palate.evaluate.reward.library import Library, identities, name_of, names_of
 from palate.evaluate.reward.pairs import Pairs
 from palate.evaluate.reward.rewardbench import RewardBench
@@ -136,7 +137,9 @@ class _Own:
                     largest=self.recipe.best_of_n.largest,
                     smallest=self.recipe.best_of_n.min_candidates,
                     confidence=self.recipe.confidence,
-                    groups=[digest_of(item.prompt) for item in self.candidates.items],
+                    groups=[
+                        content_key(item.prompt, item.source) for item in self.candidates.items
+                    ],
                 )
                 proxies[name] = found
             models.append(

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from palate.data.content import content_key
 from palate.data.schema import Content
-from palate.evaluate.reward.items import Item, digest_of
+from palate.evaluate.reward.items import Item
 from palate.io import append_jsonl
 from palate.rewards.base import Scorer, has_images, reads_images, score_groups
 from palate.rewards.ensemble import Array, Ensemble
@@ -81,7 +82,7 @@ class ScoreBook:
     def scores(self, items: Sequence[Item], progress: Progress | None = None) -> list[list[float]]:
         """One list an item, in the order of its responses; NaN where there is no score."""
         if self.relative:
-            names = [_digest(item.prompt, item.responses) for item in items]
+            names = [_digest(item, item.responses) for item in items]
             missing = {
                 name: _Group(item.prompt, list(item.responses), [name])
                 for name, item in zip(names, items, strict=True)
@@ -93,8 +94,9 @@ class ScoreBook:
         keys = []
         wanted: dict[bytes, tuple[Content, dict[str, Content]]] = {}
         for item in items:
-            _, own = wanted.setdefault(digest_of(item.prompt), (item.prompt, {}))
-            keys.append([_digest(item.prompt, [response]) for response in item.responses])
+            prompt = content_key(item.prompt, item.source)
+            _, own = wanted.setdefault(prompt, (item.prompt, {}))
+            keys.append([_digest(item, [response]) for response in item.responses])
             for key, response in zip(keys[-1], item.responses, strict=True):
                 if key not in self._known:
                     own.setdefault(key, response)
@@ -242,10 +244,10 @@ class EnsembleBook:
 Book = ScoreBook | EnsembleBook
 
 
-def _digest(prompt: Content, responses: Sequence[Content]) -> str:
-    digest = hashlib.sha256(digest_of(prompt))
+def _digest(item: Item, responses: Sequence[Content]) -> str:
+    digest = hashlib.sha256(content_key(item.prompt, item.source))
     for response in responses:
-        digest.update(digest_of(response))
+        digest.update(content_key(response, item.source))
     return digest.hexdigest()[:32]
 
 

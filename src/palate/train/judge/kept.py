@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from palate.data.content import content_key
 from palate.data.schema import Message
 from palate.io import append_jsonl
 from palate.rewards.chat import Chat, Reply
@@ -94,7 +95,7 @@ class KeptChat:
         found: list[Any] = []
         for start in range(0, len(questions), CHUNK):
             part = questions[start : start + CHUNK]
-            asked = json.dumps([options, part], sort_keys=True)
+            asked = json.dumps([options, [content_key(q).hex() for q in part]], sort_keys=True)
             key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
             if key not in self._known:
                 if self._chat is None:

@@ -168,7 +168,7 @@ def test_answers_of_a_chat_are_kept_by_picture(tmp_path: Path) -> None:
 
         def reply(self, questions: Any, **_: Any) -> list[list[Reply]]:
             Chat.asked += len(questions)
-            seen = [str(next(images_in(question)).digest) for question in questions]
+            seen = [str(images_in(question)[0].digest) for question in questions]
             return [[Reply(text=digest[:1], finished=True)] for digest in seen]
 
     kept = KeptChat(Chat, tmp_path / "kept.jsonl")

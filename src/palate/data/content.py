@@ -10,15 +10,16 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from palate.data.schema import Content, ImageRef, Part, images_in, map_images
+from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, map_images
 
+_DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
 """Stands in a part whose image is still to come, from a column; see `with_images`."""
 
 
 def bare(content: Content) -> Any:
     """The content as JSON values: image parts without their images."""
-    if isinstance(content, str):
+    if isinstance(content, str) or not has_parts(content):
         return content
     return [
         turn
@@ -56,10 +57,9 @@ def content_key(content: Content, source: str = "") -> bytes:
     if isinstance(content, str):
         return hashlib.sha256(b"text" + content.encode("utf-8", "surrogatepass")).digest()
     images = [image_key(image, source) for image in images_in(content)]
-    said = bare(content) if images else content
-    made = hashlib.sha256(b"chat" + json.dumps(said, sort_keys=True).encode())
+    made = hashlib.sha256(b"chat" + _DUMPS(bare(content)).encode())
     if images:
-        made.update(json.dumps(images).encode())
+        made.update(_DUMPS(images).encode())
     return made.digest()
 
 
@@ -77,7 +77,7 @@ def prompt_key(prompt: Content, seed: int, source: str = "") -> int:
         text = f"{seed}|text|{prompt}"
     else:
         images = [image_key(image, source) for image in images_in(prompt)]
-        text = f"{seed}|more|{json.dumps([bare(prompt), images], sort_keys=True)}"
+        text = f"{seed}|more|{_DUMPS([bare(prompt), images])}"
     data = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 

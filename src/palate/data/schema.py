@@ -5,7 +5,7 @@ Imports nothing of ours but the errors. Text is never altered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -70,20 +70,27 @@ def image_of(part: ImagePart) -> ImageRef:
     return ImageRef(path=None if image is None else str(image))
 
 
-def images_in(content: Content) -> Iterator[ImageRef]:
+def has_parts(content: Content) -> bool:
+    """Whether a turn of it is made of parts, as turns with images are."""
+    if not isinstance(content, str):
+        for turn in content:
+            if not isinstance(turn["content"], str):
+                return True
+    return False
+
+
+def images_in(content: Content) -> list[ImageRef]:
     """The images of a text or chat, in the order of its parts."""
-    if isinstance(content, str):
-        return
-    for turn in content:
-        if not isinstance(turn["content"], str):
-            for part in turn["content"]:
-                if part["type"] == "image":
-                    yield image_of(part)
+    if isinstance(content, str) or not has_parts(content):
+        return []
+    contents = (turn["content"] for turn in content)
+    parts = (part for said in contents if not isinstance(said, str) for part in said)
+    return [image_of(part) for part in parts if part["type"] == "image"]
 
 
 def map_images(content: Content, change: Callable[[ImageRef], ImageRef]) -> Content:
     """The same content with other images, `change` called in the order of its parts."""
-    if isinstance(content, str) or all(isinstance(turn["content"], str) for turn in content):
+    if isinstance(content, str) or not has_parts(content):
         return content
 
     def part_of(part: Part) -> Part:
@@ -170,13 +177,14 @@ class Preference:
         return self.responses[1]
 
     @property
-    def contents(self) -> Iterator[Content]:
+    def contents(self) -> list[Content]:
         """Its prompt, and of each response its own prompt, if it has one, and what it says."""
-        yield self.prompt
+        found = [self.prompt]
         for response in self.responses:
             if response.prompt is not None:
-                yield response.prompt
-            yield response.content
+                found.append(response.prompt)
+            found.append(response.content)
+        return found
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -186,12 +194,15 @@ class Preference:
     @property
     def all_images(self) -> tuple[ImageRef, ...]:
         """Those of everything in the row."""
-        return tuple(image for content in self.contents for image in images_in(content))
+        contents = self.contents
+        if not any(map(has_parts, contents)):
+            return ()
+        return tuple(image for content in contents for image in images_in(content))
 
     @property
     def has_images(self) -> bool:
         """Whether there is an image anywhere in the row."""
-        return any(True for content in self.contents for _ in images_in(content))
+        return any(images_in(content) for content in filter(has_parts, self.contents))
 
     def with_images(self, change: Callable[[ImageRef], ImageRef]) -> Preference:
         """The row with other images, `change` called in the order of `all_images`."""

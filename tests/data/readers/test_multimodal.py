@@ -381,7 +381,7 @@ def pictures(count: int) -> list[ImageRef]:
 def test_places_of_images() -> None:
     chat = turns([*talk("A <image>", "B"), *user("C <image><image>")], "messages")
     placed = place_images(chat, pictures(3), "images")
-    assert list(images_in(placed)) == pictures(3)
+    assert images_in(placed) == pictures(3)
     assert bare(placed) == [
         *shown("A ", IMAGE),
         {"role": "assistant", "content": "B"},

@@ -208,11 +208,11 @@ def test_images_without_a_place_go_before_the_first_question() -> None:
     chat = [system, *talk("Hi.", "Yes?", "Go.")]
     two = [ImageRef(path="a.png"), ImageRef(path="b.png")]
     placed = place_images(chat, two, "images")
-    assert list(images_in(placed)) == two
+    assert images_in(placed) == two
     assert bare(placed) == [system, *asked(IMAGE, IMAGE, text("Hi.")), *chat[2:]]
     # Texts around a place keep their spaces and line breaks.
     marked = place_images(user(" <image>\n a<image>"), two, "images")
-    assert list(images_in(marked)) == two
+    assert images_in(marked) == two
     assert bare(marked) == asked(text(" "), IMAGE, text("\n a"), IMAGE)
     with pytest.raises(RowError, match="no turn of the user for them"):
         place_images([system], two, "images")

@@ -302,7 +302,7 @@ def test_ms_swift() -> None:
     # The same answer to another picture.
     assert said(other) == ["A kitten.", "A kitten."]
     assert other.chosen.prompt is None
-    assert list(images_in(other.rejected.prompt)) == [ImageRef(path="noise.png")]
+    assert images_in(other.rejected.prompt) == [ImageRef(path="noise.png")]
     assert bare(other.rejected.prompt) == bare(other.prompt)
     assert bare(headed.prompt) == [
         {"role": "user", "content": [IMAGE, IMAGE, text("Which is larger?")]}

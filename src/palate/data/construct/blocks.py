@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
 )
 """Texts as they are, chats and what few rows have as JSON."""
 
+_DUMPS = json.JSONEncoder(ensure_ascii=False).encode
 _RESPONSE = ("rating", "aspects", "votes", "rank", "label", "generator")
 
 
@@ -153,14 +154,14 @@ def _row(
 
 
 def _text(content: Content) -> str:
-    return content if isinstance(content, str) else json.dumps(bare(content), ensure_ascii=False)
+    return content if isinstance(content, str) else _DUMPS(bare(content))
 
 
 def _more(row: Preference) -> str | None:
     responses = [_set_values(response) for response in row.responses]
     if row.extra is None and not any(responses):
         return None
-    return json.dumps({"responses": responses, "extra": row.extra}, ensure_ascii=False)
+    return _DUMPS({"responses": responses, "extra": row.extra})
 
 
 def _set_values(response: Response) -> dict[str, Any]:

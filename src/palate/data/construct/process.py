@@ -137,11 +137,13 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
         return result
     pairs: list[Preference] = []
     of_row: list[int] = []
+    flags: list[int] = []
     for k, (row, *_) in enumerate(rows):
         if row.kind not in ("pair", "rated"):
             result.dropped.append((row.row, NO_PAIRS))
             continue
-        if row.has_images:
+        pictured = row.has_images
+        if pictured:
             found = _with_images(row, spec, result)
             if isinstance(found, str):
                 result.dropped.append((row.row, found))
@@ -167,11 +169,12 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
             continue
         result.refused += [(row.row, reason) for reason in refused]
         pairs += kept
+        flags += [_flags(pair, pictured) for pair in kept]
         of_row += [k] * len(kept)
     result.pairs = len(pairs)
     if not pairs:
         return result
-    result.flags = np.fromiter((_flags(pair) for pair in pairs), dtype=np.uint8)
+    result.flags = np.array(flags, dtype=np.uint8)
     result.of_row = np.array(of_row, dtype=np.uint32)
     result.keys = row_keys(spec.seed, (pair.id for pair in pairs))
     result.prompts = np.fromiter((prompt_key(p.prompt, spec.seed) for p in pairs), dtype=np.uint64)
@@ -219,9 +222,8 @@ def _of_one_view(pair: Preference) -> Preference | None:
     return dataclasses.replace(pair, prompt=views[0], responses=responses)
 
 
-def _flags(pair: Preference) -> int:
-    has_margin = pair.margin is not None
-    return CHAT * pair.conversational + IMAGES * pair.has_images + MARGIN * has_margin
+def _flags(pair: Preference, pictured: bool) -> int:
+    return CHAT * pair.conversational + IMAGES * pictured + MARGIN * (pair.margin is not None)
 
 
 @cache

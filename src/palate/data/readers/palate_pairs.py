@@ -52,10 +52,10 @@ def _read(record: Record, context: Context) -> Preference:
     if chosen == rejected:
         raise RowError("rejected", "identical to chosen")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if any(True for _ in images_in(side)):
+        if images_in(side):
             raise RowError(name, "an image in an answer")
     images = _images(record)
-    if len(list(images_in(prompt))) != len(images):
+    if len(images_in(prompt)) != len(images):
         raise RowError("images", "not as many as the prompt has places for")
     margin = number(record, "margin")
     return Preference(

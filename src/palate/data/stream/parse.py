@@ -135,7 +135,10 @@ def parse_record(
         id=_id(record, source),
         leave_out=lambda field, reason: parts.append(_rejection(record, field, reason)),
     )
-    return parsed(lambda given: reader.read(given, context), record)
+    try:
+        return reader.read(record, context)
+    except RowError as error:
+        return _rejection(record, error.field, error.reason)
 
 
 def parsed(parse: Callable[[Record], T], record: Record | Rejection) -> T | Rejection:

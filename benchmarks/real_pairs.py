@@ -43,7 +43,7 @@ def text_pairs(
             comparison has to cut them. None: responses are cut later, and pairs balanced before.
     """
     from palate.data.pairing import pairs_of
-    from palate.data.readers.read import read_source
+    from palate.data.stream import read_source
     from palate.recipes.pairing import PairingRecipe
     from palate.recipes.schema import DataSource
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from palate.data.content import with_images
 from palate.data.curation import Block, Changed, Dropped, Judgement, build_steps
 from palate.data.curation.base import Means
 from palate.data.schema import Content, ImageRef, Preference, Response
@@ -19,6 +20,14 @@ _STEP: TypeAdapter[Any] = TypeAdapter(Step)
 WORDS = [
     a + b + c for a in "bdfgklmnprstvz" for b in ("a", "ero", "i", "ou") for c in ("n", "lk", "s")
 ]
+
+
+def pictured(prompt: Content, images: Sequence[ImageRef]) -> Content:
+    """The prompt with the images in its image parts, or before its text."""
+    if not isinstance(prompt, str):
+        return with_images(prompt, images)
+    parts: list[Any] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
 
 def pair(
@@ -37,11 +46,10 @@ def pair(
         id=id or f"{source}:{prompt}|{chosen}|{rejected}",
         source=source,
         kind="pair",
-        prompt=prompt,
+        prompt=pictured(prompt, images) if images else prompt,
         responses=(Response(content=chosen), Response(content=rejected)),
         margin=margin,
         tie=tie,
-        images=tuple(images),
         extra=extra,
     )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.containers import Record, open_records
-from palate.data.readers import Context, ReadResult, read_source, readers
+from palate.data.readers import Context, readers
 from palate.data.schema import Message, Preference
+from palate.data.stream import ReadResult, read_source
 from palate.recipes.schema import DataSource
 
 FIXTURES = Path(__file__).parent / "data" / "fixtures"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from palate.data.containers import gzipped
-from palate.data.readers import ReadResult, read_source
+from palate.data.stream import ReadResult, read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.schema import DataSource
 

@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from palate.data.containers import Record, open_records
-from palate.data.readers import read_source
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.schema import DataSource
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from palate.data.readers import read_source, readers
+from palate.data.readers import readers
+from palate.data.stream import read_source
 from palate.recipes.schema import DataSource
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from curating import pictured
 from palate.data import images
 from palate.data.images import ImageCounts, ImageError, ImageStore, check, checked, find, load
-from palate.data.schema import ImageRef, Preference, Response
+from palate.data.schema import ImageRef, Preference, Response, images_in
 from palate.recipes.images import ImagesRecipe
 
 LIMITS = ImagesRecipe(max_bytes=20_000, max_pixels=10_000)
@@ -132,14 +133,14 @@ def test_rows_are_stored_by_content_once(root, tmp_path):
         id="1",
         source="s",
         kind="pair",
-        prompt=[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
+        prompt=pictured("?", [ImageRef(path="sub/a.png")]),
         responses=(
             Response(content=[{"role": "assistant", "content": "a"}]),
             Response(
-                content=[{"role": "assistant", "content": "b"}], images=(ImageRef(data=other),)
+                content=[{"role": "assistant", "content": "b"}],
+                prompt=pictured("?", [ImageRef(data=other)]),
             ),
         ),
-        images=(ImageRef(path="sub/a.png"),),
     )
     counts = ImageCounts()
     for _ in range(2):
@@ -149,7 +150,9 @@ def test_rows_are_stored_by_content_once(root, tmp_path):
     (image,) = made.images
     assert image.data is None and image.path is not None and image.digest is not None
     assert (store.folder / image.path).read_bytes() == (root / "sub" / "a.png").read_bytes()
-    assert made.responses[1].images is not None and made.responses[0].images is None
+    (seen,) = images_in(made.responses[1].prompt)
+    assert made.responses[0].prompt is None
+    assert (store.folder / seen.path).read_bytes() == other
     counts.refused["x"] += 1
     both = ImageCounts()
     both.merge(counts)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from curating import pictured
 from palate.data.pairing import NO_GAP, NO_MARGIN, TIE, TOO_FEW, construct, pairs_of
 from palate.data.schema import ImageRef, Preference, Response
 from palate.data.scores import scores_of
@@ -161,13 +162,13 @@ def test_one_text_with_two_ratings_is_on_one_side_of_another() -> None:
 
 
 def test_one_text_about_two_images_is_two_responses() -> None:
-    images = ((ImageRef(path="a.png"),), (ImageRef(path="b.png"),))
+    prompts = tuple(pictured("What?", [ImageRef(path=path)]) for path in ("a.png", "b.png"))
     of = row(
-        Response(content="A cat.", rating=2.0, images=images[0]),
-        Response(content="A cat.", rating=1.0, images=images[1]),
+        Response(content="A cat.", rating=2.0, prompt=prompts[0]),
+        Response(content="A cat.", rating=1.0, prompt=prompts[1]),
     )
     (pair,) = construct(of, recipe(), 0).pairs
-    assert (pair.chosen.images, pair.rejected.images) == images
+    assert (pair.chosen.prompt, pair.rejected.prompt) == prompts
 
 
 def test_gap_and_margin() -> None:

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from palate.data.containers import Record
-from palate.data.readers import Context, RowError, read_source, readers
+from palate.data.readers import Context, RowError, readers
 from palate.data.readers.trl_preference import shared_text
 from palate.data.schema import Preference
+from palate.data.stream import read_source
 from palate.errors import DataError
 from palate.recipes.schema import DataSource
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from palate.data.readers import ReadResult, read_source, readers
+from palate.data.readers import readers
 from palate.data.readers.trl_preference import shared_text
+from palate.data.stream import ReadResult, read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.schema import DataSource
 

@@ -12,7 +12,7 @@ import pytest
 
 from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.readers import read_source
+from palate.data.stream import read_source
 from palate.errors import DataError
 from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe
 from tiny_chat import byte_tokenizer

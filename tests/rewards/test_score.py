@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.data.readers import registry
 from palate.data.scorer import Score, Traits
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.reward import score as module
@@ -145,7 +147,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(
 
 
 def test_a_limit_draws_the_rows_that_others_draw(monkeypatch: Any) -> None:
-    from palate.data.readers import read_source
+    from palate.data.stream import read_source
 
     source = {"path": "pairs.jsonl", "limit": 7}
     one = recipe(data=[source], seed=3)
@@ -164,6 +166,35 @@ def test_answers_in_records_of_their_own_are_one_row_across_blocks() -> None:
     result = score_files(recipe(data=[{"path": "votes.jsonl"}], block_rows=2))
     assert result.summary["responses"] == 9
     assert [line["score"] for line in lines()] == [1.0, 2.0, 3.0] * 3
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8])
+def test_drawn_answers_are_counted_whole_and_a_killed_run_goes_on(
+    stop_after: int, monkeypatch: Any
+) -> None:
+    votes = replace(registry.readers()["trl_unpaired"], grouped=True)
+    known = {**registry.readers(), "trl_unpaired": votes}
+    monkeypatch.setattr(registry, "readers", lambda: known)
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"p{k}", "completion": "z" * n, "label": n % 2 == 0}
+        for k in range(9)
+        for n in range(1, 2 + k % 3)
+    ]
+    rows[4:4] = [{"prompt": "p2"}]
+    Path("votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"path": "votes.jsonl", "limit": 5}]
+    use(monkeypatch, Odd())
+    score_files(recipe(output_dir="whole", data=data, block_rows=2))
+    (entry,) = json.loads(Path("whole/data.json").read_text())["sources"]
+    assert (entry["read"], entry["kept"], entry["not_selected"]) == (19, 5, 4)
+    assert (entry["merged"], sum(entry["rejected"].values())) == (9, 1)
+    use(monkeypatch, Odd(stop_after))
+    with pytest.raises(KeyboardInterrupt):
+        score_files(recipe(data=data, block_rows=2))
+    use(monkeypatch, Odd())
+    score_files(recipe(data=data, block_rows=2, resume=True))
+    for name in ("scores.jsonl", "quarantine.jsonl", "data.json"):
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
 
 
 def test_parquet_holds_the_same(monkeypatch: Any) -> None:

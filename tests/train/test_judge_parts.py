@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from palate.data.encode import Encoder
 from palate.data.items import Item, PairLabel, Tokens, items_digest
 from palate.data.layouts import collate
-from palate.data.readers import read_source
 from palate.data.schema import Preference, Response
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.models.model import Model
 from palate.recipes.judge import ChatTexts, PairwiseKind, PointwiseKind

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from palate.data.containers import named, source_name
+from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
 from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
@@ -23,9 +24,14 @@ from palate.data.pairing import (
     to_ranked,
     to_unpaired,
 )
-from palate.data.readers import read_source
 from palate.data.schema import Preference
-from palate.data.split import held_out, shared_prompts, with_mismatched
+from palate.data.split import (
+    joined_keys,
+    shared_prompts,
+    split_by_prompt,
+    with_mismatched,
+)
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
@@ -114,11 +120,13 @@ def build(
     _check_left(readings, encoded, bool(data.eval))
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
-        prompts = [row.prompt for _, row, _ in train]
-        ids = [item.prompts[0].ids for item, _, _ in train]
-        out = held_out(prompts, ids, data.eval_fraction, seed)
-        held = [both for both, is_out in zip(train, out, strict=True) if is_out]
-        train = [both for both, is_out in zip(train, out, strict=True) if not is_out]
+        keys = np.array(
+            [prompt_key(row.prompt, seed, row.source) for _, row, _ in train], np.uint64
+        )
+        keys = joined_keys(keys, [item.prompts[0].ids for item, _, _ in train])
+        out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
+        held = [made for made, is_out in zip(train, out, strict=True) if is_out]
+        train = [made for made, is_out in zip(train, out, strict=True) if not is_out]
     rows_given = [row for *_, row in (*train, *held)]
     mixture: dict[str, Any] | None = None
     if data.mixture is not None:
@@ -290,11 +298,12 @@ def _unfit(row: Preference, kind: ItemKind) -> DataError:
 
 def _distinct(examples: Iterable[Preference]) -> list[Preference]:
     """Pairs of one rated row share responses: each counts once."""
-    found: dict[tuple[bool | None, str], Preference] = {}
+    distinct: dict[tuple[bool | None, bytes, bytes], Preference] = {}
     for example in examples:
         response = example.responses[0]
-        found.setdefault((response.label, repr(response.content)), example)
-    return list(found.values())
+        key = (response.label, content_key(example.prompt), content_key(response.content))
+        distinct.setdefault(key, example)
+    return list(distinct.values())
 
 
 def _check_left(

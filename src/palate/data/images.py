@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from palate.data.schema import ImageRef, Preference, Response
+from palate.data.schema import ImageRef, Preference
 from palate.recipes.images import ImagesRecipe
 from palate.store.files import write_bytes
 
@@ -201,7 +201,7 @@ def checked(
 
     Returns:
         the row, whose images have `path` (their name in the store) and `digest` alone, and one
-        entry an image, its responses' own included.
+        entry an image, its responses' own prompts included.
 
     Raises:
         ImageError: of the first image that cannot be used.
@@ -209,24 +209,14 @@ def checked(
     """
     infos: list[ImageInfo] = []
 
-    def one(image: ImageRef) -> ImageRef:
+    def stored(image: ImageRef) -> ImageRef:
         data = load(image, root, limits)
         info = check(data, limits)
         store.put(data, info)
         infos.append(info)
         return ImageRef(path=info.name, digest=info.digest)
 
-    def of_response(response: Response) -> Response:
-        if response.images is None:
-            return response
-        return dataclasses.replace(response, images=tuple(map(one, response.images)))
-
-    made = dataclasses.replace(
-        row,
-        images=tuple(map(one, row.images)),
-        responses=tuple(map(of_response, row.responses)),
-    )
-    return made, infos
+    return row.with_images(stored), infos
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from palate.data.items import Desirable, Item
-from palate.data.readers import ReadResult
+from palate.data.stream import ReadResult
 from palate.store.digests import sha256_file, sha256_tree
 
 QUARANTINE = "quarantine.jsonl"
@@ -25,7 +25,8 @@ class Ledger:
     Attributes:
         items: pairs or examples made of the kept rows (a rated row may give several).
         items_dropped: further ones of rows that gave others, dropped, by reason.
-        not_selected: rows that could be used and that the mixture does not take.
+        not_selected: rows that could be used and that the mixture does not take, or that are beyond
+            the limit of a format with an answer a record.
         items_not_selected: further items of kept rows that it does not take.
         truncated: kept rows by what was cut of them.
         scored_by: rated rows by what their responses were compared by.
@@ -50,6 +51,7 @@ class Ledger:
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.not_selected += self.result.not_drawn
         for item in (*self.result.rejected, *self.result.left_out):
             self._quarantine(item.file, item.row, item.field, item.reason)
 

@@ -214,12 +214,12 @@ def _below(top: _Scored, scored: Sequence[_Scored], recipe: PairingRecipe) -> li
 
 
 def _text(row: Preference, place: int) -> int:
-    """The place of the first response that says the same about the same images."""
+    """The place of the first response that says the same to the same prompt."""
     said = row.responses[place]
     return next(
         i
         for i, other in enumerate(row.responses)
-        if other.content == said.content and other.images == said.images
+        if other.content == said.content and other.prompt == said.prompt
     )
 
 
@@ -242,7 +242,6 @@ def _pair(
         # A difference of ranks is no difference of scores.
         margin=None if by == "rank" else chosen.score - rejected.score,
         tie=tied and recipe.ties == "as_ties",
-        images=row.images,
         row=row.row,
         extra=row.extra,
     )

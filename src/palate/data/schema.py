@@ -5,7 +5,8 @@ Imports nothing of ours but the errors. Text is never altered here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 Kind = Literal["pair", "rated", "unpaired", "demonstration", "answers"]
@@ -16,10 +17,26 @@ class TextPart(TypedDict):
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageRef:
+    """One image of a row, as the source gives it; at least one of the three.
+
+    Attributes:
+        path: as written in the data, relative to the source's folder.
+        data: the encoded file (PNG, JPEG ...), where the source holds it.
+        digest: hex SHA-256 of the encoded file, once it has been read and checked.
+    """
+
+    path: str | None = None
+    data: bytes | None = None
+    digest: str | None = None
+
+
 class ImagePart(TypedDict):
-    """The place of an image; which one it is says its number among the prompt's image parts."""
+    """An image at its place among the texts of a turn."""
 
     type: Literal["image"]
+    image: ImageRef
 
 
 Part = TextPart | ImagePart
@@ -43,19 +60,50 @@ Content = str | list[Message]
 """Text, or chat turns. A prompt's turns end with the user's; a response's are the assistant's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageRef:
-    """One image of a row, as the source gives it; at least one of the three.
+def image_of(part: ImagePart) -> ImageRef:
+    """The image of a part. Callers of scorers may give it as a path or a file, or not at all."""
+    image: Any = part.get("image")
+    if isinstance(image, ImageRef):
+        return image
+    if isinstance(image, bytes):
+        return ImageRef(data=image)
+    return ImageRef(path=None if image is None else str(image))
 
-    Attributes:
-        path: as written in the data, relative to the source's folder.
-        data: the encoded file (PNG, JPEG ...), where the source holds it.
-        digest: hex SHA-256 of the encoded file, once it has been read and checked.
-    """
 
-    path: str | None = None
-    data: bytes | None = None
-    digest: str | None = None
+def has_parts(content: Content) -> bool:
+    """Whether a turn of it is made of parts, as turns with images are."""
+    if not isinstance(content, str):
+        for turn in content:
+            if not isinstance(turn["content"], str):
+                return True
+    return False
+
+
+def images_in(content: Content) -> list[ImageRef]:
+    """The images of a text or chat, in the order of its parts."""
+    if isinstance(content, str) or not has_parts(content):
+        return []
+    contents = (turn["content"] for turn in content)
+    parts = (part for said in contents if not isinstance(said, str) for part in said)
+    return [image_of(part) for part in parts if part["type"] == "image"]
+
+
+def map_images(content: Content, change: Callable[[ImageRef], ImageRef]) -> Content:
+    """The same content with other images, `change` called in the order of its parts."""
+    if isinstance(content, str) or not has_parts(content):
+        return content
+
+    def part_of(part: Part) -> Part:
+        if part["type"] == "text":
+            return part
+        return {"type": "image", "image": change(image_of(part))}
+
+    return [
+        turn
+        if isinstance(turn["content"], str)
+        else Message(role=turn["role"], content=list(map(part_of, turn["content"])))
+        for turn in content
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +118,8 @@ class Response:
         rank: 1 is best, equal ranks are ties; None when unranked.
         label: True desirable, False undesirable (unpaired feedback); None otherwise.
         generator: who wrote it, where the source says.
-        images: the prompt's images as this response saw them, where they differ from the row's.
         prompt: the prompt that this response answers, where it differs from the row's (a critique
-            answers a question about its own response).
+            answers a question about its own response; an answer may have seen another image).
     """
 
     content: Content
@@ -82,7 +129,6 @@ class Response:
     rank: int | None = None
     label: bool | None = None
     generator: str | None = None
-    images: tuple[ImageRef, ...] | None = None
     prompt: Content | None = None
 
 
@@ -104,7 +150,6 @@ class Preference:
         prompt: text or chat turns; text and conversational are never mixed within one row.
         margin: chosen score minus rejected score, where the data gives it.
         tie: of a pair: the annotator saw no difference, and the order means nothing.
-        images: the prompt's, in the order of its image parts.
         row: 1-based row in the source file, for messages.
         extra: fields of the source kept for reports (JSON values only).
     """
@@ -116,7 +161,6 @@ class Preference:
     responses: tuple[Response, ...]
     margin: float | None = None
     tie: bool = False
-    images: tuple[ImageRef, ...] = ()
     row: int | None = None
     extra: dict[str, Any] | None = None
 
@@ -133,8 +177,42 @@ class Preference:
         return self.responses[1]
 
     @property
+    def contents(self) -> list[Content]:
+        """Its prompt, and of each response its own prompt, if it has one, and what it says."""
+        found = [self.prompt]
+        for response in self.responses:
+            if response.prompt is not None:
+                found.append(response.prompt)
+            found.append(response.content)
+        return found
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The prompt's, in the order of its parts."""
+        return tuple(images_in(self.prompt))
+
+    @property
+    def all_images(self) -> tuple[ImageRef, ...]:
+        """Those of everything in the row."""
+        contents = self.contents
+        if not any(map(has_parts, contents)):
+            return ()
+        return tuple(image for content in contents for image in images_in(content))
+
+    @property
     def has_images(self) -> bool:
-        return bool(self.images) or any(r.images for r in self.responses)
+        """Whether there is an image anywhere in the row."""
+        return any(images_in(content) for content in filter(has_parts, self.contents))
+
+    def with_images(self, change: Callable[[ImageRef], ImageRef]) -> Preference:
+        """The row with other images, `change` called in the order of `all_images`."""
+        prompt = map_images(self.prompt, change)
+        responses = []
+        for response in self.responses:
+            asked = None if response.prompt is None else map_images(response.prompt, change)
+            content = map_images(response.content, change)
+            responses.append(replace(response, prompt=asked, content=content))
+        return replace(self, prompt=prompt, responses=tuple(responses))
 
     @property
     def has_own_prompts(self) -> bool:

@@ -47,14 +47,16 @@ class Group:
     Attributes:
         prompt: text, or chat turns that end with the user's.
         responses: texts, or the assistant's turns that follow the prompt.
+        source: the data set that paths of images belong to.
     """
 
     prompt: Content
     responses: tuple[Content, ...]
+    source: str = ""
 
     def part(self, places: Sequence[int]) -> Group:
         """The prompt with some of the responses."""
-        return Group(self.prompt, tuple(self.responses[place] for place in places))
+        return Group(self.prompt, tuple(map(self.responses.__getitem__, places)), self.source)
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 
-from palate.data.items import Desirable, Item, TokenIds, Tokens
-from palate.data.schema import Content
+import numpy as np
+import numpy.typing as npt
+
+from palate.data.items import Desirable, Item, Tokens
 from palate.errors import DataError, RecipeError
 
 
-def held_out(
-    prompts: Sequence[Content], ids: Sequence[TokenIds], fraction: float, seed: int
-) -> list[bool]:
-    """Which items go to the evaluation split: `fraction` of the prompts, at least one.
+def split_by_prompt(
+    keys: npt.NDArray[np.uint64], fraction: float, *, where: str
+) -> npt.NDArray[np.bool_]:
+    """[N], True = held out: of `fraction` of the prompts, at least one.
 
-    Prompts are ranked by a seeded hash of their text, so neither order nor tokenizer matters.
-    Prompts that truncation has made equal stay together: no prompt is in both splits.
+    Held out are the prompts with the least keys, so that neither the order of rows nor which others
+    there are decides between two of them, and no prompt is on both sides.
+
+    Args:
+        keys: [N], of each row's prompt, see `content.prompt_key`.
+        where: the recipe's key, for messages.
 
     Raises:
         RecipeError: too few prompts to hold any out.
     """
-    key: dict[tuple[int, ...], str] = {}
-    for prompt, tokens in zip(prompts, ids, strict=True):
-        text = json.dumps(prompt, sort_keys=True)
-        digest = hashlib.sha256(f"{seed}|held out|{text}".encode()).hexdigest()
-        key[tokens] = min(key.get(tokens, digest), digest)
-    count = max(1, round(fraction * len(key)))
-    if count >= len(key):
+    prompts = np.unique(keys)
+    count = max(1, round(fraction * len(prompts)))
+    if count >= len(prompts):
         raise RecipeError(
-            f"`data.eval_fraction`: {fraction:g} of {len(key)} prompts leaves none to train on"
+            f"`{where}`: {fraction:g} of {len(prompts)} prompts leaves none to train on"
         )
-    chosen = set(sorted(key, key=lambda tokens: key[tokens])[:count])
-    return [tokens in chosen for tokens in ids]
+    held: npt.NDArray[np.bool_] = keys <= prompts[count - 1]
+    return held
+
+
+def joined_keys(
+    keys: npt.NDArray[np.uint64], encoded: Sequence[tuple[int, ...]]
+) -> npt.NDArray[np.uint64]:
+    """[N], one key, the least, for prompts that truncation has made equal.
+
+    Args:
+        encoded: [N], token ids of the prompts.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    by_tokens = np.array([numbers.setdefault(ids, len(numbers)) for ids in encoded], dtype=np.int64)
+    by_key = np.unique(keys, return_inverse=True)[1]
+    before = None
+    # One prompt may be written in two ways, each cut to the tokens of another prompt, and so on.
+    while before is None or (before != keys).any():
+        before = keys
+        for group in (by_tokens, by_key):
+            least = np.full(len(keys), np.iinfo(np.uint64).max, dtype=np.uint64)
+            np.minimum.at(least, group, keys)
+            keys = least[group]
+    return keys
 
 
 def shared_prompts(train: Sequence[Item], held: Sequence[Item]) -> int:

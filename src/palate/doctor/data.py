@@ -87,7 +87,7 @@ def source_check(source: DataSource, seed: int, *, kinds: Collection[str] = ()) 
     Args:
         kinds: of rows, one of which it must have; default: any.
     """
-    from palate.data.readers import read_source
+    from palate.data.stream import read_source
 
     try:
         result = read_source(_beginning(source), seed=seed)

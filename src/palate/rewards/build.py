@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.pairing import pairs_of
-from palate.data.readers import read_source
 from palate.data.schema import Content, Preference
 from palate.data.scorer import Scorer, has_images
+from palate.data.stream import read_source
 from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores

@@ -96,7 +96,8 @@ def test_planted_faults_are_counted_exactly() -> None:
     assert found["scripts"]["chosen_differs"] == 0 and found["scripts"]["rejected_differs"] == 1
     assert found["prompts"]["distinct"] == 600 + 40 + 3 + 4 + 1 + 1 + 1 + 4
     assert found["prompts"]["repeated"] == 12
-    assert (found["chats"], found["several_turns"], found["turns"]) == (1, 1, {"1": 665, "3": 1})
+    # The chat, and the four prompts with a picture, which texts cannot hold.
+    assert (found["chats"], found["several_turns"], found["turns"]) == (5, 1, {"1": 665, "3": 1})
     assert found["images"] == {
         "seen": 4,
         "distinct": 2,

@@ -20,7 +20,7 @@ from build_cases import (
     text_pair,
     write_jsonl,
 )
-from palate.data.construct import stage
+from palate.data.construct import ingest
 from palate.data.construct.build import build
 from palate.data.construct.folder import BuildFolder
 from palate.data.containers import indexed
@@ -288,16 +288,16 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(
     sources = [{"path": a, "pairing": {"rejected": "random_lower"}}, {"path": b}]
     keys: dict[str, Any] = {"curate": [{"step": "exact_duplicates"}]}
     whole = built(tmp_path / "whole", sources, **keys)
-    read = stage.Source.read
+    read = ingest.Source.read
     asked: list[str] = []
 
-    def until_b(self: stage.Source, *args: Any) -> None:
-        asked.append(self.work.name)
-        if self.work.name == "b" and len(asked) == 2:
+    def until_b(self: ingest.Source, *args: Any) -> None:
+        asked.append(self.spec.name)
+        if self.spec.name == "b" and len(asked) == 2:
             raise KeyboardInterrupt
         read(self, *args)
 
-    monkeypatch.setattr(stage.Source, "read", until_b)
+    monkeypatch.setattr(ingest.Source, "read", until_b)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         build(recipe_of(out, sources, **keys), code={})

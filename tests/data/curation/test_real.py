@@ -10,8 +10,8 @@ import pytest
 
 from curating import curate
 from palate.data.curation.text import as_text, words_of
-from palate.data.readers import read_source
 from palate.data.schema import Preference
+from palate.data.stream import read_source
 from palate.recipes.schema import DataSource
 
 DATA = Path(

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from image_formats import IDS, MINE, SOURCES, records
+from palate.data.content import bare
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.fields import turns
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.registry import recognise
-from palate.data.schema import ImageRef, Preference
+from palate.data.schema import ImageRef, Preference, images_in
+from palate.data.stream import read_source
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from text_formats import FIXTURES, load, read_one, reasons, said, talk, user
@@ -74,18 +76,18 @@ def test_what_a_model_would_see_is_not_dropped_in_silence(name: str, field: str)
 
 def test_rlaif_v() -> None:
     first, second, placed = load("rlaif_v/RLAIF-V-Dataset_000.parquet").rows
-    assert first.prompt == shown(IMAGE, "What is on the table?\n")
+    assert bare(first.prompt) == shown(IMAGE, "What is on the table?\n")
     assert said(first) == ["A yellow box. ", "A cat and a box."]
     (image,) = first.images
     assert image.data is not None and image.data.startswith(b"\x89PNG")
     assert first.extra == {"origin_dataset": "VQAv2", "ds_name": "RLAIF-V-a"}
     assert second.images != first.images
-    assert placed.prompt == shown("Is ", IMAGE, " a box?")
+    assert bare(placed.prompt) == shown("Is ", IMAGE, " a box?")
 
 
 def test_rlhf_v() -> None:
     first, second = load("rlhf_v/train.parquet").rows
-    assert first.prompt == shown(IMAGE, "Describe the scene.")
+    assert bare(first.prompt) == shown(IMAGE, "Describe the scene.")
     assert said(second) == ["A square \u00e9.", "A ring."]
     plain = {"image": "a.png", "text": {"question": "Q?", "chosen": "a", "rejected": "b"}}
     assert paths(read_one("rlhf_v", plain)) == ["a.png"]
@@ -94,7 +96,7 @@ def test_rlhf_v() -> None:
 def test_vlfeedback() -> None:
     result = load("vlfeedback/vlfeedback_80k.jsonl")
     first, second = result.rows
-    assert first.prompt == shown(IMAGE, "What do you see?")
+    assert bare(first.prompt) == shown(IMAGE, "What do you see?")
     assert paths(first) == ["merged_images/svit-1.png"]
     assert said(first) == ["A yellow box on blue.", "A box.\n", "A dog."]
     assert first.responses[1].aspects == {
@@ -125,17 +127,19 @@ def test_vlfeedback() -> None:
 def test_mm_rlhf() -> None:
     first, sibling, tied, words = load("mm_rlhf/dpo_pairs.jsonl").rows
     assert (first.id, sibling.id) == ("dpo_pairs:000001_1", "dpo_pairs:000001_1#2")
-    assert first.prompt == sibling.prompt == shown(IMAGE, "What is the box's colour?")
+    assert bare(first.prompt) == bare(sibling.prompt) == shown(IMAGE, "What is the box's colour?")
     assert paths(first) == ["short/000001.png"] and not first.tie
-    assert tied.tie and tied.prompt == shown("Question: ", IMAGE, " Which letter?\nA: x\nB: y")
+    assert tied.tie and bare(tied.prompt) == shown(
+        "Question: ", IMAGE, " Which letter?\nA: x\nB: y"
+    )
     assert words.prompt == user("How do I open a lock?") and not words.images
 
 
 def test_povid() -> None:
     first, several = load("povid/POVID_preference_data_for_VLLMs_version_1.json").rows
-    assert first.prompt == shown(IMAGE, "\nWhat is on the shelf?")
+    assert bare(first.prompt) == shown(IMAGE, "\nWhat is on the shelf?")
     assert said(first) == ["Three books.", "Three books and a vase."]
-    assert several.prompt == [
+    assert bare(several.prompt) == [
         *shown("Is it day?\n", IMAGE),
         {"role": "assistant", "content": "Yes."},
         *user("How do you know?"),
@@ -145,9 +149,11 @@ def test_povid() -> None:
 
 def test_mmpr() -> None:
     first, several, words = load("mmpr/annotations/clevr_wo_image.jsonl").rows
-    assert first.prompt == shown(IMAGE, "How many cubes are there? Answer at the end.")
+    assert bare(first.prompt) == shown(IMAGE, "How many cubes are there? Answer at the end.")
     assert paths(first) == ["a.png"]
-    assert several.prompt == shown("Image-1: ", IMAGE, "\nImage-2: ", IMAGE, "\nWhich has more?")
+    assert bare(several.prompt) == shown(
+        "Image-1: ", IMAGE, "\nImage-2: ", IMAGE, "\nWhich has more?"
+    )
     assert paths(several) == ["a.png", "b.png"]
     assert words.prompt == user("What is 2 + 2?")
 
@@ -172,7 +178,7 @@ def test_mmpr_roots_of_images(tmp_path: Path) -> None:
 
 def test_r1_reward() -> None:
     first, second, foreign = load("r1_reward/train.parquet").rows
-    assert first.prompt == shown(IMAGE, "Describe it.")
+    assert bare(first.prompt) == shown(IMAGE, "Describe it.")
     # The answer's own line breaks and spaces stay; those of the template go.
     assert said(first) == ["A yellow box.\n\nOn blue.", "A print of a dog.  "]
     assert first.images[0].data is not None
@@ -182,7 +188,7 @@ def test_r1_reward() -> None:
 
 def test_wildvision() -> None:
     first, second, bad = load("wildvision/test.parquet").rows
-    assert first.prompt == shown(IMAGE, "What is this?")
+    assert bare(first.prompt) == shown(IMAGE, "What is this?")
     assert [r.generator for r in first.responses] == ["model-x", "model-y"]
     assert said(second) == ["It says X.", "X."]
     assert [r.generator for r in second.responses] == ["model-y", "model-x"]
@@ -200,27 +206,27 @@ def test_wildvision() -> None:
 
 def test_ixc() -> None:
     first, several, words = load("ixc/example.json").rows
-    assert first.prompt == shown(IMAGE, "Parse it to JSON.")
+    assert bare(first.prompt) == shown(IMAGE, "Parse it to JSON.")
     assert paths(first) == ["./one.png"]
     assert [r.generator for r in first.responses] == ["model-x", "model-y"]
-    assert several.prompt == shown("Image1 ", IMAGE, "; Image2 ", IMAGE, "; Which is wider?")
+    assert bare(several.prompt) == shown("Image1 ", IMAGE, "; Image2 ", IMAGE, "; Which is wider?")
     assert words.prompt == [{"role": "system", "content": "Be short."}, *user("Hi.")]
     # `<image>` is nothing special here.
     row = {"conversations_a": [], "conversations_b": [], "image": "a.png"}
     for name, answer in (("conversations_a", "a"), ("conversations_b", "b")):
         row[name] = [{"from": "human", "value": "<image>?"}, {"from": "bot", "value": answer}]
-    assert read_one("ixc", row).prompt == shown(IMAGE, "<image>?")
+    assert bare(read_one("ixc", row).prompt) == shown(IMAGE, "<image>?")
 
 
 def test_llava_critic_comparisons() -> None:
     first, second, tied = load("llava_critic/pairwise.parquet").rows
-    assert first.prompt == shown(IMAGE, "What is it?")
+    assert bare(first.prompt) == shown(IMAGE, "What is it?")
     assert said(first) == ["A box [yellow].", "A dog.\n"]
     assert said(second) == ["One.", "Two."]
     assert (tied.tie, said(tied)) == (True, ["Yes.", "It is blue."])
     arena, scored, alike = load("llava_critic/pointwise.parquet").rows
     assert said(arena) == ["A boat.", "A box,\nyellow."]
-    assert arena.prompt == shown(IMAGE, "Name it.")
+    assert bare(arena.prompt) == shown(IMAGE, "Name it.")
     assert (said(scored), scored.tie) == (["A box.", "A sea."], False)
     assert alike.tie
     one, two = load("llava_critic/unified_reward.json").rows
@@ -258,15 +264,18 @@ def test_prompts_that_name_the_reply_after_the_answers_are_not_understood() -> N
 
 def test_trl_images() -> None:
     one, two, words, strings = load("trl_preference/images.parquet").rows
-    assert one.prompt == shown(IMAGE, "How many boxes?")
-    assert two.prompt == shown("Compare ", IMAGE, " with ", IMAGE, ".")
+    assert bare(one.prompt) == shown(IMAGE, "How many boxes?")
+    assert bare(two.prompt) == shown("Compare ", IMAGE, " with ", IMAGE, ".")
     assert len(two.images) == 2 and all(image.data for image in two.images)
     assert (words.prompt, words.images) == (user("Name a tree."), ())
     # Without a place, images come before the first question, as in TRL.
-    assert strings.prompt == shown(IMAGE, "How many?")
+    assert bare(strings.prompt) == shown(IMAGE, "How many?")
     plain, unplaced = load("trl_preference/unified_reward_images.json").rows
-    assert (plain.prompt, paths(plain)) == (shown(IMAGE, "\nWhat is it?"), ["pictures/v1.png"])
-    assert unplaced.prompt == shown(IMAGE, "What colour is it?")
+    assert (bare(plain.prompt), paths(plain)) == (
+        shown(IMAGE, "\nWhat is it?"),
+        ["pictures/v1.png"],
+    )
+    assert bare(unplaced.prompt) == shown(IMAGE, "What colour is it?")
 
 
 ASKED = shown(IMAGE, "How many?")
@@ -296,7 +305,7 @@ SIX = [{"role": "assistant", "content": "Six."}]
 )
 def test_trl_images_in_all_their_forms_are_one_row(row: dict[str, Any]) -> None:
     found = read_one("trl_preference", row)
-    assert (found.prompt, said(found)) == (ASKED, ["One.", "Six."])
+    assert (bare(found.prompt), said(found)) == (ASKED, ["One.", "Six."])
     assert found.images == (ImageRef(path="a.png"),)
 
 
@@ -365,18 +374,23 @@ def test_images_that_are_none(value: Any, expected: str) -> None:
     assert str(caught.value) == expected
 
 
+def pictures(count: int) -> list[ImageRef]:
+    return [ImageRef(path=f"{i}.png") for i in range(count)]
+
+
 def test_places_of_images() -> None:
     chat = turns([*talk("A <image>", "B"), *user("C <image><image>")], "messages")
-    placed = place_images(chat, 3, "images")
-    assert placed == [
+    placed = place_images(chat, pictures(3), "images")
+    assert images_in(placed) == pictures(3)
+    assert bare(placed) == [
         *shown("A ", IMAGE),
         {"role": "assistant", "content": "B"},
         *shown("C ", IMAGE, IMAGE),
     ]
-    assert place_images(chat, 0, "images") == chat
+    assert place_images(chat, (), "images") == chat
     for count in (1, 2, 4):
         with pytest.raises(RowError, match="not as many as there are <image>"):
-            place_images(chat, count, "images")
+            place_images(chat, pictures(count), "images")
 
 
 def test_formats_are_told_apart() -> None:

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_formats import MINE, SOURCES, records
+from palate.data.content import bare
 from palate.data.images import check
 from palate.data.images import load as load_image
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.registry import recognise
-from palate.data.schema import ImageRef, Message, Preference, text_in
+from palate.data.schema import ImageRef, Message, Preference, images_in, text_in
+from palate.data.stream import read_source
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
@@ -204,13 +206,16 @@ def test_no_images(value: Any) -> None:
 def test_images_without_a_place_go_before_the_first_question() -> None:
     system: Message = {"role": "system", "content": "Be brief."}
     chat = [system, *talk("Hi.", "Yes?", "Go.")]
-    placed = place_images(chat, 2, "images")
-    assert placed == [system, *asked(IMAGE, IMAGE, text("Hi.")), *chat[2:]]
+    two = [ImageRef(path="a.png"), ImageRef(path="b.png")]
+    placed = place_images(chat, two, "images")
+    assert images_in(placed) == two
+    assert bare(placed) == [system, *asked(IMAGE, IMAGE, text("Hi.")), *chat[2:]]
     # Texts around a place keep their spaces and line breaks.
-    marked = place_images(user(" <image>\n a<image>"), 2, "images")
-    assert marked == asked(text(" "), IMAGE, text("\n a"), IMAGE)
+    marked = place_images(user(" <image>\n a<image>"), two, "images")
+    assert images_in(marked) == two
+    assert bare(marked) == asked(text(" "), IMAGE, text("\n a"), IMAGE)
     with pytest.raises(RowError, match="no turn of the user for them"):
-        place_images([system], 1, "images")
+        place_images([system], two, "images")
 
 
 BUILT: list[dict[str, Any]] = [
@@ -240,7 +245,7 @@ BUILT: list[dict[str, Any]] = [
 def test_built_rows_are_read_back() -> None:
     assert recognise(BUILT, "rows")[0].name == "palate_pairs"
     shown, plain = (read_one("palate_pairs", row) for row in BUILT)
-    assert (shown.prompt, said(shown)) == (BUILT[0]["prompt"], ["A box.", "A bird."])
+    assert (bare(shown.prompt), said(shown)) == (BUILT[0]["prompt"], ["A box.", "A bird."])
     assert (shown.images, shown.margin) == ((ImageRef(path="images/0a.png"),), 1.5)
     assert (shown.source, shown.id, shown.tie) == ("rlaif_v", "rlaif_v:1", False)
     assert (plain.prompt, plain.images, plain.tie) == (user("Name a tree."), (), True)

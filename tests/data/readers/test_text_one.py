@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
+from palate.data.stream import read_source
 from palate.errors import DataError
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from palate.data.content import bare
 from palate.data.pairing import construct
-from palate.data.readers import RowError, read_source, readers
+from palate.data.readers import RowError, readers
 from palate.data.readers.registry import recognise
-from palate.data.schema import ImageRef
+from palate.data.schema import ImageRef, images_in
+from palate.data.stream import read_source
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.load import load_recipe
 from palate.recipes.pairing import PairingRecipe
@@ -206,16 +208,18 @@ def test_ranked() -> None:
         user("Name a mountain."),
         [1, 3, 2],
     )
-    assert drawn.prompt == [{"role": "user", "content": [IMAGE, text("\nHow many boats?")]}]
+    assert bare(drawn.prompt) == [{"role": "user", "content": [IMAGE, text("\nHow many boats?")]}]
     assert drawn.images == (ImageRef(path="pictures/harbour.jpg"),)
     pairs = construct(drawn, PairingRecipe(chosen="every", rejected="every"), 0).pairs
     # Equal ranks are no pair.
     assert sorted(said(pair)[0] for pair in pairs) == ["2", "Two."]
-    assert several.prompt[2] == {  # type: ignore[index]
+    assert bare(several.prompt)[2] == {
         "role": "user",
         "content": [text("Compare "), IMAGE, text(" with "), IMAGE, text(".")],
     }
-    assert headed.prompt == [{"role": "user", "content": [IMAGE, text("What is drawn here?")]}]
+    assert bare(headed.prompt) == [
+        {"role": "user", "content": [IMAGE, text("What is drawn here?")]}
+    ]
     assert [r.rank for r in headed.responses] == [1, 3]
     assert [part.counted_as for part in result.left_out] == ["responses: empty"]
 
@@ -236,7 +240,7 @@ def test_llamafactory_sharegpt() -> None:
     assert system.prompt[0] == {"role": "system", "content": "Be brief."}  # type: ignore[index]
     assert said(system)[0] == "It lowers the freezing point.\n"
     assert column.prompt[0] == {"role": "system", "content": "You are a chemist."}  # type: ignore[index]
-    assert drawn.prompt == [{"role": "user", "content": [IMAGE, text("How many flasks?")]}]
+    assert bare(drawn.prompt) == [{"role": "user", "content": [IMAGE, text("How many flasks?")]}]
     assert drawn.images == (ImageRef(path="flasks.jpg"),)
     # Its OpenAI variant, told by the turns themselves.
     row = {
@@ -254,7 +258,9 @@ def test_llamafactory_alpaca() -> None:
         {"role": "system", "content": "You teach grammar."},
         *talk("Name a noun.", "House.", "Name a verb."),
     ]
-    assert drawn.prompt == [{"role": "user", "content": [text("What is on "), IMAGE, text("?")]}]
+    assert bare(drawn.prompt) == [
+        {"role": "user", "content": [text("What is on "), IMAGE, text("?")]}
+    ]
 
 
 def test_dataset_info_names_columns_and_roles(tmp_path: Path) -> None:
@@ -291,13 +297,17 @@ def test_ms_swift() -> None:
     assert first.prompt[0] == {"role": "system", "content": "You are a helper."}  # type: ignore[index]
     assert said(first) == ["It may.\n", "I do not know."]
     assert (chat.prompt, said(chat)) == (talk("1 + 1?", "2", "And 1 more?"), ["3", "4"])
-    assert drawn.prompt == [{"role": "user", "content": [IMAGE, text("What is this?")]}]
+    assert bare(drawn.prompt) == [{"role": "user", "content": [IMAGE, text("What is this?")]}]
     assert (drawn.images, drawn.margin) == ((ImageRef(path="kitten.png"),), 0.5)
     # The same answer to another picture.
     assert said(other) == ["A kitten.", "A kitten."]
-    assert (other.chosen.images, other.rejected.images) == (None, (ImageRef(path="noise.png"),))
-    assert headed.prompt == [{"role": "user", "content": [IMAGE, IMAGE, text("Which is larger?")]}]
-    assert headed.rejected.images is None
+    assert other.chosen.prompt is None
+    assert images_in(other.rejected.prompt) == [ImageRef(path="noise.png")]
+    assert bare(other.rejected.prompt) == bare(other.prompt)
+    assert bare(headed.prompt) == [
+        {"role": "user", "content": [IMAGE, IMAGE, text("Which is larger?")]}
+    ]
+    assert headed.rejected.prompt is None
     older, newest = load("ms_swift/query_response.jsonl").rows
     assert older.prompt == [
         {"role": "system", "content": "Be brief."},

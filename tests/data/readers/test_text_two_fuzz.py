@@ -119,7 +119,7 @@ def test_anything_is_a_row_or_a_named_refusal(name: str, data: st.DataObject) ->
         assert all(why and "\n" not in why for why in left)
     assert row.kind == readers()[name].kind
     if row.kind == "pair":
-        assert row.chosen.content != row.rejected.content or row.rejected.images
+        assert row.chosen.content != row.rejected.content or row.rejected.prompt
         assert row.margin is None or math.isfinite(row.margin)
     json.dumps(row.extra, allow_nan=False).encode("utf-8")
     contents = [row.prompt, *(response.content for response in row.responses)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.audit.repeats import images_of
 from palate.data.curation.base import Block
 from palate.data.curation.shingles import Hashes
 from palate.data.schema import Preference
@@ -101,7 +100,7 @@ def _example(block: Block, i: int) -> dict[str, Any]:
         "row": row.row,
         "tie": row.tie,
         "margin": _finite(row.margin),
-        "images": len(images_of(row)),
+        "images": len(row.all_images),
         "prompt": _tail(block.prompts[i], PROMPT_CHARACTERS),
         "chosen": _window(chosen, start) | _who(row, 0),
         "rejected": _window(rejected, start) | _who(row, 1),

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from palate.data.audit.sketches import Growing
+from palate.data.content import image_key
 from palate.data.curation.shingles import Hashes, mix
-from palate.data.curation.text import image_key
-from palate.data.schema import Content, ImageRef, Part, Preference
+from palate.data.schema import Content, Part, Preference, images_in
 
 _U = np.uint64
 _TIE = _U(0x9E3779B97F4A7C15)
@@ -83,14 +83,15 @@ def keys(rows: Sequence[Preference], ties: npt.NDArray[np.bool_]) -> Keys:
     last: Any = None
     for row in rows:
         # Pairs of one prompt follow one another, and share it.
-        if row.prompt is last and not row.images:
+        if row.prompt is last:
             digests[0].append(digests[0][-1])
             words[0].append(words[0][-1])
         else:
+            # Each pair counts its images.
             last = None if row.images else row.prompt
-            _take(row.prompt, row.images, digests[0], words[0], images)
+            _take(row.prompt, digests[0], words[0], images)
         for side, response in enumerate(row.responses, 1):
-            _take(response.content, response.images or (), digests[side], words[side], images)
+            _take(response.content, digests[side], words[side], images)
     prompts, chosen, rejected = np.array(digests, dtype=np.uint64).reshape(3, -1)
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     unordered = mix(mix(prompts) + mix(low ^ _TIE) * _U(3) + high + np.where(ties, _TIE, _U(0)))
@@ -176,13 +177,7 @@ def across(sources: dict[str, Repeats]) -> dict[str, Any]:
     }
 
 
-def _take(
-    content: Content,
-    images: Sequence[ImageRef],
-    digests: list[int],
-    words: list[int],
-    seen: list[int],
-) -> None:
+def _take(content: Content, digests: list[int], words: list[int], seen: list[int]) -> None:
     """Notes the digest and the words of one part, and the digests of its images."""
     if isinstance(content, str):
         text, count = _evened(content)
@@ -195,8 +190,7 @@ def _take(
             if len(turns) == 1
             else "\x1e".join(f"{role}\x1f{text}" for role, text, _ in turns)
         )
-    if images:
-        marks = [image_key(image) for image in images]
+    if marks := list(map(image_key, images_in(content))):
         seen += map(_digest, marks)
         text = "\x1d".join([text, *marks])
     digests.append(_digest(text))
@@ -221,8 +215,3 @@ def _evened(text: str) -> tuple[str, int]:
 def _digest(text: str) -> int:
     made = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(made.digest(), "little")
-
-
-def images_of(row: Preference) -> tuple[ImageRef, ...]:
-    """All images of a row: its prompt's, and those that responses have of their own."""
-    return (*row.images, *(image for r in row.responses for image in r.images or ()))

@@ -9,7 +9,7 @@ import numpy as np
 from palate.data.audit import repeats
 from palate.data.audit.characters import FAULT_NAMES, NAMES, look_at
 from palate.data.audit.examples import Examples
-from palate.data.audit.repeats import Repeats, images_of, keys
+from palate.data.audit.repeats import Repeats, keys
 from palate.data.audit.sample import Sample, priorities
 from palate.data.audit.sketches import Ints, Lengths, Margins, separation, wilson
 from palate.data.audit.sketches import Names as NameCounts
@@ -156,7 +156,7 @@ class SourceAudit:
             several += length > 1
             if row.has_images:
                 with_images += 1
-                images.append(min(len(images_of(row)), _TURNS))
+                images.append(min(len(row.all_images), _TURNS))
             if not row.tie:
                 for column, response in enumerate(row.responses):
                     if response.generator:

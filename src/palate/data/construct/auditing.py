@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from palate.data.audit import Audit
+from palate.data.construct.blocks import BlockFile
 from palate.data.construct.pool import Pool
 from palate.data.construct.progress import Bars
-from palate.data.construct.staging import BlockFile
 from palate.data.construct.state import State
 from palate.data.curation.base import Block
 
@@ -53,8 +53,8 @@ def _parts(blocks: Sequence[BlockFile], state: State, seed: int, workers: int) -
         some = list(blocks[start : start + step])
         places: list[list[int] | None] = []
         for block in some:
-            alive = np.flatnonzero(state.alive_in(block.first, block.rows))
-            places.append(None if len(alive) == block.rows else alive.tolist())
+            kept = np.flatnonzero(state.kept_in(block.first, block.rows))
+            places.append(None if len(kept) == block.rows else kept.tolist())
         yield _Part(blocks=some, places=places, seed=seed)
 
 

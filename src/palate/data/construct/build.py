@@ -20,10 +20,11 @@ from palate.data.construct.card import card
 from palate.data.construct.columns import Shape
 from palate.data.construct.curate import Curation
 from palate.data.construct.folder import BuildFolder
+from palate.data.construct.ingest import QUARANTINE, Source, blocks_of, images_of
 from palate.data.construct.pool import Pool
+from palate.data.construct.process import CHAT, IMAGES, MARGIN
 from palate.data.construct.progress import Bars
 from palate.data.construct.quarantine import Quarantine, join
-from palate.data.construct.read import CHAT, IMAGES, MARGIN
 from palate.data.construct.result import Origin, lineage, recipe_digest
 from palate.data.construct.sources import (
     beyond_limits,
@@ -33,7 +34,6 @@ from palate.data.construct.sources import (
     stage_all,
 )
 from palate.data.construct.split import hold_out, mix
-from palate.data.construct.stage import QUARANTINE, Source, blocks_of, images_of
 from palate.data.construct.state import State, joined
 from palate.data.construct.write import DATA, SPLITS, Written, write
 from palate.data.curation import build_steps
@@ -74,7 +74,7 @@ def build(
     with folder.opened(resume=recipe.resume), Pool(recipe.workers) as pool, ExitStack() as stack:
         bars = Bars()
         stack.enter_context(bars.shown())
-        opened = open_sources(recipe.sources, folder.staged)
+        opened = open_sources(recipe.sources, folder.staged, recipe.seed)
         check_kinds(opened, recipe.pairing)
         # What steps need and lack is said before anything is read.
         means = Means(
@@ -151,7 +151,7 @@ def _key(recipe: DataBuildRecipe, origin: Origin) -> str:
 
 
 def _check_left(state: State, sources: Sequence[Source], curation: Curation) -> None:
-    if state.alive.any():
+    if state.kept.any():
         return
     reasons = {
         reason: count
@@ -163,13 +163,13 @@ def _check_left(state: State, sources: Sequence[Source], curation: Curation) -> 
         reasons |= {f"{entry['name']}: {reason}": n for reason, n in entry["dropped"].items()}
     most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
     listed = "; ".join(f"{reason} ({n})" for reason, n in most)
-    names = ", ".join(source.work.name for source in sources)
+    names = ", ".join(source.spec.name for source in sources)
     raise DataError(f"no pair is left of {names}: {listed}")
 
 
 def _shape(recipe: DataBuildRecipe, state: State) -> Shape:
     """What the rows look like: turns where any row has turns or an image."""
-    flags = state.flags[state.alive]
+    flags = state.flags[state.kept]
     images, margins = bool((flags & IMAGES).any()), (flags & MARGIN) > 0
     # TRL's RewardTrainer takes `margin` for a number in every row.
     margin = "margin" if margins.all() else "partial_margin"
@@ -186,7 +186,7 @@ def _shape(recipe: DataBuildRecipe, state: State) -> Shape:
 
 def _described(state: State, mine: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Numbers of one split, of all and by the source that rows name."""
-    here = state.alive & mine
+    here = state.kept & mine
     numbers = np.bincount(state.source[here], minlength=len(state.names)).tolist()
     return {
         "pairs": int(here.sum()),

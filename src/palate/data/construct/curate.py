@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from palate.data.construct.blocks import BlockFile, write_block
 from palate.data.construct.progress import Bars
 from palate.data.construct.quarantine import Quarantine
-from palate.data.construct.staging import BlockFile, write_block
 from palate.data.construct.state import State
 from palate.data.curation.base import Block, Changed, Dropped, Step
 from palate.data.schema import Preference
@@ -93,7 +93,7 @@ class Curation:
             if isinstance(judgement, Dropped):
                 run.drop(row.source, judgement.reason)
                 if self._apply:
-                    self.state.fate[place] = self.state.code(run.place, judgement.reason)
+                    self.state.status[place] = self.state.code(run.place, judgement.reason)
                 self._quarantine.add(
                     source=self.ledgers[file.ledger],
                     file=file.file,
@@ -116,9 +116,9 @@ class Curation:
     def _loaded(self, what: str) -> Iterator[tuple[BlockFile, Block]]:
         counted = self._bars.over(what, len(self.state), self.blocks, lambda block: block.rows)
         for file in counted:
-            alive = np.flatnonzero(self.state.alive_in(file.first, file.rows))
-            if len(alive):
-                places = alive.tolist()
+            kept = np.flatnonzero(self.state.kept_in(file.first, file.rows))
+            if len(kept):
+                places = kept.tolist()
                 rows = file.load(None if len(places) == file.rows else places)
                 yield (
                     file,

@@ -13,6 +13,7 @@ import numpy as np
 from palate.data.construct.auditing import audit
 from palate.data.construct.curate import Curation
 from palate.data.construct.folder import BuildFolder
+from palate.data.construct.ingest import QUARANTINE, blocks_of, images_of
 from palate.data.construct.pool import Pool
 from palate.data.construct.progress import Bars
 from palate.data.construct.quarantine import Quarantine, join
@@ -23,7 +24,6 @@ from palate.data.construct.sources import (
     open_sources,
     stage_all,
 )
-from palate.data.construct.stage import QUARANTINE, blocks_of, images_of
 from palate.data.construct.state import joined
 from palate.data.containers import source_name
 from palate.data.curation import build_steps
@@ -122,7 +122,7 @@ def inspect(
     with folder.opened(resume=False), Pool(workers) as pool, ExitStack() as stack:
         bars = Bars()
         stack.enter_context(bars.shown())
-        opened = open_sources(sources, folder.staged)
+        opened = open_sources(sources, folder.staged, seed)
         origins = [one.origin for one in opened]
         staged = stage_all(
             opened,
@@ -132,7 +132,7 @@ def inspect(
             seed=seed,
             pairing=_PAIRING,
             images=ImagesRecipe(),
-            makes_pairs=lambda one: one.reader.kind in ("pair", "rated"),
+            makes_pairs=lambda one: one.stream.reader.kind in ("pair", "rated"),
         )
         state = joined([source.arrays for source in staged])
         beyond_limits(opened, staged, state, seed)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from palate.data.construct.read import CHAT, IMAGES, MARGIN
-from palate.data.construct.stage import Account
+from palate.data.construct.ingest import Account
+from palate.data.construct.process import CHAT, IMAGES, MARGIN
 from palate.data.construct.state import LIMIT, MIXTURE, State
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.store.versions import __version__
@@ -85,10 +85,10 @@ def source_entry(
         "pairs_dropped": _counts(pairs_dropped),
         "pairs_not_selected": pairs_not_selected,
         "pairs": pairs_kept,
-        "pairs_eval": int((held[first:last] & state.alive[first:last]).sum()),
+        "pairs_eval": int((held[first:last] & state.kept[first:last]).sum()),
     }
     for name, flag in (("conversational", CHAT), ("with_images", IMAGES), ("with_margin", MARGIN)):
-        entry[name] = int(((state.flags[first:last] & flag > 0) & state.alive[first:last]).sum())
+        entry[name] = int(((state.flags[first:last] & flag > 0) & state.kept[first:last]).sum())
     return entry
 
 
@@ -98,10 +98,10 @@ def _split(
     """Kept, dropped by reason, not selected."""
     dropped: Counter[str] = Counter()
     not_selected = 0
-    for fate, count in found.items():
-        if fate is None:
+    for status, count in found.items():
+        if status is None:
             continue
-        stage, reason = fate
+        stage, reason = status
         if stage in (MIXTURE, LIMIT):
             not_selected += count
         else:

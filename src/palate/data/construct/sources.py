@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from palate.data.construct.ingest import Source
 from palate.data.construct.pool import Pool
+from palate.data.construct.process import SourceSpec
 from palate.data.construct.progress import Bars
-from palate.data.construct.read import Work
 from palate.data.construct.result import Origin, source_entry
-from palate.data.construct.stage import Source
 from palate.data.construct.state import LIMIT, State
-from palate.data.containers import Records, named, open_records
+from palate.data.containers import named
 from palate.data.ledger import digest
 from palate.data.pairing import needs_pairing
-from palate.data.readers.base import Reader
-from palate.data.readers.read import draw_order, reader_of
+from palate.data.stream import RowStream, drawn
 from palate.errors import DataError, RecipeError
 from palate.recipes.construct import BuildSource
 from palate.recipes.images import ImagesRecipe
@@ -37,53 +36,50 @@ _NOT_DRAWN = "beyond `limit`"
 
 @dataclass(frozen=True)
 class Opened:
-    """A source with its reader found."""
+    """A source, open."""
 
     source: BuildSource
-    records: Records
-    reader: Reader
-    why: str
+    stream: RowStream
 
     @property
     def origin(self) -> Origin:
+        reader = self.stream.reader
         return Origin(
             source=self.source,
-            kind=self.reader.kind,
-            format=self.reader.name,
-            why=self.why,
-            licence=self.source.licence or self.reader.licence,
-            sha256=digest(self.records.files),
-            available=len(self.records) + len(self.records.damage),
+            kind=reader.kind,
+            format=reader.name,
+            why=self.stream.why,
+            licence=self.source.licence or reader.licence,
+            sha256=digest(self.stream.records.files),
+            available=self.stream.available,
         )
 
 
-def open_sources(sources: Sequence[BuildSource], scratch: Path) -> list[Opened]:
+def open_sources(sources: Sequence[BuildSource], scratch: Path, seed: int) -> list[Opened]:
     """Opens the sources and finds their readers.
 
     Args:
         scratch: folder for unpacked copies.
     """
-    found = []
-    for source in named(sources):
-        records = open_records(source, scratch)
-        reader, why = reader_of(source, records)
-        found.append(Opened(source, records, reader, why))
-    return found
+    return [
+        Opened(source, RowStream(source, seed=seed, scratch=scratch)) for source in named(sources)
+    ]
 
 
 def check_kinds(opened: Sequence[Opened], pairing: PairingRecipe | None) -> None:
     """Raises where a source cannot give pairs, or needs a pairing, or has no use for its own."""
     for one in opened:
-        kind, name = one.reader.kind, one.source.name or one.source.path
+        reader, name = one.stream.reader, one.source.name or one.source.path
+        kind = reader.kind
         if kind in _NO_PAIRS:
-            raise DataError(f"'{name}' ({one.reader.name}) holds {_NO_PAIRS[kind]}")
+            raise DataError(f"'{name}' ({reader.name}) holds {_NO_PAIRS[kind]}")
         own = one.source.pairing
         if kind == "rated" and own is None and pairing is None:
             raise RecipeError(str(needs_pairing(name)).replace("to `data`", "to the source"))
         if kind == "pair" and own is not None and own.of_ratings:
             keys = ", ".join(own.of_ratings)
             raise RecipeError(f"`pairing` of '{name}': it holds pairs, no ratings; delete {keys}")
-    rated = any(one.reader.kind == "rated" and one.source.pairing is None for one in opened)
+    rated = any(one.stream.reader.kind == "rated" and one.source.pairing is None for one in opened)
     if pairing is not None and not rated and pairing.of_ratings:
         keys = ", ".join(pairing.of_ratings)
         raise RecipeError(f"`pairing`: no source without its own holds ratings; delete {keys}")
@@ -114,10 +110,8 @@ def stage_all(
     found = []
     for number, one in enumerate(opened):
         name = one.source.name or ""
-        work = Work(
-            name=name,
-            path=one.source.path,
-            reader=one.reader.name,
+        spec = SourceSpec(
+            parser=one.stream.parser,
             pairing=one.source.pairing or pairing or PairingRecipe(),
             seed=seed,
             image_root=_image_root(one.source, staged),
@@ -126,11 +120,11 @@ def stage_all(
             measure=measure if measure is not None and measure.unit == "tokens" else None,
             pairs=makes_pairs(one),
         )
-        advance = bars.start(f"reading {name}", len(one.records))
+        advance = bars.start(f"reading {name}", len(one.stream))
         folder = staged / f"source{number:03}"
-        source = Source(work, folder, grouped=one.reader.grouped, advance=advance)
+        source = Source(spec, folder, advance=advance)
         if key is None or not source.load(key(one)):
-            source.read(one.records, pool, one.source.limit)
+            source.read(one.stream, pool)
             if key is not None:
                 source.save(key(one))
         found.append(source)
@@ -158,11 +152,11 @@ def beyond_limits(
     for one, source in zip(opened, sources, strict=True):
         last = first + source.account.pairs
         limit, rows = one.source.limit, source.account.rows
-        if one.reader.grouped and limit is not None and limit < rows:
-            drawn = np.zeros(rows, dtype=np.bool_)
-            drawn[list(draw_order(rows, seed, source.work.name)[:limit])] = True
-            mine = np.flatnonzero(~drawn[state.of_row[first:last]]) + first
-            state.fate[mine] = state.code(LIMIT, _NOT_DRAWN)
+        if one.stream.reader.grouped and limit is not None and limit < rows:
+            beyond = np.ones(rows, dtype=np.bool_)
+            beyond[drawn(rows, limit, seed, source.spec.name)] = False
+            places = np.flatnonzero(beyond[state.of_row[first:last]]) + first
+            state.status[places] = state.code(LIMIT, _NOT_DRAWN)
         first = last
 
 

@@ -9,33 +9,22 @@ import numpy.typing as npt
 
 from palate.data.construct.state import MIXTURE, State
 from palate.data.mixture import select
-from palate.errors import RecipeError
+from palate.data.split import split_by_prompt
 from palate.recipes.mixture import MixtureRecipe
 
 NOT_TAKEN = "not taken by the mixture"
 
 
 def hold_out(state: State, fraction: float | None) -> npt.NDArray[np.bool_]:
-    """[pairs], True = held out: of `fraction` of the prompts that are left, at least one.
-
-    Prompts are ranked by their seeded hashes, so that neither the order of rows nor which others
-    there are decides between two of them.
+    """[pairs], True = held out: of `fraction` of the prompts that are left; see `split_by_prompt`.
 
     Raises:
         RecipeError: too few prompts to hold any out.
     """
     held = np.zeros(len(state), dtype=np.bool_)
-    if fraction is None:
-        return held
-    alive = state.alive
-    prompts = np.unique(state.prompts[alive])
-    count = max(1, round(fraction * len(prompts)))
-    if count >= len(prompts):
-        raise RecipeError(
-            f"`output.eval_fraction`: {fraction:g} of {len(prompts)} prompts leaves none to train "
-            "on"
-        )
-    np.logical_and(alive, state.prompts <= prompts[count - 1], out=held)
+    if fraction is not None:
+        kept = state.kept
+        held[kept] = split_by_prompt(state.prompts[kept], fraction, where="output.eval_fraction")
     return held
 
 
@@ -52,7 +41,7 @@ def mix(
     """
     if recipe is None:
         return None
-    places = np.flatnonzero(state.alive & ~held)
+    places = np.flatnonzero(state.kept & ~held)
     sizes = state.sizes[places] if len(state.sizes) else np.ones(len(places), dtype=np.int64)
     found = select(
         source=state.source[places],
@@ -63,13 +52,13 @@ def mix(
         counted_in=counted_in,
         where="mixture",
     )
-    state.fate[places[~found.mask]] = state.code(MIXTURE, NOT_TAKEN)
+    state.status[places[~found.mask]] = state.code(MIXTURE, NOT_TAKEN)
     return found.account
 
 
 def repeats(state: State) -> npt.NDArray[np.uint32]:
     """[pairs], of those left: how many earlier ones have the same id."""
-    places = np.flatnonzero(state.alive)
+    places = np.flatnonzero(state.kept)
     keys = state.keys[places]
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from palate.data.construct.read import Staged
+from palate.data.construct.process import BlockResult
 
-ALIVE = 0
+KEPT = 0
 MIXTURE = "mixture"
 LIMIT = "limit"
 """Stages that select instead of dropping."""
@@ -22,7 +22,7 @@ class State:
     """Arrays over all pairs, about 35 bytes a pair.
 
     Attributes:
-        fate: ALIVE, or a number of `reasons` plus one.
+        status: KEPT, or a number of `reasons` plus one.
         of_row: row of its recipe source that each pair is of, counted from 0.
         source: of the pair, a place in `names`.
         keys: hashes of ids; equal for equal ids. prompts: hashes of prompts.
@@ -31,7 +31,7 @@ class State:
         reasons: (stage, reason): a step's place among the steps, MIXTURE or LIMIT.
     """
 
-    fate: npt.NDArray[np.uint16]
+    status: npt.NDArray[np.uint16]
     of_row: npt.NDArray[np.uint32]
     source: npt.NDArray[np.uint32]
     keys: npt.NDArray[np.uint64]
@@ -43,20 +43,20 @@ class State:
     _codes: dict[tuple[int | str, str], int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.fate)
+        return len(self.status)
 
     @property
-    def alive(self) -> npt.NDArray[np.bool_]:
-        alive: npt.NDArray[np.bool_] = self.fate == ALIVE
-        return alive
+    def kept(self) -> npt.NDArray[np.bool_]:
+        kept: npt.NDArray[np.bool_] = self.status == KEPT
+        return kept
 
-    def alive_in(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+    def kept_in(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """[count], of a stretch of pairs."""
-        alive: npt.NDArray[np.bool_] = self.fate[first : first + count] == ALIVE
-        return alive
+        kept: npt.NDArray[np.bool_] = self.status[first : first + count] == KEPT
+        return kept
 
     def code(self, stage: int | str, reason: str) -> int:
-        """The number for a fate, made on first use.
+        """The number for a status, made on first use.
 
         Raises:
             OverflowError: more than 65,000 reasons: they were meant to be counted, not told.
@@ -70,23 +70,23 @@ class State:
         return self._codes[key]
 
     def counts(self, first: int, last: int) -> Counter[tuple[int | str, str] | None]:
-        """How many pairs of a stretch have which fate; None: alive."""
-        return self._named(self.fate[first:last])
+        """How many pairs of a stretch have which status; None: kept."""
+        return self._named(self.status[first:last])
 
     def row_counts(self, first: int, last: int) -> Counter[tuple[int | str, str] | None]:
-        """The same of rows: one with a pair alive is alive, another has its first pair's fate."""
+        """The same of rows: one with a pair kept is kept, another has its first pair's status."""
         if first == last:
             return Counter()
-        rows, fate = self.of_row[first:last], self.fate[first:last]
+        rows, status = self.of_row[first:last], self.status[first:last]
         starts = np.concatenate(([0], np.flatnonzero(np.diff(rows)) + 1))
-        kept = np.logical_or.reduceat(fate == ALIVE, starts)
-        return self._named(np.where(kept, ALIVE, fate[starts]))
+        kept = np.logical_or.reduceat(status == KEPT, starts)
+        return self._named(np.where(kept, KEPT, status[starts]))
 
-    def _named(self, fates: npt.NDArray[Any]) -> Counter[tuple[int | str, str] | None]:
-        numbers = np.bincount(fates)
+    def _named(self, statuses: npt.NDArray[Any]) -> Counter[tuple[int | str, str] | None]:
+        numbers = np.bincount(statuses)
         found: Counter[tuple[int | str, str] | None] = Counter()
         for code in np.flatnonzero(numbers).tolist():
-            found[None if code == ALIVE else self.reasons[code - 1]] = int(numbers[code])
+            found[None if code == KEPT else self.reasons[code - 1]] = int(numbers[code])
         return found
 
 
@@ -103,17 +103,17 @@ class Collected:
         self._flags: list[npt.NDArray[np.uint8]] = []
         self._sizes: list[npt.NDArray[np.int64]] = []
 
-    def add(self, staged: Staged) -> None:
-        if staged.pairs:
-            places = [self._names.setdefault(n, len(self._names)) for n in staged.sources]
-            self._of_row.append(staged.of_row + np.uint32(self._rows))
-            self._source.append(np.array(places, dtype=np.uint32)[staged.source])
-            self._keys.append(staged.keys)
-            self._prompts.append(staged.prompts)
-            self._flags.append(staged.flags)
-            if staged.sizes is not None:
-                self._sizes.append(staged.sizes)
-        self._rows += staged.rows
+    def add(self, block: BlockResult) -> None:
+        if block.pairs:
+            places = [self._names.setdefault(n, len(self._names)) for n in block.sources]
+            self._of_row.append(block.of_row + np.uint32(self._rows))
+            self._source.append(np.array(places, dtype=np.uint32)[block.source])
+            self._keys.append(block.keys)
+            self._prompts.append(block.prompts)
+            self._flags.append(block.flags)
+            if block.sizes is not None:
+                self._sizes.append(block.sizes)
+        self._rows += block.rows
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Whole arrays by name, `names` of the sources among them."""
@@ -137,7 +137,7 @@ def joined(parts: list[dict[str, npt.NDArray[Any]]]) -> State:
         sources.append(np.array(places, dtype=np.uint32)[part["source"]])
     source = _joined(sources, np.uint32)
     return State(
-        fate=np.zeros(len(source), dtype=np.uint16),
+        status=np.zeros(len(source), dtype=np.uint16),
         of_row=_joined([p["of_row"] for p in parts], np.uint32),
         source=source,
         keys=_joined([p["keys"] for p in parts], np.uint64),

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palate.data.construct import llamafactory
+from palate.data.construct.blocks import BlockFile, decode, read_table
 from palate.data.construct.columns import Shape, conversational
 from palate.data.construct.pool import Pool
 from palate.data.construct.progress import Bars
 from palate.data.construct.split import repeats
-from palate.data.construct.staging import BlockFile, decode, read_table
 from palate.data.construct.state import State
 from palate.errors import RunError
 from palate.store.files import write_bytes
@@ -85,7 +85,7 @@ def write(
     pool: Pool,
     bars: Bars,
 ) -> Written:
-    """Writes the pairs that are alive: `held` ones to the split `eval`, others to `train`.
+    """Writes the pairs that are kept: `held` ones to the split `eval`, others to `train`.
 
     Raises:
         RunError: the disk is full.
@@ -95,7 +95,7 @@ def write(
     metadata = _decoded_by_datasets(shape)
     found = Written()
     files: dict[tuple[str, str], _Shards] = {}
-    advance = bars.start("writing", int(state.alive.sum()))
+    advance = bars.start("writing", int(state.kept.sum()))
     try:
         for made in pool.map(_ready, jobs):
             for place, stream in made.tables.items():
@@ -127,7 +127,7 @@ def _jobs(
     again = repeats(state)
     for block in blocks:
         mine = slice(block.first, block.first + block.rows)
-        index = np.flatnonzero(state.alive_in(block.first, block.rows))
+        index = np.flatnonzero(state.kept_in(block.first, block.rows))
         if not len(index):
             continue
         numbers = again[mine][index]

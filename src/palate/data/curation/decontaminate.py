@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from palate.data.content import image_key
 from palate.data.curation.base import KEEP, Block, Dropped, Judgement, Means, RowStep
 from palate.data.curation.evaluation_files import EvaluationSet, Item
 from palate.data.curation.overlap import NgramIndex
-from palate.data.curation.text import digest, image_key, turns_of, words_of
+from palate.data.curation.text import digest, turns_of, words_of
 from palate.data.schema import Content, Preference
 from palate.recipes.curation import Decontaminate
 
@@ -162,8 +163,8 @@ def _words(text: str) -> str:
 
 
 def _digests(row: Preference) -> frozenset[str]:
-    images = [*row.images, *(image for r in row.responses for image in r.images or ())]
-    return frozenset(image_key(i) for i in images if i.digest is not None or i.data is not None)
+    read = [i for i in row.all_images if i.digest is not None or i.data is not None]
+    return frozenset(map(image_key, read))
 
 
 def _rank(rule: str) -> int:

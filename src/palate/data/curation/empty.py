@@ -31,7 +31,7 @@ class EmptyStep(RowStep):
             elif (
                 self.recipe.equal_responses
                 and chosen.content == rejected.content
-                and chosen.images == rejected.images
+                and chosen.prompt == rejected.prompt
             ):
                 found.append(Dropped("equal responses"))
             else:

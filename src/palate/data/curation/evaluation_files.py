@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.containers import Record, Rejection, open_records, source_name
+from palate.data.containers.base import Records
 from palate.data.curation.text import turns_of
 from palate.data.readers.base import Reader
-from palate.data.readers.read import parse
-from palate.data.readers.registry import reader_named, recognise
 from palate.data.schema import ImageRef
+from palate.data.stream import parse_record, reader_of
 from palate.errors import DataError
 from palate.recipes.curation import EvaluationFile
 from palate.recipes.schema import DataSource
@@ -77,8 +77,7 @@ class EvaluationSet:
             DataError: unreadable, without a single prompt, or with an image that is not there.
         """
         records = open_records(self._source)
-        sample = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
-        reader = self._reader([r.value for r in sample if isinstance(r, Record)])
+        reader = self._reader(records)
         found = 0
         for piece in records.pieces():
             for record in piece.records():
@@ -90,6 +89,7 @@ class EvaluationSet:
                     yield item
         self.without_prompt += len(records.damage)
         if not found:
+            sample = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
             there = ", ".join(
                 sorted({str(k) for r in sample if isinstance(r, Record) for k in r.value})
             )
@@ -98,22 +98,19 @@ class EvaluationSet:
                 file=self.recipe.path,
             )
 
-    def _reader(self, sample: Sequence[dict[str, Any]]) -> Reader | None:
-        if self.recipe.format is not None:
-            return reader_named(self.recipe.format)
-        if self.recipe.prompt is not None or not sample:
+    def _reader(self, records: Records) -> Reader | None:
+        if self.recipe.format is None and self.recipe.prompt is not None:
             return None
         try:
-            return recognise(sample, self.recipe.path)[0]
+            return reader_of(self._source, records)[0]
         except DataError:
             return None  # of no known format: its fields are looked for by name
 
     def _item(self, record: Record, reader: Reader | None) -> Item | None:
         if reader is not None:
-            row = parse(reader, record, self.name, [])
+            row = parse_record(reader, record, self.name, [])
             if not isinstance(row, Rejection):
-                own = [image for r in row.responses for image in r.images or ()]
-                images = [*row.images, *own]
+                images: Sequence[ImageRef] = row.all_images
                 if self.recipe.image is not None:
                     images = _images(_value(record.value, self.recipe.image))
                 return self._made(record, turns_of(row.prompt), images)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import rensa
 
+from palate.data.content import image_key
 from palate.data.curation.arrays import Columns, Verdicts
 from palate.data.curation.bands import Bands, bands_for
 from palate.data.curation.base import KEEP, Block, Dropped, Judgement, Means
 from palate.data.curation.shingles import Hashes, Shingles, mix, of_characters, of_words
 from palate.data.curation.spool import ShingleFile
-from palate.data.curation.text import digest, image_key, normalised
+from palate.data.curation.text import digest, normalised
 from palate.data.schema import Preference
 from palate.recipes.curation import NearDuplicates
 
@@ -173,6 +174,4 @@ def _sketch(shingles: Shingles, num_perm: int, seed: int) -> npt.NDArray[np.uint
 
 def _images(row: Preference) -> Hashes:
     """[1] the row's images, in their order, as one number."""
-    responses = [image for r in row.responses for image in r.images or ()]
-    keys = [image_key(image) for image in (*row.images, *responses)]
-    return np.frombuffer(digest(keys)[:8], dtype="<u8")
+    return np.frombuffer(digest(map(image_key, row.all_images))[:8], dtype="<u8")

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from palate.data.schema import Content, ImageRef, Part, Preference, text_in
+from palate.data.content import image_key
+from palate.data.schema import Content, Part, Preference, images_in, text_in
 
 Normalise = Literal["none", "whitespace", "words"]
 
@@ -62,26 +63,20 @@ def digest(parts: Iterable[str | bytes]) -> bytes:
     return made.digest()
 
 
-def image_key(image: ImageRef) -> str:
-    """What tells an image: its digest, made of its bytes where it is not there yet, or its path."""
-    if image.digest is not None:
-        return image.digest
-    if image.data is not None:
-        return hashlib.sha256(image.data).hexdigest()
-    return f"path {image.path}"
-
-
 def prompt_digest(row: Preference, how: Normalise) -> bytes:
     """Digest of prompt and images. A text and a chat of one user turn with it are equal."""
     return digest(["prompt", *_parts(row.prompt, how), "images", *map(image_key, row.images)])
 
 
 def response_digest(row: Preference, side: Literal[0, 1], how: Normalise) -> bytes:
-    """Digest of one response, with its images where it has its own."""
+    """Digest of one response, with its images and with its own prompt, where it has one."""
     response = row.responses[side]
-    return digest(
-        [*_parts(response.content, how), "images", *map(image_key, response.images or ())]
-    )
+    parts = [*_parts(response.content, how), "images"]
+    parts += map(image_key, images_in(response.content))
+    if response.prompt is not None:
+        parts += ["prompt", *_parts(response.prompt, how)]
+        parts += ["images", *map(image_key, images_in(response.prompt))]
+    return digest(parts)
 
 
 def _parts(content: Content, how: Normalise) -> list[str]:

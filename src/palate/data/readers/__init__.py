@@ -1,8 +1,6 @@
-"""Rows from public formats: files, folders and hub data sets, recognised from their columns."""
+"""The public formats, recognised from their columns; `palate.data.stream` reads rows by them."""
 
-from palate.data.containers import Rejection
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.read import ReadResult, read_source
 from palate.data.readers.registry import readers
 
-__all__ = ["Context", "ReadResult", "Reader", "Rejection", "RowError", "read_source", "readers"]
+__all__ = ["Context", "Reader", "RowError", "readers"]

@@ -85,7 +85,7 @@ def image_pair(
     asked, pictured, other = fields
     if not images and any(place in text_in(turn["content"]) for turn in prompt):
         raise RowError(pictured, f"none, where the turns have {place}")
-    placed = place_images(prompt, len(images), pictured, place=place)
+    placed = place_images(prompt, images, pictured, place=place)
     check_prompt(placed, asked)
     first, second = sides
     if first.content == second.content:
@@ -98,7 +98,6 @@ def image_pair(
         responses=(second, first) if verdict == "second" else (first, second),
         margin=margin,
         tie=verdict == "tie",
-        images=images,
         row=record.row,
         extra=extra,
     )

@@ -56,10 +56,9 @@ def _read(record: Record, context: Context) -> Preference:
         id=context.id,
         source=context.source,
         kind="pair",
-        prompt=place_images(prompt, len(images), field or "images"),
+        prompt=place_images(prompt, images, field or "images"),
         responses=(Response(content=assistant(chosen)), Response(content=assistant(rejected))),
         margin=number(record, "margin"),
-        images=images,
         row=record.row,
     )
 

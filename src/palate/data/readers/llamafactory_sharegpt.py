@@ -87,10 +87,9 @@ def _read(record: Record, context: Context) -> Preference:
         id=context.id,
         source=context.source,
         kind="pair",
-        prompt=place_images(prompt, len(images), field or "images"),
+        prompt=place_images(prompt, images, field or "images"),
         responses=(Response(content=sides[0]), Response(content=sides[1])),
         margin=number(record, "margin"),
-        images=images,
         row=record.row,
     )
 

@@ -49,17 +49,18 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("rejected_images", "not as many as images")
     if rejected == chosen and (not others or others == images):
         raise RowError(other, "identical to chosen")
+    asked = place_images(prompt, images, "images")
+    seen = place_images(prompt, others, "rejected_images") if others else asked
     return Preference(
         id=context.id,
         source=context.source,
         kind="pair",
-        prompt=place_images(prompt, len(images), "images"),
+        prompt=asked,
         responses=(
             Response(content=chosen),
-            Response(content=rejected, images=others if others and others != images else None),
+            Response(content=rejected, prompt=None if seen == asked else seen),
         ),
         margin=number(record, "margin"),
-        images=images,
         row=record.row,
     )
 

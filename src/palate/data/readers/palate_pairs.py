@@ -14,6 +14,7 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
+from palate.data.content import UNPLACED, with_images
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
     check_prompt,
@@ -24,7 +25,15 @@ from palate.data.readers.fields import (
     text,
     turns,
 )
-from palate.data.schema import Content, ImageRef, Message, Part, Preference, Response
+from palate.data.schema import (
+    Content,
+    ImageRef,
+    Message,
+    Part,
+    Preference,
+    Response,
+    images_in,
+)
 
 COLUMNS = ("prompt", "chosen", "rejected", "tie", "source", "id")
 
@@ -42,19 +51,21 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("prompt", "text beside chat turns")
     if chosen == rejected:
         raise RowError("rejected", "identical to chosen")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if images_in(side):
+            raise RowError(name, "an image in an answer")
     images = _images(record)
-    if _places(prompt) != len(images):
+    if len(images_in(prompt)) != len(images):
         raise RowError("images", "not as many as the prompt has places for")
     margin = number(record, "margin")
     return Preference(
         id=text(required(record, "id"), "id"),
         source=text(required(record, "source"), "source"),
         kind="pair",
-        prompt=prompt,
+        prompt=with_images(prompt, images),
         responses=(Response(content=chosen), Response(content=rejected)),
         margin=number(record, "partial_margin") if margin is None else margin,
         tie=flag(record, "tie"),
-        images=images,
         row=record.row,
     )
 
@@ -83,7 +94,7 @@ def _parts(value: list[Any], field: str) -> list[Part]:
     for i, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "image":
-            found.append({"type": "image"})
+            found.append({"type": "image", "image": UNPLACED})
         elif kind == "text":
             said = text(part.get("text"), f"{field}.{i}.text", blank=True)
             found.append({"type": "text", "text": said})
@@ -107,13 +118,6 @@ def _images(record: Record) -> tuple[ImageRef, ...]:
         else:
             raise RowError(f"images.{i}", f"{shape_of(item)}, neither a path nor an image")
     return tuple(found)
-
-
-def _places(prompt: Content) -> int:
-    if isinstance(prompt, str):
-        return 0
-    contents = [turn["content"] for turn in prompt]
-    return sum(p["type"] == "image" for c in contents if isinstance(c, list) for p in c)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from palate.data.containers import Record
@@ -63,7 +64,7 @@ def _decoded(value: str, field: str) -> bytes:
 
 
 def place_images(
-    turns: list[Message], count: int, field: str, *, place: str = PLACE
+    turns: list[Message], images: Sequence[ImageRef], field: str, *, place: str = PLACE
 ) -> list[Message]:
     """The turns with a part for every image, in place of `<image>` in their texts.
 
@@ -71,33 +72,34 @@ def place_images(
     images the turns are as they were, whatever they say.
 
     Args:
-        count: of the images. field: of the images, for messages.
+        field: of the images, for messages.
         place: what stands for an image instead of `<image>`.
     """
-    if not count:
+    if not images:
         return turns
     texts = [turn["content"] for turn in turns]
     places = sum(said.count(place) for said in texts if isinstance(said, str))
-    if places not in (0, count):
+    if places not in (0, len(images)):
         raise RowError(field, f"not as many as there are {place} in the turns")
     if places:
-        return [Message(role=t["role"], content=_parts(t["content"], place)) for t in turns]
+        rest = iter(images)
+        return [Message(role=t["role"], content=_parts(t["content"], place, rest)) for t in turns]
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
     if first is None:
         raise RowError(field, "no turn of the user for them")
-    head: list[Part] = [{"type": "image"} for _ in range(count)]
+    head: list[Part] = [{"type": "image", "image": image} for image in images]
     said = turns[first]["content"]
     content = [*head, *_text(said)] if isinstance(said, str) else [*head, *said]
     return [*turns[:first], Message(role="user", content=content), *turns[first + 1 :]]
 
 
-def _parts(said: str | list[Part], place: str) -> str | list[Part]:
+def _parts(said: str | list[Part], place: str, rest: Iterator[ImageRef]) -> str | list[Part]:
     if not isinstance(said, str) or place not in said:
         return said
     before, *after = said.split(place)
     parts = _text(before)
     for piece in after:
-        parts += [{"type": "image"}, *_text(piece)]
+        parts += [{"type": "image", "image": next(rest)}, *_text(piece)]
     return parts
 
 

@@ -28,7 +28,7 @@ def _read(record: Record, context: Context) -> Preference:
     refuse_media(record)
     field = "images" if record.value.get("images") is not None else "image"
     images = image_refs(record.value.get(field), field)
-    prompt = place_images(_prompt(record), len(images), field)
+    prompt = place_images(_prompt(record), images, field)
     said = listed(required(record, "responses"), "responses")
     ranks = listed(required(record, "rankings"), "rankings")
     if len(said) != len(ranks):
@@ -55,7 +55,6 @@ def _read(record: Record, context: Context) -> Preference:
         kind="rated",
         prompt=prompt,
         responses=tuple(responses),
-        images=images,
         row=record.row,
         extra=notes(record, "source"),
     )

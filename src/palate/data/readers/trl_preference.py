@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
+from palate.data.content import with_images
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
     check_prompt,
@@ -73,9 +74,9 @@ def _read(record: Record, context: Context) -> Preference:
         if isinstance(asked, str):
             asked, answers = [{"role": "user", "content": asked}], [_answer(a) for a in answers]
         if places:
-            images = filled(places, images, field)
+            asked = with_images(asked, filled(places, images, field))
         else:
-            asked = place_images(asked, len(images), field)
+            asked = place_images(asked, images, field)
             check_prompt(asked, "prompt")
     share = _share(record)
     votes = (None, None) if share is None else (share, 1.0 - share)
@@ -90,7 +91,6 @@ def _read(record: Record, context: Context) -> Preference:
         ),
         margin=_margin(record),
         tie=record.value.get("tie") is not None and flag(record, "tie"),
-        images=images,
         row=record.row,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers.base import shape_of
+from palate.data.content import UNPLACED
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import text, turns
 from palate.data.readers.pictures import image_refs
@@ -19,8 +20,8 @@ def typed_turns(value: Any, field: str) -> tuple[list[Message], list[ImageRef | 
     or OpenAI's `image_url`. Addresses are kept as paths and refused when images are looked up.
 
     Returns:
-        the turns, and an entry an image part, in order: its image, or None for one that is to come
-        from a column.
+        the turns, their images still unplaced, and an entry an image part, in order: its image, or
+        None for one that is to come from a column.
     """
     if not isinstance(value, list):
         return turns(value, field), []
@@ -72,7 +73,7 @@ def _parts(content: list[Any], field: str) -> tuple[list[Part], list[ImageRef | 
         elif kind in ("image", "image_url"):
             if part.get("text"):
                 raise RowError(f"{at}.text", "a text in an image part")
-            found.append({"type": "image"})
+            found.append({"type": "image", "image": UNPLACED})
             images.append(_own(part, at))
         else:
             raise RowError(at, "neither a text nor an image part")

@@ -36,7 +36,7 @@ def _read(record: Record, context: Context) -> Preference:
     refuse_media(record)
     images, field = images_of(record, "image", "img_path", needed=True)
     asked = user(text(required(record, "prompt"), "prompt"))
-    prompt = place_images(asked, len(images), field)
+    prompt = place_images(asked, images, field)
     check_prompt(prompt, "prompt")
     responses = []
     for i, entry in enumerate(_entries(required(record, "completions"))):
@@ -53,7 +53,6 @@ def _read(record: Record, context: Context) -> Preference:
         kind="rated",
         prompt=prompt,
         responses=tuple(responses),
-        images=images,
         row=record.row,
     )
 

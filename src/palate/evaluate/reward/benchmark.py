@@ -16,8 +16,7 @@ from palate.data.containers import (
     source_name,
 )
 from palate.data.ledger import digest
-from palate.data.readers.base import RowError
-from palate.data.readers.read import draw_order
+from palate.data.stream import Draw, parsed
 from palate.errors import DataError
 from palate.evaluate.reward.items import Item, Scores, digest_items, unique
 from palate.recipes.schema import DataSource
@@ -127,7 +126,7 @@ def read_items(
     seen: set[str] = set()
 
     def item_of(record: Record | Rejection) -> Item | Rejection:
-        item = record if isinstance(record, Rejection) else _parsed(parse, record)
+        item = parsed(parse, record)
         if isinstance(item, Rejection):
             return item
         own = (key or _whole)(item)
@@ -186,26 +185,16 @@ def _drawn(
     item_of: Callable[[Record | Rejection], Item | Rejection],
 ) -> list[Item | Rejection]:
     """Of all records, or of as many as it takes for `limit` usable ones; in their own order."""
-    if limit is None:
-        return [item_of(record) for record in records.fetch(range(len(records)))]
-    order = draw_order(len(records), seed, name)
     found: list[tuple[int, Item | Rejection]] = []
-    at = usable = 0
-    while part := sorted(order[at : at + limit - usable]):
-        at += len(part)
-        for place, record in zip(part, records.fetch(part), strict=True):
-            item = item_of(record)
-            usable += isinstance(item, Item)
-            found.append((place, item))
+    draw = Draw(records, limit, seed, name)
+    for batch in draw.batches():
+        for span in batch:
+            for place, record in zip(span.places, span.piece.records(), strict=True):
+                item = item_of(record)
+                draw.usable += isinstance(item, Item)
+                found.append((place, item))
     return [item for _, item in sorted(found, key=lambda pair: pair[0])]
 
 
 def _whole(item: Item) -> str:
     return digest_items([item])
-
-
-def _parsed(parse: Parse, record: Record) -> Item | Rejection:
-    try:
-        return parse(record)
-    except RowError as error:
-        return Rejection(file=record.file, row=record.row, field=error.field, reason=error.reason)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from palate.data.containers import Record, Rejection, named, open_records, source_name
-from palate.data.containers.base import shape_of
 from palate.data.ledger import Ledger, digest
-from palate.data.readers import read_source
-from palate.data.readers.read import draw_order
+from palate.data.readers import RowError
+from palate.data.readers.fields import finite
 from palate.data.scorer import HAS_IMAGES
 from palate.data.scores import scores_of
+from palate.data.stream import drawn, parsed, read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.benchmark import REPEATED, quarantined
 from palate.evaluate.reward.items import Item, unique
@@ -150,11 +150,11 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
     groups: dict[tuple[str, ...], list[_Sample]] = {}
     seen: set[tuple[Any, ...]] = set()
     for record in records.fetch(range(len(records))):
-        sample = record if isinstance(record, Rejection) else _parsed(record)
+        sample = parsed(_sample, record)
         if isinstance(sample, Rejection):
             rejected.append(sample)
         elif (known := (sample.group, sample.index, sample.response)) in seen:
-            rejected.append(_rejection(sample.record, None, REPEATED))
+            rejected.append(_rejection(sample.record, REPEATED))
         else:
             seen.add(known)
             groups.setdefault(sample.group, []).append(sample)
@@ -162,12 +162,11 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
     whole = [own for own in groups.values() if len(own) > 1]
     left = 0
     if source.limit is not None and len(whole) > source.limit:
-        drawn = sorted(draw_order(len(whole), seed, name)[: source.limit])
         left = sum(map(len, whole))
-        whole = [whole[i] for i in drawn]
+        whole = [whole[i] for i in drawn(len(whole), source.limit, seed, name)]
         left -= sum(map(len, whole))
     counts = Counter(item.counted_as for item in rejected)
-    lines = rejected + [_rejection(sample.record, None, TOO_FEW) for sample in few]
+    lines = rejected + [_rejection(sample.record, TOO_FEW) for sample in few]
     entry = {
         "name": name,
         "path": source.path,
@@ -200,15 +199,13 @@ def _item(own: Sequence[_Sample], source: str) -> Item:
     )
 
 
-def _parsed(record: Record) -> _Sample | Rejection:
+def _sample(record: Record) -> _Sample:
     value = record.value
     if not isinstance(value.get("prompt"), str) or not isinstance(value.get("response"), str):
-        return _rejection(record, None, "no text in prompt or response")
+        raise RowError(None, "no text in prompt or response")
     reward = value.get("reward")
-    if reward is not None and (isinstance(reward, bool) or not isinstance(reward, (int, float))):
-        return _rejection(record, "reward", f"{shape_of(reward)}, not a number")
-    if reward is not None and not math.isfinite(reward):
-        return _rejection(record, "reward", "not a finite number")
+    if reward is not None:
+        reward = finite(reward, "reward")
     names = ("" if value.get(key) is None else str(value[key]) for key in _GROUP)
     return _Sample(
         record=record,
@@ -216,9 +213,9 @@ def _parsed(record: Record) -> _Sample | Rejection:
         group=(*names, value["prompt"]),
         index=value.get("index"),
         response=value["response"],
-        reward=math.nan if reward is None else float(reward),
+        reward=math.nan if reward is None else reward,
     )
 
 
-def _rejection(record: Record, field: str | None, reason: str) -> Rejection:
-    return Rejection(file=record.file, row=record.row, field=field, reason=reason)
+def _rejection(record: Record, reason: str) -> Rejection:
+    return Rejection(file=record.file, row=record.row, field=None, reason=reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score
 from palate.rewards.texts import response_text
@@ -77,7 +77,7 @@ class Comparisons:
 
 def as_groups(items: Sequence[Item]) -> list[Group]:
     """The items as a scorer takes them."""
-    return [Group(item.prompt, item.responses) for item in items]
+    return [Group(item.prompt, item.responses, item.source) for item in items]
 
 
 def values_of(scored: Sequence[Sequence[Score]]) -> list[list[float]]:
@@ -92,7 +92,7 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
     for number, (item, own) in enumerate(zip(items, scores, strict=True)):
         if item.tie:
             continue
-        group = prompts.setdefault(digest_of(item.prompt), len(prompts))
+        group = prompts.setdefault(content_key(item.prompt, item.source), len(prompts))
         sizes = [len(response_text(response)) for response in item.responses]
         stated = np.nan if item.margin is None else item.margin
         for i in range(item.correct):
@@ -124,13 +124,6 @@ def unique(items: Sequence[Item]) -> list[Item]:
     return found
 
 
-def digest_of(content: Content) -> bytes:
-    """Digest of a prompt or response: equal for equal text and turns."""
-    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
-    kind = b"text" if isinstance(content, str) else b"chat"
-    return hashlib.sha256(kind + text.encode("utf-8", "surrogatepass")).digest()
-
-
 def digest_items(items: Sequence[Item]) -> str:
     """Changes with anything that scores or results depend on."""
     digest = hashlib.sha256()
@@ -138,5 +131,5 @@ def digest_items(items: Sequence[Item]) -> str:
         head = f"{item.id}|{item.source}|{item.correct}|{item.margin}|{item.tie}"
         digest.update(head.encode("utf-8", "surrogatepass"))
         for content in (item.prompt, *item.responses):
-            digest.update(digest_of(content))
+            digest.update(content_key(content, item.source))
     return digest.hexdigest()

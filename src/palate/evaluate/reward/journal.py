@@ -24,12 +24,13 @@ Inputs = dict[str, dict[str, str | None]]
 
 @dataclass
 class Tally:
-    """What became of one source: records = rows + rejected + merged, responses = scored +
-    unscored; left_out are responses that could not be read, of rows that could."""
+    """What became of one source: records = rows + not drawn + rejected + merged, responses = scored
+    + unscored; left_out are responses that could not be read, of rows that could."""
 
     records: int = 0
     rows: int = 0
     merged: int = 0
+    not_drawn: int = 0
     responses: int = 0
     scored: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -87,7 +88,7 @@ class Journal:
 
     Attributes:
         inputs: what it scores, and by what.
-        source, place: the next record is at `place` of this source.
+        source, place: the next entry is at `place` of this source.
         sizes: bytes of LINES and QUARANTINE that are good.
         account: what the scorer counted.
         done: all sources are scored.

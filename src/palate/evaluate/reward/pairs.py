@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from palate.data.containers.open import named
 from palate.data.ledger import Ledger
 from palate.data.pairing import OWN_PROMPTS, construct, needs_pairing, refuse_needless
-from palate.data.readers import read_source
 from palate.data.schema import Preference
 from palate.data.scorer import HAS_IMAGES
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from palate.data.content import content_key
 from palate.data.scorer import Score, Scorer, part_values
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
@@ -27,7 +28,6 @@ from palate.evaluate.reward.items import (
     as_groups,
     compare,
     digest_items,
-    digest_of,
     values_of,
 )
 from palate.evaluate.reward.pairs import Pairs
@@ -166,7 +166,7 @@ class _EvaluationContext:
                     largest=self.recipe.best_of_n.largest,
                     smallest=self.recipe.best_of_n.min_candidates,
                     confidence=self.recipe.confidence,
-                    groups=[digest_of(item.prompt) for item in items],
+                    groups=[content_key(item.prompt, item.source) for item in items],
                 )
             models.append(
                 {

@@ -12,6 +12,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
 from palate.data.scorer import Group, Score, Scorer
+from palate.data.stream import NotDrawn, Row, RowStream
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
 from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
-from palate.evaluate.reward.stream import Entry, Stream
 from palate.memory import kept_memory
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
@@ -73,7 +74,7 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     console = console or Console(stderr=True)
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
-    streams = [Stream(source, seed=recipe.seed) for source in sources]
+    streams = [RowStream(source, seed=recipe.seed, keep_lone=True) for source in sources]
     with RunFolder.open(recipe) as folder, kept_memory():
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
@@ -104,7 +105,7 @@ def _told(members: dict[str, Any] | None) -> Iterator[str]:
 
 def _score(
     recipe: ScoreRecipe,
-    streams: Sequence[Stream],
+    streams: Sequence[RowStream],
     state: Journal,
     scorer: Scorer,
     console: Console,
@@ -137,7 +138,7 @@ def _score(
                 state.place = 0 if block.last else block.end
                 state.done = state.source == len(streams)
                 state.append({LINES: "".join(lines), QUARANTINE: "".join(quarantine)}, number)
-                progress(block.end)
+                progress(min(tally.records, len(stream)))
 
 
 @dataclass(frozen=True)
@@ -145,41 +146,43 @@ class _Block:
     """Entries that are scored and written together.
 
     Attributes:
-        end: place after them. last: nothing follows in the source.
+        end: how many entries of the source there are up to its end. last: nothing follows.
     """
 
-    entries: list[Entry]
+    entries: list[Row | Rejection | NotDrawn]
     end: int
     last: bool
 
 
-def _blocks(stream: Stream, start: int, size: int) -> Iterator[_Block]:
-    entries: list[Entry] = []
-    end = start
-    for entry in stream.entries(start):
-        entries.append(entry)
-        end = entry.end
-        if len(entries) >= size:
-            yield _Block(entries, end, last=False)
-            entries = []
-    damage = [Entry(item=item, end=end) for item in stream.damage]
-    yield _Block([*entries, *damage], end, last=True)
+def _blocks(stream: RowStream, start: int, size: int) -> Iterator[_Block]:
+    entries = stream.entries(start)
+    end, last = start, False
+    while not last:
+        block = list(islice(entries, size))
+        end += len(block)
+        last = len(block) < size
+        yield _Block(block, end, last)
 
 
 def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejection]]:
     """Rows of a block, and what of it is in no row."""
     rows, lost = [], []
     for entry in block.entries:
+        if isinstance(entry, Rejection):
+            tally.records += 1
+            tally.rejected[entry.counted_as] += 1
+            lost.append(entry)
+            continue
         tally.records += entry.records
-        if isinstance(entry.item, Rejection):
-            tally.rejected[entry.item.counted_as] += 1
-            lost.append(entry.item)
-        else:
-            tally.rows += 1
-            tally.merged += entry.records - 1
-            rows.append(entry.item)
-            tally.left_out.update(part.counted_as for part in entry.left_out)
-            lost += entry.left_out
+        if isinstance(entry, NotDrawn):
+            tally.not_drawn += entry.rows
+            tally.merged += entry.records - entry.rows
+            continue
+        tally.rows += 1
+        tally.merged += entry.records - 1
+        rows.append(entry.row)
+        tally.left_out.update(part.counted_as for part in entry.left_out)
+        lost += entry.left_out
     return rows, lost
 
 
@@ -210,7 +213,7 @@ def _nothing(quarantine: Path, first_file: str) -> DataError:
 
 
 def _finish(
-    recipe: ScoreRecipe, streams: Sequence[Stream], state: Journal, folder: RunFolder
+    recipe: ScoreRecipe, streams: Sequence[RowStream], state: Journal, folder: RunFolder
 ) -> ScoreResult:
     if not any(tally.rows for tally in state.tallies):
         raise _nothing(folder.path / QUARANTINE, recipe.data[0].path)
@@ -221,7 +224,8 @@ def _finish(
         as_table(folder.path / LINES, scores)
     entries = []
     for stream, tally in zip(streams, state.tallies, strict=True):
-        assert tally.records == tally.rows + tally.rejected.total() + tally.merged
+        used = tally.rows + tally.not_drawn + tally.merged
+        assert tally.records == used + tally.rejected.total()
         assert tally.responses == tally.scored + tally.unscored.total()
         entries.append(
             {
@@ -234,6 +238,7 @@ def _finish(
                 "read": tally.records,
                 "kept": tally.rows,
                 "merged": tally.merged,
+                "not_selected": tally.not_drawn,
                 "rejected": dict(sorted(tally.rejected.items())),
                 "responses_left_out": dict(sorted(tally.left_out.items())),
                 "dropped": {},
@@ -275,7 +280,7 @@ def _finish(
     return ScoreResult(path=folder.path, scores=scores, summary=summary)
 
 
-def _inputs(recipe: ScoreRecipe, streams: Sequence[Stream]) -> Inputs:
+def _inputs(recipe: ScoreRecipe, streams: Sequence[RowStream]) -> Inputs:
     return {
         "data": {stream.name: digest(stream.records.files) for stream in streams},
         "model": dict(identities(recipe.scorer)),
@@ -284,7 +289,7 @@ def _inputs(recipe: ScoreRecipe, streams: Sequence[Stream]) -> Inputs:
     }
 
 
-def _digest(stream: Stream, state: Journal) -> str | None:
+def _digest(stream: RowStream, state: Journal) -> str | None:
     """Of a source's files, which must be those that the run began with."""
     found = digest(stream.records.files)
     if found != state.inputs["data"][stream.name]:

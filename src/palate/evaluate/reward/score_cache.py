@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score, Scorer, Traits, ask
 from palate.evaluate.reward.identity import key_of
-from palate.evaluate.reward.items import digest_of
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
@@ -82,7 +82,7 @@ class CachedScorer:
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """As the scorer's, less texts and spans, which are not kept."""
         if self.relative:
-            keys = [[_digest(group.prompt, group.responses)] for group in groups]
+            keys = [[_digest(group, group.responses)] for group in groups]
             missing = {
                 key: (group, [key])
                 for (key,), group in zip(keys, groups, strict=True)
@@ -92,17 +92,18 @@ class CachedScorer:
             return [[_score(stored) for stored in self._stored[key]] for (key,) in keys]
         # All responses to a prompt together, each once: groups share prompts and responses.
         keys = []
-        wanted: dict[bytes, tuple[Content, dict[str, Content]]] = {}
+        wanted: dict[bytes, tuple[Group, dict[str, Content]]] = {}
         for group in groups:
-            _, responses = wanted.setdefault(digest_of(group.prompt), (group.prompt, {}))
-            keys.append([_digest(group.prompt, [response]) for response in group.responses])
+            prompt = content_key(group.prompt, group.source)
+            _, responses = wanted.setdefault(prompt, (group, {}))
+            keys.append([_digest(group, [response]) for response in group.responses])
             for key, response in zip(keys[-1], group.responses, strict=True):
                 if key not in self._stored:
                     responses.setdefault(key, response)
         self._ask(
             [
-                (Group(prompt, tuple(map(responses.__getitem__, part))), part)
-                for prompt, responses in wanted.values()
+                (Group(g.prompt, tuple(map(responses.__getitem__, part)), g.source), part)
+                for g, responses in wanted.values()
                 for part in _parts(list(responses))
             ]
         )
@@ -233,8 +234,8 @@ def _score(stored: _Stored) -> Score:
     return Score(None, stored) if isinstance(stored, str) else Score(stored)
 
 
-def _digest(prompt: Content, responses: Sequence[Content]) -> str:
-    digest = hashlib.sha256(digest_of(prompt))
+def _digest(group: Group, responses: Sequence[Content]) -> str:
+    digest = hashlib.sha256(content_key(group.prompt, group.source))
     for response in responses:
-        digest.update(digest_of(response))
+        digest.update(content_key(response, group.source))
     return digest.hexdigest()[:32]

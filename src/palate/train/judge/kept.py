@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from palate.data.content import content_key
 from palate.data.schema import Message
 from palate.rewards.chat import Chat, Reply
 from palate.store.digests import sha256_json
@@ -85,7 +86,7 @@ class KeptChat:
         answers: list[Any] = []
         for start in range(0, len(questions), CHUNK):
             part = questions[start : start + CHUNK]
-            key = sha256_json([options, part])
+            key = sha256_json([options, [content_key(question).hex() for question in part]])
             if key not in self._kept:
                 if self._chat is None:
                     self._chat = self._open()

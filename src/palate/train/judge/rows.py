@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from palate.data.containers import named
+from palate.data.content import content_key, prompt_key
 from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,
@@ -23,10 +24,10 @@ from palate.data.pairing import (
     needs_pairing,
     refuse_needless,
 )
-from palate.data.readers import read_source
 from palate.data.schema import Content, Preference, Response
 from palate.data.scores import scores_of
-from palate.data.split import held_out
+from palate.data.split import split_by_prompt
+from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.judge import (
     ColumnTexts,
@@ -119,12 +120,14 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
             raise _nothing(role, [ledger for ledger in ledgers if ledger.role == role])
     train, held = _unique(found["train"]), _unique(found["eval"])
     if data.eval_fraction is not None:
-        prompts = [item.prompt for item in train]
-        out = held_out(prompts, [_key(p) for p in prompts], data.eval_fraction, recipe.seed)
+        keys = np.array(
+            [prompt_key(item.prompt, recipe.seed, item.source) for item in train], np.uint64
+        )
+        out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
         held = [item for item, is_out in zip(train, out, strict=True) if is_out]
         train = [item for item, is_out in zip(train, out, strict=True) if not is_out]
     drawn = _drawn(held, data.max_eval_rows, recipe.seed)
-    known = {_key(item.prompt) for item in train}
+    known = {content_key(item.prompt, item.source) for item in train}
     account = {
         "kind": "judge",
         "sources": [ledger.entry() for ledger in ledgers],
@@ -134,7 +137,9 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
         else {
             "items": len(drawn),
             "not_selected": len(held) - len(drawn),
-            "prompts_in_train": len({_key(item.prompt) for item in drawn} & known),
+            "prompts_in_train": len(
+                {content_key(item.prompt, item.source) for item in drawn} & known
+            ),
         },
     }
     return Rows(
@@ -355,17 +360,17 @@ def _drawn(held: Sequence[Any], limit: int, seed: int) -> list[Any]:
     return [held[i] for i in sorted(places)]
 
 
-def _key(prompt: Content) -> tuple[int, ...]:
-    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode("utf-8", "surrogatepass"))
-    return (int.from_bytes(digest.digest()[:8], "little"),)
-
-
 def _digest(items: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for item in items:
-        values = None if item is None else dataclasses.asdict(item)
+        values = None if item is None else {n: _plain(v, item) for n, v in vars(item).items()}
         digest.update(json.dumps(values, sort_keys=True).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _plain(value: Any, item: Asked) -> Any:
+    """A JSON value that says the same: of chat turns their key, which covers images."""
+    return content_key(value, item.source).hex() if isinstance(value, list) else value
 
 
 def _nothing(role: str, ledgers: Sequence[Ledger]) -> DataError:

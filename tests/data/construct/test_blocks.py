@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palate.data.construct.staging import BlockFile, write_block
+from palate.data.construct.blocks import BlockFile, write_block
 from palate.data.schema import ImageRef, Preference, Response
 
 TEXT = st.text(max_size=20).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
@@ -18,7 +18,12 @@ JSON = st.recursive(
     max_leaves=4,
 )
 ROLES = st.sampled_from(["user", "assistant"])
-PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | st.just({"type": "image"})
+IMAGE = st.builds(
+    ImageRef, path=st.sampled_from(["images/ab.png", "images/cd.png"]), digest=st.just("ab" * 32)
+)
+PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | st.fixed_dictionaries(
+    {"type": st.just("image"), "image": IMAGE}
+)
 TURNS = st.lists(
     st.fixed_dictionaries({"role": ROLES, "content": TEXT | st.lists(PART, max_size=3)}),
     min_size=1,
@@ -39,7 +44,6 @@ def pairs(draw: st.DrawFn) -> Preference:
         label=st.none() | st.booleans(),
         generator=st.none() | TEXT,
     )
-    image = st.builds(ImageRef, path=st.just("images/ab.png"), digest=st.just("ab" * 32))
     return Preference(
         id=draw(TEXT),
         source=draw(TEXT),
@@ -48,7 +52,6 @@ def pairs(draw: st.DrawFn) -> Preference:
         responses=(draw(response), draw(response)),
         margin=draw(NUMBER),
         tie=draw(st.booleans()),
-        images=tuple(draw(st.lists(image, max_size=2))),
         row=draw(st.none() | st.integers(1, 10**9)),
         extra=draw(st.none() | st.dictionaries(TEXT, JSON, max_size=2)),
     )

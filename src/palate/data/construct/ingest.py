@@ -1,9 +1,9 @@
-"""One source of a build: every record read, its pairs staged on disk, everything else counted."""
+"""One source of a build: every record read, its pairs in blocks on disk, all else counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from palate.data.construct.blocks import BlockFile
 from palate.data.construct.pool import Pool
+from palate.data.construct.process import (
+    BlockResult,
+    Result,
+    SourceSpec,
+    Task,
+    process,
+    write_pairs,
+)
 from palate.data.construct.quarantine import Quarantine
-from palate.data.construct.read import Done, Job, Staged, Work, do, stage, together
-from palate.data.construct.staging import BlockFile
 from palate.data.construct.state import Collected
-from palate.data.containers import Piece, Records, Rejection
-from palate.data.containers.base import PIECE_ROWS
-from palate.data.readers.grouping import same_prompt
-from palate.data.readers.read import draw_order
-from palate.data.schema import Preference
+from palate.data.containers import Rejection
+from palate.data.stream import Group, OpenGroup, RowStream
 from palate.store.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -33,12 +37,12 @@ QUARANTINE = "quarantine.jsonl"
 
 @dataclass(kw_only=True)
 class Account:
-    """What became of the records of a source up to the staged pairs.
+    """What became of the records of a source up to the pairs in the blocks.
 
     Attributes:
         read: records looked at = rows + merged + rejected.
         rows: rows made of them. counted: of these, those of which no pairs were to be made.
-        pairs: pairs made of the others and staged.
+        pairs: pairs made of the others.
         dropped: rows that gave no pair, by reason. refused: pairs of rows that gave others.
         blocks: file names, data files and numbers of pairs of the blocks.
     """
@@ -56,16 +60,16 @@ class Account:
     scored_by: Counter[str] = field(default_factory=Counter)
     blocks: list[tuple[str, str, int]] = field(default_factory=list)
 
-    def add(self, staged: Staged, block: Path, file: str) -> None:
-        """Counts what a piece gave."""
-        for name in ("rows", "merged", "counted", "pairs"):
-            setattr(self, name, getattr(self, name) + getattr(staged, name))
-        self.dropped.update(reason for _, reason in staged.dropped)
-        self.refused.update(reason for _, reason in staged.refused)
-        self.flips.update(staged.flips)
-        self.scored_by.update(staged.scored_by)
-        if staged.pairs:
-            self.blocks.append((block.name, file, staged.pairs))
+    def add(self, made: BlockResult, block: Path, file: str) -> None:
+        """Counts what some rows gave."""
+        for name in ("rows", "counted", "pairs"):
+            setattr(self, name, getattr(self, name) + getattr(made, name))
+        self.dropped.update(reason for _, reason in made.dropped)
+        self.refused.update(reason for _, reason in made.refused)
+        self.flips.update(made.flips)
+        self.scored_by.update(made.scored_by)
+        if made.pairs:
+            self.blocks.append((block.name, file, made.pairs))
 
     def check(self, name: str) -> None:
         """Every record is accounted for, or the counting is wrong."""
@@ -74,30 +78,26 @@ class Account:
 
 
 class Source:
-    """Stages one source.
+    """Makes the blocks of one source.
 
     Attributes:
         account: what became of its records. arrays: of its pairs, see `State`.
         images: what was seen of images; None where there were none.
     """
 
-    def __init__(
-        self, work: Work, folder: Path, *, grouped: bool, advance: Callable[[int], None]
-    ) -> None:
-        """Args: `folder` is its own; `advance` is told of records read."""
-        self.work = work
+    def __init__(self, spec: SourceSpec, folder: Path, *, advance: Callable[[int], None]) -> None:
+        """Args: `folder` is for it alone; `advance` is told of records read."""
+        self.spec = spec
         self.folder = folder
         self.account = Account()
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.images: ImageCounts | None = None
-        self._grouped = grouped
         self._advance = advance
         self._collected = Collected()
-        self._open: list[Preference] = []
-        self._open_file = work.path
+        self._group = OpenGroup()
         self._number = 0
 
-    def read(self, records: Records, pool: Pool, limit: int | None) -> None:
+    def read(self, stream: RowStream, pool: Pool) -> None:
         """Reads the records, or as many as give `limit` usable rows, and keeps what came of it.
 
         Raises:
@@ -106,92 +106,73 @@ class Source:
         """
         self.folder.mkdir(exist_ok=True)
         with Quarantine(self.folder / QUARANTINE) as quarantine:
-            if limit is None or self._grouped:
-                self._pieces(records.pieces(), pool, quarantine)
-            else:
-                self._drawn(records, pool, quarantine, limit)
-            for item in records.damage:
-                self.account.read += 1
-                self._reject(item, quarantine)
-            self._close_group(quarantine)
-        self.account.check(self.work.name)
+            draw = stream.draw()
+            for batch in draw.batches():
+                tasks = (Task(spec=self.spec, span=span, block=self._block()) for span in batch)
+                for result in pool.map(process, tasks):
+                    self._take(result, quarantine)
+                    draw.usable = self.account.rows
+            self._join(self._group.close(), quarantine)
+            self.account.read += len(stream.records.damage)
+            self._reject(stream.records.damage, quarantine)
+        self.account.check(self.spec.name)
         self.arrays = self._collected.arrays()
-
-    def _drawn(self, records: Records, pool: Pool, quarantine: Quarantine, limit: int) -> None:
-        order = draw_order(len(records), self.work.seed, self.work.name)
-        at = 0
-        while at < len(order) and self.account.rows < limit:
-            some = sorted(order[at : at + limit - self.account.rows])
-            at += len(some)
-            starts = range(0, len(some), PIECE_ROWS)
-            pieces = (records.take(some[start : start + PIECE_ROWS]) for start in starts)
-            self._pieces(pieces, pool, quarantine)
-
-    def _pieces(self, pieces: Iterator[Piece], pool: Pool, quarantine: Quarantine) -> None:
-        jobs = (Job(work=self.work, piece=piece, block=self._block()) for piece in pieces)
-        for done in pool.map(do, jobs):
-            self._take(done, quarantine)
 
     def _block(self) -> Path:
         self._number += 1
         return self.folder / f"{self._number:06}.arrow"
 
-    def _take(self, done: Done, quarantine: Quarantine) -> None:
-        self.account.read += done.read
-        self._advance(done.read)
-        for item in done.rejected:
-            self._reject(item, quarantine)
-        for item in done.left_out:
-            self.account.left_out[item.counted_as] += 1
+    def _take(self, result: Result, quarantine: Quarantine) -> None:
+        chunk = result.chunk
+        self.account.read += chunk.read
+        self.account.merged += chunk.merged
+        self._advance(chunk.read)
+        self._reject(chunk.rejected, quarantine)
+        self._leave_out(result.left_out, quarantine)
+        self._join(self._group.ended(chunk.head, chunk.tail), quarantine)
+        self._keep(result.made, result.block, chunk.file, quarantine)
+
+    def _join(self, groups: Sequence[Group], quarantine: Quarantine) -> None:
+        """Answers to a prompt that may have gone over the border of two pieces."""
+        for group in groups:
+            row = self.spec.parser.merged(group)
+            if isinstance(row, Rejection):
+                self._reject([row], quarantine)
+                continue
+            self.account.merged += row.records - 1
+            self._leave_out(row.left_out, quarantine)
+            block = self._block()
+            made = write_pairs([row], self.spec, block)
+            self._keep(made, block, group.file, quarantine)
+
+    def _keep(self, made: BlockResult, block: Path, file: str, quarantine: Quarantine) -> None:
+        self.account.add(made, block, file)
+        self._collected.add(made)
+        if made.images is not None:
+            if self.images is None:
+                self.images = made.images
+            else:
+                self.images.merge(made.images)
+        for row, reason in (*made.dropped, *made.refused):
+            quarantine.add(source=self.spec.name, file=file, row=row, reason=reason)
+
+    def _reject(self, items: Sequence[Rejection], quarantine: Quarantine) -> None:
+        self.account.rejected.update(item.counted_as for item in items)
+        self._note(items, quarantine)
+
+    def _leave_out(self, items: Sequence[Rejection], quarantine: Quarantine) -> None:
+        self.account.left_out.update(item.counted_as for item in items)
+        self._note(items, quarantine)
+
+    def _note(self, items: Sequence[Rejection], quarantine: Quarantine) -> None:
+        for item in items:
             quarantine.add(
-                source=self.work.name,
+                source=self.spec.name,
                 file=item.file,
                 row=item.row,
                 field=item.field,
                 reason=item.reason,
             )
-        if done.head:
-            if self._open and not same_prompt(self._open[0], done.head[0]):
-                self._close_group(quarantine)
-            self._open_file = self._open_file if self._open else done.file
-            self._open += done.head
-            if done.tail:
-                self._close_group(quarantine)
-        self._keep(done.staged, done.block, done.file, quarantine)
-        if done.tail:
-            self._open, self._open_file = done.tail, done.file
-
-    def _close_group(self, quarantine: Quarantine) -> None:
-        """The answers to a prompt that may have gone over the border of two pieces."""
-        if not self._open:
-            return
-        rows, lone = together([self._open], self._open_file)
-        self._open = []
-        for item in lone:
-            self._reject(item, quarantine)
-        block = self._block()
-        self._keep(stage(rows, self.work, block), block, self._open_file, quarantine)
-
-    def _keep(self, staged: Staged, block: Path, file: str, quarantine: Quarantine) -> None:
-        self.account.add(staged, block, file)
-        self._collected.add(staged)
-        if staged.images is not None:
-            if self.images is None:
-                self.images = staged.images
-            else:
-                self.images.merge(staged.images)
-        for row, reason in (*staged.dropped, *staged.refused):
-            quarantine.add(source=self.work.name, file=file, row=row, reason=reason)
-
-    def _reject(self, item: Rejection, quarantine: Quarantine) -> None:
-        self.account.rejected[item.counted_as] += 1
-        quarantine.add(
-            source=self.work.name,
-            file=item.file,
-            row=item.row,
-            field=item.field,
-            reason=item.reason,
-        )
 
     def save(self, key: str) -> None:
         """Keeps the account and the arrays for a resumed build; `key` says what they depend on."""

@@ -1,7 +1,7 @@
 """Pairs on disk between two stages of a build: blocks of rows as Arrow files.
 
-Everything that a row holds goes there and comes back equal; no pickle, so that a staged folder is
-data and nothing else.
+Everything that a pair of one prompt holds goes there and comes back equal; no pickle, so that a
+staged folder is data and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from palate.data.content import bare
 from palate.data.schema import Content, ImageRef, Preference, Response
 from palate.errors import RunError
 
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
 )
 """Texts as they are, chats and what few rows have as JSON."""
 
+_DUMPS = json.JSONEncoder(ensure_ascii=False).encode
 _RESPONSE = ("rating", "aspects", "votes", "rank", "label", "generator")
 
 
@@ -92,7 +94,7 @@ def encode(rows: Sequence[Preference]) -> pa.Table:
         "margin": [row.margin for row in rows],
         "tie": [row.tie for row in rows],
         "row": [row.row for row in rows],
-        "images": [_images(row.images) for row in rows],
+        "images": [_images(row.all_images) for row in rows],
         "more": [_more(row) for row in rows],
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
@@ -134,7 +136,7 @@ def _row(
             Response(content=sides[1], **rest["responses"][1]),
         )
         extra = rest["extra"]
-    return Preference(
+    pair = Preference(
         id=id,
         source=source,
         kind="pair",
@@ -142,21 +144,24 @@ def _row(
         responses=responses,
         margin=margin,
         tie=tie,
-        images=() if images is None else _refs(images),
         row=row,
         extra=extra,
     )
+    if images is None:
+        return pair
+    refs = (ImageRef(path=path, digest=digest) for path, digest in json.loads(images))
+    return pair.with_images(lambda _: next(refs))
 
 
 def _text(content: Content) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return content if isinstance(content, str) else _DUMPS(bare(content))
 
 
 def _more(row: Preference) -> str | None:
     responses = [_set_values(response) for response in row.responses]
     if row.extra is None and not any(responses):
         return None
-    return json.dumps({"responses": responses, "extra": row.extra}, ensure_ascii=False)
+    return _DUMPS({"responses": responses, "extra": row.extra})
 
 
 def _set_values(response: Response) -> dict[str, Any]:
@@ -169,7 +174,3 @@ def _images(images: Sequence[ImageRef]) -> str | None:
     if not images:
         return None
     return json.dumps([[image.path, image.digest] for image in images])
-
-
-def _refs(images: str) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(path=path, digest=digest) for path, digest in json.loads(images))

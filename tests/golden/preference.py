@@ -122,7 +122,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fdpo_reverse_kl": _member("fdpo", divergence="reverse_kl", beta=0.3),
     "fdpo_alpha": _member("fdpo", divergence="alpha"),
     "fdpo_alpha_0.3": _member("fdpo", divergence="alpha", alpha=0.3, beta=0.2),
-    "ipo_sum_beta": _member("ipo_sum", beta=0.4),
+    "ipo_sum_beta": _member("ipo_sum", beta=0.2),
     "hinge_beta": _member("hinge", beta=0.5),
     "tdpo1_beta": _member("tdpo1", beta=0.4),
     "tdpo2_alpha_0": _member("tdpo2", beta=0.3, alpha=0.0),

@@ -101,11 +101,14 @@ def cases() -> dict[str, Case]:
             train, judge=pointwise | {"scale": "quantile"}, rows="rated", evaluate_after="last"
         ),
         "train_judge/preference": partial(train, judge=pairwise, preference=preference),
-        "train_judge/preference/tdpo2": partial(
+        "train_judge/preference/lora": partial(
             train,
             judge=pairwise,
             sft=None,
-            preference=preference | {"loss": {"type": "tdpo2", "beta": 0.3}},
+            preference={
+                "loss": {"type": "rdpo", "label_smoothing": 0.2},
+                "train": TRAIN | {"learning_rate": 4.0},
+            },
             lora=LORA,
             evaluate_after="last",
         ),

@@ -122,7 +122,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fdpo_reverse_kl": _member("fdpo", divergence="reverse_kl", beta=0.3),
     "fdpo_alpha": _member("fdpo", divergence="alpha"),
     "fdpo_alpha_0.3": _member("fdpo", divergence="alpha", alpha=0.3, beta=0.2),
-    "ipo_sum_beta": _member("ipo_sum", beta=0.4),
     "hinge_beta": _member("hinge", beta=0.5),
     "tdpo1_beta": _member("tdpo1", beta=0.4),
     "tdpo2_alpha_0": _member("tdpo2", beta=0.3, alpha=0.0),
@@ -176,6 +175,10 @@ def _by_loss() -> dict[str, Case]:
             own[f"{name}/{layout}/lora"] = partial(train, loss=loss, layout=layout, lora=LORA)
     for name, loss in VARIANTS.items():
         own[f"{name}/shared/full"] = partial(train, loss=loss, layout="shared")
+    # Its gradient is steep.
+    own["ipo_sum_beta/shared/full"] = partial(
+        train, loss=_member("ipo_sum", beta=0.2), settings={"learning_rate": 0.1}
+    )
     for name, (loss, weights) in WEIGHTED.items():
         weighted = partial(train, loss=loss, token_weights=weights)
         own[f"{name}/shared/full"] = partial(weighted, layout="shared")

@@ -219,7 +219,7 @@ def _others() -> dict[str, Case]:
         "checkpointing": partial(train, settings={"gradient_checkpointing": True}),
         "normalise_on_items": partial(
             train,
-            normalise_on_items=3,
+            normalise_on_items=4,
             family="llama",
             pooling="mean",
             asked=ASKED,

@@ -58,8 +58,11 @@ def quiet_machine() -> Iterator[None]:
 
 
 def metrics_of(run: Path, prefix: str = "") -> Values:
-    """The lines of metrics.jsonl, each value under `split step.name`."""
-    values: Values = {}
+    """The lines of metrics.jsonl, each value under `split step.name`, and the layout that was run:
+    a shared one that is wrong would be found at the start, and give the numbers of the plain one.
+    """
+    lineage = json.loads((run / "lineage.json").read_text())
+    values: Values = {f"{prefix}layout": lineage["layout"]["used"]}
     for text in (run / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
         place = f"{prefix}{line['split']} {line['step']}"

@@ -155,7 +155,8 @@ class Loop:
         recipe, is_last = self.recipe, self.step == self.total
         if self.step % recipe.log_every_steps == 0:
             self._log()
-        if self.job.eval and self.step % (recipe.eval_every_steps or self.total) == 0:
+        evaluates = self.step % (recipe.eval_every_steps or self.total) == 0 or is_last
+        if self.job.eval and evaluates:
             self.evaluate()
         is_due = recipe.save_every_steps is not None and self.step % recipe.save_every_steps == 0
         if is_due or is_last or self.should_stop:

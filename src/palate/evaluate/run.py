@@ -84,9 +84,9 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             # Two targets may be the same weights.
             once = {stage.name: stage for stage in stages.values()}
             records = run_stages(list(once.values()), folder.path, console=console)
-            found = {name: records[stage.name].result for name, stage in stages.items()}
-            references += [found.pop(shown.name)] if shown else []
-            results |= found
+            given = {name: records[stage.name].result for name, stage in stages.items()}
+            references += [given.pop(shown.name)] if shown else []
+            results |= given
             folder.models.append(
                 model_entry(model, shelf.digest) | {"reference": group[0].reference}
             )

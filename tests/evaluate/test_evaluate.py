@@ -203,8 +203,8 @@ def test_the_same_recipe_gives_the_same_numbers(runs, result, tmp_path):
 def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatch):
     out = tmp_path / "evaluation"
     shutil.copytree(result.path, out)
-    parts = sorted((out / "parts").iterdir())
-    lost = next(p for p in parts if read_json(p)["entry"]["name"] == "dpo@2")
+    stages = sorted((out / "stages").iterdir())
+    lost = next(p for p in stages if read_json(p)["result"]["entry"]["name"] == "dpo@2")
     lost.unlink()
     (out / "evaluation.json").unlink()
     measured = []
@@ -234,7 +234,7 @@ def test_an_interrupted_evaluation_says_so_and_goes_on(runs, result, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             evaluate(recipe_of(runs, out))
     assert read_json(out / "status.json")["state"] == "interrupted"
-    assert len(list((out / "parts").iterdir())) == 2
+    assert len(list((out / "stages").iterdir())) == 2
     with pytest.raises(RunError, match="resume"):
         evaluate(recipe_of(runs, out))
     assert evaluate(recipe_of(runs, out, resume=True)).evaluation == result.evaluation

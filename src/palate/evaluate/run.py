@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +26,11 @@ from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.recipes.schema import EvalRecipe
 from palate.rewards import make_reward
+from palate.store.digests import sha256_json
 from palate.store.folder import RunFolder
 from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
+from palate.store.stages import Result, Results, Stage, run_stages
 
 VERSION = 2
 """Of the results: raised whenever the same inputs would give others."""
@@ -65,10 +65,9 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     data, seed, part = data_recipe(recipe, runs)
     reward = None if recipe.reward is None else make_reward(recipe.reward)
     with RunFolder.open(recipe) as folder, kept_memory():
-        results: dict[str, dict[str, Any]] = {}
-        references: list[dict[str, Any]] = []
+        results: dict[str, Result] = {}
+        references: list[Result] = []
         sources: list[dict[str, Any]] = []
-        done = 0
         for group in grouped(targets):
             model = group[0].model
             tokenizer = load_tokenizer(model)
@@ -80,31 +79,14 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             shelf = Shelf(model, group[0].reference)
             own = _Own(recipe, material, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
-            keys = {
-                t.name: _key(recipe, t, material) for t in [*group, *([shown] if shown else [])]
-            }
-            if shown is not None:
-                found = folder.part(keys[shown.name])
-                if found is None:
-                    reference = shelf.reference()
-                    assert reference is not None
-                    found = own.measure(shown, reference.policy, reference)
-                    found = folder.write_part(keys[shown.name], found)
-                references.append(found)
-            missing = []
-            for target in group:
-                found = folder.part(keys[target.name])
-                if found is None:
-                    missing.append(target)
-                else:
-                    results[target.name] = found
-            for target, policy, own_reference in shelf.policies(missing):
-                done += 1
-                console.print(
-                    f"evaluating {target.name} ({done} of {len(missing)})", highlight=False
-                )
-                found = own.measure(target, policy, own_reference)
-                results[target.name] = folder.write_part(keys[target.name], found)
+            measured = [*([shown] if shown else []), *group]
+            stages = {target.name: own.stage(target, shelf) for target in measured}
+            # Two targets may be the same weights.
+            once = {stage.name: stage for stage in stages.values()}
+            records = run_stages(list(once.values()), folder.path, console=console)
+            given = {name: records[stage.name].result for name, stage in stages.items()}
+            references += [given.pop(shown.name)] if shown else []
+            results |= given
             folder.models.append(
                 model_entry(model, shelf.digest) | {"reference": group[0].reference}
             )
@@ -164,6 +146,26 @@ class _Own:
     tokenizer: Any
     reward: Scorer | None
     console: Console
+
+    def stage(self, target: Target, shelf: Shelf) -> Stage:
+        """The measurement of a policy, found again by its content."""
+
+        def run(_: Path, results: Results) -> Result:
+            if target.label == "reference":
+                reference = shelf.reference()
+                assert reference is not None
+                return self.measure(target, reference.policy, reference)
+            ((result),) = [self.measure(*loaded) for loaded in shelf.policies([target])]
+            return result
+
+        depends_on = _depends_on(self.recipe, target, self.material)
+        return Stage(
+            name=sha256_json(depends_on)[:24],
+            title=f"evaluating {target.name}",
+            inputs=depends_on,
+            version=VERSION,
+            run=run,
+        )
 
     def measure(self, target: Target, policy: Model, reference: Reference | None) -> dict[str, Any]:
         entry = target.entry()
@@ -255,11 +257,10 @@ def _reference_target(target: Target, n: int) -> Target | None:
     )
 
 
-def _key(recipe: EvalRecipe, target: Target, material: Material) -> str:
+def _depends_on(recipe: EvalRecipe, target: Target, material: Material) -> dict[str, Any]:
     """Everything a policy's results depend on."""
     model = target.model
-    parts = {
-        "version": VERSION,
+    return {
         "recipe": recipe.model_dump(
             mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
         ),
@@ -274,7 +275,6 @@ def _key(recipe: EvalRecipe, target: Target, material: Material) -> str:
         if target.token_weights is None
         else target.token_weights.model_dump(mode="json"),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _named(target: Target, result: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import yaml
 from palate.errors import RunError
 from palate.recipes import resolve_yaml
 from palate.recipes.schema import RunRecipe
-from palate.store.files import append_jsonl, read_json, write_json, write_text
+from palate.store.files import append_jsonl, write_text
 from palate.store.folders import clean_folder, lock_folder
 from palate.store.records import (
     Conclusion,
@@ -179,23 +179,6 @@ class RunFolder:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         write_text(file, "".join(kept))
-
-    # Parts ------------------------------------------------------------------------------------
-
-    def part(self, key: str) -> dict[str, Any] | None:
-        """The result that was stored under a key, or None."""
-        file = self.path / PARTS / f"{key}.json"
-        if not file.exists():
-            return None
-        result: dict[str, Any] = read_json(file)
-        return result
-
-    def write_part(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Stores a result; returns it as a later run will read it."""
-        file = self.path / PARTS / f"{key}.json"
-        write_json(file, result)
-        stored: dict[str, Any] = read_json(file)
-        return stored
 
     # Opening ----------------------------------------------------------------------------------
 

@@ -176,8 +176,18 @@ class _Run:
             trained.append(name)
             if not critic:
                 stages += self._measurement(name, (name,))
-        end = partial(self._end, tuple(trained))
-        return [*stages, Stage(name=SCORER, needs=tuple(trained[-1:]), always=True, run=end)]
+        if self.rows.eval and (critic or recipe.evaluate_after == "last"):
+            stages.append(
+                Stage(
+                    name="held_out",
+                    title="held-out questions",
+                    inputs=self._inputs(),
+                    needs=tuple(trained[-1:]),
+                    run=partial(self._measure_last, tuple(trained)),
+                )
+            )
+        write = partial(self._write_scorer, tuple(trained))
+        return [*stages, Stage(name=SCORER, needs=tuple(trained[-1:]), always=True, run=write)]
 
     def _measurement(self, name: str, needs: tuple[str, ...]) -> list[Stage]:
         if self.recipe.evaluate_after != "each" or not self.rows.eval:
@@ -299,20 +309,17 @@ class _Run:
         own = scorer.scorer
         return measure_critic(scorer, ModelScorer(own.path), chat, rows)
 
-    def _end(self, trained: tuple[str, ...], _: Path, results: Results) -> Result:
-        """Writes judge.yaml, and measures what is measured at the end alone."""
+    def _measure_last(self, trained: tuple[str, ...], _: Path, results: Results) -> Result:
+        done = [name for name in trained if not results[name].get(LEFT_OUT)]
+        return self._measure(done[-1] if done else BASE, self._scorer(trained, results))
+
+    def _write_scorer(self, trained: tuple[str, ...], _: Path, results: Results) -> None:
+        write_text(self.path / SCORER, judge_yaml(self._scorer(trained, results)))
+
+    def _scorer(self, trained: tuple[str, ...], results: Results) -> Any:
         critic = isinstance(self.recipe.judge, CriticKind)
         reward_model = self.path / trained[-1] / "model" if critic else None
-        scorer = scorer_recipe(self.recipe, self._model(results, trained), reward_model)
-        entry: Result = {}
-        if self.rows.eval and (critic or self.recipe.evaluate_after == "last"):
-            done = [name for name in trained if not results[name].get(LEFT_OUT)]
-            name = done[-1] if done else BASE
-            entry = self.folder.part(name) or self.folder.write_part(
-                name, self._measure(name, scorer)
-            )
-        write_text(self.path / SCORER, judge_yaml(scorer))
-        return entry
+        return scorer_recipe(self.recipe, self._model(results, trained), reward_model)
 
     # Beginning and end --------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ from tiny_chat import byte_tokenizer
 def write(path: Path, rows: list[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+TURN = [{"role": "user", "content": "chat"}]
+PROMPTS = [*(f"question {i}" for i in range(30)), TURN]
+# Ids as after truncation: three texts each have become one prompt.
+IDS = [(i // 3,) for i in range(len(PROMPTS))]
+
+
+def digest(prompt: Any, seed: int) -> str:
+    text = prompt if isinstance(prompt, str) else prompt[0]["content"]
+    return hashlib.blake2b(f"{seed}|text|{text}".encode(), digest_size=8).hexdigest()
 
 
 def keys_of(prompts: list[Any], seed: int = 0) -> Any:
@@ -77,3 +90,24 @@ def test_prompts_joined_by_truncation_in_turn_have_one_key() -> None:
     assert keys[0] == 50
     apart = np.arange(7, dtype=np.uint64)
     assert joined_keys(apart, [(i,) for i in range(7)]).tolist() == apart.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prompts_of_the_least_digests_are_held_out_whatever_the_order_of_rows(seed: int) -> None:
+    least = {
+        ids: min(digest(p, seed) for p, i in zip(PROMPTS, IDS, strict=True) if i == ids)
+        for ids in IDS
+    }
+    expected = set(sorted(least, key=least.__getitem__)[:4])  # 0.35 of 11 prompts
+    order = list(range(len(PROMPTS)))
+    for _ in range(3):
+        random.Random(seed).shuffle(order)
+        prompts, ids = [PROMPTS[i] for i in order], [IDS[i] for i in order]
+        held = split_by_prompt(joined_keys(keys_of(prompts, seed), ids), 0.35, where="here")
+        assert {i for i, out in zip(ids, held, strict=True) if out} == expected
+        # A prompt is in one split alone.
+        assert not expected & {i for i, out in zip(ids, held, strict=True) if not out}
+
+
+def test_at_least_one_prompt_is_held_out() -> None:
+    assert split_by_prompt(keys_of(["a", "b", "c"]), 0.01, where="here").sum() == 1

@@ -202,7 +202,8 @@ class Preference:
     @property
     def has_images(self) -> bool:
         """Whether there is an image anywhere in the row."""
-        return any(images_in(content) for content in filter(has_parts, self.contents))
+        contents = self.contents
+        return any(map(has_parts, contents)) and any(map(images_in, contents))
 
     def with_images(self, change: Callable[[ImageRef], ImageRef]) -> Preference:
         """The row with other images, `change` called in the order of `all_images`."""

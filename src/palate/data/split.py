@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from palate.data.items import Desirable, Item, Tokens
+from palate.data.items import Desirable, Item, TokenIds, Tokens
 from palate.errors import DataError, RecipeError
 
 
@@ -39,14 +39,14 @@ def split_by_prompt(
 
 
 def joined_keys(
-    keys: npt.NDArray[np.uint64], encoded: Sequence[tuple[int, ...]]
+    keys: npt.NDArray[np.uint64], encoded: Sequence[TokenIds]
 ) -> npt.NDArray[np.uint64]:
     """[N], one key, the least, for prompts that truncation has made equal.
 
     Args:
         encoded: [N], token ids of the prompts.
     """
-    numbers: dict[tuple[int, ...], int] = {}
+    numbers: dict[TokenIds, int] = {}
     by_tokens = np.array([numbers.setdefault(ids, len(numbers)) for ids in encoded], dtype=np.int64)
     by_key = np.unique(keys, return_inverse=True)[1]
     before = None

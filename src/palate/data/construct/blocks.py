@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ SCHEMA = pa.schema(
 
 _DUMPS = json.JSONEncoder(ensure_ascii=False).encode
 _RESPONSE = ("rating", "aspects", "votes", "rank", "label", "generator")
+_NOTHING = (None,) * len(_RESPONSE)
+_response_values = attrgetter(*_RESPONSE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,10 @@ def _more(row: Preference) -> str | None:
 
 
 def _set_values(response: Response) -> dict[str, Any]:
-    own = response.__dict__
-    return {name: own[name] for name in _RESPONSE if own[name] is not None}
+    values = _response_values(response)
+    if values == _NOTHING:
+        return {}
+    return {name: v for name, v in zip(_RESPONSE, values, strict=True) if v is not None}
 
 
 def _images(images: Sequence[ImageRef]) -> str | None:

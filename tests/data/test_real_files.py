@@ -80,7 +80,7 @@ def test_alpaca_pairs_reconcile() -> None:
     for entry in found.report["sources"]:
         assert entry["read"] == entry["kept"] + sum(entry["dropped"].values())
     assert found.report["eval"]["prompts_in_train"] == 0
-    assert all(item.margin is not None and item.margin > 0.2 for item in found.train)
+    assert all(item.pair.margin is not None and item.pair.margin > 0.2 for item in found.train)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe, *, task: str = "CAUSAL_
 
 
 def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
-    """A policy saved by `Policy.save`: full weights, or adapters on the recipe's model."""
+    """A policy saved by `Model.save`: full weights, or adapters on the recipe's model."""
     if not (folder / "adapter_config.json").exists():
         return Model.policy(load_model(recipe, str(folder)), memory_mb=memory_mb)
     from peft import PeftModel
@@ -184,9 +184,13 @@ def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hides one warning that PEFT causes by reading a name which transformers has deprecated."""
+    """Hides warnings of PEFT that need nothing done: it reads a name that transformers has
+    deprecated, a family's vocabulary head has another name than the one to leave out, and weights
+    lie the other way round (GPT-2), which it finds out by itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", "You have passed exclude_modules", UserWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
         yield
 
 

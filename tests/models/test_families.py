@@ -42,6 +42,7 @@ def test_the_page_says_what_is_measured(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.table
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(FAST)))
 def test_the_page_says_what_is_measured_of_all(family: str) -> None:

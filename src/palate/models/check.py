@@ -46,8 +46,8 @@ SEQUENCE_FACTOR = 4.0
 """That, of the worst sequence: few tokens scatter."""
 LEAK_FACTOR = 4.0
 LEAST_ROUNDING = 1e-6
-"""Float32 numbers of some nats lie that far apart: of models whose numbers hardly vary, rounding each
-layer otherwise moves less than adding up in another order does."""
+"""Float32 numbers of some nats lie that far apart: where a model's numbers hardly vary, rounding
+each layer otherwise moves them less than adding up in another order does."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from palate.data.schema import Content
+from palate.data.schema import Content, images_in
 
 Modality = Literal["text", "image"]
 Unit = Literal["characters", "tokens"]
@@ -183,11 +183,4 @@ def values_by_part(scores: Sequence[Score]) -> dict[str, list[float | None]]:
 
 def has_images(prompt: Content) -> bool:
     """Whether an image part is among the prompt's turns."""
-    if isinstance(prompt, str):
-        return False
-    return any(
-        part["type"] == "image"
-        for turn in prompt
-        if isinstance(turn["content"], list)
-        for part in turn["content"]
-    )
+    return bool(images_in(prompt))

@@ -194,6 +194,8 @@ class Preference:
     @property
     def all_images(self) -> tuple[ImageRef, ...]:
         """Those of everything in the row."""
+        if isinstance(self.prompt, str):
+            return ()
         contents = self.contents
         if not any(map(has_parts, contents)):
             return ()
@@ -202,6 +204,8 @@ class Preference:
     @property
     def has_images(self) -> bool:
         """Whether there is an image anywhere in the row."""
+        if isinstance(self.prompt, str):
+            return False  # texts and chats are never mixed within one row
         contents = self.contents
         return any(map(has_parts, contents)) and any(map(images_in, contents))
 

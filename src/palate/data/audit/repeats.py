@@ -88,7 +88,7 @@ def keys(rows: Sequence[Preference], ties: npt.NDArray[np.bool_]) -> Keys:
             words[0].append(words[0][-1])
         else:
             # Each pair counts its images.
-            last = None if row.images else row.prompt
+            last = None if row.conversational and row.images else row.prompt
             _take(row.prompt, digests[0], words[0], images)
         for side, response in enumerate(row.responses, 1):
             _take(response.content, digests[side], words[side], images)
@@ -190,7 +190,8 @@ def _take(content: Content, digests: list[int], words: list[int], seen: list[int
             if len(turns) == 1
             else "\x1e".join(f"{role}\x1f{text}" for role, text, _ in turns)
         )
-    if marks := list(map(image_key, images_in(content))):
+    if images := images_in(content):
+        marks = list(map(image_key, images))
         seen += map(_digest, marks)
         text = "\x1d".join([text, *marks])
     digests.append(_digest(text))

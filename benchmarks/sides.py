@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from processor import processor
+
 _MARK = "RESULT "
 TURNS = 5
 """Fewer say little of how far a figure moves."""
@@ -110,3 +112,29 @@ def must_agree(results: dict[str, Sequence[float]], ours: str, tolerance: float)
                 f"{side} and {ours} do not compute the same: losses differ by {gap:.2g}, more than "
                 f"{tolerance:g} in float32: {list(results[side])} and {list(results[ours])}"
             )
+
+
+def print_losses_table(results: dict[str, Measured], pairs: int) -> None:
+    """A line a side: seconds of a step, pairs a second, peak memory, and its losses."""
+    print(f"{'':>15} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
+    for side, measured in results.items():
+        losses = " ".join(f"{x:.5f}" for x in measured.first["losses"])
+        print(
+            f"{side:>15} {measured.spread():>22} {pairs / measured.median:>8.3f} "
+            f"{measured.peak / 1e9:>8.2f}  {losses}"
+        )
+
+
+def losses_apart(results: dict[str, Measured], ours: str) -> str:
+    """How far each side's losses are from those of `ours`, in words."""
+    gaps = loss_gap({side: measured.first["losses"] for side, measured in results.items()}, ours)
+    apart = ", ".join(f"{side} {gap:.4f}" for side, gap in gaps.items())
+    return f"largest difference of the losses from palate's: {apart}"
+
+
+def print_ratios(shape: str, results: dict[str, Measured], ours: str) -> None:
+    """The processor, and a line an opponent."""
+    print(processor())
+    for side, measured in results.items():
+        if side != ours:
+            print(f"{shape}, {against(side, measured, results[ours])}")

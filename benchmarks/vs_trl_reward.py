@@ -29,8 +29,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processor import processor
-from sides import TURNS, against, loss_gap, must_agree, report, run_side, take_turns
+from sides import (
+    TURNS,
+    loss_gap,
+    losses_apart,
+    must_agree,
+    print_losses_table,
+    print_ratios,
+    report,
+    run_side,
+    take_turns,
+)
 from vs_trl_dpo import make_pairs
 
 OURS = "palate"
@@ -223,25 +232,14 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
         f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
         f"tokens, {args.dtype}, full fine-tuning; median of {args.turns} turns [fastest, slowest]"
     )
-    print(f"{'':>15} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
-    for side, r in results.items():
-        losses = " ".join(f"{x:.5f}" for x in r.first["losses"])
-        print(
-            f"{side:>15} {r.spread():>22} {args.pairs / r.median:>8.3f} {r.peak / 1e9:>8.2f}  "
-            f"{losses}"
-        )
-    gaps = loss_gap({side: r.first["losses"] for side, r in results.items()}, OURS)
-    apart = ", ".join(f"{side} {gap:.4f}" for side, gap in gaps.items())
+    print_losses_table(results, args.pairs)
     off = "; ".join(f"{name} {value:.2g}" for name, value in scores["off"].items())
     print(
         f"scores of the same weights, root mean square distance from transformers in float32: {off}"
         f" (deviation of the scores {scores['deviation']:.2g}); "
-        f"largest difference of the losses from palate's: {apart}"
+        f"{losses_apart(results, OURS)}"
     )
-    print(processor())
-    for side, r in results.items():
-        if side != OURS:
-            print(f"{shape}, {against(side, r, results[OURS])}")
+    print_ratios(shape, results, OURS)
 
 
 def check(args: argparse.Namespace, folder: Path) -> None:

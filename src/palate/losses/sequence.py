@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,7 +107,7 @@ class LossOutput:
     rejected_rewards: Tensor
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
-    def value(self, counts: dict[str, Tensor | float]) -> Tensor:
+    def value(self, counts: Mapping[Per, Tensor | float]) -> Tensor:
         """Scalar loss, given the count of each `per` over the whole optimizer step.
 
         A count of 0 (a process without examples) gives a differentiable zero.

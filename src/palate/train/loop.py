@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,8 @@ class Loop:
         recipe, is_last = self.recipe, self.step == self.total
         if self.step % recipe.log_every_steps == 0:
             self._log()
-        evaluates = self.step % (recipe.eval_every_steps or self.total) == 0 or is_last
-        if self.job.eval and evaluates:
+        is_due = is_last or self.step % (recipe.eval_every_steps or self.total) == 0
+        if self.job.eval and is_due:
             self.evaluate()
         is_due = recipe.save_every_steps is not None and self.step % recipe.save_every_steps == 0
         if is_due or is_last or self.should_stop:
@@ -173,21 +173,22 @@ class Loop:
         )
         counts = self._counts(micro_batches)
         for i, micro in enumerate(micro_batches):
-            with self._synchronised(i == len(micro_batches) - 1):
+            # Gradients are averaged over processes once a step.
+            is_last = i == len(micro_batches) - 1
+            with nullcontext() if is_last else distributed.no_sync(self.model):
                 output = self._forward(micro, state, self.meter)
-                loss = output.value({str(per): n for per, n in counts.items()})
+                loss = output.value(counts)
                 if micro.counted:
                     self.meter.merge([{"loss": Sum(float(loss.detach()), 0.0)}])
                     if len(output.terms) > 1:
                         self.meter.add(self._terms(output, micro))
-                # Gradients are averaged over processes, and losses are to be added up.
+                # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
         parameters = [p for p in self.job.model.parameters() if p.requires_grad]
         norm = distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
         # One process's share of a step counts once, however it is cut.
-        share = 1.0 / self.world_size
+        self.meter.merge([{"loss": Sum(0.0, 1.0 / self.world_size)}])
         rate = float(self.scheduler.get_last_lr()[0])
-        self.meter.merge([{"loss": Sum(0.0, share)}])
         self.meter.last = {"learning_rate": rate, "grad_norm": norm}
         self.optimizer.step()
         self.scheduler.step()
@@ -231,12 +232,6 @@ class Loop:
             return values
         rows = gather_object([values.tolist()])
         return torch.tensor(rows, dtype=torch.float64).sum(0)
-
-    @contextmanager
-    def _synchronised(self, is_last: bool) -> Iterator[None]:
-        """Gradients are averaged over processes once a step."""
-        with nullcontext() if is_last else distributed.no_sync(self.model):
-            yield
 
     # Log and evaluation -------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from palate.data.items import Item
 from palate.data.layouts import collate
 from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
-from palate.models.model import Ask, Model
+from palate.models.model import Ask, Model, evaluating
 from palate.models.reference import Reference
 
 
@@ -57,9 +57,7 @@ def sample_stats(
         key=lambda i: -len(samples[i].prompt_ids) - len(samples[i].response_ids),
     )
     found: dict[int, SampleStats] = {}
-    was_training = policy.training
-    policy.eval()
-    try:
+    with evaluating(policy):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             batch = collate([_item(samples[i]) for i in chunk], layout="plain", pad_id=pad_id)
@@ -88,8 +86,6 @@ def sample_stats(
                 )
             if progress is not None:
                 progress(len(found), len(samples))
-    finally:
-        policy.train(was_training)
     return [found[i] for i in range(len(samples))]
 
 

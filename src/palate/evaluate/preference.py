@@ -15,7 +15,7 @@ from palate.errors import RunError
 from palate.evaluate.statistics import mean_interval, wilson
 from palate.losses import Member, combined_needs, compute
 from palate.models.aggregate import sequence_stats
-from palate.models.model import Ask, Model
+from palate.models.model import Ask, Model, evaluating
 from palate.models.reference import Reference
 from palate.recipes.losses import Loss, TokenWeights, members
 
@@ -88,9 +88,7 @@ def score_pairs(
     # Alike lengths together: less padding.
     order = sorted(range(len(pairs)), key=lambda i: -pairs[i].n_tokens)
     scores: dict[int, PairScore] = {}
-    was_training = policy.training
-    policy.eval()
-    try:
+    with evaluating(policy):
         for start in range(0, len(order), batch_size):
             chunk = [pairs[i] for i in order[start : start + batch_size]]
             batch = collate(chunk, layout=layout, pad_id=pad_id)
@@ -121,8 +119,6 @@ def score_pairs(
                 )
             if progress is not None:
                 progress(len(scores), len(pairs))
-    finally:
-        policy.train(was_training)
     return [scores[i] for i in range(len(pairs))]
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from palate.models.model import Model
+from palate.models.model import Model, evaluating
 
 _BLOCK = 512
 """Tokens of one block of the two-level search through the vocabulary."""
@@ -197,7 +197,7 @@ def _generate(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     n = uniform.shape[1]
-    with _settings(policy, GenerationConfig()), _evaluating(policy), _contiguous_head(policy):
+    with _settings(policy, GenerationConfig()), evaluating(policy), _contiguous_head(policy):
         model: Any = policy.base
         out = model.generate(
             input_ids=ids.to(policy.device),
@@ -242,13 +242,3 @@ def _contiguous_head(policy: Model) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def _evaluating(policy: Model) -> Iterator[None]:
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)

@@ -20,7 +20,7 @@ from palate.data.layouts import Layout, collate
 from palate.errors import ModelError, PalateError
 from palate.models.attention import Windows
 from palate.models.limits import positions_of
-from palate.models.model import Model
+from palate.models.model import Model, evaluating
 from palate.models.readings import Readings, readings_of
 from palate.models.rounding import rounded_otherwise
 from palate.models.structure import backbone_of, has_experts, sharing_obstacle
@@ -248,13 +248,8 @@ def _short(model: Model) -> int:
 
 @contextmanager
 def _at_rest(model: Model) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        yield
 
 
 def _read(readings: Readings, pairs: list[Item], layout: Layout) -> Tensor:

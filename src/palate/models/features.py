@@ -20,7 +20,7 @@ from torch import Tensor
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError
-from palate.models.model import Model
+from palate.models.model import Model, evaluating
 from palate.store.cache import Column, Entry, TensorCache, share_of
 
 VERSION = 4
@@ -180,12 +180,8 @@ class FeatureTable:
         """[S, d] states, in the backbone's dtype (a mean over tokens: float32)."""
         items = [Item.of(prompt, response) for prompt, response in sequences]
         batch = collate(items, layout="plain", pad_id=self.pad_id, keep_last=True)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             return self.model.pooled(batch.to(self.model.device))
-        finally:
-            self.model.train(was_training)
 
 
 def _distance(stored: Entry, live: Entry) -> float:

@@ -18,7 +18,8 @@ call; each trunk is run once, and the vocabulary head at response tokens alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -283,3 +284,14 @@ class Model(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the main trunk as safetensors + JSON that transformers (or PEFT) loads."""
         self.hf.save_pretrained(folder)  # type: ignore[operator]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model, or its distributed wrapper, evaluates; then it is as before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

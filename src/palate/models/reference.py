@@ -16,7 +16,7 @@ from palate.errors import ModelError, RecipeError
 from palate.kernels import Head, RefHidden, RefInputs
 from palate.models.cache import CachedReference, cached_reference, needed_format
 from palate.models.loading import load_model, weights_digest
-from palate.models.model import Model
+from palate.models.model import Model, evaluating
 from palate.recipes.schema import ModelRecipe, ReferenceRecipe
 
 
@@ -54,12 +54,8 @@ class _Live:
 
     @torch.no_grad()
     def inputs(self, batch: SequenceBatch, *, kl: bool) -> RefInputs:
-        was_training = self.policy.training
-        self.policy.eval()
-        try:
+        with evaluating(self.policy):
             hidden = self._hidden(batch)
-        finally:
-            self.policy.train(was_training)
         return RefHidden(hidden=hidden, head=self.policy.vocabulary_head())
 
     def frozen_head(self) -> Head:

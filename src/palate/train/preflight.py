@@ -16,7 +16,7 @@ from palate.data.layouts import Layout
 from palate.errors import ModelError, RecipeError
 from palate.models.check import MEAN_TOLERANCE
 from palate.models.limits import embeddings_of, positions_of
-from palate.models.model import Ask, Model
+from palate.models.model import Ask, Model, evaluating
 from palate.models.reference import Reference
 from palate.models.verdicts import kept_layout_check
 from palate.recipes.schema import TuneRecipe
@@ -94,12 +94,8 @@ def check_start(policy: Model, reference: Reference, item: Item, collate: Collat
         ModelError: it is not.
     """
     batch = collate([item]).to(policy.device)
-    was_training = policy.training
-    policy.eval()
-    try:
+    with evaluating(policy):
         outputs = policy(batch, Ask(), reference=reference.inputs(batch, kl=False))
-    finally:
-        policy.train(was_training)
     tokens = outputs.token_stats
     assert tokens.ref_logp is not None
     gap = float((tokens.logp - tokens.ref_logp).abs().mean())

@@ -23,7 +23,7 @@ from palate.models.check import start_check
 from palate.models.features import FeatureTable
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer, weights_digest
-from palate.models.model import Ask, Model
+from palate.models.model import Ask, Model, evaluating
 from palate.models.reward import build_reward_model
 from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
@@ -215,9 +215,7 @@ class RewardRun(Run):
         own = items if shared else items[self.rank :: self.world]
         own = sorted(own, key=lambda item: -len(item.prompts[0]))
         found: list[dict[str, Any]] = []
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             for start in range(0, len(own), size):
                 chunk = own[start : start + size]
                 batch = job.collate(chunk).to(model.device)
@@ -247,8 +245,6 @@ class RewardRun(Run):
                             "head_margins": [one[of == i].tolist() for one in by_head],
                         }
                     )
-        finally:
-            model.train(was_training)
         return found if shared else list(gather_object(found))
 
     def _evaluation(self, loop: Loop) -> dict[str, Any] | None:

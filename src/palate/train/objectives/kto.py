@@ -11,7 +11,7 @@ from palate.data.items import ItemKind
 from palate.data.layouts import SequenceBatch
 from palate.losses import LossOutput, compute_unpaired
 from palate.models.aggregate import sequence_stats
-from palate.models.model import Ask, Outputs
+from palate.models.model import Ask, Outputs, evaluating
 from palate.models.reference import Reference
 from palate.recipes.losses import Kto
 from palate.train.meter import Statistics
@@ -50,10 +50,8 @@ class KtoObjective:
         if reference is None:
             raise ValueError("kto needs a reference")
         total, n = 0.0, 0
-        was_training = model.training
-        model.eval()
         device = torch.device("cpu")
-        try:
+        with evaluating(model):
             for micro in step:
                 mismatched = micro.batch.mismatched
                 if mismatched is None:
@@ -67,8 +65,6 @@ class KtoObjective:
                 if micro.counted:
                     total += float((tokens.logp - tokens.ref_logp).double().sum())
                     n += mismatched.n_sequences
-        finally:
-            model.train(was_training)
         sums = reduce(torch.tensor([total, n], dtype=torch.float64))
         return (sums[0] / sums[1].clamp(min=1)).float().to(device)
 

@@ -1,4 +1,4 @@
-"""Names in `src` say what they hold: no pronoun stands for a value, no household word for a part."""
+"""Names in `src` say what they hold: no pronoun for a value, no household word for a part."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             dunder = not isinstance(node, ast.Lambda) and node.name.startswith("__")
             arguments = node.args
             for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-                if not (
-                    dunder and argument.arg == "other"
-                ):  # `__eq__(self, other)` is Python's own
+                # `__eq__(self, other)` is Python's own word.
+                if not (dunder and argument.arg == "other"):
                     yield argument.lineno, argument.arg
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id

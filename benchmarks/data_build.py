@@ -94,10 +94,10 @@ def resident(pid: int) -> int:
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
     total, waiting = 0, [pid]
     while waiting:
-        one = waiting.pop()
-        waiting += parents.get(one, [])
+        process = waiting.pop()
+        waiting += parents.get(process, [])
         try:
-            pages = int(Path(f"/proc/{one}/statm").read_text().split()[1])
+            pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         except OSError:
             continue
         total += pages * os.sysconf("SC_PAGE_SIZE")
@@ -110,9 +110,9 @@ def build(source: Path, out: Path, workers: int | None, *, near: bool = False) -
         recipe["curate"] = [{"step": "near_duplicates"}]
     file = out.with_suffix(".yaml")
     file.write_text(json.dumps(recipe))
-    found = measure([sys.executable, "-m", "palate.cli", "data", "build", str(file)])
+    measured = measure([sys.executable, "-m", "palate.cli", "data", "build", str(file)])
     shutil.rmtree(out)
-    return found
+    return measured
 
 
 def main() -> None:
@@ -135,13 +135,15 @@ def main() -> None:
         shutil.rmtree(folder / "cache")
         ours = build(many, folder / "built", args.workers)
         less = build(few, folder / "built-few", args.workers)
-        for label, found, rows in (
+        for label, measured, rows in (
             ("datasets load + map", plain, args.pairs),
             ("palate data build", ours, args.pairs),
             (f"palate data build, {small:,}", less, small),
         ):
-            speed, peak = rows / found.seconds, found.peak_bytes / 2**20
-            print(f"{label:32} {found.seconds:8.1f} s {speed:10,.0f} rows/s {peak:8,.0f} MiB peak")
+            speed, peak = rows / measured.seconds, measured.peak_bytes / 2**20
+            print(
+                f"{label:32} {measured.seconds:8.1f} s {speed:10,.0f} rows/s {peak:8,.0f} MiB peak"
+            )
         growth = ours.peak_bytes / less.peak_bytes
         print(f"peak memory, {args.pairs:,} against {small:,} pairs: {growth:.2f} times")
         if not args.no_near:

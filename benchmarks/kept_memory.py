@@ -107,20 +107,20 @@ def main() -> None:
                 "--steps", args.steps,
             )  # fmt: skip
             weights.add(result["weights"])
-            own = total.setdefault(side, {"tokens": 0.0, "seconds": 0.0, "peak": 0.0})
-            own["tokens"] += result["tokens"]
-            own["seconds"] += result["seconds"]
-            own["peak"] = max(own["peak"], result["peak"])
+            sums = total.setdefault(side, {"tokens": 0.0, "seconds": 0.0, "peak": 0.0})
+            sums["tokens"] += result["tokens"]
+            sums["seconds"] += result["seconds"]
+            sums["peak"] = max(sums["peak"], result["peak"])
     print(f"palate {args.verb}, {args.steps} steps of 4 pairs of varying length, {args.rounds}x")
     print(f"{'':>10} {'tokens/s':>9} {'peak GB':>8}")
-    for side, own in total.items():
-        print(f"{side:>10} {own['tokens'] / own['seconds']:>9.1f} {own['peak'] / 1e9:>8.2f}")
+    for side, sums in total.items():
+        print(f"{side:>10} {sums['tokens'] / sums['seconds']:>9.1f} {sums['peak'] / 1e9:>8.2f}")
     if len(weights) > 1:
         raise SystemExit("the sides end with different weights")
     print("the same weights, bit by bit")
-    one, other = total["given back"], total["kept"]
-    print(f"peak memory, kept / given back: {other['peak'] / one['peak']:.2f}x")
-    speed = other["tokens"] / other["seconds"] * one["seconds"] / one["tokens"]
+    given_back, kept = total["given back"], total["kept"]
+    print(f"peak memory, kept / given back: {kept['peak'] / given_back['peak']:.2f}x")
+    speed = kept["tokens"] / kept["seconds"] * given_back["seconds"] / given_back["tokens"]
     print(f"{speed:.2f}x tokens per second")
 
 

@@ -70,10 +70,10 @@ def _batch(model: str, data: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     width = max(map(len, ids))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     place = torch.arange(width)
-    ends, begins = torch.tensor([len(own) for own in ids]), torch.tensor(starts)
+    ends, begins = torch.tensor([len(row) for row in ids]), torch.tensor(starts)
     scored = (place >= begins[:, None] - 1) & (place < ends[:, None] - 1)
     batch = {
-        "input_ids": torch.tensor([own + [pad] * (width - len(own)) for own in ids]),
+        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
         "attention_mask": (place < ends[:, None]).long(),
     }
     scored = scored[:, :-1]
@@ -83,7 +83,7 @@ def _batch(model: str, data: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 def _steps(model: torch.nn.Module, loss: Any, steps: int, rate: float) -> Measures:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     model.train()
-    found: Measures = {"seconds": [], "losses": []}
+    measures: Measures = {"seconds": [], "losses": []}
     for _ in range(steps):
         start = time.perf_counter()
         value = loss()
@@ -91,6 +91,6 @@ def _steps(model: torch.nn.Module, loss: Any, steps: int, rate: float) -> Measur
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        found["seconds"].append(time.perf_counter() - start)
-        found["losses"].append(value.item())
-    return found
+        measures["seconds"].append(time.perf_counter() - start)
+        measures["losses"].append(value.item())
+    return measures

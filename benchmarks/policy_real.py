@@ -4,11 +4,11 @@
                                      [--per-prompt 2] [--only LOSS ...] [--full] [--seed 0]
 
 TRAIN and TEST are files of the data set (rated answers, or hh-rlhf pairs), split by prompt. Of
-ratings as many pairs of a prompt have the longer answer chosen as the shorter one, and answers that
-are none (`real_pairs.ATTACKS`) are left out. Prompts beyond the limit are left out too; responses
-are cut to it in training and evaluation, while the baselines see them whole: "the longer one wins",
-and length and format as a logistic regression learns them from the training pairs. How many
-held-out pairs the cut makes equally long is said.
+ratings as many pairs of a prompt have the longer answer chosen as the shorter one, and pairs with
+an attack on the judge for an answer (`real_pairs.ATTACKS`) are left out. Prompts beyond the limit
+are left out too; responses are cut to it in training and evaluation, while the baselines see them
+whole: "the longer one wins", and length and format as a logistic regression learns them from the
+training pairs. How many held-out pairs the cut makes equally long is said.
 
 One epoch of LoRA (r 16, 1e-4), or of all weights with `--full` (8 steps, 5e-6), in batches of 8,
 accuracy by the implicit reward of the loss. Intervals are of prompts drawn anew. Results stay in

@@ -54,7 +54,7 @@ def text_pairs(
         return len(tokenizer(text)["input_ids"])
 
     out: Counter[str] = Counter()
-    found = []
+    chosen_pairs = []
     for number, row in enumerate(read_source(DataSource(path=str(path)), seed=seed).rows):
         if tokens(_prompt(row.prompt)) > max_prompt:
             out["prompts too long"] += 1
@@ -66,7 +66,7 @@ def text_pairs(
         usable = []
         for pair in pairs:
             if not {r.generator for r in pair.responses}.isdisjoint(ATTACKS):
-                out["pairs with an answer that is none"] += 1
+                out["pairs with an attack on the judge"] += 1
                 continue
             chosen, rejected = (_text(r.content).rstrip() for r in pair.responses)
             long = max_response is not None and (
@@ -77,8 +77,8 @@ def text_pairs(
             else:
                 usable.append({"chosen": chosen, "rejected": rejected})
         for pair in _drawn(usable, per_prompt, random.Random(f"{seed}|{number}")):
-            found.append({"prompt": _prompt(row.prompt), **pair, "group": number})
-    return found, out
+            chosen_pairs.append({"prompt": _prompt(row.prompt), **pair, "group": number})
+    return chosen_pairs, out
 
 
 def _drawn(pairs: list[Row], most: int, rng: random.Random) -> list[Row]:

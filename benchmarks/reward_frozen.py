@@ -44,16 +44,16 @@ def write_rows(path: Path, n: int, words: tuple[int, int]) -> None:
 
 def drawn(self: FeatureTable, sequences: Any) -> torch.Tensor:
     """In place of the backbone's pass."""
-    found = np.empty((len(sequences), self.model.hidden_size), dtype=np.float32)
-    for i, both in enumerate(sequences):
-        seed = hashlib.sha256(repr(both).encode()).digest()[:8]
-        found[i] = np.random.default_rng(int.from_bytes(seed, "big")).standard_normal(
+    features = np.empty((len(sequences), self.model.hidden_size), dtype=np.float32)
+    for i, sequence in enumerate(sequences):
+        seed = hashlib.sha256(repr(sequence).encode()).digest()[:8]
+        features[i] = np.random.default_rng(int.from_bytes(seed, "big")).standard_normal(
             self.model.hidden_size, dtype=np.float32
         )
-    return torch.from_numpy(found).to(self.model.dtype)
+    return torch.from_numpy(features).to(self.model.dtype)
 
 
-def one(args: argparse.Namespace, rows: Path) -> None:
+def train_once(args: argparse.Namespace, rows: Path) -> None:
     run = args.out / "run"
     shutil.rmtree(run, ignore_errors=True)
     recipe = {
@@ -103,7 +103,7 @@ def main() -> None:
         write_rows(rows, args.pairs, tuple(args.words))
     FeatureTable._live = drawn  # type: ignore[method-assign]
     for _ in range(2):
-        one(args, rows)
+        train_once(args, rows)
 
 
 if __name__ == "__main__":

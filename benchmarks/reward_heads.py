@@ -81,8 +81,8 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
         **VARIANTS[name],
     }
     Kept(RewardRecipe.model_validate(recipe), quiet=True).do()
-    found = [margins[f"held-out:test:{k + 1}"] for k in range(len(read_rows(args.test)))]
-    (args.out / f"{_slug(name, seed)}.json").write_text(json.dumps(found))
+    held_out = [margins[f"held-out:test:{k + 1}"] for k in range(len(read_rows(args.test)))]
+    (args.out / f"{_slug(name, seed)}.json").write_text(json.dumps(held_out))
     # Each holds a copy of the backbone.
     shutil.rmtree(folder)
 
@@ -114,12 +114,12 @@ def report(args: argparse.Namespace) -> None:
     for name in VARIANTS:
         if name not in right:
             continue
-        own = right[name]
-        difference = own - right[LINEAR]
+        correct = right[name]
+        difference = correct - right[LINEAR]
         drawn = ((seeds @ difference) * prompts).sum(1) / (prompts.sum(1) * s)
         low, high = 100 * np.quantile(drawn, [0.025, 0.975])
         less = "" if name == LINEAR else f"{100 * difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-        accuracy, spread = 100 * own.mean(), 100 * own.mean(1).std(ddof=1)
+        accuracy, spread = 100 * correct.mean(), 100 * correct.mean(1).std(ddof=1)
         length = right[name + "|length"][0]
         print(f"{name:{width}} {accuracy:9.1f} {spread:14.1f} {less:>24} {length:7.2f}")
 
@@ -150,9 +150,9 @@ def main() -> None:
             if (args.out / f"{slug}.json").exists():
                 continue
             print(f"{name}, seed {seed}", flush=True)
-            own = [*sys.argv[1:], "--model", args.model, "--one", name, str(seed)]
+            arguments = [*sys.argv[1:], "--model", args.model, "--one", name, str(seed)]
             with (args.out / f"{slug}.log").open("w") as file:
-                command = [sys.executable, __file__, *own]
+                command = [sys.executable, __file__, *arguments]
                 if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode:
                     raise SystemExit(f"{name} failed: {file.name}")
     report(args)

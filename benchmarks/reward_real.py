@@ -45,7 +45,7 @@ RATES = {True: 1e-4, False: 1e-3}
 BATCH = 8
 
 
-def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, float]]:
+def run_palate(args: argparse.Namespace, variant: dict[str, Any]) -> list[tuple[float, float]]:
     from palate import RewardRecipe, train_reward
     from palate.rewards import Group
     from palate.rewards.model import ModelScorer
@@ -55,10 +55,10 @@ def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[floa
         "output_dir": str(folder),
         "seed": args.seed,
         "resume": (folder / "recipe.yaml").exists(),
-        "model": {"path": args.model, "lora": {"r": 16, "alpha": 32} if own["lora"] else None},
-        "backbone": "trained" if own["lora"] else "frozen",
-        "features_dir": None if own["lora"] else str(args.out / "features"),
-        "head": {"layers": own["layers"]},
+        "model": {"path": args.model, "lora": {"r": 16, "alpha": 32} if variant["lora"] else None},
+        "backbone": "trained" if variant["lora"] else "frozen",
+        "features_dir": None if variant["lora"] else str(args.out / "features"),
+        "head": {"layers": variant["layers"]},
         "data": {
             "train": [{"path": str(args.out / "train.jsonl")}],
             "length": {"max_prompt_tokens": 1024, "max_response_tokens": 1024},
@@ -67,7 +67,7 @@ def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[floa
             "batch_size_pairs": BATCH,
             "micro_batch_size_pairs": BATCH // 2,
             "epochs": args.epochs,
-            "learning_rate": RATES[own["lora"]],
+            "learning_rate": RATES[variant["lora"]],
             "scheduler": "linear",
             "warmup_steps": 0,
         },
@@ -80,7 +80,7 @@ def run_palate(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[floa
     return [(chosen.value, rejected.value) for chosen, rejected in pairs]
 
 
-def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, float]]:
+def run_trl(args: argparse.Namespace, variant: dict[str, Any]) -> list[tuple[float, float]]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -93,7 +93,7 @@ def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, 
         args.model, num_labels=1, dtype=torch.float32
     )
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if not own["lora"]:
+    if not variant["lora"]:
         model.requires_grad_(False)
         model.score.requires_grad_(True)
     lora = LoraConfig(
@@ -112,7 +112,7 @@ def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, 
             per_device_train_batch_size=BATCH // 2,
             gradient_accumulation_steps=2,
             num_train_epochs=args.epochs,
-            learning_rate=RATES[own["lora"]],
+            learning_rate=RATES[variant["lora"]],
             lr_scheduler_type="linear",
             gradient_checkpointing=False,
             bf16=True,
@@ -125,7 +125,7 @@ def run_trl(args: argparse.Namespace, own: dict[str, Any]) -> list[tuple[float, 
         ),
         train_dataset=Dataset.from_list([{k: row[k] for k in kept} for row in rows]),
         processing_class=tokenizer,
-        peft_config=lora if own["lora"] else None,
+        peft_config=lora if variant["lora"] else None,
     )
     trainer.train()
     trained = trainer.model.eval()
@@ -175,24 +175,26 @@ def report(args: argparse.Namespace) -> None:
     for name in VARIANTS:
         file = args.out / f"{_slug(name)}.json"
         if file.exists():
-            found = json.loads(file.read_text())
-            scores = np.asarray(found["scores"])
+            result = json.loads(file.read_text())
+            scores = np.asarray(result["scores"])
             # An equal score is no preference: half right, as a coin would be.
             margin = scores[:, 0] - scores[:, 1]
             right[name] = (margin > 0) + 0.5 * (margin == 0)
-            seconds[name] = found["seconds"]
+            seconds[name] = result["seconds"]
     interval = by_prompt.percent
     print(f"\n{args.set}: {len(rows)} held-out pairs of {by_prompt.prompts} prompts, percent right")
     print(f"{'':22} {'accuracy':>22} {'less length':>22} {'less TRL, same kind':>22} {'s':>6}")
-    for name, own in right.items():
+    for name, correct in right.items():
         kind = "LoRA" if "LoRA" in name else "frozen"
         peer = right.get(f"TRL {kind} linear")
         against = (
-            "" if name not in VARIANTS or peer is None or own is peer else interval(own - peer)
+            ""
+            if name not in VARIANTS or peer is None or correct is peer
+            else interval(correct - peer)
         )
-        baseline = "" if name not in VARIANTS else interval(own - right["longer response"])
+        baseline = "" if name not in VARIANTS else interval(correct - right["longer response"])
         spent = f"{seconds[name]:6.0f}" if name in seconds else ""
-        print(f"{name:22} {interval(own):>22} {baseline:>22} {against:>22} {spent}")
+        print(f"{name:22} {interval(correct):>22} {baseline:>22} {against:>22} {spent}")
 
 
 def main() -> None:
@@ -215,9 +217,9 @@ def main() -> None:
 
         args.model = str(packaged_model(print).path)
     if args.one:
-        own = VARIANTS[args.one]
+        variant = VARIANTS[args.one]
         start = time.perf_counter()
-        scores = (run_trl if own["side"] == "trl" else run_palate)(args, own)
+        scores = (run_trl if variant["side"] == "trl" else run_palate)(args, variant)
         document = {"scores": scores, "seconds": time.perf_counter() - start}
         (args.out / f"{_slug(args.one)}.json").write_text(json.dumps(document))
         return
@@ -226,10 +228,10 @@ def main() -> None:
         if (args.out / f"{_slug(name)}.json").exists():
             continue
         print(name, flush=True)
-        own = [*sys.argv[1:], "--model", args.model, "--out", str(args.out), "--one", name]
+        arguments = [*sys.argv[1:], "--model", args.model, "--out", str(args.out), "--one", name]
         log = args.out / f"{_slug(name)}.log"
         with log.open("w") as file:
-            command = [sys.executable, __file__, *own]
+            command = [sys.executable, __file__, *arguments]
             if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode:
                 raise SystemExit(f"{name} failed: {log}")
     report(args)

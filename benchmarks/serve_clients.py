@@ -105,33 +105,33 @@ async def client(
     while time.monotonic() < until:
         if rng.random() < 1 / 3:
             raw, status = rng.choice(BAD)
-            found = await http.post("/score", content=raw, headers=JSON)
-            tally.refused[found.status_code] += 1
-            if found.status_code != status or not found.json()["error"]["message"]:
-                tally.wrong.append(f"a bad request got {found.status_code}, not {status}")
+            answer = await http.post("/score", content=raw, headers=JSON)
+            tally.refused[answer.status_code] += 1
+            if answer.status_code != status or not answer.json()["error"]["message"]:
+                tally.wrong.append(f"a bad request got {answer.status_code}, not {status}")
             continue
         place = rng.randrange(len(asked))
         start = time.monotonic()
-        found = await http.post("/score", json=asked[place])
-        while found.status_code == 429:
+        answer = await http.post("/score", json=asked[place])
+        while answer.status_code == 429:
             tally.again += 1
-            await asyncio.sleep(float(found.headers["retry-after"]))
-            found = await http.post("/score", json=asked[place])
-        if found.status_code != 200:
-            tally.wrong.append(f"a good request got {found.status_code}: {found.text[:200]}")
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+            answer = await http.post("/score", json=asked[place])
+        if answer.status_code != 200:
+            tally.wrong.append(f"a good request got {answer.status_code}: {answer.text[:200]}")
             continue
         tally.seconds.append(time.monotonic() - start)
-        tally.answered.append((place, found.json()["scores"]))
+        tally.answered.append((place, answer.json()["scores"]))
 
 
 async def watch(pid: int, until: float) -> list[float]:
     """Resident memory of the server in MiB, each second."""
-    found = []
+    memory = []
     while time.monotonic() < until:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        found.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
         await asyncio.sleep(1)
-    return found
+    return memory
 
 
 async def load(
@@ -166,7 +166,7 @@ def main() -> None:
             starting_model(str(packaged_model(print).path), "bfloat16", Path(args.model))
         with served(args.model, Path(folder)) as (url, pid):
             alone, _, spent = asyncio.run(load(url, pid, 1, args.seconds / 6, asked))
-            one = len(alone.answered) / spent
+            alone_per_second = len(alone.answered) / spent
             tally, memory, spent = asyncio.run(load(url, pid, args.clients, args.seconds, asked))
         from palate.recipes.scorers import ModelScorer
         from palate.rewards import Group, make_scorer, score_groups
@@ -194,10 +194,10 @@ def main() -> None:
         print(f"server memory: {early:.0f} MiB, at the end {late:.0f} MiB ({late / early:.2f}x)")
         if late > 1.1 * early:
             wrong.append("the server's memory grew")
-    print(f"requests a second: {one:.2f} by one client, {rate:.2f} by all")
+    print(f"requests a second: {alone_per_second:.2f} by one client, {rate:.2f} by all")
     for line, count in Counter(wrong).items():
         print(f"WRONG: {line} ({count}x)")
-    print(f"{rate / one:.2f}x" if one else "0.00x")
+    print(f"{rate / alone_per_second:.2f}x" if alone_per_second else "0.00x")
     sys.exit(bool(wrong) or not tally.answered)
 
 

@@ -18,20 +18,20 @@ TURNS = 5
 """Fewer say little of how far a figure moves."""
 
 
-def report(**found: Any) -> None:
+def report(**measures: Any) -> None:
     """Hands what a side measured, and its peak memory in bytes, to `run_side`."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(_MARK + json.dumps({**found, "peak": peak}))
+    print(_MARK + json.dumps({**measures, "peak": peak}))
 
 
 def run_side(script: str, side: str, *arguments: Any) -> dict[str, Any]:
     """What `script --side SIDE` reports, from a process of its own; ends this one if it fails."""
     command = [sys.executable, script, *map(str, arguments), "--side", side]
     out = subprocess.run(command, capture_output=True, text=True)
-    found = [line for line in out.stdout.splitlines() if line.startswith(_MARK)]
-    if out.returncode or not found:
+    results = [line for line in out.stdout.splitlines() if line.startswith(_MARK)]
+    if out.returncode or not results:
         raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
-    return dict(json.loads(found[0].removeprefix(_MARK)))
+    return dict(json.loads(results[0].removeprefix(_MARK)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def take_turns(
             print(f"  turn {turn + 1} of {turns}, {side}: {last:.2f} s", file=sys.stderr)
     return {
         side: Measured(
-            tuple(statistics.median(one["seconds"][1:]) for one in found),
-            max(one["peak"] for one in found),
-            found[0],
+            tuple(statistics.median(turn["seconds"][1:]) for turn in turns_of_side),
+            max(turn["peak"] for turn in turns_of_side),
+            turns_of_side[0],
         )
-        for side, found in runs.items()
+        for side, turns_of_side in runs.items()
     }
 
 

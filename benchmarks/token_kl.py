@@ -178,10 +178,10 @@ def trl_case(
 
     def log_probs(hidden: Tensor, head: Tensor) -> Tensor:
         outputs: tuple[str, ...] = ()
-        found = ChunkedLogProbFunction.apply(
+        log_prob_and_more = ChunkedLogProbFunction.apply(
             hidden, head, None, y, 1.0, VOCAB_CHUNK_SIZE, None, 1.0, outputs
         )
-        return found[0]
+        return log_prob_and_more[0]
 
     def loss() -> Tensor:
         kl = divergence(h, trained)
@@ -270,7 +270,7 @@ def race(args: argparse.Namespace) -> None:
     entrants = [make(args, f"{args.race}-{name}")[:2] for name in ("tdpo2", "dpo")]
     times: list[list[float]] = [[], []]
     for _ in range(args.turns + 1):
-        for (loss, leaves), own in zip(entrants, times, strict=True):
+        for (loss, leaves), seconds in zip(entrants, times, strict=True):
             for leaf in leaves:
                 leaf.grad = None
             if args.device == "cuda":
@@ -279,8 +279,8 @@ def race(args: argparse.Namespace) -> None:
             loss().backward()
             if args.device == "cuda":
                 torch.cuda.synchronize()
-            own.append(time.perf_counter() - start)
-    tdpo2_best, dpo_best = (min(own[1:]) for own in times)
+            seconds.append(time.perf_counter() - start)
+    tdpo2_best, dpo_best = (min(seconds[1:]) for seconds in times)
     print(json.dumps({"ratio": tdpo2_best / dpo_best}))
 
 
@@ -293,8 +293,8 @@ def run_child(args: argparse.Namespace, vocabulary: int, *more: str) -> dict[str
     )  # fmt: skip
     if out.returncode:
         raise SystemExit(f"{' '.join(more)} at {vocabulary} failed:\n{out.stderr}")
-    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return result
 
 
 def main() -> None:
@@ -345,9 +345,11 @@ def compare(args: argparse.Namespace, vocabulary: int) -> None:
             print(f"  turn {turn + 1} of {args.turns}, {case}", file=sys.stderr)
     results = {
         case: Measured(
-            tuple(one["seconds"][0] for one in found), max(one["bytes"] for one in found), found[0]
+            tuple(turn["seconds"][0] for turn in turns),
+            max(turn["bytes"] for turn in turns),
+            turns[0],
         )
-        for case, found in runs.items()
+        for case, turns in runs.items()
     }
     print(
         f"\n{'vocabulary':>10} {'case':>14} {'seconds':>22} {'peak MB':>9} {'loss':>12} "

@@ -184,9 +184,11 @@ def run_scores(args: argparse.Namespace) -> None:
     items, texts = [], []
     for row in map(json.loads, args.data.read_text().splitlines()):
         prompt = tokenizer(row["prompt"])["input_ids"]
-        own = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected")]
-        texts += own
-        tails = [tuple(tokenizer(text)["input_ids"][len(prompt) :]) for text in own]
+        both_texts = [
+            row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected")
+        ]
+        texts += both_texts
+        tails = [tuple(tokenizer(text)["input_ids"][len(prompt) :]) for text in both_texts]
         items.append(Item.of(tuple(prompt), *tails))
 
     @torch.no_grad()
@@ -195,7 +197,7 @@ def run_scores(args: argparse.Namespace) -> None:
             args.model, dtype=getattr(torch, dtype)
         ).eval()
         inputs = (tokenizer(text, return_tensors="pt") for text in texts)
-        return torch.tensor([float(model(**own).logits[0, 0]) for own in inputs])
+        return torch.tensor([float(model(**text).logits[0, 0]) for text in inputs])
 
     @torch.no_grad()
     def palate_scores(dtype: str) -> torch.Tensor:
@@ -212,8 +214,8 @@ def run_scores(args: argparse.Namespace) -> None:
         f"transformers, {args.dtype}": transformers_scores(args.dtype) - exact,
         f"palate, {args.dtype}": palate_scores(args.dtype) - exact,
     }
-    found = {name: float(values.square().mean().sqrt()) for name, values in off.items()}
-    report(off=found, deviation=float(exact.std()))
+    distances = {name: float(values.square().mean().sqrt()) for name, values in off.items()}
+    report(off=distances, deviation=float(exact.std()))
 
 
 def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:

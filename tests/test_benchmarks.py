@@ -99,7 +99,7 @@ def test_pairs_leave_attacks_out_and_balance_length_as_written(monkeypatch, tmp_
         return real_pairs.text_pairs(file, lambda text: {"input_ids": list(text)}, **options)
 
     found, out = pairs()
-    assert len(found) == 12 and out["pairs with an answer that is none"] == 3 * 6
+    assert len(found) == 12 and out["pairs with an attack on the judge"] == 3 * 6
     assert not {row[side][0] for row in found for side in ("chosen", "rejected")} & {"e", "g"}
     assert real_pairs.length_baseline(found).mean() == 0.5
     assert {row["group"] for row in found} == {0, 1, 2}

@@ -70,6 +70,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("instruction", "input"),
     specificity=2,
     hub=("tatsu-lab/alpaca_farm",),
     licence="CC-BY-NC-4.0",

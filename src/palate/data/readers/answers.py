@@ -16,7 +16,6 @@ from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
     check_response,
     prompt_or_instruction,
-    refuse_unread,
     required,
     text,
     turns,
@@ -25,7 +24,6 @@ from palate.data.schema import Content, Message, Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = prompt_or_instruction(record)
     if record.value.get("responses") is None:
         listed, fields = [required(record, "response")], ["response"]

@@ -95,6 +95,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("lmarena-ai/arena-human-preference-55k", "lmsys/lmsys-arena-human-preference-55k"),
     licence="Apache-2.0",

@@ -53,6 +53,7 @@ class Reader:
         kind: of its rows.
         recognise: tells the format by columns and some records.
         read: makes a row of a record, or raises RowError; never alters text.
+        reads: the columns of `MEANING` that it reads, or leaves aside as its description says.
         specificity: of two readers that recognise a file, the higher one reads it.
         hub: hub names, "owner/name", of data in this format: a source of such a name, or in a
             folder of it, goes to this reader if it recognises the columns too.
@@ -67,6 +68,7 @@ class Reader:
     kind: Kind
     recognise: Recognise
     read: Callable[[Record, Context], Preference]
+    reads: tuple[str, ...] = ()
     specificity: int = 0
     hub: tuple[str, ...] = ()
     licence: str = ""

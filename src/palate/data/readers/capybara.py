@@ -45,6 +45,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "conversation"),
     specificity=3,
     hub=("argilla/distilabel-capybara-dpo-7k-binarized",),
     licence="Apache-2.0",

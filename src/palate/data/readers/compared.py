@@ -8,7 +8,7 @@ from typing import Any, Literal
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
-from palate.data.readers.fields import check_prompt, finite, refuse_unread
+from palate.data.readers.fields import check_prompt, finite
 from palate.data.schema import Content, Message, Preference, Response
 
 Verdict = Literal["first", "second", "tie"]
@@ -45,7 +45,6 @@ def compared(
         field: the second answer's, named where both are the same.
         margin: 0 or more; of a tie it is 0.
     """
-    refuse_unread(record)
     first, second = sides
     if first.content == second.content:
         raise RowError(field, "identical to the other answer")

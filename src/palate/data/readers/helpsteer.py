@@ -25,7 +25,7 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant
-from palate.data.readers.fields import check_prompt, number, refuse_unread, required, text
+from palate.data.readers.fields import check_prompt, number, required, text
 from palate.data.schema import Message, Preference, Response
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -47,7 +47,6 @@ def dialogue(prompt: str, field: str) -> list[Message]:
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = dialogue(text(required(record, "prompt"), "prompt"), "prompt")
     said = text(required(record, "response"), "response")
     aspects: dict[str, float] = {}
@@ -78,6 +77,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("nvidia/HelpSteer", "nvidia/HelpSteer2"),
     licence="CC-BY-4.0",

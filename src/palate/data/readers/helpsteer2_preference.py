@@ -53,6 +53,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("nvidia/HelpSteer2",),
     licence="CC-BY-4.0",

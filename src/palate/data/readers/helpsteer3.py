@@ -53,6 +53,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("context",),
     specificity=2,
     hub=("nvidia/HelpSteer3",),
     licence="CC-BY-4.0",

@@ -19,7 +19,7 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import check_prompt, check_response, refuse_unread, required, text
+from palate.data.readers.fields import check_prompt, check_response, required, text
 from palate.data.schema import Message, Preference, Response
 
 HUMAN = "\n\nHuman:"
@@ -40,7 +40,6 @@ def parse_dialogue(dialogue: str, field: str) -> list[Message]:
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     chosen = text(required(record, "chosen"), "chosen")
     rejected = text(required(record, "rejected"), "rejected")
     if chosen == rejected:

@@ -9,8 +9,8 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
 from palate.data.readers.compared import Verdict
-from palate.data.readers.fields import check_prompt, check_response, turns
-from palate.data.readers.pictures import PLACE, image_refs, place_images, refuse_media
+from palate.data.readers.fields import check_prompt, check_response, check_turn, turns
+from palate.data.readers.pictures import PLACE, image_refs, place_images
 from palate.data.schema import ImageRef, Message, Preference, Response, text_in
 
 _ROLES = {
@@ -81,7 +81,6 @@ def image_pair(
         fields: of the prompt, of the images and of the second answer, for messages.
         place: what stands for an image.
     """
-    refuse_media(record)
     asked, pictured, other = fields
     if not images and any(place in text_in(turn["content"]) for turn in prompt):
         raise RowError(pictured, f"none, where the turns have {place}")
@@ -117,6 +116,8 @@ def by_from(value: Any, field: str) -> list[Message]:
             raise RowError(f"{field}.{i}.from", "nobody who is known")
         if turn.get("value") is None:
             raise RowError(f"{field}.{i}.value", "null" if "value" in turn else "missing")
+        answer = role == "assistant" and i == len(value) - 1
+        check_turn(turn, f"{field}.{i}", ("from", "value"), answer=answer)
         found.append({"role": role, "content": turn["value"]})
     return turns(found, field)
 

@@ -55,6 +55,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("image", "images"),
     specificity=2,
     hub=("ChrisDing1105/MMIF-23k",),
     licence="see source",

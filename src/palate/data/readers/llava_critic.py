@@ -90,6 +90,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("conversations", "image", "images"),
     specificity=3,
     hub=("lmms-lab/llava-critic-113k", "CodeGoat24/LLaVA-Critic-113k"),
     licence="Apache-2.0",

@@ -54,6 +54,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=2,
     hub=("yifanzhang114/MM-RLHF", "yifanzhang114/MM-RLHF-RewardBench"),
     licence="see source",

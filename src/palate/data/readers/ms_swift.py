@@ -29,7 +29,8 @@ from palate.data.readers.fields import (
     text,
     turns,
 )
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
+from palate.data.readers.meaning import refuse
+from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.trl_preference import shared_turns
 from palate.data.schema import Message, Preference, Response
 
@@ -37,7 +38,7 @@ _REJECTED = ("rejected_response", "rejected_messages", "rejected_images")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record, "rejected_videos", "rejected_audios", "rejected_tools")
+    refuse(record, "rejected_videos", "rejected_audios", "rejected_tools")
     chat, field = _chat(record)
     prompt, chosen = chat[:-1], chat[-1:]
     check_response(chosen, field)
@@ -69,11 +70,7 @@ def _chat(record: Record) -> tuple[list[Message], str]:
     """The chat that ends with the chosen answer, and the field to blame."""
     if "messages" in record.value or "response" not in record.value:
         return turns(required(record, "messages"), "messages"), "messages"
-    system, history = record.value.get("system"), record.value.get("history")
-    chat: list[Message] = []
-    if system is not None and text(system, "system", blank=True).strip():
-        chat.append({"role": "system", "content": system})
-    return [*chat, *spoken(history, "history"), *_last(record)], "response"
+    return [*spoken(record.value.get("history"), "history"), *_last(record)], "response"
 
 
 def spoken(history: Any, field: str) -> list[Message]:
@@ -128,6 +125,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("messages", "query", "history", "images"),
     specificity=2,
     licence="see source",
 )

@@ -18,13 +18,12 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, has, named
-from palate.data.readers.fields import check_prompt, finite, refuse_unread, required, text
+from palate.data.readers.fields import check_prompt, finite, required, text
 from palate.data.readers.hh_rlhf import parse_dialogue
 from palate.data.schema import Message, Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = _prompt(text(required(record, "prompt"), "prompt"))
     listed = required(record, "answers")
     if not isinstance(listed, list):
@@ -85,6 +84,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("berkeley-nest/Nectar", "ThWu/filtered_nectar"),
     licence="Apache-2.0",

@@ -132,6 +132,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "images"),
     specificity=5,
     licence="see source",
 )

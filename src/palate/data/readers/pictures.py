@@ -7,7 +7,6 @@ import binascii
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import text
@@ -17,7 +16,6 @@ PLACE = "<image>"
 _URI = "data:"
 _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGODlh", "R0lGODdh", "UklGR")
 """How files of PNG, JPEG, GIF and WebP begin in base64."""
-_MEDIA = ("videos", "video", "audios", "audio", "tools", "objects", "chat_template_kwargs")
 
 
 def image_refs(value: Any, field: str) -> tuple[ImageRef, ...]:
@@ -105,14 +103,3 @@ def _parts(said: str | list[Part], place: str, rest: Iterator[ImageRef]) -> str 
 
 def _text(said: str) -> list[Part]:
     return [{"type": "text", "text": said}] if said else []
-
-
-def refuse_media(record: Record, *others: str | None) -> None:
-    """What changes the things a model sees, other than images, must not be dropped in silence.
-
-    Args:
-        others: further fields that are refused where they hold anything.
-    """
-    for name in (*_MEDIA, *others):
-        if name is not None and record.value.get(name) not in (None, "", [], {}):
-            raise RowError(name, "not read by this format")

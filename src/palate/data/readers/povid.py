@@ -49,6 +49,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("conversations", "image", "images"),
     specificity=2,
     hub=("YiyangAiLab/POVID_preference_data_for_VLLMs",),
     licence="CC-BY-4.0",

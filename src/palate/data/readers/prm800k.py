@@ -99,6 +99,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "label"),
     specificity=2,
     hub=("openai/prm800k", "plaguss/prm800k"),
     licence="MIT",

@@ -93,6 +93,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "image", "images"),
     specificity=2,
     hub=("yifanzhang114/R1-Reward-RL",),
     licence="see source",

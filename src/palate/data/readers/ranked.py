@@ -18,14 +18,13 @@ from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, listed, named, notes, user
 from palate.data.readers.fields import check_prompt, finite, required, text, turns
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
+from palate.data.readers.pictures import image_refs, place_images
 from palate.data.schema import Message, Preference, Response
 
 COLUMNS = ("prompt", "responses", "rankings")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record)
     field = "images" if record.value.get("images") is not None else "image"
     images = image_refs(record.value.get(field), field)
     prompt = place_images(_prompt(record), images, field)
@@ -86,6 +85,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=2,
     licence="see source",
 )

@@ -51,6 +51,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "image", "images"),
     specificity=3,
     hub=("openbmb/RLAIF-V-Dataset",),
     licence="CC-BY-NC-4.0",

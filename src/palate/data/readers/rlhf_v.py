@@ -70,6 +70,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("image", "images"),
     specificity=3,
     hub=("openbmb/RLHF-V-Dataset",),
     licence="CC-BY-NC-4.0",

@@ -56,6 +56,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("history", "labels"),
     specificity=2,
     hub=("stanfordnlp/SHP", "stanfordnlp/SHP-2"),
     licence="see source",

@@ -48,6 +48,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("lvwerra/stack-exchange-paired",),
     licence="CC-BY-SA-4.0",

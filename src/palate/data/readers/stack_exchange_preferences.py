@@ -18,12 +18,11 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, has, numeral, user
-from palate.data.readers.fields import refuse_unread, required, text
+from palate.data.readers.fields import required, text
 from palate.data.schema import Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     question = text(required(record, "question"), "question")
     listed = required(record, "answers")
     if not isinstance(listed, list):
@@ -71,6 +70,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("HuggingFaceH4/stack-exchange-preferences",),
     licence="CC-BY-SA-4.0",

@@ -20,7 +20,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import notes
-from palate.data.readers.fields import finite, refuse_unread, required
+from palate.data.readers.fields import finite, required
 from palate.data.readers.summarize_comparisons import HUB, LICENCE, post, summary
 from palate.data.schema import Preference, Response
 
@@ -28,7 +28,6 @@ ASPECTS = ("accuracy", "coverage", "coherence")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     entry = required(record, "summary")
     found = summary(entry, "summary")
     axes = entry.get("axes")

@@ -115,6 +115,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("instruction",),
     specificity=2,
     hub=(
         "bigcode/swe-arena-preference-5k",

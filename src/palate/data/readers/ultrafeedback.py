@@ -26,7 +26,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, named, notes, numeral, user
-from palate.data.readers.fields import refuse_unread, required, text
+from palate.data.readers.fields import required, text
 from palate.data.schema import Preference, Response
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -36,7 +36,6 @@ _NOT_APPLICABLE = ("n/a", "na", "none")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     asked = text(required(record, "instruction"), "instruction")
     listed = required(record, "completions")
     if not isinstance(listed, list):
@@ -136,6 +135,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("instruction",),
     specificity=3,
     hub=("openbmb/UltraFeedback", "argilla/ultrafeedback-curated"),
     licence="MIT",

@@ -40,6 +40,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=3,
     hub=(
         "argilla/ultrafeedback-binarized-preferences-cleaned",

@@ -88,6 +88,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "messages"),
     specificity=3,
     hub=("HuggingFaceH4/ultrafeedback_binarized",),
     licence="MIT",

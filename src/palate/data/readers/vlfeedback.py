@@ -22,7 +22,7 @@ from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, named, numeral, user
 from palate.data.readers.fields import check_prompt, required, text
 from palate.data.readers.image_pairs import images_of
-from palate.data.readers.pictures import place_images, refuse_media
+from palate.data.readers.pictures import place_images
 from palate.data.schema import Preference, Response
 
 ASPECTS = {
@@ -33,7 +33,6 @@ ASPECTS = {
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record)
     images, field = images_of(record, "image", "img_path", needed=True)
     asked = user(text(required(record, "prompt"), "prompt"))
     prompt = place_images(asked, images, field)
@@ -123,6 +122,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=3,
     hub=("MMInstruction/VLFeedback",),
     licence="see source",

@@ -67,6 +67,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("openai/webgpt_comparisons",),
     licence="see source",

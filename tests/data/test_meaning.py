@@ -148,8 +148,8 @@ def test_messages_before_answers_of_one_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("reasoning_content", "Light.", "a field of a turn that is not read"),
-        ("thinking", "Light.", "a field of a turn that is not read"),
+        ("reasoning_content", "Light.", "reasoning apart from the answer is not read"),
+        ("thinking", "Light.", "reasoning apart from the answer is not read"),
         ("name", "ann", "a field of a turn that is not read"),
         ("audio", {"id": "a"}, "a field of a turn that is not read"),
         ("function_call", {"name": "f"}, "tool calls are not read"),

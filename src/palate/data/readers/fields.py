@@ -17,6 +17,7 @@ _YES = ("true", "1", "1.0")
 _NO = ("false", "0", "0.0")
 TRUE: tuple[Any, ...] = (1, *_YES)
 FALSE: tuple[Any, ...] = (0, *_NO)
+REASONING = ("reasoning", "reasoning_content", "thinking")
 WEIGHTS = ("weight", "sample_weight", "loss_weight")
 _TURN_NOTES = frozenset(
     (
@@ -94,6 +95,8 @@ def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer:
             continue
         if name in ("tool_calls", "function_call", "function_calls"):
             raise RowError(f"{field}.{name}", "tool calls are not read")
+        if name in REASONING:
+            raise RowError(f"{field}.{name}", "reasoning apart from the answer is not read")
         if name not in _TRAINED:
             raise RowError(f"{field}.{name}", "a field of a turn that is not read")
         if value in FALSE and answer:

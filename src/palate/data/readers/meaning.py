@@ -13,7 +13,7 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import TRUE, WEIGHTS, holds, text
+from palate.data.readers.fields import REASONING, TRUE, WEIGHTS, holds, text
 from palate.data.schema import Content, Message, Preference, Response, text_in
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
@@ -30,11 +30,8 @@ _TOOLS = (
     *("tools", "functions", "function_call", "function_calls", "tool_calls", "tool_choice"),
     *("chat_template_kwargs",),
 )
-_REASONING = ("reasoning", "reasoning_content", "thinking")
 LABELS = ("label", "labels", "kto_tag")
-MEANING = frozenset(
-    (*SYSTEM, "developer", *ASKED, *_MEDIA, *_TOOLS, *_REASONING, *LABELS, *WEIGHTS)
-)
+MEANING = frozenset((*SYSTEM, "developer", *ASKED, *_MEDIA, *_TOOLS, *REASONING, *LABELS, *WEIGHTS))
 _FALSE = (0, "0", "0.0", "false", "False")
 _TRUE = (1, "1", "1.0", "true", "True")
 
@@ -50,7 +47,6 @@ def read_row(reader: Reader, record: Record, context: Context) -> Preference:
         RowError: the record is no row of the format, or holds what the format does not read.
     """
     unread = MEANING.intersection(record.value).difference(reader.reads)
-    refuse(record, *unread.difference(ASKED, SYSTEM))
     row = reader.read(record, context)
     return checked(record, row, unread) if unread else row
 

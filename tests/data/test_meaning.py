@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from palate.data.build import build
+from palate.data.encode import Encoder
 from palate.data.pairing import UNDESIRABLE, to_demonstrations
 from palate.data.readers import readers
 from palate.data.readers.meaning import MEANING
 from palate.data.stream import ReadResult, read_source
 from palate.errors import DataError
-from palate.recipes.schema import DataSource
+from palate.recipes.schema import DataRecipe, DataSource
+from tiny_chat import CHATML, byte_tokenizer
 
 USER = {"role": "user", "content": "Is the moon a star?"}
 NO = {"role": "assistant", "content": "No."}
@@ -215,6 +218,16 @@ def test_labels_of_answers_are_read_and_bad_answers_not_imitated(
     (shown,) = to_demonstrations(good)
     assert shown.kind == "demonstration"
     assert to_demonstrations(bad) == UNDESIRABLE
+
+
+def test_bad_answers_are_counted_where_answers_are_imitated(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in CHATS), encoding="utf-8")
+    recipe = DataRecipe(train=(DataSource(path=str(file)),))
+    encoder = Encoder(byte_tokenizer(template=CHATML))
+    data = build(recipe, encoder, kind="demonstration", seed=0)
+    assert [row.responses[0].content for row in data.train_rows] == [[NO]]
+    assert data.report["sources"][0]["dropped"] == {UNDESIRABLE: 1}
 
 
 @pytest.mark.parametrize("formatting", ["sharegpt", "alpaca"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
+from palate.data import templates
 from palate.data.build import build
 from palate.data.encode import Drop, Encoder
 from palate.data.items import Item
@@ -23,7 +24,8 @@ from palate.data.templates import (
     without_clock,
 )
 from palate.errors import DataError, ModelError
-from palate.recipes.schema import DataRecipe, DataSource
+from palate.models.loading import load_tokenizer
+from palate.recipes.schema import DataRecipe, DataSource, ModelRecipe
 from tiny_chat import CHATML, STRICT, byte_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -171,6 +173,19 @@ def test_what_is_saved_tells_the_day_of_training(day: Any) -> None:
     own = byte_tokenizer(template=CLOCK)
     freeze_clock(own)
     assert live(own, [USER, YES]) == shown
+
+
+def test_tokenizers_are_loaded_with_their_clock_stopped(tmp_path: Path, day: Any) -> None:
+    byte_tokenizer(template=CLOCK).save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelRecipe(path=str(tmp_path)))
+    day(2034, 8, 9)
+    assert "Today Date: 26 Jul 2024" in live(loaded, [USER])
+
+
+def test_chats_are_rendered_in_one_place() -> None:
+    source = Path(templates.__file__).parents[1]
+    files = [f for f in source.rglob("*.py") if "apply_chat_template(" in f.read_text("utf-8")]
+    assert files == [Path(templates.__file__)]
 
 
 def test_every_directive_of_the_clock() -> None:

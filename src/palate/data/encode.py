@@ -217,10 +217,10 @@ class Encoder:
             prompt, tail = self._prompt_ids(rendered, starts, continuations)
         except Refused as error:
             return Encoded(item=Drop(error.reason))
-        said = [continuations.get(text, ()) for text in rendered.responses]
+        tokenised = [continuations.get(text, ()) for text in rendered.responses]
         responses = [
             self._ended(ids, chat=row.conversational) if self.tokens.says_something(ids) else ()
-            for ids in said
+            for ids in tokenised
         ]
         if row.kind == "rated":
             # Of several answers a bad one costs itself, not the list.

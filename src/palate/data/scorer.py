@@ -164,9 +164,9 @@ def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
 def regrouped(scores: Iterable[Score], groups: Sequence[Group]) -> list[list[Score]]:
     """Scores of all responses, one after another, as one list a group."""
     left = iter(scores)
-    found = [[next(left) for _ in group.responses] for group in groups]
+    grouped = [[next(left) for _ in group.responses] for group in groups]
     assert next(left, None) is None
-    return found
+    return grouped
 
 
 def part_values(score: Score) -> dict[str, float | None]:
@@ -178,7 +178,7 @@ def values_by_part(scores: Sequence[Score]) -> dict[str, list[float | None]]:
     """Name -> values of that part of each score, None where it has none or was not asked."""
     names = dict.fromkeys(name for score in scores for name in score.parts)
     values = [part_values(score) for score in scores]
-    return {name: [own.get(name) for own in values] for name in names}
+    return {name: [parts.get(name) for parts in values] for name in names}
 
 
 def has_images(prompt: Content) -> bool:

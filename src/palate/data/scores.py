@@ -134,21 +134,21 @@ def _equal(pair: Preference, by: ScoredBy) -> bool:
     return pair.margin is not None and gap(pair.margin, 0.0) == 0
 
 
-def _higher_mean(one: Response, other: Response) -> bool:
-    first, second = _means([one.aspects, other.aspects])
+def _higher_mean(first_response: Response, second_response: Response) -> bool:
+    first, second = _means([first_response.aspects, second_response.aspects])
     return first is not None and second is not None and gap(first, second) > 0
 
 
-def _higher_rating(one: Response, other: Response) -> bool:
-    return one.rating is not None and other.rating is not None and one.rating > other.rating
+def _higher_rating(first: Response, second: Response) -> bool:
+    return first.rating is not None and second.rating is not None and first.rating > second.rating
 
 
-def _better_rank(one: Response, other: Response) -> bool:
-    return one.rank is not None and other.rank is not None and one.rank < other.rank
+def _better_rank(first: Response, second: Response) -> bool:
+    return first.rank is not None and second.rank is not None and first.rank < second.rank
 
 
-def _more_votes(one: Response, other: Response) -> bool:
-    return one.votes is not None and other.votes is not None and one.votes > other.votes
+def _more_votes(first: Response, second: Response) -> bool:
+    return first.votes is not None and second.votes is not None and first.votes > second.votes
 
 
 _EVIDENCE: tuple[tuple[ScoredBy, Callable[[Response, Response], bool], str], ...] = (

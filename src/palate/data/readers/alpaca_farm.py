@@ -36,10 +36,10 @@ def answers(record: Record) -> tuple[str, str]:
 
 def preference(record: Record) -> float:
     """The field `preference` as a number."""
-    found = numeral(record.value.get("preference"), "preference")
-    if found is None:
+    value = numeral(record.value.get("preference"), "preference")
+    if value is None:
         raise RowError("preference", "null" if "preference" in record.value else "missing")
-    return found
+    return value
 
 
 def _read(record: Record, context: Context) -> Preference:

@@ -34,13 +34,13 @@ def _read(record: Record, context: Context) -> Preference:
         if not listed:
             raise RowError("responses", "an empty list")
         fields = [f"responses.{i}" for i in range(len(listed))]
-    found, faults = [], []
+    usable, faults = [], []
     for value, field in zip(listed, fields, strict=True):
         try:
-            found.append(Response(content=_answer(value, field, prompt)))
+            usable.append(Response(content=_answer(value, field, prompt)))
         except RowError as error:
             faults.append(error)
-    if not found:
+    if not usable:
         raise faults[0]
     for fault in faults:
         # One bad answer of many costs itself, not the row.
@@ -50,7 +50,7 @@ def _read(record: Record, context: Context) -> Preference:
         source=context.source,
         kind="answers",
         prompt=prompt,
-        responses=tuple(found),
+        responses=tuple(usable),
         row=record.row,
     )
 
@@ -63,19 +63,19 @@ def _answer(value: Any, field: str, prompt: Content) -> Content:
         answer = turns(value, field)
         check_response(answer, field)
         return answer
-    said = text(value, field)
-    reply: list[Message] = [{"role": "assistant", "content": said}]
-    return said if isinstance(prompt, str) else reply
+    answer_text = text(value, field)
+    reply: list[Message] = [{"role": "assistant", "content": answer_text}]
+    return answer_text if isinstance(prompt, str) else reply
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
     asked = next((c for c in ("prompt", "instruction") if c in columns), None)
-    said = next((c for c in ("responses", "response") if c in columns), None)
-    if asked is None or said is None:
+    answers = next((c for c in ("responses", "response") if c in columns), None)
+    if asked is None or answers is None:
         return None
-    if said == "responses" and not any(_is_answers(row.get(said)) for row in sample):
+    if answers == "responses" and not any(_is_answers(row.get(answers)) for row in sample):
         return None
-    return f"columns {asked} and {said}"
+    return f"columns {asked} and {answers}"
 
 
 def _is_answers(value: Any) -> bool:

@@ -41,8 +41,8 @@ def _read(record: Record, context: Context) -> Preference:
     verdict = _verdict(record)
     asked = _texts(record, "prompt")
     first, second = _texts(record, "response_a"), _texts(record, "response_b")
-    for name, said in (("response_a", first), ("response_b", second)):
-        if len(said) != len(asked):
+    for name, answers in (("response_a", first), ("response_b", second)):
+        if len(answers) != len(asked):
             raise RowError(name, "not one answer for each turn of the prompt")
     if first[:-1] != second[:-1]:
         raise RowError(None, PARTED)
@@ -64,14 +64,14 @@ def _read(record: Record, context: Context) -> Preference:
 
 
 def _texts(record: Record, name: str) -> list[str]:
-    found = []
+    texts = []
     for i, item in enumerate(listed(required(record, name), name)):
         if item is None:
             raise RowError(f"{name}.{i}", "null")
-        found.append(text(item, f"{name}.{i}"))
-    if not found:
+        texts.append(text(item, f"{name}.{i}"))
+    if not texts:
         raise RowError(name, "empty")
-    return found
+    return texts
 
 
 def _verdict(record: Record) -> Verdict:

@@ -17,14 +17,14 @@ PARTED = "the conversations differ before the last answer"
 """Counted for conversations of several turns in which each side had its own."""
 
 
-def user(said: str) -> list[Message]:
+def user(content: str) -> list[Message]:
     """One turn of the user."""
-    return [{"role": "user", "content": said}]
+    return [{"role": "user", "content": content}]
 
 
-def assistant(said: str) -> list[Message]:
+def assistant(content: str) -> list[Message]:
     """One turn of the assistant."""
-    return [{"role": "assistant", "content": said}]
+    return [{"role": "assistant", "content": content}]
 
 
 def compared(
@@ -136,8 +136,8 @@ def named(value: Any) -> str | None:
 
 def notes(record: Record, *names: str) -> dict[str, Any] | None:
     """Fields that a row keeps for reports, those that are names; None where none is."""
-    found = {name: said for name in names if (said := named(record.value.get(name))) is not None}
-    return found or None
+    kept = {name: note for name in names if (note := named(record.value.get(name))) is not None}
+    return kept or None
 
 
 def has(sample: Any, column: str, *keys: str) -> bool:

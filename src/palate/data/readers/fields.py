@@ -60,7 +60,7 @@ def turns(value: Any, field: str) -> list[Message]:
         raise RowError(field, f"{shape_of(value)}, not a list of turns")
     if not value:
         raise RowError(field, "empty")
-    found: list[Message] = []
+    chat: list[Message] = []
     for i, turn in enumerate(value):
         at = f"{field}.{i}"
         if not isinstance(turn, dict):
@@ -76,8 +76,8 @@ def turns(value: Any, field: str) -> list[Message]:
             raise RowError(f"{at}.role", f"not one of {', '.join(ROLES)}")
         if role in _FIRST_ONLY and i:
             raise RowError(f"{at}.role", f"a {role} turn that is not the first")
-        found.append({"role": role, "content": _turn_text(turn["content"], f"{at}.content")})
-    return found
+        chat.append({"role": role, "content": _turn_text(turn["content"], f"{at}.content")})
+    return chat
 
 
 def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer: bool) -> None:
@@ -143,12 +143,12 @@ def finite(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowError(field, f"{shape_of(value)}, not a number")
     try:
-        found = float(value)
+        converted = float(value)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+        converted = math.inf
+    if not math.isfinite(converted):
         raise RowError(field, "not a finite number")
-    return found
+    return converted
 
 
 def flag(record: Record, name: str) -> bool:

@@ -37,18 +37,18 @@ _ROLES = {"User": "user", "Assistant": "assistant"}
 def dialogue(prompt: str, field: str) -> list[Message]:
     """The turns of a prompt; those after the first begin with a marker line."""
     first, *rest = _BORDER.split(prompt)
-    found: list[Message] = [{"role": "user", "content": first}]
-    for role, said in zip(rest[::2], rest[1::2], strict=True):
-        found.append({"role": _ROLES[role], "content": said})
-    if any(_MARK in str(turn["content"]) for turn in found):
+    chat: list[Message] = [{"role": "user", "content": first}]
+    for role, content in zip(rest[::2], rest[1::2], strict=True):
+        chat.append({"role": _ROLES[role], "content": content})
+    if any(_MARK in str(turn["content"]) for turn in chat):
         raise RowError(field, "a turn marker that does not stand in a line of its own")
-    check_prompt(found, field)
-    return found
+    check_prompt(chat, field)
+    return chat
 
 
 def _read(record: Record, context: Context) -> Preference:
     prompt = dialogue(text(required(record, "prompt"), "prompt"), "prompt")
-    said = text(required(record, "response"), "response")
+    answer = text(required(record, "response"), "response")
     aspects: dict[str, float] = {}
     for name in ASPECTS:
         rating = number(record, name)
@@ -60,7 +60,7 @@ def _read(record: Record, context: Context) -> Preference:
         source=context.source,
         kind="rated",
         prompt=prompt,
-        responses=(Response(content=assistant(said), aspects=aspects),),
+        responses=(Response(content=assistant(answer), aspects=aspects),),
         row=record.row,
     )
 

@@ -34,8 +34,8 @@ def parse_dialogue(dialogue: str, field: str) -> list[Message]:
         raise RowError(field, "does not begin with a Human: or Assistant: turn")
     pieces = _MARKER.split(dialogue)[1:]
     return [
-        {"role": _ROLES[role], "content": said.removeprefix(" ")}
-        for role, said in zip(pieces[::2], pieces[1::2], strict=True)
+        {"role": _ROLES[role], "content": content.removeprefix(" ")}
+        for role, content in zip(pieces[::2], pieces[1::2], strict=True)
     ]
 
 

@@ -70,8 +70,8 @@ def alpaca_prompt(
     prompt: list[Message] = []
     system = layout.optional("system", "system")
     if system is not None and record.value.get(system) is not None:
-        said = text(record.value[system], system, blank=True)
-        prompt += [{"role": "system", "content": said}] if said.strip() else []
+        instructions = text(record.value[system], system, blank=True)
+        prompt += [{"role": "system", "content": instructions}] if instructions.strip() else []
     history = layout.optional("history", "history")
     if history is not None:
         prompt += spoken(record.value.get(history), history)

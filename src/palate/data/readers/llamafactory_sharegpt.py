@@ -102,26 +102,26 @@ def sharegpt_chat(record: Record, layout: Layout) -> tuple[list[Message], dict[s
     """The turns of the messages, the system prompt at their head, and the tags of turns."""
     refuse(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
     messages = layout.column("messages", "conversations")
-    said = required(record, messages)
-    if not isinstance(said, list):
-        raise RowError(messages, f"{shape_of(said)}, not a list of turns")
-    tags = _tags(layout, said)
-    return _system(record, layout, turns(_turns(said, messages, tags), messages)), tags
+    conversation = required(record, messages)
+    if not isinstance(conversation, list):
+        raise RowError(messages, f"{shape_of(conversation)}, not a list of turns")
+    tags = _tags(layout, conversation)
+    return _system(record, layout, turns(_turns(conversation, messages, tags), messages)), tags
 
 
-def _tags(layout: Layout, said: list[Any]) -> dict[str, str]:
+def _tags(layout: Layout, conversation: list[Any]) -> dict[str, str]:
     # Without tags, turns say themselves in which of the two ways they are written.
-    first = said[0] if said else None
+    first = conversation[0] if conversation else None
     openai = layout.formatting == "openai" or (
         not layout.tags and isinstance(first, dict) and "role" in first
     )
     return (_OPENAI if openai else _SHAREGPT) | dict(layout.tags)
 
 
-def _turns(said: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
+def _turns(conversation: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
     roles = {tags[tag]: role for tag, role in _ROLES.items()}
-    found = []
-    for i, turn in enumerate(said):
+    chat = []
+    for i, turn in enumerate(conversation):
         if not isinstance(turn, dict):
             raise RowError(f"{field}.{i}", f"{shape_of(turn)}, not a turn")
         who = turn.get(tags["role_tag"])
@@ -129,10 +129,10 @@ def _turns(said: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
             raise RowError(f"{field}.{i}.{tags['role_tag']}", "tool calls are not read")
         if not isinstance(who, str) or who not in roles:
             raise RowError(f"{field}.{i}.{tags['role_tag']}", "nobody who is known")
-        answer = i == len(said) - 1 and roles[who] == "assistant"
+        answer = i == len(conversation) - 1 and roles[who] == "assistant"
         check_turn(turn, f"{field}.{i}", (tags["role_tag"], tags["content_tag"]), answer=answer)
-        found.append({"role": roles[who], "content": turn.get(tags["content_tag"])})
-    return found
+        chat.append({"role": roles[who], "content": turn.get(tags["content_tag"])})
+    return chat
 
 
 def _system(record: Record, layout: Layout, chat: list[Message]) -> list[Message]:
@@ -140,8 +140,8 @@ def _system(record: Record, layout: Layout, chat: list[Message]) -> list[Message
     value = None if name is None else record.value.get(name)
     if name is None or value is None or chat[0]["role"] == "system":
         return chat
-    said = text(value, name, blank=True)
-    return [{"role": "system", "content": said}, *chat] if said.strip() else chat
+    instructions = text(value, name, blank=True)
+    return [{"role": "system", "content": instructions}, *chat] if instructions.strip() else chat
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

@@ -126,8 +126,10 @@ def _repeats(value: Any, row: Preference) -> bool:
     if row.prompt == "":  # a text that is learnt as a whole
         prompts = [row.responses[0].content]
     if isinstance(value, str):
-        said = [chat_of(prompt, "user") for prompt in prompts]
-        return any(value.strip() in text_in(turn["content"]) for chat in said for turn in chat)
+        chats_asked = [chat_of(prompt, "user") for prompt in prompts]
+        return any(
+            value.strip() in text_in(turn["content"]) for chat in chats_asked for turn in chat
+        )
     if not isinstance(value, list):
         return False
     chats = [chat_of(row.prompt, "user"), *(_whole(row.prompt, r) for r in row.responses)]

@@ -50,8 +50,8 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _prompt(said: str) -> list[Message]:
-    chat = parse_dialogue(said, "prompt")
+def _prompt(flat: str) -> list[Message]:
+    chat = parse_dialogue(flat, "prompt")
     last = chat.pop()
     if last["role"] != "assistant" or str(last["content"]).strip():
         raise RowError("prompt", "does not end by opening the assistant's turn")
@@ -68,8 +68,8 @@ def _response(entry: Any, field: str) -> Response:
     rank = finite(entry["rank"], f"{field}.rank")
     if rank != int(rank) or rank < 1:
         raise RowError(f"{field}.rank", "not a whole number from 1")
-    said = text(entry["answer"], f"{field}.answer")
-    return Response(content=assistant(said), rank=int(rank), generator=named(entry.get("model")))
+    answer = text(entry["answer"], f"{field}.answer")
+    return Response(content=assistant(answer), rank=int(rank), generator=named(entry.get("model")))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

@@ -41,13 +41,13 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("rejected_prompt", "text beside chat turns")
     if prompts[0] == prompts[1] and sides[0] == sides[1]:
         raise RowError("rejected", "identical to chosen")
-    other = None if prompts[0] == prompts[1] else prompts[1]
+    rejected_prompt = None if prompts[0] == prompts[1] else prompts[1]
     return Preference(
         id=text(required(record, "id"), "id"),
         source=text(required(record, "source"), "source"),
         kind="pair",
         prompt=prompts[0],
-        responses=(Response(content=sides[0]), Response(content=sides[1], prompt=other)),
+        responses=(Response(content=sides[0]), Response(content=sides[1], prompt=rejected_prompt)),
         tie=flag(record, "tie"),
         row=record.row,
     )

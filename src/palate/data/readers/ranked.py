@@ -28,16 +28,18 @@ def _read(record: Record, context: Context) -> Preference:
     field = "images" if record.value.get("images") is not None else "image"
     images = image_refs(record.value.get(field), field)
     prompt = place_images(_prompt(record), images, field)
-    said = listed(required(record, "responses"), "responses")
+    answers = listed(required(record, "responses"), "responses")
     ranks = listed(required(record, "rankings"), "rankings")
-    if len(said) != len(ranks):
+    if len(answers) != len(ranks):
         raise RowError("rankings", "not one for each response")
     writers = record.value.get("models")
     makers = (
-        writers if isinstance(writers, list) and len(writers) == len(said) else [None] * len(said)
+        writers
+        if isinstance(writers, list) and len(writers) == len(answers)
+        else [None] * len(answers)
     )
     responses = []
-    for i, (answer, rank, maker) in enumerate(zip(said, ranks, makers, strict=True)):
+    for i, (answer, rank, maker) in enumerate(zip(answers, ranks, makers, strict=True)):
         # One bad answer of several costs itself, not the row.
         try:
             content = assistant(text(answer, f"responses.{i}"))

@@ -75,8 +75,8 @@ def _response(entry: Any, field: str, *, chat: bool) -> Response:
     key = next((k for k in _TEXTS if k in entry), None)
     if key is None:
         raise RowError(f"{field}.{_TEXTS[0]}", "missing")
-    said = text(entry[key], f"{field}.{key}")
-    answer: list[Message] = [{"role": "assistant", "content": said}]
+    answer_text = text(entry[key], f"{field}.{key}")
+    answer: list[Message] = [{"role": "assistant", "content": answer_text}]
     rating = next((k for k in _RATINGS if entry.get(k) is not None), None)
     rank = entry.get("rank")
     if rating is None and rank is None:
@@ -85,7 +85,7 @@ def _response(entry: Any, field: str, *, chat: bool) -> Response:
         raise RowError(f"{field}.rank", f"{shape_of(rank)}, not a whole number")
     writer = next((entry[k] for k in _WRITERS if isinstance(entry.get(k), str)), None)
     return Response(
-        content=answer if chat else said,
+        content=answer if chat else answer_text,
         rating=None if rating is None else finite(entry[rating], f"{field}.{rating}"),
         rank=rank if rating is None else None,
         generator=writer,

@@ -51,11 +51,11 @@ def _response(entry: Any, field: str) -> Response:
         raise RowError(field, f"{shape_of(entry)}, not an object")
     if entry.get("text") is None:
         raise RowError(f"{field}.text", "null" if "text" in entry else "missing")
-    said = text(entry["text"], f"{field}.text")
+    answer = text(entry["text"], f"{field}.text")
     score = numeral(entry.get("pm_score"), f"{field}.pm_score")
     if score is None:
         raise RowError(f"{field}.pm_score", "missing")
-    return Response(content=assistant(said), rating=score)
+    return Response(content=assistant(answer), rating=score)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

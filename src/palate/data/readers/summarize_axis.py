@@ -29,7 +29,7 @@ ASPECTS = ("accuracy", "coverage", "coherence")
 
 def _read(record: Record, context: Context) -> Preference:
     entry = required(record, "summary")
-    found = summary(entry, "summary")
+    answer = summary(entry, "summary")
     axes = entry.get("axes")
     if not isinstance(axes, dict):
         raise RowError("summary.axes", f"{shape_of(axes)}, not an object")
@@ -41,10 +41,10 @@ def _read(record: Record, context: Context) -> Preference:
         if axes.get(name) is not None
     }
     rated = Response(
-        content=found.content,
+        content=answer.content,
         rating=finite(axes["overall"], "summary.axes.overall"),
         aspects=aspects or None,
-        generator=found.generator,
+        generator=answer.generator,
     )
     return Preference(
         id=context.id,

@@ -61,10 +61,10 @@ def post(record: Record) -> str:
     for name in ("post", "title", "subreddit"):
         if info.get(name) is None:
             raise RowError(f"info.{name}", "null" if name in info else "missing")
-    said = text(info["post"], "info.post")
+    body = text(info["post"], "info.post")
     title = text(info["title"], "info.title", blank=True)
     subreddit = text(info["subreddit"], "info.subreddit", blank=True)
-    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {said}\n\nTL;DR:"
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {body}\n\nTL;DR:"
 
 
 def summary(entry: Any, field: str) -> Response:
@@ -73,8 +73,8 @@ def summary(entry: Any, field: str) -> Response:
         raise RowError(field, f"{shape_of(entry)}, not an object")
     if entry.get("text") is None:
         raise RowError(f"{field}.text", "null" if "text" in entry else "missing")
-    said = text(entry["text"], f"{field}.text")
-    return Response(content=said, generator=named(entry.get("policy")))
+    summary_text = text(entry["text"], f"{field}.text")
+    return Response(content=summary_text, generator=named(entry.get("policy")))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

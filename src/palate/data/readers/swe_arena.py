@@ -47,8 +47,8 @@ def _read(record: Record, context: Context) -> Preference:
     chats = [_chat(states.get(side), field) for side, field in zip(_SIDES, fields, strict=True)]
     prompt, *answers = last_answers(chats[0], chats[1], (fields[0], fields[1]))
     first, second = (
-        Response(content=assistant(str(said)), generator=_writer(record, side))
-        for said, side in zip(answers, _SIDES, strict=True)
+        Response(content=assistant(str(answer)), generator=_writer(record, side))
+        for answer, side in zip(answers, _SIDES, strict=True)
     )
     return compared(
         record,
@@ -81,22 +81,22 @@ def _chat(state: Any, field: str) -> list[Message]:
     known = dict(_ROLES)
     if isinstance(names, list) and len(names) == 2 and all(isinstance(n, str) for n in names):
         known |= {names[0].lower(): "user", names[1].lower(): "assistant"}
-    found = []
+    chat = []
     for i, entry in enumerate(messages):
         if not isinstance(entry, list) or len(entry) != 2:
             raise RowError(f"{field}.{i}", "not a pair of a name and a text")
-        who, said = entry
+        who, turn_text = entry
         role = known.get(who.lower()) if isinstance(who, str) else None
         if role is None:
             raise RowError(f"{field}.{i}.0", "nobody who is known")
-        found.append({"role": role, "content": said})
-    return turns(found, field)
+        chat.append({"role": role, "content": turn_text})
+    return turns(chat, field)
 
 
 def _writer(record: Record, side: str) -> str | None:
     models = record.value.get("models")
-    own = models.get(side) if isinstance(models, dict) else None
-    return named(record.value.get(side)) or named(own)
+    model = models.get(side) if isinstance(models, dict) else None
+    return named(record.value.get(side)) or named(model)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

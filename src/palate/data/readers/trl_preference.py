@@ -158,12 +158,12 @@ def _parted(
     if isinstance(first, str) or isinstance(second, str):
         raise RowError("rejected", "text beside chat turns")
     asked, places = typed_turns(prompt, "prompt") if isinstance(prompt, list) else (None, chosen[1])
-    found, one, other, repeated = _chats(prompt, asked, first, second)
+    turns_asked, first_answer, second_answer, repeated = _chats(prompt, asked, first, second)
     # What is repeated at the head of the answers must be the same images as well.
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
         if side[1] != (places if repeated else []):
             raise RowError(name, "with other images than the prompt")
-    return found, [one, other], places
+    return turns_asked, [first_answer, second_answer], places
 
 
 def _texts(
@@ -208,8 +208,8 @@ def _chats(
         else:
             n = shared_turns(chosen, rejected)
             asked, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
-            said = [text_in(turn["content"]) for turn in asked if turn["role"] == "user"]
-            if question not in said:
+            questions = [text_in(turn["content"]) for turn in asked if turn["role"] == "user"]
+            if question not in questions:
                 raise RowError("prompt", "not a turn that chosen and rejected share")
     check_prompt(asked, "prompt")
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):

@@ -65,7 +65,7 @@ def _response(entry: Any, field: str, context: Context) -> Response:
         raise RowError(field, f"{shape_of(entry)}, not an object")
     if entry.get("response") is None:
         raise RowError(f"{field}.response", "null" if "response" in entry else "missing")
-    said = text(entry["response"], f"{field}.response")
+    answer = text(entry["response"], f"{field}.response")
     aspects = _aspects(entry.get("annotations"), f"{field}.annotations", context)
     rating = numeral(entry.get("overall_score"), f"{field}.overall_score")
     if rating is not None and rating >= _HIGHEST and aspects and _mean(aspects) <= _LOW:
@@ -75,7 +75,7 @@ def _response(entry: Any, field: str, context: Context) -> Response:
     if rating is None and not aspects:
         raise RowError(field, "neither annotations nor an overall_score")
     return Response(
-        content=assistant(said),
+        content=assistant(answer),
         rating=rating,
         aspects=aspects or None,
         generator=named(entry.get("model")),
@@ -87,7 +87,7 @@ def _aspects(value: Any, field: str, context: Context) -> dict[str, float]:
         return {}
     if not isinstance(value, dict):
         raise RowError(field, f"{shape_of(value)}, not an object")
-    found: dict[str, float] = {}
+    aspects: dict[str, float] = {}
     for name in ASPECTS:
         if value.get(name) is None:
             continue
@@ -97,8 +97,8 @@ def _aspects(value: Any, field: str, context: Context) -> dict[str, float]:
         except RowError as error:
             context.leave_out(error.field or at, error.reason)
         else:
-            found[name] = rating
-    return found
+            aspects[name] = rating
+    return aspects
 
 
 def _rating(value: Any, field: str) -> float:
@@ -107,10 +107,10 @@ def _rating(value: Any, field: str) -> float:
     rating = value.get("Rating")
     if isinstance(rating, str) and rating.strip().lower() in _NOT_APPLICABLE:
         raise RowError(f"{field}.Rating", "not applicable")
-    found = numeral(rating, f"{field}.Rating")
-    if found is None:
+    numeric = numeral(rating, f"{field}.Rating")
+    if numeric is None:
         raise RowError(f"{field}.Rating", "missing")
-    return found
+    return numeric
 
 
 def _mean(aspects: dict[str, float]) -> float:

@@ -76,29 +76,29 @@ def _response(entry: Any, field: str, context: Context) -> Response:
         raise RowError(field, f"{shape_of(entry)}, not an object")
     if entry.get("response") is None:
         raise RowError(f"{field}.response", "null" if "response" in entry else "missing")
-    said = text(entry["response"], f"{field}.response")
+    answer = text(entry["response"], f"{field}.response")
     aspects: dict[str, float] = {}
     ratings = entry.get("annotations")
     if not isinstance(ratings, dict):
         raise RowError(f"{field}.annotations", f"{shape_of(ratings)}, not an object")
-    for name, ours in ASPECTS.items():
+    for name, aspect in ASPECTS.items():
         at = f"{field}.annotations.{name}"
         try:
-            aspects[ours] = _rating(ratings.get(name), at)
+            aspects[aspect] = _rating(ratings.get(name), at)
         except RowError as error:
             context.leave_out(error.field or at, error.reason)
     if not aspects:
         raise RowError(f"{field}.annotations", "no rating")
-    return Response(content=assistant(said), aspects=aspects, generator=named(entry.get("model")))
+    return Response(content=assistant(answer), aspects=aspects, generator=named(entry.get("model")))
 
 
 def _rating(value: Any, field: str) -> float:
     if not isinstance(value, dict):
         raise RowError(field, f"{shape_of(value)}, not an object")
-    found = numeral(value.get("Rating"), f"{field}.Rating")
-    if found is None:
+    rating = numeral(value.get("Rating"), f"{field}.Rating")
+    if rating is None:
         raise RowError(f"{field}.Rating", "missing")
-    return found
+    return rating
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

@@ -48,11 +48,11 @@ def _read(record: Record, context: Context) -> Preference:
 
 def _side(record: Record, number: int) -> Response:
     name, score = f"answer_{number}", f"score_{number}"
-    said = text(required(record, name), name)
+    answer = text(required(record, name), name)
     rating = numeral(required(record, score), score)
     if rating is None:
         raise RowError(score, "empty")
-    return Response(content=assistant(said), rating=rating)
+    return Response(content=assistant(answer), rating=rating)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

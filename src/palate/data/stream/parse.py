@@ -102,11 +102,11 @@ class RowParser:
                     row = self._with_columns(row, record)
                 rows.append(Row(row, place, 1, tuple(parts)) if parts else Row(row, place))
         if reader.grouped and rows:
-            found = groups(rows, chunk.file)
+            grouped = groups(rows, chunk.file)
             chunk.rows = []
-            chunk.head = found[0]
-            chunk.tail = found[-1] if len(found) > 1 else None
-            for group in found[1:-1]:
+            chunk.head = grouped[0]
+            chunk.tail = grouped[-1] if len(grouped) > 1 else None
+            for group in grouped[1:-1]:
                 chunk.add(self.merged(group))
         return chunk
 

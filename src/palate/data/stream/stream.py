@@ -147,10 +147,12 @@ def reader_of(source: DataSource, records: Records) -> tuple[Reader, str]:
     """
     if source.format is not None:
         return reader_named(source.format), "named by the recipe"
-    found = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
-    sample = [record.value for record in found if isinstance(record, Record)]
+    first_records = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
+    sample = [record.value for record in first_records if isinstance(record, Record)]
     if not sample:
-        first = next((r for r in [*found, *records.damage] if isinstance(r, Rejection)), None)
+        first = next(
+            (r for r in [*first_records, *records.damage] if isinstance(r, Rejection)), None
+        )
         reason = "no usable row" if first is None else f"no usable row; {first}"
         raise DataError(reason, file=source.path)
     return recognise(sample, source.path, records.files)

@@ -247,9 +247,7 @@ def _pair(
     )
 
 
-def _judged(
-    pairs: Sequence[Preference], recipe: PairingRecipe, by: ScoredBy | None
-) -> PairedRow:
+def _judged(pairs: Sequence[Preference], recipe: PairingRecipe, by: ScoredBy | None) -> PairedRow:
     kept: list[Preference] = []
     dropped: list[str] = []
     flips: list[str] = []

@@ -12,11 +12,8 @@ Instruction and input are one turn of the user, with a blank line between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import Verdict, assistant, compared, numeral, user
 from palate.data.readers.fields import required, text
 from palate.data.readers.instructions import instruction
@@ -58,17 +55,11 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns instruction, output_1, output_2 and preference"
-    return None
-
-
 READER = Reader(
     name="alpaca_farm",
     shape="instruction, input, output_1, output_2, preference (1 or 2)",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns instruction, output_1, output_2 and preference"),
     read=_read,
     reads=("instruction", "input"),
     specificity=2,

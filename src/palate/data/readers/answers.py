@@ -45,14 +45,7 @@ def _read(record: Record, context: Context) -> Preference:
     for fault in faults:
         # One bad answer of many costs itself, not the row.
         context.leave_out(fault.field or "responses", fault.reason)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="answers",
-        prompt=prompt,
-        responses=tuple(usable),
-        row=record.row,
-    )
+    return context.row(record, "answers", prompt=prompt, responses=tuple(usable))
 
 
 def _answer(value: Any, field: str, prompt: Content) -> Content:

@@ -12,11 +12,8 @@ rest is counted. "Both bad" is not told from a tie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import (
     PARTED,
     Verdict,
@@ -81,19 +78,14 @@ def _verdict(record: Record) -> Verdict:
     return won[0]
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return (
-            "columns response_a and response_b, and winner_model_a, winner_model_b and winner_tie"
-        )
-    return None
-
-
 READER = Reader(
     name="arena_55k",
     shape="prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        COLUMNS,
+        "columns response_a and response_b, and winner_model_a, winner_model_b and winner_tie",
+    ),
     read=_read,
     reads=("prompt",),
     specificity=2,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.schema import Kind, Preference
+from palate.data.containers.base import shape_of
+from palate.data.schema import Content, Kind, Preference, Response
 
 
 class RowError(Exception):
@@ -37,6 +38,54 @@ class Context:
     source: str
     id: str
     leave_out: Callable[[str, str], None]
+
+    def row(
+        self,
+        record: Record,
+        kind: Kind,
+        *,
+        prompt: Content,
+        responses: Sequence[Response],
+        margin: float | None = None,
+        tie: bool = False,
+        extra: dict[str, Any] | None = None,
+    ) -> Preference:
+        """The row of a record, named by its source."""
+        return Preference(
+            id=self.id,
+            source=self.source,
+            kind=kind,
+            prompt=prompt,
+            responses=tuple(responses),
+            margin=margin,
+            tie=tie,
+            row=record.row,
+            extra=extra,
+        )
+
+    def usable(
+        self, entries: Any, field: str, parse: Callable[[Any, str], Response], scored: str
+    ) -> list[Response]:
+        """The answers of a list that can be used; the others are left out, the row is not.
+
+        Args:
+            parse: makes a response of an entry and the name of its field.
+            scored: how answers are told apart, for the reason.
+
+        Raises:
+            RowError: no list, or fewer than two of them.
+        """
+        if not isinstance(entries, list):
+            raise RowError(field, f"{shape_of(entries)}, not a list")
+        responses = []
+        for i, entry in enumerate(entries):
+            try:
+                responses.append(parse(entry, f"{field}.{i}"))
+            except RowError as error:
+                self.leave_out(error.field or field, error.reason)
+        if len(responses) < 2:
+            raise RowError(field, f"fewer than two usable {scored} answers")
+        return responses
 
 
 Recognise = Callable[[set[str], Sequence[dict[str, Any]]], str | None]
@@ -74,3 +123,16 @@ class Reader:
     licence: str = ""
     grouped: bool = False
     declared: Callable[[Path, set[str]], str | None] | None = None
+
+
+def having(names: Collection[str], words: str) -> Recognise:
+    """Tells a format by columns that are all there.
+
+    Args:
+        words: why, for people.
+    """
+
+    def recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
+        return words if columns.issuperset(names) else None
+
+    return recognise

@@ -48,15 +48,13 @@ def compared(
     first, second = sides
     if first.content == second.content:
         raise RowError(field, "identical to the other answer")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=prompt,
         responses=(second, first) if verdict == "second" else (first, second),
         margin=margin,
         tie=verdict == "tie",
-        row=record.row,
         extra=extra,
     )
 

@@ -53,13 +53,8 @@ def _read(record: Record, context: Context) -> Preference:
         prompt, response = "", text(required(record, "text"), "text")
     else:
         raise RowError("completion", "missing")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="demonstration",
-        prompt=prompt,
-        responses=(Response(content=response),),
-        row=record.row,
+    return context.row(
+        record, "demonstration", prompt=prompt, responses=(Response(content=response),)
     )
 
 

@@ -105,6 +105,16 @@ def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer:
             raise RowError(f"{field}.{name}", "a weight other than 0 and 1")
 
 
+def check_entry(value: Any, field: str, *names: str) -> dict[str, Any]:
+    """`value`, which must be an object with these fields."""
+    if not isinstance(value, dict):
+        raise RowError(field, f"{shape_of(value)}, not an object")
+    for name in names:
+        if value.get(name) is None:
+            raise RowError(f"{field}.{name}", "null" if name in value else "missing")
+    return value
+
+
 def content(record: Record, name: str) -> Content:
     """A required field that is text or chat turns."""
     value = required(record, name)

@@ -19,11 +19,9 @@ Quirks:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import assistant
 from palate.data.readers.fields import check_prompt, number, required, text
 from palate.data.schema import Message, Preference, Response
@@ -55,27 +53,22 @@ def _read(record: Record, context: Context) -> Preference:
         if rating is None:
             raise RowError(name, "missing")
         aspects[name] = rating
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
+    return context.row(
+        record,
+        "rated",
         prompt=prompt,
         responses=(Response(content=assistant(answer), aspects=aspects),),
-        row=record.row,
     )
-
-
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if {"prompt", "response", *ASPECTS} <= columns:
-        return "columns prompt and response with the five aspects from helpfulness to verbosity"
-    return None
 
 
 READER = Reader(
     name="helpsteer",
     shape=f"prompt, response, {', '.join(ASPECTS)}: an answer a record",
     kind="rated",
-    recognise=_recognise,
+    recognise=having(
+        {"prompt", "response", *ASPECTS},
+        "columns prompt and response with the five aspects from helpfulness to verbosity",
+    ),
     read=_read,
     reads=("prompt",),
     specificity=2,

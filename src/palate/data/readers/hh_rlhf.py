@@ -61,14 +61,7 @@ def _read(record: Record, context: Context) -> Preference:
         sides.append(Response(content=response))
     if sides[0] == sides[1]:
         raise RowError("rejected", "identical to chosen")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
-        prompt=prompt,
-        responses=(sides[0], sides[1]),
-        row=record.row,
-    )
+    return context.row(record, "pair", prompt=prompt, responses=(sides[0], sides[1]))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

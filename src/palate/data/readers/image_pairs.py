@@ -89,15 +89,13 @@ def image_pair(
     first, second = sides
     if first.content == second.content:
         raise RowError(second_field, "identical to the other answer")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=placed,
         responses=(second, first) if verdict == "second" else (first, second),
         margin=margin,
         tie=verdict == "tie",
-        row=record.row,
         extra=extra,
     )
 

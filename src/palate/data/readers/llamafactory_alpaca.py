@@ -13,12 +13,10 @@ system prompt or the like.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import assistant, user
 from palate.data.readers.dataset_info import (
     Layout,
@@ -44,14 +42,12 @@ def _read(record: Record, context: Context) -> Preference:
     chosen, rejected = (text(required(record, name), name) for name in sides)
     if chosen == rejected:
         raise RowError(sides[1], "identical to chosen")
-    row = Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    row = context.row(
+        record,
+        "pair",
         prompt=place_images(prompt, *images),
         responses=(Response(content=assistant(chosen)), Response(content=assistant(rejected))),
         margin=number(record, "margin"),
-        row=record.row,
     )
     return whole_row(record, row, layout, context)
 
@@ -80,12 +76,6 @@ def alpaca_prompt(
     return prompt, images_named(record, layout)
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if {"instruction", "chosen", "rejected"} <= columns:
-        return "columns instruction, chosen and rejected"
-    return None
-
-
 def _declared(file: Path, columns: set[str]) -> str | None:
     needed = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
     return declared_as(file, columns, ("alpaca",), needed, ranking=True)
@@ -95,7 +85,9 @@ READER = Reader(
     name="llamafactory_alpaca",
     shape="instruction, input, chosen, rejected[, system][, history][, images]",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        {"instruction", "chosen", "rejected"}, "columns instruction, chosen and rejected"
+    ),
     read=_read,
     reads=tuple(MEANING),
     specificity=2,

@@ -62,15 +62,13 @@ def _read(record: Record, context: Context) -> Preference:
         prompt, images = alpaca_prompt(record, layout)
         field = layout.column("response", "output")
         response = assistant(text(required(record, field), field))
-    row = Preference(
-        id=context.id,
-        source=context.source,
-        kind="unpaired",
+    row = context.row(
+        record,
+        "unpaired",
         prompt=place_images(prompt, *images),
         responses=(
             Response(content=response, label=flag(record, layout.column("kto_tag", "label"))),
         ),
-        row=record.row,
     )
     return whole_row(record, row, layout, context)
 

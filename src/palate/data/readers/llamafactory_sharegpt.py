@@ -80,14 +80,12 @@ def _read(record: Record, context: Context) -> Preference:
         sides.append(turn)
     if sides[0] == sides[1]:
         raise RowError(layout.column("rejected", "rejected"), "identical to chosen")
-    row = Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    row = context.row(
+        record,
+        "pair",
         prompt=place_images(prompt, *images_named(record, layout)),
         responses=(Response(content=sides[0]), Response(content=sides[1])),
         margin=number(record, "margin"),
-        row=record.row,
     )
     return whole_row(record, row, layout, context)
 

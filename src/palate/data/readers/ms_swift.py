@@ -52,17 +52,15 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError(rejected_field, "identical to chosen")
     asked = place_images(prompt, images, "images")
     seen = place_images(prompt, others, "rejected_images") if others else asked
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=asked,
         responses=(
             Response(content=chosen),
             Response(content=rejected, prompt=None if seen == asked else seen),
         ),
         margin=number(record, "margin"),
-        row=record.row,
     )
 
 

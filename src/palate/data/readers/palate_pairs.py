@@ -9,13 +9,12 @@ the folder's README.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.content import UNPLACED, with_images
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
@@ -120,17 +119,13 @@ def _images(record: Record) -> tuple[ImageRef, ...]:
     return tuple(images)
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if not set(COLUMNS) <= columns:
-        return None
-    return "the columns that `palate data build` writes, tie, source and id among them"
-
-
 READER = Reader(
     name="palate_pairs",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        COLUMNS, "the columns that `palate data build` writes, tie, source and id among them"
+    ),
     read=_read,
     reads=("prompt", "images"),
     specificity=5,

@@ -8,11 +8,8 @@ that of the data they were made of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
@@ -53,17 +50,11 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if not set(COLUMNS) <= columns:
-        return None
-    return "chosen and rejected, each with a prompt of its own"
-
-
 READER = Reader(
     name="palate_sides",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "chosen and rejected, each with a prompt of its own"),
     read=_read,
     specificity=6,
     licence="see source",

@@ -11,11 +11,10 @@ cannot be used is left out and counted. Rows with videos are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import assistant, listed, named, notes, user
 from palate.data.readers.fields import check_prompt, finite, required, text, turns
 from palate.data.readers.pictures import image_refs, place_images
@@ -50,14 +49,8 @@ def _read(record: Record, context: Context) -> Preference:
             responses.append(Response(content=content, rank=place, generator=named(maker)))
     if len(responses) < 2:
         raise RowError("responses", "fewer than two usable ranked answers")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
-        prompt=prompt,
-        responses=tuple(responses),
-        row=record.row,
-        extra=notes(record, "source"),
+    return context.row(
+        record, "rated", prompt=prompt, responses=responses, extra=notes(record, "source")
     )
 
 
@@ -77,15 +70,11 @@ def _rank(value: Any, field: str) -> int:
     return int(rank)
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    return "columns prompt, responses and rankings" if set(COLUMNS) <= columns else None
-
-
 READER = Reader(
     name="ranked",
     shape="prompt, responses as a list of texts, rankings (1 is best)[, images]",
     kind="rated",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns prompt, responses and rankings"),
     read=_read,
     reads=("prompt", "image", "images"),
     specificity=2,

@@ -12,7 +12,14 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import finite, holds, prompt_or_instruction, required, text
+from palate.data.readers.fields import (
+    check_entry,
+    finite,
+    holds,
+    prompt_or_instruction,
+    required,
+    text,
+)
 from palate.data.readers.meaning import ANSWER
 from palate.data.schema import Message, Preference, Response
 
@@ -48,13 +55,11 @@ def _read(record: Record, context: Context) -> Preference:
     if len(responses) < 2:
         raise RowError(name, "fewer than two usable rated answers")
     note = record.value.get("dataset")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
+    return context.row(
+        record,
+        "rated",
         prompt=prompt,
-        responses=tuple(responses),
-        row=record.row,
+        responses=responses,
         extra={"dataset": note} if isinstance(note, str) else None,
     )
 
@@ -67,8 +72,7 @@ def _rated(answers: list[Any], ratings: Any, field: str) -> list[Any]:
 
 
 def _response(entry: Any, field: str, *, chat: bool) -> Response:
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
+    check_entry(entry, field)
     for name in ANSWER.intersection(entry):
         if holds(entry[name]):
             raise RowError(f"{field}.{name}", "not read by this format")

@@ -23,7 +23,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import Verdict, assistant, compared, last_answers, named
-from palate.data.readers.fields import required, turns
+from palate.data.readers.fields import check_entry, required, turns
 from palate.data.schema import Message, Preference, Response
 
 _SIDES = ("model_A", "model_B")
@@ -41,8 +41,7 @@ _ROLES = {"human": "user", "user": "user", "assistant": "assistant", "system": "
 def _read(record: Record, context: Context) -> Preference:
     vote = _vote(record)
     states = required(record, "states")
-    if not isinstance(states, dict):
-        raise RowError("states", f"{shape_of(states)}, not an object")
+    check_entry(states, "states")
     fields = [f"states.{side}.messages" for side in _SIDES]
     chats = [_chat(states.get(side), field) for side, field in zip(_SIDES, fields, strict=True)]
     prompt, *answers = last_answers(chats[0], chats[1], (fields[0], fields[1]))
@@ -65,8 +64,7 @@ def _vote(record: Record) -> str:
     name, vote = "human_vote", record.value.get("human_vote")
     if "human_vote" not in record.value:
         name, feedback = "feedback.vote_type", required(record, "feedback")
-        if not isinstance(feedback, dict):
-            raise RowError("feedback", f"{shape_of(feedback)}, not an object")
+        check_entry(feedback, "feedback")
         vote = feedback.get("vote_type")
     if not isinstance(vote, str) or vote not in _VERDICTS:
         raise RowError(name, "no vote that is known")

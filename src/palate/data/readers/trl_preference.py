@@ -104,10 +104,9 @@ def _read(record: Record, context: Context) -> Preference:
             check_prompt(asked, "prompt")
     share = _share(record)
     votes = (None, None) if share is None else (share, 1.0 - share)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=asked,
         responses=(
             Response(content=answers[0], votes=votes[0]),
@@ -115,7 +114,6 @@ def _read(record: Record, context: Context) -> Preference:
         ),
         margin=_margin(record),
         tie=record.value.get("tie") is not None and flag(record, "tie"),
-        row=record.row,
     )
 
 

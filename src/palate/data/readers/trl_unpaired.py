@@ -26,13 +26,11 @@ def _read(record: Record, context: Context) -> Preference:
         prompt, completion = chat[:-1], chat[-1:]
         check_prompt(chat[:-1], name)
         check_response(chat[-1:], name)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="unpaired",
+    return context.row(
+        record,
+        "unpaired",
         prompt=prompt,
         responses=(Response(content=completion, label=flag(record, "label")),),
-        row=record.row,
     )
 
 

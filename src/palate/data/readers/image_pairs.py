@@ -8,7 +8,7 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
-from palate.data.readers.compared import Verdict
+from palate.data.readers.compared import Verdict, compared
 from palate.data.readers.fields import check_prompt, check_response, check_turn, turns
 from palate.data.readers.pictures import PLACE, image_refs, place_images
 from palate.data.schema import ImageRef, Message, Preference, Response, text_in
@@ -86,16 +86,14 @@ def image_pair(
         raise RowError(pictured, f"none, where the turns have {place}")
     placed = place_images(prompt, images, pictured, place=place)
     check_prompt(placed, asked)
-    first, second = sides
-    if first.content == second.content:
-        raise RowError(second_field, "identical to the other answer")
-    return context.row(
+    return compared(
         record,
-        "pair",
+        context,
         prompt=placed,
-        responses=(second, first) if verdict == "second" else (first, second),
+        sides=sides,
+        verdict=verdict,
+        field=second_field,
         margin=margin,
-        tie=verdict == "tie",
         extra=extra,
     )
 

@@ -13,10 +13,12 @@ system prompt or the like.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError, having
+from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, user
 from palate.data.readers.dataset_info import (
     Layout,
@@ -76,6 +78,13 @@ def alpaca_prompt(
     return prompt, images_named(record, layout)
 
 
+def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
+    texts = any(isinstance(row.get("chosen"), str) for row in sample)
+    if texts and {"instruction", "chosen", "rejected"} <= columns:
+        return "columns instruction, chosen and rejected"
+    return None
+
+
 def _declared(file: Path, columns: set[str]) -> str | None:
     needed = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
     return declared_as(file, columns, ("alpaca",), needed, ranking=True)
@@ -85,9 +94,7 @@ READER = Reader(
     name="llamafactory_alpaca",
     shape="instruction, input, chosen, rejected[, system][, history][, images]",
     kind="pair",
-    recognise=having(
-        {"instruction", "chosen", "rejected"}, "columns instruction, chosen and rejected"
-    ),
+    recognise=_recognise,
     read=_read,
     reads=tuple(MEANING),
     specificity=2,

@@ -17,7 +17,7 @@ from palate.data.readers.ultrafeedback_binarized import scored_chats
 from palate.data.schema import Preference
 
 _SCORES = ("chosen-rating", "rejected-rating")
-_MODELS = ("chosen-model", "rejected-model")
+_MODELS = (("chosen-model",), ("rejected-model",))
 
 
 def _read(record: Record, context: Context) -> Preference:

@@ -213,7 +213,7 @@ def _encode(
 
 
 def _sources(readings: Sequence[Ledger], train: Sequence[_Made]) -> list[str]:
-    """Names of the training sources, those of which nothing is left included."""
+    """Names of all training sources, also of those that have no rows left."""
     names = [row.source for _, row, _ in train]
     given = {id(row.ledger) for *_, row in train}
     empty = [r.name for r in readings if r.role == "train" and id(r) not in given]

@@ -76,7 +76,7 @@ class _Scored(NamedTuple):
 def make_pairs(
     rows: Sequence[Preference], recipe: PairingRecipe | None, seed: int
 ) -> tuple[list[Preference], Counter[str]]:
-    """Pairs from rated rows; other rows pass through, less ties and flips that are to be dropped.
+    """Pairs of rated rows, and the other rows without the ties and flips that the recipe drops.
 
     Returns:
         the rows, and how many rows gave no pair, by reason.
@@ -169,7 +169,7 @@ def pair_row(row: Preference, recipe: PairingRecipe, seed: int) -> PairedRow:
 def _picked(
     scored: list[_Scored], recipe: PairingRecipe, chance: random.Random
 ) -> Iterator[tuple[_Scored, _Scored]]:
-    """Chosen and rejected responses, in an order whose beginning is a fair draw of them."""
+    """Chosen and rejected responses in random order: the first few are a fair sample."""
     best = max(item.score for item in scored)
     top = chance.choice([item for item in scored if item.score == best])
     scored = list(scored)
@@ -274,7 +274,7 @@ def _in_any_order(row: Preference, chance: random.Random) -> Preference:
 
 
 def to_ranked(row: Preference, recipe: PairingRecipe) -> Preference | str:
-    """A rated row or a pair as a rated row whose responses have ranks; or why it has none.
+    """The row, rated or a pair, with a rank for each response; or why it cannot be ranked.
 
     Args:
         recipe: says by which score; of a pair the chosen response has rank 1.

@@ -19,7 +19,7 @@ _ROUNDING = 1e-12
 def scores_of(
     responses: Sequence[Response], recipe: PairingRecipe
 ) -> tuple[ScoredBy, list[float | None]]:
-    """What the responses of a row are compared by, and their scores; None where one has none."""
+    """What a row's responses are compared by, and the score of each; None for one without it."""
     by: ScoredBy = _best_known(responses) if recipe.score == "auto" else recipe.score
     if by == "aspects":
         return by, [_weighted(r.aspects, recipe.aspects or {}) for r in responses]
@@ -111,7 +111,7 @@ def check_order(row: Preference, chosen: float, rejected: float, *, tie: bool = 
 
 
 def contradiction(pair: Preference, scored_by: ScoredBy | None = None) -> str | None:
-    """Which other number of a pair says that rejected is the better one, in words; None if none.
+    """In words, which other number of a pair prefers its rejected response; None where no one does.
 
     Looks at the margin, ratings, ranks, means of the aspects that both have, and votes, but not at
     what the pair was made from. A tie has no order to contradict, also where it is kept as a pair.

@@ -92,9 +92,9 @@ class Refused(Exception):
 
 
 _MARK = "\u2e28palate\u2e29"
-"""Said by nobody."""
+"""A text that stands in no data."""
 _TURN_MARK = "palateturn{}end"
-"""Letters and a number alone, which survive escapes."""
+"""Letters and a number, which no escaping changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +185,9 @@ class ChatTemplate:
         return text
 
     def _places_left_out(self, roles: tuple[str, ...], open_turn: bool) -> list[int]:
-        """Which turns of a chat of these roles do not show, whatever they say.
+        """Places of turns that the template does not render in a chat of these roles.
 
-        Thinking that a template takes out of a turn is no such thing: the rest of the turn shows.
+        Asked with texts of our own: a template that takes thinking out of a turn renders the rest.
         """
         if (roles, open_turn) not in self._left_out:
             marks = [_TURN_MARK.format(i) for i in range(len(roles))]
@@ -220,7 +220,9 @@ class ChatTemplate:
         return tail if asked.endswith(tail) else ""
 
     def begins_with(self, text: str) -> bool:
-        """Whether every chat surely does, told by the source: others may in some chats alone.
+        """Whether the template's source shows that every chat begins with a text.
+
+        False says nothing: a chat may still begin with it.
 
         Args:
             text: of the BOS token.

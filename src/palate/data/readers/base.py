@@ -13,7 +13,7 @@ from palate.data.schema import Content, Kind, Preference, Response
 
 
 class RowError(Exception):
-    """A record that is no row of its format; never seen by the user as such.
+    """A record that cannot be read as a row of its format; it is counted, not shown as an error.
 
     Attributes:
         field: dotted, None where no one field is at fault.

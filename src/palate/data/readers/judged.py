@@ -65,7 +65,7 @@ class Shown(NamedTuple):
 
 
 def compared_by(prompt: str, reply: str) -> tuple[Shown, Verdict | None] | None:
-    """A comparison of two answers and its verdict (None: none that is understood).
+    """A comparison of two answers and its verdict (None where the reply is not understood).
 
     None where the prompt is not a known layout of two answers.
     """

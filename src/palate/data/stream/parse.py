@@ -1,4 +1,4 @@
-"""A piece of a source becomes rows, with what gives none: in this process or in another."""
+"""Parses a piece of a source into rows and rejections, in this process or in another."""
 
 from __future__ import annotations
 

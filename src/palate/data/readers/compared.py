@@ -133,7 +133,7 @@ def named(value: Any) -> str | None:
 
 
 def notes(record: Record, *names: str) -> dict[str, Any] | None:
-    """Those of the fields that hold a text, kept by the row for reports; None where no field does."""
+    """Those fields that hold a text, for the row to keep; None where no field does."""
     kept = {name: note for name in names if (note := named(record.value.get(name))) is not None}
     return kept or None
 

@@ -53,7 +53,7 @@ class Layout:
 
 @lru_cache(maxsize=256)
 def layout_of(file: str) -> Layout | None:
-    """What the nearest dataset_info.json says of a data file, if it holds pairs or labelled answers.
+    """What the nearest dataset_info.json says of a data file of pairs or labelled answers.
 
     It is looked for in the file's folder and the two above it. None where there is none, where it
     does not name the file or its folder, or names it in several ways.

@@ -18,8 +18,8 @@ def split_by_prompt(
 ) -> npt.NDArray[np.bool_]:
     """[N], True = held out: the rows of `fraction` of the prompts, of one prompt at least.
 
-    The prompts with the smallest keys are held out. Which of two prompts comes first does not depend
-    on other rows or their order, and no prompt is on both sides.
+    The prompts with the smallest keys are held out: which of two prompts comes first does not
+    depend on other rows or their order, and no prompt is on both sides.
 
     Args:
         keys: [N], of each row's prompt, see `content.prompt_key`.

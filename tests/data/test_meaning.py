@@ -283,6 +283,15 @@ def test_ratings_beside_a_list_of_answers(tmp_path: Path) -> None:
         assert row.margin == 2.5
 
 
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    notes = {"quality": 5, "a\nb": "x" * 9, "empty": None, "id": "i"}
+    result = read(tmp_path, MESSAGES | notes, MESSAGES | {"messages": [USER]})
+    assert result.why == "column messages; not read: a b, quality"
+    assert read(tmp_path, MESSAGES | {"id": 3, "system": "Be kind."}).why == "column messages"
+    many = read(tmp_path, TEXTS | {f"note_{i}": i for i in range(10)}).why
+    assert many.endswith("; not read: " + ", ".join(f"note_{i}" for i in range(8)) + " and 2 more")
+
+
 def test_what_readers_read_is_known() -> None:
     for reader in readers().values():
         assert set(reader.reads) <= MEANING

@@ -17,8 +17,8 @@ from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
 from palate.data.pairing import (
-    construct,
     needs_pairing,
+    pair_row,
     refuse_needless,
     to_demonstrations,
     to_ranked,
@@ -188,32 +188,32 @@ def _encode(
 ) -> list[_Made]:
     """The source's items with what they were made of, all that is lost entered in its ledger."""
     made = [_made_of(row, kind, pairing, seed, ledger) for row in ledger.result.rows]
-    rows = [row for found in made if not isinstance(found, str) for row in found]
+    rows = [row for pairs in made if not isinstance(pairs, str) for row in pairs]
     encoded = iter(zip(encoder.encode(rows), rows, strict=True))
     items: list[_Made] = []
-    for row, found in zip(ledger.result.rows, made, strict=True):
-        if isinstance(found, str):
-            ledger.drop(row.row, found)
+    for row, pairs in zip(ledger.result.rows, made, strict=True):
+        if isinstance(pairs, str):
+            ledger.drop(row.row, pairs)
             continue
-        mine = [next(encoded) for _ in found]
-        kept = [(e.item, r) for e, r in mine if not isinstance(e.item, Drop)]
-        reasons = [e.item.reason for e, _ in mine if isinstance(e.item, Drop)]
+        parts = [next(encoded) for _ in pairs]
+        kept = [(e.item, r) for e, r in parts if not isinstance(e.item, Drop)]
+        reasons = [e.item.reason for e, _ in parts if isinstance(e.item, Drop)]
         if not kept:
             ledger.drop(row.row, reasons[0])
             continue
         for reason in reasons:
             ledger.drop_item(row.row, reason)
-        for encoding, _ in mine:
+        for encoding, _ in parts:
             for reason in encoding.left_out:
                 ledger.leave_out(row.row, reason)
-        cut = _cut([e.cut for e, _ in mine])
+        cut = _cut([e.cut for e, _ in parts])
         source = _Row(ledger=ledger, cut=cut, given=len(kept), taken=len(kept))
         items += [(item, r, source) for item, r in kept]
     return items
 
 
 def _sources(readings: Sequence[Ledger], train: Sequence[_Made]) -> list[str]:
-    """Names of the training sources, those of which nothing is left included."""
+    """Names of all training sources, also of those that have no rows left."""
     names = [row.source for _, row, _ in train]
     given = {id(row.ledger) for *_, row in train}
     empty = [r.name for r in readings if r.role == "train" and id(r) not in given]
@@ -264,7 +264,7 @@ def _made_of(
     if row.kind == "rated" and pairing is None:
         raise needs_pairing(row.source)
     if row.kind in ("rated", "pair"):
-        made = construct(row, pairing or PairingRecipe(), seed)
+        made = pair_row(row, pairing or PairingRecipe(), seed)
         ledger.flips.update(made.flips)
         if made.scored_by is not None:
             ledger.scored_by[made.scored_by] += 1
@@ -274,10 +274,15 @@ def _made_of(
             ledger.drop_item(row.row, reason)
         pairs = list(made.pairs)
     if kind == "demonstration":
-        shown = [to_demonstrations(pair) for pair in pairs]
-        if isinstance(shown[0], str):
-            return shown[0]
-        return _distinct(one for found in shown if not isinstance(found, str) for one in found)
+        demonstrations = [to_demonstrations(pair) for pair in pairs]
+        if isinstance(demonstrations[0], str):
+            return demonstrations[0]
+        return _distinct(
+            demonstration
+            for made_of_pair in demonstrations
+            if not isinstance(made_of_pair, str)
+            for demonstration in made_of_pair
+        )
     if row.kind in _HOLDS and row.kind != kind:
         raise _unfit(row, kind)
     if kind == "unpaired":
@@ -313,8 +318,8 @@ def _check_left(
     for role in roles:
         if encoded[role]:
             continue
-        mine = [ledger for ledger in readings if ledger.role == role]
-        reasons = sum((ledger.dropped for ledger in mine), Counter[str]())
+        ledgers = [ledger for ledger in readings if ledger.role == role]
+        reasons = sum((ledger.dropped for ledger in ledgers), Counter[str]())
         listed = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
-        names = ", ".join(ledger.name for ledger in mine)
+        names = ", ".join(ledger.name for ledger in ledgers)
         raise DataError(f"nothing usable is left of the {role} data ({names}): {listed}")

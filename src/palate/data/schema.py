@@ -84,7 +84,12 @@ def images_in(content: Content) -> list[ImageRef]:
     if isinstance(content, str) or not has_parts(content):
         return []
     contents = (turn["content"] for turn in content)
-    parts = (part for said in contents if not isinstance(said, str) for part in said)
+    parts = (
+        part
+        for turn_content in contents
+        if not isinstance(turn_content, str)
+        for part in turn_content
+    )
     return [image_of(part) for part in parts if part["type"] == "image"]
 
 
@@ -179,12 +184,12 @@ class Preference:
     @property
     def contents(self) -> list[Content]:
         """Its prompt, and of each response its own prompt, if it has one, and what it says."""
-        found = [self.prompt]
+        every = [self.prompt]
         for response in self.responses:
             if response.prompt is not None:
-                found.append(response.prompt)
-            found.append(response.content)
-        return found
+                every.append(response.prompt)
+            every.append(response.content)
+        return every
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

@@ -117,7 +117,7 @@ def _classified(
 ) -> list[Score]:
     """By a classifier, in the words of its own template."""
     turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
-    shown = str(scorer.tokenizer.apply_chat_template(turns, tokenize=False))
+    shown = scorer.template.whole(turns)
     tokens = SequenceTokenizer(scorer.tokenizer)
     wording = _Wording(scorer.tokenizer, tokens, *shown.split(_SAID, 1))
     scores: list[Score] = []

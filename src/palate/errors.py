@@ -59,3 +59,9 @@ class ModelError(PalateError):
 
 class RunError(PalateError):
     """A run folder that cannot be read, written or resumed."""
+
+
+def in_one_line(value: object, most: int = 120) -> str:
+    """`value` for a message: line breaks as spaces, nothing unprintable, long text cut inside."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(value).split()))
+    return text if len(text) <= most else f"{text[: most - 23]} ... {text[-18:]}"

@@ -11,6 +11,7 @@ import pytest
 from palate.errors import RecipeError
 from palate.recipes import EvalRecipe, RewardRecipe, SftRecipe, TuneRecipe, load_recipe
 from palate.recipes.trl_table import BY_KEY, TABLE, markdown
+from palate.recipes.yaml import dump_yaml
 
 ROOT = Path(__file__).parents[2]
 HEAD = "model_name_or_path: org/model\ndataset_name: org/data\n"
@@ -192,9 +193,9 @@ def test_lists_of_losses_become_mixtures() -> None:
 def test_differences_from_trl_are_said(caplog: pytest.LogCaptureFixture) -> None:
     assert load("label_smoothing: 0.1\nbf16: true").loss.label_smoothing == 0.1
     assert caplog.messages == [
-        "t.yaml, line 4: bf16 over float32 weights runs in float32 here;"
+        "t.yaml, line 4, column 1: bf16 over float32 weights runs in float32 here;"
         " set `dtype: bfloat16` for bf16 weights",
-        "t.yaml, line 3: label_smoothing makes this cDPO; TRL ignores it with sigmoid",
+        "t.yaml, line 3, column 1: label_smoothing makes this cDPO; TRL ignores it with sigmoid",
     ]
 
 
@@ -205,10 +206,10 @@ def test_batch_grows_with_processes_as_in_trl(monkeypatch: pytest.MonkeyPatch) -
 
 def test_values_are_checked_at_their_own_line() -> None:
     assert refused("seed: 1\nbeta: x\n") == [
-        "t.yaml, line 4: `loss.beta`: expected a number > 0, got 'x'"
+        "t.yaml, line 4, column 1: `loss.beta`: expected a number > 0, got 'x'"
     ]
     assert refused("loss_type: [sigmoid, sft]\nbeta: -1\n") == [
-        "t.yaml, line 4: `loss.losses.0.beta`: expected a number > 0, got -1"
+        "t.yaml, line 4, column 1: `loss.losses.0.beta`: expected a number > 0, got -1"
     ]
 
 
@@ -256,11 +257,10 @@ def test_every_refused_key_gets_its_own_line() -> None:
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.kind == "fixed"], ids=lambda r: r.key)
 def test_fixed_keys_accept_their_values_alone(row: Any) -> None:
-    import yaml
 
     cls = {"sft": SftRecipe, "reward": RewardRecipe}.get(row.verb, TuneRecipe)
     for value in row.accepted:
-        load(yaml.safe_dump({row.key: value}), cls)
+        load(dump_yaml({row.key: value}), cls)
     assert row.becomes in refused(f"{row.key}: other", cls)[0]
 
 

@@ -167,7 +167,11 @@ def _limits(constraints: list[Any] | tuple[Any, ...]) -> str:
         "<=": (annotated_types.Le, "le"),
     }
     bounds = {sign: _bound(constraints, kind, name) for sign, (kind, name) in signs.items()}
-    texts = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
+    texts = [
+        f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}"
+        for sign, bound in bounds.items()
+        if bound is not None
+    ]
     return f" {' and '.join(texts)}" if texts else ""
 
 

@@ -9,12 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+def _make_strict(schema: Any, cls: type[BaseModel]) -> None:
+    """Strict numbers and booleans in the fields of `cls`, and no empty text, which as a path is the
+    current folder. Lists may still be tuples, and text paths."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        if schema.get("type") == "str":
+            schema.setdefault("min_length", 1)
+        if schema.get("type") != "model" or schema["cls"] is cls:  # sections are strict by now
+            for part in schema.values():
+                _make_strict(part, cls)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _make_strict(part, cls)
 
 
 class Strict(BaseModel):
-    """Base of every recipe node: unknown keys are errors, values are frozen and finite."""
+    """Base of every recipe node: unknown keys are errors, values are frozen and finite.
+
+    Numbers and booleans are what they are: true is no 1.0, and '1_0' no 10.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -23,6 +42,12 @@ class Strict(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _make_strict(schema, cls)
+        return schema
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What contradicts what: (dotted key below this node, message) each."""

@@ -200,7 +200,7 @@ class RunRecipe(Strict):
 
     output_dir: Path
     """Run folder. A folder with a finished or interrupted run is refused unless `resume`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     resume: bool = False
     """Continue an interrupted run of the same recipe from its last complete checkpoint."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import yaml
-
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
@@ -22,6 +20,7 @@ from palate.recipes.schema import (
     SftRecipe,
     TuneRecipe,
 )
+from palate.recipes.yaml import dump_yaml
 from palate.rewards.questions import FIRST, SECOND, TIE, opened
 from palate.store.folder import is_finished
 from palate.store.folders import whole_folder
@@ -206,7 +205,7 @@ def judge_yaml(scorer: scorers.ScorerBase) -> str:
     return (
         "# The trained judge as a scorer: `palate serve judge.yaml`, or `palate score judge.yaml`\n"
         "# with `data` and `output_dir` set. What is below `scorer:` is an entry of `models` of\n"
-        "# `palate eval reward`.\n" + yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+        "# `palate eval reward`.\n" + dump_yaml(section)
     )
 
 

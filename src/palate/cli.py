@@ -300,17 +300,18 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs and steps.")] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="Seed.")] = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
 ) -> None:
     """Controlled sentiment on this machine: sample, score, pair, tune three ways, compare."""
-    options = {"model": model, "output_dir": output_dir, "seed": seed, "quick": quick or None}
+    options = {"model": model, "output_dir": output_dir, "quick": quick or None}
     given = [
         f"{key}={json.dumps(value, default=str)}"
         for key, value in options.items()
         if value is not None
     ]
+    given += [f"seed={seed}"] if seed is not None else []
     with one_line("", again="the finished parts are kept"):
         loaded = load_recipe(DemoRecipe, None, [*given, *(set_ or [])])
         if print_recipe:

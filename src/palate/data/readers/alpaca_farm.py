@@ -17,8 +17,8 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import Verdict, assistant, compared, numeral, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.compared import Verdict, assistant, compared, user
+from palate.data.readers.fields import numeral, required, text
 from palate.data.readers.instructions import instruction
 from palate.data.schema import Preference, Response
 

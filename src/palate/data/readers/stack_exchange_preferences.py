@@ -17,8 +17,8 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, has, numeral, user
-from palate.data.readers.fields import refuse_unread, required, text
+from palate.data.readers.compared import assistant, has, user
+from palate.data.readers.fields import numeral, refuse_unread, required, text
 from palate.data.schema import Preference, Response
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import Verdict, assistant, compared, named, numeral, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.compared import Verdict, assistant, compared, named, user
+from palate.data.readers.fields import numeral, required, text
 from palate.data.schema import Preference, Response
 
 COLUMNS = ("question", "answer_0", "answer_1", "score_0", "score_1")

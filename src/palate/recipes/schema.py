@@ -111,6 +111,12 @@ class DataRecipe(Strict):
             yield "mixture.tokenizer", "the model's own tokenizer counts: delete the key"
 
 
+class SftDataRecipe(DataRecipe):
+    turns: Literal["last", "all"] = "last"
+    """Of conversations (`messages`): learn the last answer, or every answer, each as an example of
+    its own with the turns before it as its prompt."""
+
+
 class ReferenceRecipe(Strict):
     kind: Literal["auto", "frozen_copy", "adapter_off", "cache"] = "auto"
     """auto: adapter_off with LoRA, else frozen_copy. cache: computed once, reused across runs."""
@@ -209,7 +215,7 @@ class SftRecipe(RunRecipe):
     """Supervised fine-tuning on demonstrations or on the chosen side of pairs."""
 
     model: ModelRecipe
-    data: DataRecipe
+    data: SftDataRecipe
     train: SftTrainRecipe = SftTrainRecipe()
 
     def problems(self) -> Iterator[tuple[str, str]]:

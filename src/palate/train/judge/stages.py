@@ -14,9 +14,9 @@ from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
 from palate.recipes.reward import RewardDataRecipe, RewardLengthRecipe, RewardRecipe
 from palate.recipes.schema import (
-    DataRecipe,
     LengthRecipe,
     ModelRecipe,
+    SftDataRecipe,
     SftRecipe,
     TuneRecipe,
 )
@@ -82,7 +82,7 @@ def stage_recipe(
             train=own.train,
         )
     # A verdict that is cut off teaches nothing.
-    data = DataRecipe(
+    data = SftDataRecipe(
         train=files.train, eval=files.eval, length=LengthRecipe(**limits, response="drop")
     )
     if verb == "sft":

@@ -156,7 +156,9 @@ def test_an_interruption_says_how_to_go_on(replace: Any, monkeypatch: pytest.Mon
 
 
 def test_notes_of_trl_recipes_go_to_stderr() -> None:
-    Path("t.yaml").write_text("model_name_or_path: m\ndataset_name: d\nlabel_smoothing: 0.1\n")
+    Path("t.yaml").write_text(
+        "model_name_or_path: m\ndataset_name: d\nlabel_smoothing: 0.1\nbf16: false\n"
+    )
     result = invoke("tune", "t.yaml", "--print-recipe")
     assert result.stderr.startswith(
         "palate: t.yaml, line 3, column 1: label_smoothing makes this cDPO"

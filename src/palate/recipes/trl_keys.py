@@ -61,6 +61,10 @@ class TrlKeys:
     def refuse(self, key: str, reason: str) -> None:
         self.problems.append((key, reason))
 
+    def note(self, key: str, text: str) -> None:
+        """Says how a key, given or left out, differs from TRL."""
+        self.notes.append(f"{self.origin(key)}: {text}")
+
     def put(self, path: str, value: Any, key: str) -> None:
         """Sets a native key, whose origin is the line of the TRL key (or the key's default)."""
         self.native.set(key_path(path), value, self.origin(key))

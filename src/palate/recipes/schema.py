@@ -87,6 +87,30 @@ class LengthRecipe(Strict):
     """A longer response: cut it (no end-of-response token then), or drop the row."""
 
 
+LengthUnit = Literal["characters", "words"]
+
+
+class Limits(Strict):
+    """How long a text may be."""
+
+    min: Annotated[int, Field(ge=0)] | None = None
+    max: Annotated[int, Field(ge=0)] | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.min is None and self.max is None:
+            yield "min", "give `min`, `max` or both"
+        if self.min is not None and self.max is not None and self.min > self.max:
+            yield "min", f"above max ({self.max}): no text is that long"
+
+    def broken_by(self, length: int) -> str | None:
+        """Which limit a length breaks ("under 3", "over 20"); None where it keeps both."""
+        if self.min is not None and length < self.min:
+            return f"under {self.min}"
+        if self.max is not None and length > self.max:
+            return f"over {self.max}"
+        return None
+
+
 class DataRecipe(Strict):
     train: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     eval: tuple[DataSource, ...] = ()

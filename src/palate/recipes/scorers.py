@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from palate.recipes.losses import Positive, Strict
-from palate.recipes.schema import Count, DataSource, Dtype
+from palate.recipes.schema import Count, DataSource, Dtype, LengthUnit, Limits
 
 NotNegative = Annotated[float, Field(ge=0.0)]
 
@@ -104,17 +104,9 @@ class LengthScorer(ScorerBase):
     prefer: Literal["longer", "shorter"] = "longer"
 
 
-class ResponseLength(Strict):
-    unit: Literal["characters", "words"] = "characters"
+class ResponseLength(Limits):
+    unit: LengthUnit = "characters"
     """Words are separated by white space."""
-    min: Annotated[int, Field(ge=0)] | None = None
-    max: Annotated[int, Field(ge=0)] | None = None
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.min is None and self.max is None:
-            yield "min", "give `min`, `max` or both"
-        if self.min is not None and self.max is not None and self.min > self.max:
-            yield "min", f"above max ({self.max}): nothing would be that long"
 
 
 class RuleScorer(ScorerBase):

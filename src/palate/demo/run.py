@@ -75,7 +75,8 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
         return str(results[MODEL]["path"])
 
     def tuning(method: str) -> Stage:
-        plan = tune_recipe(root, method, model="", preset=preset, seed=seed, resume=False)
+        # Of the model only the stage is known before it has run.
+        plan = tune_recipe(root, method, model=MODEL, preset=preset, seed=seed, resume=False)
         return Stage(
             name=method,
             title=f"Tuning with {METHODS[method][0]}",

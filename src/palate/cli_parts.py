@@ -72,9 +72,9 @@ class TwoWordGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # A run folder of that name is meant as what it is.
-        both = " ".join(args[:2])
-        if len(args) > 1 and both in self.commands and not Path(args[1]).is_dir():
-            return both, self.commands[both], args[2:]
+        words = " ".join(args[:2])
+        if len(args) > 1 and words in self.commands and not Path(args[1]).is_dir():
+            return words, self.commands[words], args[2:]
         return super().resolve_command(ctx, args)
 
 

@@ -70,10 +70,10 @@ def inspect(
         sources = [
             check_recipe(BuildSource, {"path": file, **options}, "data inspect") for file in files
         ]
-        found = inspect_data(sources, out, against=against or ())
-        for line in found.lines():
+        inspected = inspect_data(sources, out, against=against or ())
+        for line in inspected.lines():
             typer.echo(line)
-        typer.echo(str(found.folder / "report.html"))
+        typer.echo(str(inspected.folder / "report.html"))
 
 
 @app.command(cls=recipe_command(DataBuildRecipe))

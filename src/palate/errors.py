@@ -62,6 +62,10 @@ class RunError(PalateError):
 
 
 def in_one_line(value: object, most: int = 120) -> str:
-    """`value` for a message: line breaks as spaces, nothing unprintable, long text cut inside."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(value).split()))
+    """`value` as text for a message: in one line, printable, and cut inside where it is longer than
+    `most`; of an error without a message its class."""
+    words = " ".join(str(value).split())
+    if not words and isinstance(value, BaseException):
+        words = type(value).__name__
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
     return text if len(text) <= most else f"{text[: most - 23]} ... {text[-18:]}"

@@ -219,11 +219,11 @@ def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:
     prompts = list(dict.fromkeys(r["prompt_id"] for r in rows if r["policy"] == "reference"))
 
     def column(policy: str, step: int | None, name: str) -> np.ndarray:
-        found: dict[str, list[float]] = {p: [] for p in prompts}
+        by_prompt: dict[str, list[float]] = {p: [] for p in prompts}
         for row in rows:
             if (row["policy"], row["checkpoint"]) == (policy, step):
-                found[row["prompt_id"]].append(row[name])
-        return np.array([np.mean(found[p]) for p in prompts])
+                by_prompt[row["prompt_id"]].append(row[name])
+        return np.array([np.mean(by_prompt[p]) for p in prompts])
 
     curves = []
     for method, (name, _) in METHODS.items():

@@ -95,14 +95,14 @@ def resolve_yaml(recipe: Strict) -> str:
 
 def shipped_recipes(verb: str | None = None) -> dict[str, str]:
     """Shipped recipes of a verb (or all): name -> its one-line description."""
-    found = {}
+    recipes = {}
     for file in sorted(_shipped_folder().iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
             first = file.read_text(encoding="utf-8").partition("\n")[0]
-            own, _, text = first.removeprefix("# palate ").partition(": ")
-            if verb in (None, own):
-                found[file.name.removesuffix(".yaml")] = text
-    return found
+            recipe_verb, _, text = first.removeprefix("# palate ").partition(": ")
+            if verb in (None, recipe_verb):
+                recipes[file.name.removesuffix(".yaml")] = text
+    return recipes
 
 
 def _shipped_folder() -> Any:

@@ -55,11 +55,11 @@ class Strict(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_problems(self) -> Self:
-        found: list[tuple[str, str]] = list(self.problems())
-        if found:
+        problems: list[tuple[str, str]] = list(self.problems())
+        if problems:
             context: dict[str, Any] = {
-                "problems": found,
-                "text": "; ".join(f"`{key}`: {message}" for key, message in found),
+                "problems": problems,
+                "text": "; ".join(f"`{key}`: {message}" for key, message in problems),
             }
             raise PydanticCustomError("problems", "{text}", context)
         return self

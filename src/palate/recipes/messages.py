@@ -29,14 +29,14 @@ _NO_SECTION = ("model_type", "model_attributes_type")
 
 def lines(error: ValidationError, cls: type[BaseModel], document: Document) -> list[str]:
     """One line for every key that is wrong, in the order of the file."""
-    found: dict[KeyPath, str] = {}
+    by_key: dict[KeyPath, str] = {}
     for item in error.errors(include_url=False):
         for path, message in _explain(item, cls, document):
             # A union reports once for each of its members; one line a key is enough.
-            found.setdefault(path, f"{document.origin(path)}: {message}")
+            by_key.setdefault(path, f"{document.origin(path)}: {message}")
     # A list whose items are wrong is also reported as a list; the items say it better.
-    inner = {path[:length] for path in found for length in range(len(path))}
-    return [found[path] for path in sorted(found, key=document.order) if path not in inner]
+    inner = {path[:length] for path in by_key for length in range(len(path))}
+    return [by_key[path] for path in sorted(by_key, key=document.order) if path not in inner]
 
 
 def _explain(item: Any, cls: type[BaseModel], document: Document) -> Iterator[tuple[KeyPath, str]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from palate.recipes.losses import Dpo, Loss, Positive, Strict
+from palate.recipes.losses import Dpo, Loss, NotNegative, Positive, Strict
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward import (
     BradleyTerry,
@@ -31,7 +31,7 @@ from palate.recipes.schema import (
     TrainRecipe,
     TuneRecipe,
 )
-from palate.recipes.scorers import Chat, NotNegative
+from palate.recipes.scorers import Chat
 
 Words = Annotated[str, Field(min_length=1)]
 

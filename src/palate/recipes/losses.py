@@ -67,6 +67,7 @@ class Strict(BaseModel):
 
 Probability = Annotated[float, Field(ge=0.0, lt=0.5)]
 Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class LossBase(Strict):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from palate.data.pairing import NO_GAP, NO_MARGIN, TIE, TOO_FEW, pair_row, pairs
 from palate.data.schema import ImageRef, Preference, Response
 from palate.data.scores import scores_of
 from palate.recipes.pairing import PRESETS, PairingRecipe, Preset
+from palate.recipes.yaml import parse_yaml
 
 
 def row(*responses: Response, id: str = "r") -> Preference:
@@ -314,4 +314,4 @@ def test_a_row_is_paired_alike_in_any_company(
 def test_the_presets_are_documented_as_they_are() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "data.md"
     lines = re.findall(r"^\| `(\w+)` \| `(score: .*)` \|$", page.read_text("utf-8"), re.MULTILINE)
-    assert {name: yaml.safe_load(f"{{{keys}}}") for name, keys in lines} == PRESETS
+    assert {name: parse_yaml(f"{{{keys}}}", "test") for name, keys in lines} == PRESETS

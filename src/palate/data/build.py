@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from palate.data.pairing import (
     to_ranked,
     to_unpaired,
 )
-from palate.data.schema import Preference
+from palate.data.schema import Content, Preference
 from palate.data.split import (
     joined_keys,
     shared_prompts,
@@ -35,7 +35,7 @@ from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
-from palate.recipes.schema import DataRecipe, DataSource
+from palate.recipes.schema import DataRecipe, DataSource, SftDataRecipe
 
 _NEEDS = {
     "pair": "pairs or ratings",
@@ -116,12 +116,13 @@ def build(
     _check_pairing(data.pairing, kind, ties=ties)
     encoded: dict[Role, list[_Made]] = {"train": [], "eval": []}
     for ledger in readings:
-        encoded[ledger.role] += _encode(ledger, encoder, kind, data.pairing, seed)
+        encoded[ledger.role] += _encode(ledger, encoder, kind, data, seed)
     _check_left(readings, encoded, bool(data.eval))
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
         keys = np.array(
-            [prompt_key(row.prompt, seed, row.source) for _, row, _ in train], np.uint64
+            [prompt_key(_asked_first(row, data), seed, row.source) for _, row, _ in train],
+            np.uint64,
         )
         keys = joined_keys(keys, [item.prompts[0].ids for item, _, _ in train])
         out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
@@ -184,10 +185,10 @@ def _check_pairing(pairing: PairingRecipe | None, kind: ItemKind, *, ties: bool)
 
 
 def _encode(
-    ledger: Ledger, encoder: Encoder, kind: ItemKind, pairing: PairingRecipe | None, seed: int
+    ledger: Ledger, encoder: Encoder, kind: ItemKind, data: DataRecipe, seed: int
 ) -> list[_Made]:
     """The source's items with what they were made of, all that is lost entered in its ledger."""
-    made = [_made_of(row, kind, pairing, seed, ledger) for row in ledger.result.rows]
+    made = [_made_of(row, kind, data, seed, ledger) for row in ledger.result.rows]
     rows = [row for pairs in made if not isinstance(pairs, str) for row in pairs]
     encoded = iter(zip(encoder.encode(rows), rows, strict=True))
     items: list[_Made] = []
@@ -253,9 +254,9 @@ _CUT_ORDER = ("prompt", "chosen", "rejected", "response")
 
 
 def _made_of(
-    row: Preference, kind: ItemKind, pairing: PairingRecipe | None, seed: int, ledger: Ledger
+    row: Preference, kind: ItemKind, data: DataRecipe, seed: int, ledger: Ledger
 ) -> list[Preference] | str:
-    pairs = [row]
+    pairs, pairing = [row], data.pairing
     if row.kind == "answers":
         raise _unfit(row, kind)
     if kind == "ranking" and row.kind in ("rated", "pair"):
@@ -274,7 +275,7 @@ def _made_of(
             ledger.drop_item(row.row, reason)
         pairs = list(made.pairs)
     if kind == "demonstration":
-        demonstrations = [to_demonstrations(pair) for pair in pairs]
+        demonstrations = [to_demonstrations(pair, _turns(data)) for pair in pairs]
         if isinstance(demonstrations[0], str):
             return demonstrations[0]
         return _distinct(
@@ -288,6 +289,18 @@ def _made_of(
     if kind == "unpaired":
         return _distinct(side for pair in pairs for side in to_unpaired(pair))
     return pairs
+
+
+def _turns(data: DataRecipe) -> Literal["last", "all"]:
+    return data.turns if isinstance(data, SftDataRecipe) else "last"
+
+
+def _asked_first(row: Preference, data: DataRecipe) -> Content:
+    """The prompt that decides the split: answers of one conversation are held out together."""
+    if _turns(data) == "last" or not row.conversation or isinstance(row.prompt, str):
+        return row.prompt
+    roles = [turn["role"] for turn in row.prompt]
+    return row.prompt[: roles.index("assistant", 1) if "assistant" in roles[1:] else None]
 
 
 def _unfit(row: Preference, kind: ItemKind) -> DataError:

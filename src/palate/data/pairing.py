@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from palate.data.schema import Preference, Response
 from palate.data.scores import (
@@ -315,12 +315,32 @@ def to_unpaired(row: Preference) -> list[Preference]:
     ]
 
 
-def to_demonstrations(row: Preference) -> list[Preference] | str:
-    """The chosen side of a pair, or a desirable response, as a demonstration."""
+def to_demonstrations(
+    row: Preference, turns: Literal["last", "all"] = "last"
+) -> list[Preference] | str:
+    """The chosen side of a pair, or a desirable response, as a demonstration.
+
+    Args:
+        turns: `all`: of a conversation every answer to a user or a tool, earlier ones as rows of
+            their own, in order.
+    """
     if row.kind == "demonstration":
-        return [row]
+        return [*_earlier_answers(row), row] if turns == "all" else [row]
     if row.kind == "unpaired" and row.responses[0].label is not True:
         return UNDESIRABLE
     return [
         dataclasses.replace(row, kind="demonstration", responses=row.responses[:1], margin=None)
+    ]
+
+
+def _earlier_answers(row: Preference) -> list[Preference]:
+    if not row.conversation or isinstance(row.prompt, str):
+        return []
+    chat = row.prompt
+    return [
+        dataclasses.replace(
+            row, id=f"{row.id}/{i}", prompt=chat[:i], responses=(Response(content=chat[i : i + 1]),)
+        )
+        for i in range(1, len(chat))
+        if chat[i]["role"] == "assistant" and chat[i - 1]["role"] in ("user", "tool")
     ]

@@ -156,6 +156,8 @@ class Preference:
         margin: chosen score minus rejected score, where the data gives it.
         tie: of a pair: the annotator saw no difference, and the order means nothing.
         row: 1-based row in the source file, for messages.
+        conversation: prompt and response are one conversation in the source, whose earlier
+            answers are as much to be imitated as the last.
         extra: fields of the source kept for reports (JSON values only).
     """
 
@@ -167,6 +169,7 @@ class Preference:
     margin: float | None = None
     tie: bool = False
     row: int | None = None
+    conversation: bool = False
     extra: dict[str, Any] | None = None
 
     @property

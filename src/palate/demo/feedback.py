@@ -44,12 +44,12 @@ def write_feedback(
     missing: list[tuple[Path, list[Opening]]] = []
     plan: dict[Split, list[Path]] = {}
     for split, count in wanted:
-        found = openings(split, count)
-        for start in range(0, len(found), OPENINGS_PER_SHARD):
+        chosen = openings(split, count)
+        for start in range(0, len(chosen), OPENINGS_PER_SHARD):
             shard = folder / "shards" / f"{split}-{start // OPENINGS_PER_SHARD:03d}.jsonl"
             plan.setdefault(split, []).append(shard)
             if not shard.exists():
-                missing.append((shard, found[start : start + OPENINGS_PER_SHARD]))
+                missing.append((shard, chosen[start : start + OPENINGS_PER_SHARD]))
     if missing:
         policy, tokenizer = load()
         reward = Lexicon()

@@ -115,10 +115,10 @@ class GeneralTokenStats(torch.autograd.Function):
                             zero_where_excluded(weights, gap)
                         policy.sums[1, rows] += row_dot(weights, gap)
                     if shape.entropy:
-                        own = scratch.get("d", last - first, stop - start).copy_(z)
+                        scores = scratch.get("d", last - first, stop - start).copy_(z)
                         if bias is not None:
-                            zero_where_excluded(weights, own)
-                        policy.sums[2, rows] += row_dot(weights, own)
+                            zero_where_excluded(weights, scores)
+                        policy.sums[2, rows] += row_dot(weights, scores)
                     if with_ref:
                         ref.weights(rows, r, weights)
                     if shape.kl:

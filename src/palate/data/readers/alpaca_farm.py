@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError, having
-from palate.data.readers.compared import Verdict, assistant, compared, numeral, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.compared import Verdict, assistant, compared, user
+from palate.data.readers.fields import numeral, required, text
 from palate.data.readers.instructions import instruction
 from palate.data.schema import Preference, Response
 

@@ -49,6 +49,7 @@ class Context:
         margin: float | None = None,
         tie: bool = False,
         extra: dict[str, Any] | None = None,
+        conversation: bool = False,
     ) -> Preference:
         """The row of a record, named by its source."""
         return Preference(
@@ -61,6 +62,7 @@ class Context:
             tie=tie,
             row=record.row,
             extra=extra,
+            conversation=conversation,
         )
 
     def usable(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
-from palate.data.readers.fields import check_prompt, finite
+from palate.data.readers.fields import check_prompt, numeral
 from palate.data.schema import Content, Message, Preference, Response
 
 Verdict = Literal["first", "second", "tie"]
@@ -93,18 +93,6 @@ def last_answers(
         raise RowError(None, PARTED)
     check_prompt(first[:-1], fields[0])
     return first[:-1], str(first[-1]["content"]), str(second[-1]["content"])
-
-
-def numeral(value: Any, field: str) -> float | None:
-    """A finite number, also one written out as text; None of null and of blank text."""
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = float(value)
-        except ValueError:
-            raise RowError(field, "text, not a number") from None
-    return None if value is None else finite(value, field)
 
 
 def listed(value: Any, field: str) -> list[Any]:

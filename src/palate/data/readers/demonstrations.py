@@ -44,7 +44,7 @@ def _read(record: Record, context: Context) -> Preference:
         prompt, response = prompt_and_completion(record)
     elif "messages" in record.value:
         chat = turns(required(record, "messages"), "messages")
-        # Of several answers the last is learnt; the earlier ones are its context.
+        # Of several answers the last; a recipe may ask for the earlier ones, too.
         prompt, response = chat[:-1], chat[-1:]
         check_response(response, "messages")
         check_prompt(prompt, "messages")
@@ -54,7 +54,11 @@ def _read(record: Record, context: Context) -> Preference:
     else:
         raise RowError("completion", "missing")
     return context.row(
-        record, "demonstration", prompt=prompt, responses=(Response(content=response),)
+        record,
+        "demonstration",
+        prompt=prompt,
+        responses=(Response(content=response),),
+        conversation="completion" not in record.value and "messages" in record.value,
     )
 
 

@@ -138,14 +138,22 @@ def prompt_or_instruction(record: Record) -> Content:
 def number(record: Record, name: str) -> float | None:
     """A finite number, None where the field is absent or null."""
     value = record.value.get(name)
-    if record.textual and isinstance(value, str):
+    if record.textual or not isinstance(value, str):
+        return numeral(value, name)
+    return finite(value, name)
+
+
+def numeral(value: Any, field: str) -> float | None:
+    """A finite number, also one written out as text; None of null and of blank text."""
+    if isinstance(value, str):
         if not value.strip():
             return None
         try:
-            value = float(value)
+            # Python's own float() also reads 1_0 and the digits of every script.
+            value = float(value if value.isascii() and "_" not in value else "")
         except ValueError:
-            raise RowError(name, "text, not a number") from None
-    return None if value is None else finite(value, name)
+            raise RowError(field, "text, not a number") from None
+    return None if value is None else finite(value, field)
 
 
 def finite(value: Any, field: str) -> float:

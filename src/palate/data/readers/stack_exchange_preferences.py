@@ -16,8 +16,8 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, has, numeral, user
-from palate.data.readers.fields import check_entry, required, text
+from palate.data.readers.compared import assistant, has, user
+from palate.data.readers.fields import check_entry, numeral, required, text
 from palate.data.schema import Preference, Response
 
 

@@ -25,13 +25,13 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.content import with_images
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import numeral
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
     flag,
     holds,
     number,
+    numeral,
     required,
     text,
 )

@@ -20,8 +20,8 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, named, numeral, user
-from palate.data.readers.fields import check_entry, check_prompt, required, text
+from palate.data.readers.compared import assistant, named, user
+from palate.data.readers.fields import check_entry, check_prompt, numeral, required, text
 from palate.data.readers.image_pairs import images_of
 from palate.data.readers.pictures import place_images
 from palate.data.schema import Preference, Response

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError, having
-from palate.data.readers.compared import Verdict, assistant, compared, named, numeral, user
-from palate.data.readers.fields import check_entry, required, text
+from palate.data.readers.compared import Verdict, assistant, compared, named, user
+from palate.data.readers.fields import check_entry, numeral, required, text
 from palate.data.schema import Preference, Response
 
 COLUMNS = ("question", "answer_0", "answer_1", "score_0", "score_1")

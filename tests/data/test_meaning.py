@@ -102,6 +102,15 @@ def test_columns_that_are_not_read_refuse_the_row(
     assert not empty.rejected
 
 
+def test_of_several_the_first_in_order_is_named(tmp_path: Path) -> None:
+    # Counts by reason do not depend on how a set is ordered.
+    row = CHAT | {"video": "v", "tools": [1], "audios": ["a"], "label": 1, "context": "c"}
+    assert refusal(tmp_path, row, CHAT) == "audios: not read by this format"
+    turn = NO | {"tool_calls": [1], "name": "n", "audio": "a", "loss": 0.5}
+    refused = refusal(tmp_path, CHAT | {"chosen": [turn]}, CHAT)
+    assert refused == "chosen.audio: a field of a turn that is not read"
+
+
 def test_what_the_prompt_repeats_is_read(tmp_path: Path) -> None:
     rows = [
         MESSAGES | {"prompt": USER["content"]},

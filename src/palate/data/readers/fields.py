@@ -89,7 +89,7 @@ def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer:
     Args:
         read: the fields of role and text. answer: whether it is the answer that ends a chat.
     """
-    for name in turn.keys() - _TURN_NOTES:
+    for name in sorted(turn.keys() - _TURN_NOTES, key=str):
         value = turn[name]
         if name in read or not holds(value):
             continue

@@ -32,10 +32,6 @@ _TOOLS = (
 )
 LABELS = ("label", "labels", "kto_tag")
 MEANING = frozenset((*SYSTEM, "developer", *ASKED, *_MEDIA, *_TOOLS, *REASONING, *LABELS, *WEIGHTS))
-_FALSE = (0, "0", "0.0", "false", "False")
-_TRUE = (1, "1", "1.0", "true", "True")
-
-
 ANSWER = frozenset(("reasoning_content", "thinking", *_MEDIA, *_TOOLS))
 """What carries meaning in an answer that is an object."""
 
@@ -60,7 +56,7 @@ def checked(record: Record, row: Preference, unread: Collection[str]) -> Prefere
     Raises:
         RowError: one of them holds something that is not in the row.
     """
-    refuse(record, *set(unread).difference(ASKED, SYSTEM))
+    refuse(record, *sorted(set(unread).difference(ASKED, SYSTEM)))
     for name in sorted(set(unread).intersection(ASKED)):
         if holds(value := record.value[name]) and not _repeats(value, row):
             raise RowError(name, "not read by this format")

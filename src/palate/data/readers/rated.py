@@ -73,7 +73,7 @@ def _rated(answers: list[Any], ratings: Any, field: str) -> list[Any]:
 
 def _response(entry: Any, field: str, *, chat: bool) -> Response:
     check_entry(entry, field)
-    for name in ANSWER.intersection(entry):
+    for name in sorted(ANSWER.intersection(entry)):
         if holds(entry[name]):
             raise RowError(f"{field}.{name}", "not read by this format")
     key = next((k for k in _TEXTS if k in entry), None)

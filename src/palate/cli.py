@@ -47,9 +47,8 @@ app.add_typer(data_app)
 
 def main() -> None:
     """Entry point of the `palate` command."""
-    # Threads that wait by spinning take the cores from whoever they wait for when anything else
-    # runs here: a training step took ten times as long beside one busy process. Idle machines lose
-    # nothing measurable.
+    # Threads that wait by spinning hold cores that others need: beside one busy process a training
+    # step took ten times as long. On an idle machine passive waiting costs nothing measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="palate")
 

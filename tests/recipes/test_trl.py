@@ -72,6 +72,7 @@ def test_absent_keys_get_the_defaults_of_trl() -> None:
 
     rate = next(f.default for f in dataclasses.fields(SFTConfig) if f.name == "learning_rate")
     assert load("", SftRecipe).train.learning_rate == rate
+    assert load("", SftRecipe).data.turns == "all"
 
 
 def test_a_reward_model(caplog: pytest.LogCaptureFixture) -> None:

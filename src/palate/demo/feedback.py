@@ -70,7 +70,7 @@ def write_feedback(
     for split, shards in plan.items():
         file = folder / f"{split}.jsonl"
         text = "".join(shard.read_text(encoding="utf-8") for shard in shards)
-        # A rewritten file would be new to whoever compares times.
+        # Written again it would have a new time, and pass for changed data.
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
 

@@ -85,7 +85,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def is_list(annotation: Any) -> bool:
-    """Whether the type is a list, or one or nothing."""
+    """Whether the type is a list, or a list or null."""
     if get_origin(annotation) is Annotated:
         return is_list(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

@@ -32,7 +32,7 @@ def _make_strict(schema: Any, cls: type[BaseModel]) -> None:
 class Strict(BaseModel):
     """Base of every recipe node: unknown keys are errors, values are frozen and finite.
 
-    Numbers and booleans are what they are: true is no 1.0, and '1_0' no 10.
+    Numbers and booleans are not converted: true is not read as 1.0, nor '1_0' as 10.
     """
 
     model_config = ConfigDict(
@@ -50,7 +50,7 @@ class Strict(BaseModel):
         return schema
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What contradicts what: (dotted key below this node, message) each."""
+        """Settings that contradict each other: (dotted key below this node, message) each."""
         yield from ()
 
     @model_validator(mode="after")

@@ -96,7 +96,9 @@ TABLE: tuple[Row, ...] = (
         "refused: PEFT's own choice differs by architecture; write `all-linear` or a list",
     ),
     _computed(
-        "lora_task_type", "nothing: `CAUSAL_LM`, of reward models `SEQ_CLS`, is what it is", ""
+        "lora_task_type",
+        "nothing: accepted where it names what is trained, `CAUSAL_LM` or (reward) `SEQ_CLS`",
+        "",
     ),
     _fixed(
         "lora_modules_to_save",

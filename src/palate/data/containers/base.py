@@ -155,7 +155,7 @@ class _Several:
 
 
 def lost(file: str, row: int, reason: str) -> Rejection:
-    """What stands for everything from `row` on."""
+    """The rejection that stands for all rows from `row` on, which cannot be read."""
     return Rejection(file=file, row=row, field=None, reason=f"{reason}; nothing after it is read")
 
 

@@ -57,7 +57,7 @@ class Slice(ABC):
 
 @dataclass(frozen=True)
 class _Slices:
-    """Slices of one file, in the order of the asker."""
+    """Slices of one file, in the order that was asked for."""
 
     parts: list[Slice]
 

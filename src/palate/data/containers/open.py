@@ -132,7 +132,7 @@ def _is_built(path: Path) -> bool:
 
 
 def _split_of(file: Path) -> str | None:
-    # The hub's own files say it outright: train_prefs-00000-of-00001.parquet.
+    # Files of the hub begin with their split: train_prefs-00000-of-00001.parquet.
     if shard := _SHARD.match(file.name):
         return shard[1]
     for part in reversed(file.parts):

@@ -133,7 +133,7 @@ def _holds_bytes(text: str) -> bool:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    # The limit is global to the csv module: it is put back for whoever else reads CSV.
+    # The limit is global to the csv module: it is restored for other readers of CSV.
     before = csv.field_size_limit(_FIELD_CHARACTERS)
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 
 from palate.data.items import Item
 from palate.data.layouts import collate
-from palate.evaluate.loading import Shelf, grouped
+from palate.evaluate.loading import PolicyLoader, grouped
 from palate.evaluate.targets import Target
 from palate.models.loading import load_policy, load_trained
 from palate.models.model import Model
@@ -60,10 +60,10 @@ def test_adapters_one_after_another_over_one_base(tmp_path, batch):
     base = save_tiny(tmp_path / "base")
     targets = [target(base, adapter(base, tmp_path / f"a{i}", i)) for i in range(3)]
     assert grouped(targets) == [targets]
-    shelf = Shelf(targets[0].model, targets[0].reference)
-    plain = logp(Model.policy(shelf.base()), batch)
-    held = id(shelf.base())
-    for one, policy, reference in shelf.policies(targets):
+    loader = PolicyLoader(targets[0].model, targets[0].reference)
+    plain = logp(Model.policy(loader.base()), batch)
+    held = id(loader.base())
+    for one, policy, reference in loader.policies(targets):
         expected = logp(load_trained(one.folder, targets[0].model), batch)
         torch.testing.assert_close(logp(policy, batch), expected)
         assert not torch.allclose(expected, plain)
@@ -71,8 +71,8 @@ def test_adapters_one_after_another_over_one_base(tmp_path, batch):
         stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=True), kl=True)
         torch.testing.assert_close(stats.ref_logp, plain)
         assert id(policy.base) == held
-    torch.testing.assert_close(logp(Model.policy(shelf.base()), batch), plain)
-    torch.testing.assert_close(logp(shelf.reference().policy, batch), plain)
+    torch.testing.assert_close(logp(Model.policy(loader.base()), batch), plain)
+    torch.testing.assert_close(logp(loader.reference().policy, batch), plain)
 
 
 def test_full_models_stand_beside_their_reference(tmp_path, batch):
@@ -82,13 +82,13 @@ def test_full_models_stand_beside_their_reference(tmp_path, batch):
         target(base, other),
         dataclasses.replace(target(base, other), folder=None, name="base"),
     ]
-    shelf = Shelf(targets[0].model, str(base))
+    loader = PolicyLoader(targets[0].model, str(base))
     found = {
         one.name: (
             logp(policy, batch),
             token_stats_of(policy, batch, reference.inputs(batch, kl=True)),
         )
-        for one, policy, reference in shelf.policies(targets)
+        for one, policy, reference in loader.policies(targets)
     }
     assert not torch.allclose(found["tuned"][0], found["tuned"][1].ref_logp)
     torch.testing.assert_close(found["base"][0], found["base"][1].ref_logp)
@@ -97,9 +97,9 @@ def test_full_models_stand_beside_their_reference(tmp_path, batch):
 def test_another_reference_stays_itself_under_adapters(tmp_path, batch):
     base, other = save_tiny(tmp_path / "base"), save_tiny(tmp_path / "other", seed=5)
     one = target(base, adapter(base, tmp_path / "a", 0), reference=str(other))
-    shelf = Shelf(one.model, str(other))
+    loader = PolicyLoader(one.model, str(other))
     expected = logp(load_policy(ModelRecipe(path=str(other), dtype="float32")), batch)
-    for _, policy, reference in shelf.policies([one]):
+    for _, policy, reference in loader.policies([one]):
         stats = token_stats_of(policy, batch, reference=reference.inputs(batch, kl=False))
         torch.testing.assert_close(stats.ref_logp, expected)
 

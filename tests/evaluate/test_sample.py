@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from palate.evaluate.sample import draw, end_ids, sample
-from palate.models.loading import add_lora
+from palate.models.adapters import add_lora
 from palate.models.model import Model
 from palate.recipes.schema import LoraRecipe
 from tiny_text import tiny_text_model, tiny_tokenizer

@@ -9,9 +9,9 @@ import torch
 
 from palate.data.layouts import collate
 from palate.kernels import Head, RefHidden
+from palate.models.adapters import add_lora
 from palate.models.cache import cached_reference, needed_format
 from palate.models.check import head_check, layout_check
-from palate.models.loading import add_lora
 from palate.models.model import Model
 from palate.models.reference import AdapterOff, FrozenCopy, StartingPolicy
 from palate.recipes.schema import LoraRecipe

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, dynamic
 
 from palate.data.layouts import collate
 from palate.errors import ModelError, RunError
-from palate.models.loading import add_lora, load_model
+from palate.models.adapters import add_lora
+from palate.models.loading import load_model
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec, Scale
 from palate.models.reward_files import (

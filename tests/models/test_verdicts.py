@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from palate.models import verdicts
+from palate.models.adapters import add_lora
 from palate.models.backbone import Backbone
 from palate.models.check import layout_check
-from palate.models.loading import add_lora
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec
 from palate.models.verdicts import kept_layout_check, verdict_key

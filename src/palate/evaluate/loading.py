@@ -10,10 +10,13 @@ from transformers import PreTrainedModel
 
 from palate.errors import ModelError
 from palate.evaluate.targets import Target
-from palate.models.loading import load_model, load_trained, quiet_peft, weights_digest
+from palate.models.adapters import ADAPTER_WEIGHTS, load_adapters
+from palate.models.loading import check_base, load_model, load_trained, weights_digest
 from palate.models.model import Model
 from palate.models.reference import AdapterOff, FrozenCopy, Reference
 from palate.recipes.schema import ModelRecipe
+from palate.store.folder import NAMES
+from palate.store.records import Lineage, read_record
 
 Loaded = tuple[Target, Model, Reference | None]
 
@@ -38,7 +41,7 @@ def grouped(targets: Sequence[Target]) -> list[list[Target]]:
     return [list(group) for _, group in groupby(ranked, key=group_key)]
 
 
-class Shelf:
+class PolicyLoader:
     """One base model, its reference, and the policies made of it.
 
     With adapters there is one model in memory: the reference is the base with the adapter off.
@@ -69,7 +72,7 @@ class Shelf:
         return self._base
 
     def reference(self) -> FrozenCopy | None:
-        """The reference as a policy of its own; adapters must be off the shelf."""
+        """The reference as a policy of its own; no adapters may be on it."""
         if self._reference_path is None:
             return None
         if self._frozen is None:
@@ -83,8 +86,13 @@ class Shelf:
         return self._frozen
 
     def policies(self, targets: Sequence[Target]) -> Iterator[Loaded]:
-        """Each target with its reference, one at a time; the last one is gone when asked again."""
+        """Each target with its reference, one at a time; the last one is gone when asked again.
+
+        Raises:
+            ModelError: unreadable, or a run of other base or reference weights than there are now.
+        """
         for target in targets:
+            self._check_reference(target)
             if target.has_adapters:
                 yield from self._adapted(target)
                 continue
@@ -95,17 +103,33 @@ class Shelf:
             policy.requires_grad_(False)
             yield target, policy, self.reference()
 
-    def _adapted(self, target: Target) -> Iterator[Loaded]:
-        from peft import PeftModel
+    def _check_reference(self, target: Target) -> None:
+        """Refuses a reference whose files hold other weights than when the run was trained."""
+        reference = self.reference()
+        if reference is None or target.run is None:
+            return
+        file = target.run / NAMES[Lineage]
+        record = read_record(file, Lineage) if file.exists() else Lineage()
+        entries = [record.base_model]
+        if isinstance(record.reference, dict):
+            entries.append(record.reference)
+        now = reference.identity
+        for entry in entries:
+            if entry is None or entry.get("path") != now["path"]:
+                continue
+            if entry.get("dtype") == now["dtype"] and entry.get("digest") != now["digest"]:
+                raise ModelError(
+                    f"{now['path']}: holds other weights now than when {target.run} was trained: "
+                    "give it those of then, or name another `reference`"
+                )
 
+    def _adapted(self, target: Target) -> Iterator[Loaded]:
         assert target.folder is not None
         reference = self.reference()
-        try:
-            with quiet_peft():
-                hf: Any = PeftModel.from_pretrained(self.base(), target.folder, is_trainable=False)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"{target.folder}: no readable adapter: {reason}") from error
+        base = self.base()
+        file = target.folder / ADAPTER_WEIGHTS
+        check_base(file, base, self.recipe, digest=self.digest)
+        hf: Any = load_adapters(base, target.folder)
         policy = Model.policy(hf, memory_mb=self.memory_mb)
         off: Reference | None = reference
         if reference is not None and self.shares_base:

@@ -14,7 +14,7 @@ from palate.data.encode import Encoder
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
 from palate.evaluate.frontier import frontier_point, sample_stats
-from palate.evaluate.loading import Shelf, grouped
+from palate.evaluate.loading import PolicyLoader, grouped
 from palate.evaluate.material import Material, build_material, check_data_keys, data_recipe
 from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
@@ -76,11 +76,11 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             folder.write(Data.of(material.report))
             folder.write_quarantine(material.quarantine)
             sources = material.report["sources"]
-            shelf = Shelf(model, group[0].reference)
+            loader = PolicyLoader(model, group[0].reference)
             own = _Own(recipe, material, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             measured = [*([shown] if shown else []), *group]
-            stages = {target.name: own.stage(target, shelf) for target in measured}
+            stages = {target.name: own.stage(target, loader) for target in measured}
             # Two targets may be the same weights.
             once = {stage.name: stage for stage in stages.values()}
             records = run_stages(list(once.values()), folder.path, console=console)
@@ -88,7 +88,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             references += [given.pop(shown.name)] if shown else []
             results |= given
             folder.models.append(
-                model_entry(model, shelf.digest) | {"reference": group[0].reference}
+                model_entry(model, loader.digest) | {"reference": group[0].reference}
             )
         document = evaluation_document(
             [_named(t, results[t.name]) for t in targets],
@@ -147,15 +147,15 @@ class _Own:
     reward: Scorer | None
     console: Console
 
-    def stage(self, target: Target, shelf: Shelf) -> Stage:
+    def stage(self, target: Target, loader: PolicyLoader) -> Stage:
         """The measurement of a policy, found again by its content."""
 
         def run(_: Path, results: Results) -> Result:
             if target.label == "reference":
-                reference = shelf.reference()
+                reference = loader.reference()
                 assert reference is not None
                 return self.measure(target, reference.policy, reference)
-            ((result),) = [self.measure(*loaded) for loaded in shelf.policies([target])]
+            ((result),) = [self.measure(*loaded) for loaded in loader.policies([target])]
             return result
 
         depends_on = _depends_on(self.recipe, target, self.material)

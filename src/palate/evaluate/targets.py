@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
+from palate.models.adapters import holds_adapters
 from palate.recipes import load_recipe
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.recipes.schema import EvalRecipe, ModelRecipe, SftRecipe, TuneRecipe
@@ -44,7 +45,7 @@ class Target:
 
     @property
     def has_adapters(self) -> bool:
-        return self.folder is not None and (self.folder / "adapter_config.json").exists()
+        return self.folder is not None and holds_adapters(self.folder)
 
     @property
     def beta(self) -> float | None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head
+from palate.models.adapters import refuse_head_adapters
 from palate.models.attention import Windows, structure_masks
 from palate.models.structure import backbone_of
 
@@ -96,9 +97,10 @@ class Backbone(nn.Module):
         """The module whose weight is the vocabulary head's.
 
         Raises:
-            ModelError: it has none.
+            ModelError: it has none, or one with adapters.
         """
         module: nn.Module | None = self.base.get_output_embeddings()
+        refuse_head_adapters(self.base, type(self.base).__name__)
         if module is None or not isinstance(getattr(module, "weight", None), Tensor):
             raise ModelError(f"{type(self.base).__name__} has no vocabulary head")
         return module

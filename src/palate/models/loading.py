@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,18 @@ from transformers import (
 
 from palate.data.containers import hub
 from palate.data.templates import freeze_clock
-from palate.errors import ModelError
+from palate.errors import ModelError, one_line
+from palate.models.adapters import (
+    ADAPTER_WEIGHTS,
+    add_lora,
+    base_revision,
+    holds_adapters,
+    load_adapters,
+    read_base,
+)
 from palate.models.attention import use_rows
 from palate.models.model import Model
-from palate.recipes.schema import LoraRecipe, ModelRecipe
+from palate.recipes.schema import ModelRecipe
 
 NO_HUB = "no such folder, not in the local cache, and the hub cannot be reached"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -50,16 +58,13 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
         ModelError: unreadable, or without an end-of-sequence token.
     """
     offline = hub_is_needed_and_absent(recipe.path)
-    try:
+    with readable(recipe.path, NO_HUB if offline else None, what="tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             recipe.path,
             revision=recipe.revision,
             trust_remote_code=recipe.trust_remote_code,
             local_files_only=offline,
         )
-    except Exception as error:
-        reason = NO_HUB if offline else f"no readable tokenizer: {_one_line(error)}"
-        raise ModelError(f"{recipe.path}: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{recipe.path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -70,43 +75,90 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
 
 
 def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
-    """The transformers model of a recipe (or of another `path`), dropout off, without adapters.
+    """The language model of a recipe (or of another `path`), dropout off, without adapters.
 
     Raises:
-        ModelError: unreadable, not a language model, or without some of its weights, which
-            transformers would draw at random; the reason in one line.
+        ModelError: unreadable, not a language model, or files that do not hold exactly its weights;
+            in one line.
     """
     source = path or recipe.path
-    check_whole(source)
-    revision = recipe.revision if path is None else None
+    # Another path is another model: the revision is not of it.
+    at = recipe if source == recipe.path else recipe.model_copy(update={"revision": None})
+    loaded: PreTrainedModel = from_pretrained(AutoModelForCausalLM, source, at)
+    disable_dropout(loaded)
+    return loaded
+
+
+def from_pretrained(
+    auto: Any,
+    source: str,
+    recipe: ModelRecipe,
+    *,
+    what: str = "model",
+    surplus: str | None = None,
+) -> Any:
+    """A model of an auto class, from safetensors alone, in a recipe's dtype and revision.
+
+    Args:
+        what: it is called where it cannot be read.
+        surplus: pattern of weights that the files may hold besides the model's: a head that is
+            replaced.
+
+    Raises:
+        ModelError: unreadable, or files that do not hold exactly the model's weights.
+    """
+    config = load_config(source, recipe, what=what)
     offline = hub_is_needed_and_absent(source)
-    try:
-        config = AutoConfig.from_pretrained(
-            source,
-            revision=revision,
-            trust_remote_code=recipe.trust_remote_code,
-            local_files_only=offline,
-        )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    with readable(source, NO_HUB if offline else None, what=what):
+        model, report = auto.from_pretrained(
             source,
             config=config,
-            output_loading_info=True,
-            revision=revision,
             dtype=DTYPES[recipe.dtype],
             attn_implementation=recipe.attn_implementation,
-            trust_remote_code=recipe.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            revision=recipe.revision,
+            trust_remote_code=recipe.trust_remote_code,
             local_files_only=offline,
         )
-    except Exception as error:
-        reason = NO_HUB if offline else f"no readable model: {_one_line(error)}"
-        raise ModelError(f"{source}: {reason}") from error
-    model: PreTrainedModel = loaded[0]
-    refuse_missing(loaded[1], source, model)
-    disable_dropout(model)
+    check_weights(report, source, model, surplus=surplus)
     if recipe.attn_implementation is None:
+        # As in training, where no row's numbers depend on its batch.
         use_rows(model)
     return model
+
+
+def load_config(source: str, recipe: ModelRecipe, *, what: str = "model") -> Any:
+    """The configuration of a model, in a recipe's revision.
+
+    Raises:
+        ModelError: unreadable, or adapters in place of a model.
+    """
+    check_whole(source)
+    offline = hub_is_needed_and_absent(source)
+    with readable(source, NO_HUB if offline else None, what=what):
+        return AutoConfig.from_pretrained(
+            source,
+            revision=recipe.revision,
+            trust_remote_code=recipe.trust_remote_code,
+            local_files_only=offline,
+        )
+
+
+@contextmanager
+def readable(source: str, reason: str | None = None, *, what: str = "model") -> Iterator[None]:
+    """Turns what the libraries raise into one line that names what was read.
+
+    Args:
+        reason: to give in place of theirs.
+    """
+    try:
+        yield
+    except (ModelError, AssertionError):
+        raise
+    except Exception as error:
+        text = reason or f"no readable {what}: {one_line(error)}"
+        raise ModelError(f"{source}: {text}") from error
 
 
 def check_whole(path: str) -> None:
@@ -116,84 +168,103 @@ def check_whole(path: str) -> None:
         ModelError: says what makes one of them.
     """
     folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    if holds_adapters(folder) and not (folder / "config.json").exists():
         raise ModelError(
             f"{path}: LoRA adapters alone; `palate merge {path} -o FOLDER` makes a model of them"
         )
 
 
-def refuse_missing(found: Mapping[str, Any], source: str, model: nn.Module) -> None:
-    """Refuses a checkpoint without some weights; `found` is what transformers says of loading.
+def check_weights(
+    report: Mapping[str, Any], source: str, model: nn.Module, *, surplus: str | None = None
+) -> None:
+    """Refuses files that do not hold exactly a model's weights.
+
+    transformers draws what is missing at random, and leaves out what is too much: of a
+    configuration with too few layers, the last ones.
+
+    Args:
+        report: what transformers says of loading. surplus: pattern of weights that may be too much.
 
     Raises:
-        ModelError: names the first weights that are not there.
+        ModelError: names the first weights of that kind.
     """
-    if missing := sorted(found["missing_keys"]):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    name = type(model).__name__
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{source}: holds adapters beside a model; `palate merge` adds them to it")
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{source}: no weights {_few(missing)} for {name}")
+    mismatched = sorted(str(entry[0]) for entry in report.get("mismatched_keys") or ())
+    if mismatched:
+        raise ModelError(f"{source}: weights {_few(mismatched)} have other shapes than {name}'s")
+    extra = sorted(report["unexpected_keys"])
+    if surplus is not None:
+        extra = [key for key in extra if not re.search(surplus, key)]
+    if extra:
         raise ModelError(
-            f"{source}: no weights {', '.join(missing[:3])}{more} for {type(model).__name__}"
+            f"{source}: weights {_few(extra)} have no place in {name}: its config.json describes "
+            "another model than its files hold"
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
     """The trainable policy of a recipe: full weights, or frozen weights with new adapters."""
     model = load_model(recipe)
-    hf: nn.Module = model if recipe.lora is None else add_lora(model, recipe.lora)
+    hf: nn.Module = model
+    if recipe.lora is not None:
+        hf = add_lora(model, recipe.lora, revision=base_revision(recipe))
     return Model.policy(hf, memory_mb=memory_mb)
-
-
-def add_lora(model: PreTrainedModel, recipe: LoraRecipe, *, task: str = "CAUSAL_LM") -> nn.Module:
-    """Wraps `model` with float32 LoRA adapters; the vocabulary head gets none.
-
-    Args:
-        task: PEFT's name of what the model is for.
-
-    Raises:
-        ModelError: a target module that the model has not.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    targets: Any = recipe.target_modules
-    config = LoraConfig(
-        r=recipe.r,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type] # PEFT divides; a float serves
-        lora_dropout=recipe.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        # A backbone has no such module, and PEFT warns of excluding what is not there.
-        exclude_modules=["lm_head"] if task == "CAUSAL_LM" else None,
-        task_type=task,
-    )
-    try:
-        with quiet_peft():
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"model.lora.target_modules: {_one_line(error)}") from error
 
 
 def load_trained(folder: Path, recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
-    """A policy saved by `Model.save`: full weights, or adapters on the recipe's model."""
-    if not (folder / "adapter_config.json").exists():
-        return Model.policy(load_model(recipe, str(folder)), memory_mb=memory_mb)
-    from peft import PeftModel
+    """A policy saved by `Model.save`: full weights, or adapters on the recipe's model.
 
-    try:
-        with quiet_peft():
-            hf = PeftModel.from_pretrained(load_model(recipe), folder, is_trainable=False)
-    except Exception as error:
-        raise ModelError(f"{folder}: no readable adapter: {_one_line(error)}") from error
+    Raises:
+        ModelError: unreadable, or adapters that were trained on other base weights.
+    """
+    if holds_adapters(folder):
+        base = load_model(recipe)
+        check_base(folder / ADAPTER_WEIGHTS, base, recipe)
+        hf: nn.Module = load_adapters(base, folder)
+    else:
+        hf = load_model(recipe, str(folder))
     return Model.policy(hf, memory_mb=memory_mb)
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Hides warnings of PEFT that need nothing done: it reads a name that transformers has
-    deprecated, a family's vocabulary head has another name than the one to leave out, and weights
-    lie the other way round (GPT-2), which it finds out by itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
-        warnings.filterwarnings("ignore", "You have passed exclude_modules", UserWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
-        yield
+def check_base(
+    file: Path,
+    base: PreTrainedModel,
+    recipe: ModelRecipe,
+    *,
+    load: Callable[[ModelRecipe], nn.Module] = load_model,
+    digest: str | None = None,
+) -> None:
+    """Refuses a base model that has other weights than those that adapters were trained on.
+
+    Args:
+        file: the adapters' weights. base: what `load` made of `recipe`. digest: of it, where known.
+
+    Raises:
+        ModelError: naming the base.
+    """
+    trained_on = read_base(file)
+    if trained_on is None:
+        return
+    then, dtype = trained_on
+    if dtype != recipe.dtype:
+        # Rounded otherwise, the weights have another digest.
+        now = weights_digest(load(recipe.model_copy(update={"dtype": dtype})))
+    else:
+        now = digest or weights_digest(base)
+    if then != now:
+        raise ModelError(
+            f"{file.parent}: was trained on other weights than {recipe.path} holds now (digest "
+            f"{then[:12]} then, {now[:12]} now): give it the base or the revision of then"
+        )
 
 
 _DROPOUTS = ("dropout", "dropout_prob", "_pdrop", "layerdrop")
@@ -226,8 +297,3 @@ def weights_digest(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

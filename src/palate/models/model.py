@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from palate.data.layouts import SequenceBatch
 from palate.kernels import Head, RefInputs, TokenStats, token_stats
+from palate.models.adapters import save_adapters
 from palate.models.backbone import Backbone
 from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
 from palate.models.limits import embeddings_of
@@ -98,9 +99,15 @@ class Model(nn.Module):
         trunks: at least one; the first is the main one, which properties of the model are of.
         memory_mb: working memory of the vocabulary head.
 
+    Attributes:
+        base_digest: of the main trunk's weights before training, where known; saved with adapters,
+            which fit no other weights.
+
     Raises:
         ValueError: a head on a trunk that there is not.
     """
+
+    base_digest: str | None = None
 
     def __init__(
         self,
@@ -281,9 +288,26 @@ class Model(nn.Module):
     def n_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def save(self, folder: Path) -> None:
-        """Writes the main trunk as safetensors + JSON that transformers (or PEFT) loads."""
-        self.hf.save_pretrained(folder)  # type: ignore[operator]
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Writes the main trunk as safetensors + JSON that transformers (or PEFT) loads.
+
+        Args:
+            weights: by their names in `hf`, where it holds only shards of them.
+        """
+        hf: Any = self.hf
+        if not self.has_adapters:
+            hf.save_pretrained(folder, state_dict=weights)
+            return
+        from peft import get_peft_model_state_dict
+
+        tensors = get_peft_model_state_dict(hf, state_dict=weights, save_embedding_layers=False)
+        save_adapters(
+            folder,
+            hf.peft_config["default"],
+            tensors,
+            base_digest=self.base_digest,
+            base_dtype=self.dtype,
+        )
 
 
 @contextmanager

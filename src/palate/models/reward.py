@@ -14,8 +14,8 @@ import logging
 from torch import nn
 
 from palate.errors import ModelError
+from palate.models.adapters import add_lora, base_revision
 from palate.models.backbone import Backbone
-from palate.models.loading import add_lora
 from palate.models.model import Model
 from palate.models.reward_backbone import is_classifier, is_headless, load_whole
 from palate.models.reward_config import RewardSpec
@@ -57,7 +57,12 @@ def build_reward_model(recipe: RewardRecipe) -> Model:
     if recipe.backbone == "frozen":
         backbone.requires_grad_(False)
     elif recipe.model.lora is not None:
-        hf = add_lora(backbone, recipe.model.lora, task="FEATURE_EXTRACTION")
+        hf = add_lora(
+            backbone,
+            recipe.model.lora,
+            task="FEATURE_EXTRACTION",
+            revision=base_revision(recipe.model),
+        )
     spec = RewardSpec(
         model=recipe.model,
         head=recipe.head,

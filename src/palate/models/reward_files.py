@@ -31,13 +31,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from palate.errors import ModelError, RunError
-from palate.models.loading import disable_dropout, quiet_peft
+from palate.models.adapters import ADAPTER_WEIGHTS, base_metadata, quiet_peft, save_adapters
+from palate.models.loading import check_base, disable_dropout, from_pretrained, readable
 from palate.models.model import Model
-from palate.models.reward_backbone import from_pretrained, load_whole, one_line
+from palate.models.reward_backbone import load_whole
 from palate.models.reward_config import CONFIG, Files, check_no_run, document, read_config
 from palate.models.reward_config import read_spec as read_spec
-from palate.models.reward_import import classifier_class, imported
+from palate.models.reward_import import REWARD_MODEL, classifier_class, imported
 from palate.models.sharding import assign
+from palate.models.structure import backbone_of
 from palate.recipes.schema import Dtype, ModelRecipe
 from palate.store.files import write_json
 
@@ -47,7 +49,6 @@ _LINEAR = "head.layers.0.weight"
 _PEFT = "base_model.model."
 _TRUNK, _HEADS = "trunks.reward.hf.", "heads.reward."
 """What the names in memory begin with; those on disk go without."""
-_ADAPTER = "adapter_model.safetensors"
 
 
 def save_reward_model(
@@ -75,7 +76,7 @@ def save_reward_model(
     kind: Files
     if model.backbone.is_frozen and not complete:
         kind = "head"
-        save_file(heads, folder / HEAD)
+        save_file(heads, folder / HEAD, metadata=base_metadata(model.base_digest, model.dtype))
     elif model.has_adapters:
         kind = "adapter_classifier" if cls is not None else "adapter"
         _save_adapter(model, folder, backbone, heads, cls)
@@ -123,7 +124,7 @@ def load_reward_model(
         )
     if dtype is not None:
         spec = dataclasses.replace(spec, model=spec.model.model_copy(update={"dtype": dtype}))
-    with one_line(str(path)):
+    with readable(str(path), what=REWARD_MODEL):
         model = Model.reward(_backbone(folder, kind, spec.model), spec)
         _assign(model, _head_tensors(folder, kind) | _adapter_tensors(model, folder, kind), folder)
     disable_dropout(model.base)
@@ -154,11 +155,17 @@ def _backbone(folder: Path, kind: Files, recipe: ModelRecipe) -> nn.Module:
     """The backbone of a saved model; adapters, where it has any, are still to be filled."""
     if kind in _WHOLE:
         auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModel
-        whole = from_pretrained(auto, str(folder), recipe)
-    else:
-        whole = load_whole(recipe.model_copy(update={"lora": None}))
-    base: PreTrainedModel = whole.base_model
+        at = recipe.model_copy(update={"revision": None})
+        whole: PreTrainedModel = from_pretrained(auto, str(folder), at, what=REWARD_MODEL)
+        return backbone_of(whole)
+    base = _base(recipe)
+    file = ADAPTER_WEIGHTS if kind.startswith("adapter") else HEAD
+    check_base(folder / file, base, recipe, load=_base)
     return _with_adapters(base, folder) if kind.startswith("adapter") else base
+
+
+def _base(recipe: ModelRecipe) -> PreTrainedModel:
+    return backbone_of(load_whole(recipe))
 
 
 def _head_tensors(folder: Path, kind: Files) -> dict[str, Tensor]:
@@ -205,9 +212,7 @@ def _save_adapter(
 
     hf: Any = model.hf
     config = copy.deepcopy(hf.peft_config["default"])
-    config.inference_mode = True
     config.base_model_name_or_path = model.spec.model.path
-    config.revision = model.spec.model.revision
     state = get_peft_model_state_dict(hf, state_dict=dict(backbone))
     if cls is not None:
         # As PEFT names the weights of the classifier: one level more, and the head among them.
@@ -217,9 +222,8 @@ def _save_adapter(
         state[_PEFT + SCORE] = heads[_LINEAR]
     else:
         save_file(heads, folder / HEAD)
-    config.save_pretrained(folder)
-    whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    save_file(whole, folder / _ADAPTER, metadata={"format": "pt"})
+    digest = model.base_digest
+    save_adapters(folder, config, state, base_digest=digest, base_dtype=model.dtype)
 
 
 def _with_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
@@ -237,7 +241,7 @@ def _adapter_tensors(model: Model, folder: Path, kind: Files) -> dict[str, Tenso
     """The adapters' weights by their names in the model."""
     if not kind.startswith("adapter"):
         return {}
-    stored = load_file(folder / _ADAPTER)
+    stored = load_file(folder / ADAPTER_WEIGHTS)
     if kind == "adapter_classifier":
         del stored[_PEFT + SCORE]
         # The classifier's own level.

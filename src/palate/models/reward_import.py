@@ -7,20 +7,19 @@ from typing import Any
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
 from palate.errors import ModelError
 from palate.models.heads import RewardHead
-from palate.models.loading import NO_HUB, disable_dropout, hub_is_needed_and_absent
+from palate.models.loading import disable_dropout, from_pretrained, load_config, readable
 from palate.models.model import Model
-from palate.models.reward_backbone import from_pretrained, one_line
 from palate.models.reward_config import RewardSpec
 from palate.recipes.reward import HeadRecipe
 from palate.recipes.schema import Dtype, ModelRecipe
 
+REWARD_MODEL = "reward model"
 SCORE_ON_LAST_STATE = frozenset(
     f"{family}ForSequenceClassification"
     for family in ("Bloom", "Falcon", "GPT2", "GPTBigCode", "GPTNeo", "GPTNeoX", "Mpt", "OPT")
@@ -52,26 +51,20 @@ def imported(
     Raises:
         ModelError: unreadable, several labels, or scores that are no linear ones of the last state.
     """
-    offline = hub_is_needed_and_absent(path)
-    more = {"revision": revision, "local_files_only": offline}
-    with one_line(path, NO_HUB if offline else None):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **more)
-        if config.num_labels != 1:
-            raise ModelError(f"{path}: a classifier with {config.num_labels} labels, not 1")
-        saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        recipe = ModelRecipe(
-            path=path,
-            revision=revision,
-            dtype=dtype or _dtype(saved),
-            trust_remote_code=trust_remote_code,
+    recipe = ModelRecipe(path=path, revision=revision, trust_remote_code=trust_remote_code)
+    config = load_config(path, recipe, what=REWARD_MODEL)
+    if config.num_labels != 1:
+        raise ModelError(f"{path}: a classifier with {config.num_labels} labels, not 1")
+    saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    recipe = recipe.model_copy(update={"dtype": dtype or _dtype(saved)})
+    whole = from_pretrained(AutoModelForSequenceClassification, path, recipe, what=REWARD_MODEL)
+    score = getattr(whole, "score", None)
+    if not isinstance(score, nn.Linear) or not scores_last_state(type(whole)):
+        raise ModelError(
+            f"{path}: {type(whole).__name__} has no linear `score` on its last state; use the "
+            "reward `type: classifier`"
         )
-        whole = from_pretrained(AutoModelForSequenceClassification, path, recipe, **more)
-        score = getattr(whole, "score", None)
-        if not isinstance(score, nn.Linear) or not scores_last_state(type(whole)):
-            raise ModelError(
-                f"{path}: {type(whole).__name__} has no linear `score` on its last state; use the "
-                "reward `type: classifier`"
-            )
+    with readable(path, what=REWARD_MODEL):
         head = HeadRecipe(bias=score.bias is not None)
         spec = RewardSpec(model=recipe, head=head, whole_rendering=True)
         model = Model.reward(whole.base_model, spec)

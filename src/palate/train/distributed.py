@@ -141,8 +141,7 @@ def save_model(
         model.save(folder)
     else:
         prefix = "trunks.policy.hf."
-        named = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-        model.hf.save_pretrained(folder, state_dict=named)  # type: ignore[operator]
+        model.save(folder, {name.removeprefix(prefix): t for name, t in weights.items()})
     add_older_names(folder)
 
 

@@ -65,7 +65,7 @@ class RewardRun(Run):
         model = build_reward_model(self.recipe)
         model.to(self.state.device)
         start_check(model)
-        digest = weights_digest(model.hf)
+        digest = model.base_digest = weights_digest(model.hf)
         objective = RewardObjective(
             self.recipe.loss,
             self.recipe.regularise,

@@ -206,7 +206,7 @@ class PolicyRun(Run):
         )
         pad_id = padding_id(tokenizer, policy.base)
         own_collate = partial(collate, layout=layout, pad_id=pad_id)
-        digest = weights_digest(policy.hf)
+        digest = policy.base_digest = weights_digest(policy.hf)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
             check_start(policy, reference, data.train[0], own_collate)

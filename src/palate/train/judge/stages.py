@@ -8,8 +8,8 @@ from pathlib import Path
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
-from palate.models.config_names import save_tokenizer
-from palate.models.loading import load_tokenizer, load_trained
+from palate.models.adapters import holds_adapters
+from palate.models.loading import load_tokenizer
 from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
 from palate.recipes.reward import RewardDataRecipe, RewardLengthRecipe, RewardRecipe
@@ -23,10 +23,9 @@ from palate.recipes.schema import (
 from palate.recipes.yaml import dump_yaml
 from palate.rewards.questions import FIRST, SECOND, TIE, opened
 from palate.store.folder import is_finished
-from palate.store.folders import whole_folder
 from palate.train.judge.ask import verdict_text
 from palate.train.judge.prepare import Prepared
-from palate.train.merge import save_merged
+from palate.train.merge import merge_adapters
 from palate.train.reward_run import reward
 from palate.train.run import sft, tune
 
@@ -121,15 +120,11 @@ def trained_model(folder: Path, started: ModelRecipe) -> ModelRecipe:
         started: what the stage started from.
     """
     path = folder / "model"
-    if (path / "adapter_config.json").exists():
+    if holds_adapters(path):
         path = folder / MERGED
         if not path.exists():
-            hf = load_trained(folder / "model", started).hf
-            with whole_folder(path) as whole:
-                save_merged(hf, whole)
-                saved = ModelRecipe(path=str(folder / "model"))
-                save_tokenizer(load_tokenizer(saved), whole)
-            del hf
+            code = started.trust_remote_code
+            merge_adapters(folder, path, dtype=started.dtype, trust_remote_code=code)
             gc.collect()
     # The saved tokenizer brings the template.
     update = {"path": str(path), "revision": None, "chat_template": "model"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from palate.evaluate.sample import draw, end_ids, sample
+from palate.evaluate.sample import draw, sample
 from palate.models.adapters import add_lora
 from palate.models.model import Model
+from palate.models.stop_tokens import stop_tokens
 from palate.recipes.schema import LoraRecipe
 from tiny_text import tiny_text_model, tiny_tokenizer
 
@@ -58,7 +59,7 @@ def test_ids_are_the_models_own_distribution(policy, tokenizer, prompts):
     """Each id is what the inverse distribution gives on the unpadded, uncached model."""
     from palate.evaluate.sample import _uniform
 
-    ends = end_ids(policy, tokenizer)
+    ends = stop_tokens(policy.base) | {tokenizer.eos_token_id}
     for s in sample(policy, tokenizer, prompts, max_new_tokens=10, seed=4):
         numbers = _uniform(4, s.prompt_ids, 0, 10)
         ids = list(s.prompt_ids)

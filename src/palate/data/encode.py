@@ -14,7 +14,7 @@ from typing import Any
 
 from palate.data.items import Desirable, Item, Label, PairLabel, Ranks, TokenIds, Tokens
 from palate.data.schema import Content, Message, Preference, text_in
-from palate.data.templates import PLAIN, ChatTemplate, Refused, Rendered
+from palate.data.templates import PLAIN, PROBE, PROBE_ANSWER, ChatTemplate, Refused, Rendered
 from palate.data.tokenizer import SequenceTokenizer
 from palate.data.truncate import TooLong, truncate, truncate_prompt
 from palate.errors import DataError
@@ -127,6 +127,18 @@ class Encoder:
             return truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
         except (Refused, TooLong) as error:
             raise DataError(error.reason, field="prompt") from None
+
+    def stop_ids(self, *, chats: bool) -> frozenset[int]:
+        """Ids of the last tokens of whole responses: EOS after texts, and what closes a chat.
+
+        Args:
+            chats: whether there are any, which the template is asked for.
+        """
+        if not chats:
+            return frozenset({self.tokens.eos})
+        (closed,) = self.template.render(PROBE, [PROBE_ANSWER]).responses
+        ids = self.tokens.continuations([closed])[closed]
+        return frozenset({self.tokens.eos, self.tokens.ended(ids)[-1]})
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids as people read it, without special tokens."""

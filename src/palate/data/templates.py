@@ -43,8 +43,8 @@ scores nor evaluations of two days could be compared.
 NOT_A_PREFIX = "the chat template renders a prompt that its chat does not begin with"
 LEFT_OUT = "the chat template leaves out a turn of {role}"
 
-_PROBE: tuple[Message, ...] = ({"role": "user", "content": "Which colour has the sky?"},)
-_PROBE_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "Blue."},)
+PROBE: tuple[Message, ...] = ({"role": "user", "content": "Which colour has the sky?"},)
+PROBE_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "Blue."},)
 _SHOWN_CHARACTERS = 24
 _BEGINS = re.compile(r"\{\{[-+]?\s*bos_token\s*[-+]?\}\}")
 _CLOCK = "strftime_now"
@@ -237,7 +237,7 @@ class ChatTemplate:
         Raises:
             Refused, ModelError: as `render`.
         """
-        added = self._added(self._apply(_PROBE, open_turn=True), _PROBE, _PROBE_ANSWER).rstrip()
+        added = self._added(self._apply(PROBE, open_turn=True), PROBE, PROBE_ANSWER).rstrip()
         tokens = self._tokenizer.added_tokens_decoder.values()
         special = [str(token) for token in tokens if getattr(token, "special", False)]
         return any(added.endswith(text) for text in (*special, self._tokenizer.eos_token))
@@ -278,8 +278,8 @@ class ChatTemplate:
                 "`model.chat_template: plain`, or the path of a Jinja file"
             )
         try:
-            asked = self.whole(_PROBE, open_turn=True)
-            full = self.whole([*_PROBE, *_PROBE_ANSWER])
+            asked = self.whole(PROBE, open_turn=True)
+            full = self.whole([*PROBE, *PROBE_ANSWER])
         except Refused as error:
             raise ModelError(f"{self._name}: {error.reason}") from error
         if not full.startswith(asked):

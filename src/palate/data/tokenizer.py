@@ -75,16 +75,25 @@ class SequenceTokenizer:
     def ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """A response that ends exactly once.
 
-        Where the template closes the turn with a special token, what it puts after that (a line
-        break, often) is taken off: sampling stops there. Where it does not, EOS is added.
+        Where the template closes the turn with a special token, or with several in a row (Cohere's
+        two), what it puts after them (a line break, often) is taken off: sampling stops there.
+        Where it does not, EOS is added.
         """
         start = len(ids)
         while start and (ids[start - 1] in self.special or self._is_blank(ids[start - 1])):
             start -= 1
-        for at in range(start, len(ids)):
-            if ids[at] in self.special:
-                return ids[: at + 1]
-        return (*ids, self.eos)
+        while start < len(ids) and ids[start] not in self.special:
+            start += 1
+        if start == len(ids):
+            return (*ids, self.eos)
+        closing = start + 1
+        while closing < len(ids) and self._closes(ids[closing]):
+            closing += 1
+        return ids[:closing]
+
+    def _closes(self, token: int) -> bool:
+        """Whether a token after an end token is one, too: BOS begins something new."""
+        return token in self.special and (token != self.bos or token == self.eos)
 
     def says_something(self, ids: Sequence[int]) -> bool:
         """Whether any token is neither special nor blank."""

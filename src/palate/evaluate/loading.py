@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -129,6 +130,7 @@ class PolicyLoader:
         base = self.base()
         file = target.folder / ADAPTER_WEIGHTS
         check_base(file, base, self.recipe, digest=self.digest)
+        settings = copy.deepcopy(base.generation_config)
         hf: Any = load_adapters(base, target.folder)
         policy = Model.policy(hf, memory_mb=self.memory_mb)
         off: Reference | None = reference
@@ -137,6 +139,7 @@ class PolicyLoader:
         try:
             yield target, policy, off
         finally:
+            base.generation_config = settings
             # Gives the base model its own layers back, for the next adapter.
             self._base = hf.unload()
             self._frozen = None if self.shares_base else self._frozen

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from palate.models.model import Model, evaluating
+from palate.models.stop_tokens import stop_tokens
 
 _BLOCK = 512
 """Tokens of one block of the two-level search through the vocabulary."""
@@ -34,8 +35,8 @@ class Sample:
 
     Attributes:
         prompt: index of the prompt in the call. index: which sample of that prompt, from 0.
-        response_ids: token ids; the end-of-sequence token is the last one where it was drawn.
-        finished: it was drawn; otherwise `max_new_tokens` cut the response.
+        response_ids: token ids; a stop token is the last one where one was drawn.
+        finished: a stop token of model or tokenizer was drawn; otherwise `max_new_tokens` cut it.
         text: decoded without special tokens.
     """
 
@@ -73,7 +74,7 @@ def sample(
     tasks = [(i, k) for i in range(len(prompts)) for k in range(samples_per_prompt)]
     # Alike lengths together: less padding. The longest first: memory peaks at once.
     tasks.sort(key=lambda task: -len(prompts[task[0]]))
-    ends = end_ids(policy, tokenizer)
+    ends = stop_tokens(policy.base) | {int(tokenizer.eos_token_id)}
     found: list[Sample] = []
     for start in range(0, len(tasks), batch_size):
         chunk = tasks[start : start + batch_size]
@@ -107,13 +108,6 @@ def sample(
         if on_batch is not None:
             on_batch(batch)
     return sorted(found, key=lambda s: (s.prompt, s.index))
-
-
-def end_ids(policy: Model, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a response: the tokenizer's, and those of the model's generation settings."""
-    own = getattr(policy.base.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, (list, tuple)) else [own]
-    return frozenset(int(x) for x in [*listed, tokenizer.eos_token_id] if x is not None)
 
 
 def _uniform(seed: int, prompt: tuple[int, ...], index: int, n: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from palate.errors import ModelError, one_line
+from palate.models.stop_tokens import add_stop_tokens, read_stop_tokens
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -145,7 +146,7 @@ def read_base(file: Path) -> tuple[str, str] | None:
 
 
 def load_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
-    """The adapters of a folder on their base model, for inference.
+    """The adapters of a folder on their base model, for inference, with their stop tokens.
 
     Raises:
         ModelError: unreadable, no LoRA, or weights that do not fit the base.
@@ -170,6 +171,8 @@ def load_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
             f"{folder}: {n} of its weights do not fit {base.name_or_path}: {names}; give the base "
             "that they were trained on"
         )
+    if stops := read_stop_tokens(folder):
+        add_stop_tokens(base, stops)
     return adapted
 
 

@@ -35,6 +35,7 @@ from palate.models.backbone import Backbone
 from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
 from palate.models.limits import embeddings_of
 from palate.models.reward_config import RewardSpec
+from palate.models.stop_tokens import save_stop_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +309,7 @@ class Model(nn.Module):
             base_digest=self.base_digest,
             base_dtype=self.dtype,
         )
+        save_stop_tokens(self.base, folder)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.reference import Reference, build_reference
+from palate.models.stop_tokens import add_stop_tokens
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
@@ -174,6 +175,9 @@ class PolicyRun(Run):
         folder.write_quarantine(data.quarantine)
         check_fits(policy, self.recipe.model.path, [*data.train, *data.eval], encoder)
         _name_sources(objective, data)
+        # What training teaches to end with, sampling and servers must stop at.
+        chats = any(row.conversational for row in data.train_rows)
+        add_stop_tokens(policy.base, encoder.stop_ids(chats=chats))
         job = self._job(folder, tokenizer, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
             save_memory(policy)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.data.encode import Drop, Encoder
-from palate.data.schema import Message, Preference, Response, text_in
+from palate.data.encode import Encoder
+from palate.data.schema import Message, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.limits import padding_id
 from palate.models.loading import load_model, load_tokenizer
+from palate.models.stop_tokens import stop_tokens
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
@@ -259,32 +260,20 @@ class LocalModel:
         return f"the question fills the model's context of {self._context} tokens"
 
     def _ends(self) -> frozenset[int]:
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = list(own) if isinstance(own, (list, tuple)) else [own]
+        stops = stop_tokens(self.model) | {int(self.tokenizer.eos_token_id)}
         if self._encoder is not None:
-            # The one that training ends an answer with; a custom template may have its own.
-            item = self._encoder.encode_row(_probe())
-            listed += [] if isinstance(item, Drop) else [item.responses[0].ids[-1]]
-        return frozenset(int(x) for x in [*listed, self.tokenizer.eos_token_id] if x is not None)
+            # Those that training ends an answer with; a custom template may have its own.
+            stops |= self._encoder.stop_ids(chats=True)
+        return stops
 
 
 def _trains(encoder: Encoder) -> bool:
     """Whether training takes the template."""
     try:
-        encoder.encode_row(_probe())
+        encoder.stop_ids(chats=True)
     except ModelError:
         return False
     return True
-
-
-def _probe() -> Preference:
-    return Preference(
-        id="",
-        source="",
-        kind="demonstration",
-        prompt=[Message(role="user", content="Which?")],
-        responses=(Response(content=[Message(role="assistant", content="This.")]),),
-    )
 
 
 def _at(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> list[float]:

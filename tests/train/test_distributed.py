@@ -77,6 +77,11 @@ def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path:
         assert not (recipe.output_dir / "checkpoints/step-000003/model").exists()
         halves = [load_file(part)["model/trunks.policy.hf.lm_head.weight"] for part in parts]
         assert abs(len(halves[0]) - len(halves[1])) <= 1
+        shutil.copytree(recipe.output_dir / "checkpoints", tmp_path / "damaged")
+        part = tmp_path / "damaged/step-000003/trainer/shards/rank-00001.safetensors"
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+        with pytest.raises(RunError, match=r"shards/rank-00001.safetensors is not as it was writt"):
+            newest_intact(tmp_path / "damaged")
         shutil.copytree(recipe.output_dir, tmp_path / "alone")
         alone = recipe.model_copy(update={"output_dir": tmp_path / "alone"})
         assert_close(one, tune(alone, quiet=True).path)

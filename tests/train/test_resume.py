@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from palate.errors import PalateError, RunError
+from palate.errors import ModelError, PalateError, RunError
+from palate.models.loading import load_model
 from palate.recipes import resolve_yaml
+from palate.recipes.schema import ModelRecipe
 from palate.train import checkpoint, tune
 from palate.train.loop import Loop
 from tiny_runs import tiny_recipe
@@ -27,6 +30,7 @@ import sys, time
 from pathlib import Path
 from palate.recipes import load_recipe
 from palate.recipes.schema import TuneRecipe
+from palate.recipes.schema import ModelRecipe
 from palate.train import checkpoint, tune
 from palate.train.loop import Loop
 
@@ -276,3 +280,89 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jsonl", ".safetensors", ".yaml", ".html"}
     assert not [path for path in files if path.read_bytes()[:2] == b"\x80\x04"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints at steps 2, 4 and 5."""
+    folder = tmp_path_factory.mktemp("saved")
+    return tune(tiny_recipe(folder, save_every_steps=2, keep_checkpoints=3), quiet=True).path
+
+
+def flip_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [flip_bit, truncate, empty, Path.unlink])
+def test_any_damage_to_any_file_is_seen(
+    harm: Any, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = saved / "checkpoints/step-000005"
+    names = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+    assert {"model.safetensors", "optimizer.safetensors", "random.safetensors", "run.json"} <= {
+        name.name for name in names
+    }
+    for i, name in enumerate(names):
+        folder = tmp_path / str(i)
+        for step in ("step-000004", "step-000005"):
+            shutil.copytree(saved / "checkpoints" / step, folder / step)
+        assert checkpoint.newest_intact(folder) == folder / "step-000005"
+        harm(folder / "step-000005" / name)
+        caplog.clear()
+        with caplog.at_level("WARNING", "palate"):
+            assert checkpoint.newest_intact(folder) == folder / "step-000004", name
+        # Set aside, so that neither evaluation nor rotation takes it for a checkpoint.
+        assert (folder / "damaged-step-000005").is_dir()
+        first, second = caplog.messages
+        assert first.startswith(f"{folder / 'step-000005'}: ") and "kept as damaged-" in first
+        assert second == f"{folder / 'step-000004'}: intact: going on from here"
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("trainer/optimizer.safetensors", flip_bit),
+        ("model/model.safetensors", truncate),
+        ("run.json", empty),
+    ],
+)
+def test_a_run_goes_on_from_the_older_checkpoint(
+    file: str, harm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"save_every_steps": 1, "keep_checkpoints": 2}
+    whole = tune(tiny_recipe(tmp_path, out="whole", **settings), quiet=True)
+    interrupted(tiny_recipe(tmp_path, **settings), monkeypatch, 4)
+    harm(tmp_path / "run/checkpoints/step-000004" / file)
+    tune(tiny_recipe(tmp_path, resume=True, **settings), quiet=True)
+    assert_same(whole.path, tmp_path / "run")
+
+
+def test_without_an_intact_checkpoint_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tiny_recipe(tmp_path, save_every_steps=1), monkeypatch, 2)
+    for folder in (tmp_path / "run/checkpoints").glob("step-*"):
+        flip_bit(folder / "trainer/scheduler.json")
+    with pytest.raises(
+        RunError, match=r"no checkpoint is intact \(step-000002: trainer/sched"
+    ) as e:
+        tune(tiny_recipe(tmp_path, save_every_steps=1, resume=True), quiet=True)
+    assert "\n" not in str(e.value)
+
+
+def test_a_damaged_checkpoint_is_not_loaded_elsewhere(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "checkpoints/step-000004", tmp_path / "step")
+    load_model(ModelRecipe(path=str(tmp_path / "step/model")))
+    flip_bit(tmp_path / "step/model/model.safetensors")
+    with pytest.raises(ModelError, match=r"step: damaged: model/model\.safetensors is not as it"):
+        load_model(ModelRecipe(path=str(tmp_path / "step/model")))

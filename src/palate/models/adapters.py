@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from palate.errors import ModelError, one_line
 from palate.models.stop_tokens import add_stop_tokens, read_stop_tokens
 from palate.recipes.schema import LoraRecipe, ModelRecipe
+from palate.store.digests import MANIFEST, damage
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ROUTER_NAMES = ("gate", "router", "wg")
@@ -145,6 +146,17 @@ def read_base(file: Path) -> tuple[str, str] | None:
     return (said["base_digest"], said["base_dtype"]) if "base_digest" in said else None
 
 
+def check_intact(folder: Path) -> None:
+    """Refuses the model of a checkpoint that is not as it was written.
+
+    Raises:
+        ModelError: names the file.
+    """
+    checkpoint = folder.parent
+    if (checkpoint / MANIFEST).exists() and (fault := damage(checkpoint, below=f"{folder.name}/")):
+        raise ModelError(f"{checkpoint}: damaged: {fault}")
+
+
 def load_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
     """The adapters of a folder on their base model, for inference, with their stop tokens.
 
@@ -153,6 +165,7 @@ def load_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
     """
     from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
+    check_intact(folder)
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS} beside its {ADAPTER_CONFIG}")
     try:

@@ -26,6 +26,7 @@ from palate.models.adapters import (
     ADAPTER_WEIGHTS,
     add_lora,
     base_revision,
+    check_intact,
     holds_adapters,
     load_adapters,
     read_base,
@@ -107,6 +108,7 @@ def from_pretrained(
     Raises:
         ModelError: unreadable, or files that do not hold exactly the model's weights.
     """
+    check_intact(Path(source).expanduser())
     config = load_config(source, recipe, what=what)
     offline = hub_is_needed_and_absent(source)
     with readable(source, NO_HUB if offline else None, what=what):

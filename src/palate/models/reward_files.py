@@ -31,7 +31,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from palate.errors import ModelError, RunError
-from palate.models.adapters import ADAPTER_WEIGHTS, base_metadata, quiet_peft, save_adapters
+from palate.models.adapters import (
+    ADAPTER_WEIGHTS,
+    base_metadata,
+    check_intact,
+    quiet_peft,
+    save_adapters,
+)
 from palate.models.loading import check_base, disable_dropout, from_pretrained, readable
 from palate.models.model import Model
 from palate.models.reward_backbone import load_whole
@@ -116,6 +122,7 @@ def load_reward_model(
     if not (folder / CONFIG).exists():
         check_no_run(folder)
         return imported(str(path), dtype, revision, trust_remote_code=trust_remote_code)
+    check_intact(folder)
     kind, spec = read_config(folder)
     if spec.model.trust_remote_code and not trust_remote_code:
         raise ModelError(

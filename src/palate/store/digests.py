@@ -1,16 +1,22 @@
-"""Digests of content: files, folders, and JSON values that say what a result depends on."""
+"""Digests of content: files, folders, and JSON values that say what a result depends on.
+
+A folder with a manifest can be told from one that was damaged since it was written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from palate.store.files import one_line
+from palate.errors import RunError
+from palate.store.files import one_line, read_json, write_json
 
 _CHUNK_BYTES = 1 << 20
+MANIFEST = "manifest.json"
 
 
 def sha256_text(text: str) -> str:
@@ -50,3 +56,35 @@ def sha256_tree(paths: Iterable[str | Path]) -> str:
     for name, content in sorted(entries):
         digest.update(f"{len(name.encode())}:{name}:{content}\n".encode())
     return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes manifest.json: the digest of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in files]
+    write_json(folder / MANIFEST, dict(zip(names, _digests(files), strict=True)))
+
+
+def damage(folder: Path, *, below: str = "") -> str | None:
+    """What of a folder is not as its manifest says; None where all is.
+
+    Args:
+        below: look only at files whose names begin with this.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST)
+        expected = {n: d for n, d in manifest.items() if n.startswith(below)}
+        if missing := sorted(name for name in expected if not (folder / name).is_file()):
+            return f"{missing[0]} is missing"
+        digests = _digests([folder / name for name in expected])
+    except (RunError, AttributeError, ValueError) as error:
+        return str(error) if isinstance(error, RunError) else f"{MANIFEST} is unreadable"
+    for (name, digest), now in zip(expected.items(), digests, strict=True):
+        if digest != now:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _digests(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(sha256_file, files))

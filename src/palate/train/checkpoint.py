@@ -1,6 +1,7 @@
 """Checkpoints: whole folders of safetensors and JSON, complete or absent.
 
     checkpoints/step-000050/
+      manifest.json            the digest of every other file, compared when it is read
       model/                   the policy, loadable by transformers or PEFT
       trainer/optimizer.safetensors, optimizer.json
       trainer/random.safetensors, random.json      one entry a process
@@ -14,6 +15,7 @@ one step. Nothing is pickled.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Mapping
@@ -27,11 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from palate.errors import RunError
+from palate.store.digests import damage
 from palate.store.files import read_json, write_json
 from palate.store.folders import remove_folder
 
 STEP = re.compile(r"step-(\d{6,})")
 TRAINER = "trainer"
+
+log = logging.getLogger("palate")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -40,10 +45,34 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def newest(folder: Path) -> Path | None:
-    """The last complete checkpoint to go on from; None to start from the beginning."""
-    complete = checkpoints(folder)
-    return complete[-1][1] if complete else None
+def newest_intact(folder: Path) -> Path | None:
+    """The last checkpoint that is as it was written; None where there is none at all.
+
+    Damaged ones after it are set aside under another name.
+
+    Raises:
+        RunError: there are checkpoints, and none is intact.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for _, path in reversed(checkpoints(folder)):
+        fault = damage(path)
+        if fault is None:
+            for bad, reason in damaged:
+                aside = bad.with_name(f"damaged-{bad.name}")
+                remove_folder(aside)
+                bad.rename(aside)
+                log.warning("%s: %s; kept as %s", bad, reason, aside.name)
+            if damaged:
+                log.warning("%s: intact: going on from here", path)
+            return path
+        damaged.append((path, fault))
+    if damaged:
+        path, reason = damaged[0]
+        raise RunError(
+            f"{folder}: no checkpoint is intact ({path.name}: {reason}); choose another output_dir "
+            "to begin anew"
+        )
+    return None
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -13,10 +14,11 @@ from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
 from palate.store.files import read_json
+from palate.store.folder import RunFolder
 from palate.store.folders import whole_folder
 from palate.train import distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
-from palate.train.checkpoint import newest
+from palate.train.checkpoint import newest_intact
 from palate.train.loop import Job, Loop
 
 
@@ -26,7 +28,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     Raises:
         RunError: the checkpoint does not fit, a write failed, or the loss is not finite.
     """
-    last = newest(job.folder.checkpoints)
+    last = _last_checkpoint(job.folder)
     if last is not None:
         check_identity(last, job.identity)
     run_log = RunLog(job.folder)
@@ -46,6 +48,22 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
         loop.run(last)
     job.folder.step = loop.step
     return loop
+
+
+def _last_checkpoint(folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from, which the main process looks for, and every process gets."""
+    answer: list[Any] = [None, None]
+    if folder.writes:
+        try:
+            answer[0] = newest_intact(folder.checkpoints)
+        except RunError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    path: Path | None = answer[0]
+    fault: str | None = answer[1]
+    if fault is not None:
+        raise RunError(fault)
+    return path
 
 
 def save_final_model(loop: Loop, tokenizer: PreTrainedTokenizerBase) -> None:

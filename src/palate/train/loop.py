@@ -33,6 +33,7 @@ from palate.losses import LossOutput
 from palate.models.model import Model, Outputs
 from palate.models.reference import Reference
 from palate.recipes.schema import LoopRecipe, ModelRecipe
+from palate.store.digests import write_manifest
 from palate.store.files import read_json, write_json
 from palate.store.folder import RunFolder
 from palate.store.folders import partial_path, whole_folder
@@ -349,6 +350,8 @@ class Loop:
                 write_json(temporary / "run.json", self._record(meter))
             if sharded:
                 self._save_shard(trainer / shards.FOLDER)
+            if temporary is not None:
+                write_manifest(temporary)
         if is_main:
             checkpoint.rotate(folder.checkpoints, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()

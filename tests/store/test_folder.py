@@ -84,6 +84,31 @@ def test_work_of_any_kind_keeps_other_runs_out(left: str, tmp_path: Path) -> Non
         RunFolder(recipe(tmp_path))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "left", ["checkpoints/step-000001/x", "model/x", "data.json", "metrics.jsonl", "report.html"]
+)
+def test_what_a_run_left_is_not_taken_over_without_its_recipe(
+    left: str, resume: bool, tmp_path: Path
+) -> None:
+    ended(tmp_path, KeyboardInterrupt, worked=True)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("{}")
+    name = left.removesuffix("/x")
+    with pytest.raises(RunError, match=rf"holds {name} and no recipe\.yaml to tell whose it is"):
+        RunFolder(recipe(tmp_path, resume=resume))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / left]
+
+
+def test_a_folder_of_other_things_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("x")
+    with RunFolder.open(recipe(tmp_path)):
+        pass
+    assert (tmp_path / "train.log").read_text() == "x"
+
+
 def test_one_process_at_a_time_and_only_one_that_writes(tmp_path: Path) -> None:
     with lock_folder(tmp_path), pytest.raises(RunError, match="another process writes to it"):
         RunFolder.open(recipe(tmp_path)).__enter__()

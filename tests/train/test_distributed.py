@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from launched import FSDP_CHILD, fsdp, launch
-from palate.errors import RecipeError
+from palate.errors import RecipeError, RunError
 from palate.recipes import resolve_yaml
 from palate.train import tune
+from palate.train.checkpoint import newest_intact
 from palate.train.launch import check_launch
 from tiny_runs import tiny_recipe
 

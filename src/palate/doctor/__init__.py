@@ -16,7 +16,7 @@ from palate.doctor.data import data_checks
 from palate.doctor.machine import disk_check, machine_checks
 from palate.doctor.models import model_checks, reward_model_checks
 from palate.doctor.scorers import chat_checks, reward_check, scorer_checks, server_checks
-from palate.errors import RecipeError
+from palate.errors import PalateError, RecipeError
 from palate.recipes import trl
 from palate.recipes.document import read_document
 from palate.recipes.judge import JudgeRecipe
@@ -34,6 +34,7 @@ from palate.recipes.schema import (
 )
 from palate.recipes.scorers import LocalChat, ScorerBase, ServerChat
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.store.folder import RunFolder
 
 __all__ = ["Check", "examine", "render"]
 
@@ -110,9 +111,10 @@ def class_of(path: Path) -> type[Strict]:
 
 def _run(recipe: RunRecipe) -> Iterator[Check]:
     yield disk_check(recipe.output_dir)
-    if (recipe.output_dir / "status.json").exists() and not recipe.resume:
-        text = f"{recipe.output_dir} holds a run: choose another, or --set resume=true"
-        yield Check("output_dir", "problem", text)
+    try:
+        RunFolder(recipe, writes=False)
+    except PalateError as error:
+        yield Check("output_dir", "problem", str(error))
     yield from data_checks(recipe)
     if isinstance(recipe, EvalRecipe):
         for run in recipe.runs:

@@ -48,6 +48,9 @@ _WORK = (
 )
 """Where any of these has content, something was computed that another run must not mix with."""
 
+_LEFT = (METRICS, QUARANTINE, "samples.jsonl", "scores.jsonl", "judge.yaml", "report.html")
+"""Files that runs write besides, and would write over."""
+
 
 class RunFolder:
     """Paths and records of one run.
@@ -63,7 +66,8 @@ class RunFolder:
         models: entries of the models that took part, for lineage.json.
 
     Raises:
-        RunError: the folder holds a run, and `resume` is off or the recipe another.
+        RunError: the folder holds a run, and `resume` is off or the recipe another; or what a run
+            leaves, without its recipe.
     """
 
     def __init__(self, recipe: RunRecipe, path: Path | None = None, *, writes: bool = True) -> None:
@@ -186,6 +190,7 @@ class RunFolder:
         if not file.exists():
             if self.path.exists() and not self.path.is_dir():
                 raise RunError(f"{self.path}: is a file; choose another output_dir")
+            self._refuse_leftovers()
             return Status()
         record = self.path / NAMES[Status]
         status = read_record(record, Status) if record.exists() else Status()
@@ -204,6 +209,17 @@ class RunFolder:
                 "that one, or choose another output_dir"
             )
         return status
+
+    def _refuse_leftovers(self) -> None:
+        """Refuses what a run has written where nothing says which run that was."""
+        names = dict.fromkeys([*_WORK, *NAMES.values(), *_LEFT])
+        left = [name for name in names if _has_content(self.path / name)]
+        left += [f"checkpoints/{path.name}" for path in sorted(self.checkpoints.glob("step-*"))]
+        if left:
+            raise RunError(
+                f"{self.path}: holds {left[0]} and no {RECIPE} to tell whose it is; choose another "
+                f"output_dir, or put the {RECIPE} back"
+            )
 
 
 def is_finished(folder: Path) -> bool:

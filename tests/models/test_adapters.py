@@ -340,3 +340,23 @@ def test_weights_without_a_place_are_refused(auto: Any, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=rf"weights {name}.* have no place in Llama"):
         load(tmp_path)
+
+
+def test_a_head_that_is_only_called_tied_is_read_as_it_is(tmp_path: Path) -> None:
+    """transformers reads both of two tensors that differ, whatever the configuration says."""
+    model = read_whole(save_tiny(tmp_path / "base", family="qwen3"))
+    model.config.tie_word_embeddings = False
+    head = model.lm_head.weight.detach() + 1.0
+    model.lm_head.weight = nn.Parameter(head)
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    recipe = RewardRecipe.model_validate(
+        {
+            "output_dir": tmp_path / "run",
+            "model": {"path": str(tmp_path / "base"), "dtype": "float32"},
+            "regularise": {"likelihood": {}},
+            "data": {"train": [{"path": "rows.jsonl"}]},
+        }
+    )
+    assert torch.equal(build_reward_model(recipe).vocabulary_head().weight, head)

@@ -153,12 +153,14 @@ class VocabularyHead(nn.Module):
         trunk: name of the trunk that it reads.
         frozen: weights to use in place of the trunk's own: of a trunk without a head, for the
             likelihood term of reward models.
+        tied: whether those are the trunk's input embeddings, which are trained.
     """
 
-    def __init__(self, trunk: str, frozen: Head | None = None) -> None:
+    def __init__(self, trunk: str, frozen: Head | None = None, *, tied: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
         self._frozen = frozen
+        self._tied = tied
 
     def weights(self, backbone: Backbone) -> Head:
         """Weights with the family's scaling and soft-capping; the input embeddings themselves where
@@ -169,17 +171,18 @@ class VocabularyHead(nn.Module):
         """
         if self._frozen is None:
             return backbone.vocabulary_head()
-        tied = backbone.config.get_text_config().tie_word_embeddings
-        embeddings: Any = backbone.base.get_input_embeddings().weight
+        if self._tied:
+            embeddings: Any = backbone.base.get_input_embeddings().weight
+            return dataclasses.replace(self._frozen, weight=embeddings)
         if self._frozen.weight.device != backbone.device:
             # Moved once, not for every batch.
             bias = self._frozen.bias
             self._frozen = dataclasses.replace(
                 self._frozen,
-                weight=embeddings.detach() if tied else self._frozen.weight.to(backbone.device),
+                weight=self._frozen.weight.to(backbone.device),
                 bias=None if bias is None else bias.to(backbone.device),
             )
-        return dataclasses.replace(self._frozen, weight=embeddings) if tied else self._frozen
+        return self._frozen
 
 
 class ScalarHead(nn.Module):

@@ -147,7 +147,10 @@ class Model(nn.Module):
         trunk = Backbone(hf)
         heads: dict[str, ModelHead] = {"reward": ScalarHead("reward", trunk.hidden_size, spec)}
         if language is not None:
-            heads["lm"] = VocabularyHead("reward", language)
+            embeddings: Any = trunk.base.get_input_embeddings().weight
+            # A configuration may call tied what its files hold apart.
+            tied = language.weight.data_ptr() == embeddings.data_ptr()
+            heads["lm"] = VocabularyHead("reward", language, tied=tied)
         return cls({"reward": trunk}, heads, memory_mb=memory_mb)
 
     def forward(

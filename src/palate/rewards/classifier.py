@@ -14,13 +14,15 @@ from palate.data.schema import Content, Message
 from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.data.templates import ChatTemplate, Refused, freeze_clock
 from palate.errors import ModelError
-from palate.models.loading import DTYPES
+from palate.models.loading import DTYPES, check_weights, check_whole
 from palate.recipes.schema import Dtype
 from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat, prompt_text, response_text
 
 Input = Literal["auto", "chat", "pair", "joined"]
 TOO_LONG = "longer than the classifier's context"
+_UNUSED = r"pooler\.|position_ids$|^cls\.|^lm_head"
+"""Weights of pre-training that published classifiers keep and never use."""
 _Text = str | tuple[str, str]
 """One text, or two that the tokenizer joins as the model's own pairs."""
 
@@ -62,6 +64,7 @@ class ClassifierScorer:
         trust_remote_code: bool = False,
     ) -> None:
         more = {"revision": revision, "trust_remote_code": trust_remote_code}
+        check_whole(path)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, **more)
             self.model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -74,9 +77,7 @@ class ClassifierScorer:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{path}: no readable classifier: {reason}") from error
-        if missing := sorted(report["missing_keys"]):
-            # Transformers would draw them at random, and the scores with them.
-            raise ModelError(f"{path}: no classifier: no weights {', '.join(missing[:3])}")
+        check_weights(report, path, self.model, surplus=_UNUSED)
         self.model.eval()
         labels = {str(name): int(index) for index, name in self.model.config.id2label.items()}
         _check_label(path, label, labels)

@@ -237,7 +237,7 @@ def test_native_overrides_apply_after_the_mapping() -> None:
         ("simpo_gamma: 0.5", "has no use with dpo"),
         ("f_divergence_type: forward_kl\nloss_type: kto", "has no use with kto"),
         ("lr_scheduler_type: constant\nwarmup_steps: 5", "TRL's constant has no warm-up"),
-        ("deepspeed: z.json", "accelerate launch"),
+        ("deepspeed: z.json", "launch with FSDP 2"),
         ("adam_beta1: 0.8", "betas are 0.9 and 0.999"),
         ("loss_weights: [x]", "expected numbers"),
         ("sync_ref_model: true", "the reference stays fixed"),

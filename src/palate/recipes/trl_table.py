@@ -288,9 +288,9 @@ TABLE: tuple[Row, ...] = (
     *_refused(
         "AdamW, RMSprop and SGD take no further options", "optim_args", "lr_scheduler_kwargs"
     ),
+    *_refused("DeepSpeed's checkpoints are pickled: launch with FSDP 2", "deepspeed"),
     *_refused(
         "give it to `accelerate launch` (its --config_file)",
-        "deepspeed",
         "fsdp",
         "fsdp_config",
         "ddp_find_unused_parameters",

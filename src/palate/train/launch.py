@@ -58,7 +58,10 @@ def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
         RecipeError: DeepSpeed, mixed precision, or options of FSDP that are not followed.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise RecipeError("DeepSpeed keeps checkpoints of its own: launch with FSDP 2, or without")
+        raise RecipeError(
+            "DeepSpeed clips, steps and saves inside its own engine, in pickled files that are "
+            "neither written nor read here: launch with FSDP 2, which shards the same, or without"
+        )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") or "no"
     if precision != "no":
         raise RecipeError(

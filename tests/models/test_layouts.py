@@ -129,9 +129,9 @@ def test_cached_equals_live(tmp_path, family, lora, kl, format, layout):
     pairs = tiny_pairs(6)
     options = {"folder": tmp_path, "format": format, "layout": layout, "pad_id": 0}
     first = cached_reference(source, pairs[:4], batch_size=3, **options)
-    assert (first.counts.found, first.counts.computed) == (0, 4)
+    assert (first.counts.cached, first.counts.computed) == (0, 4)
     cache = cached_reference(source, pairs, batch_size=3, **options)
-    assert (cache.counts.found, cache.counts.computed) == (4, 2)
+    assert (cache.counts.cached, cache.counts.computed) == (4, 2)
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -160,7 +160,7 @@ def test_a_cache_of_other_weights_is_not_used_and_a_wrong_one_is_refused(tmp_pat
     pairs = tiny_pairs(3)
     cached_reference(StartingPolicy(policy, digest="a"), pairs, **options)
     other = cached_reference(StartingPolicy(policy, digest="b"), pairs, **options)
-    assert other.counts.found == 0
+    assert other.counts.cached == 0
     with torch.no_grad():
         policy.backbone.vocabulary_module().weight.mul_(1.5)
     with pytest.raises(ModelError, match="off the live reference"):

@@ -140,10 +140,10 @@ def read_base(file: Path) -> tuple[str, str] | None:
     """
     try:
         with safe_open(file, framework="pt") as tensors:
-            said = tensors.metadata() or {}
+            metadata = tensors.metadata() or {}
     except Exception as error:
         raise ModelError(f"{file}: not readable: {one_line(error)}") from error
-    return (said["base_digest"], said["base_dtype"]) if "base_digest" in said else None
+    return (metadata["base_digest"], metadata["base_dtype"]) if "base_digest" in metadata else None
 
 
 def check_intact(folder: Path) -> None:
@@ -224,7 +224,7 @@ def _routers(model: PreTrainedModel) -> list[str]:
     experts = _expert_counts(model.config.to_dict())
     if not experts:
         return []
-    found = []
+    routers = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             size = module.out_features
@@ -235,8 +235,8 @@ def _routers(model: PreTrainedModel) -> list[str]:
         parts = name.split(".")[-2:]
         named = any(part.endswith(_ROUTER_NAMES) for part in parts)
         if named and (size == 1 or size in experts):
-            found.append(name)
-    return found
+            routers.append(name)
+    return routers
 
 
 def _expert_counts(config: Mapping[str, Any]) -> set[int]:

@@ -32,8 +32,8 @@ def sequence_stats(
             kl=tokens.kl,
         )
         options = token_weights.model_dump(exclude={"type"})
-        found = TOKEN_WEIGHTS[token_weights.type].function(context, **options)
-        weight, ref_weight = found.policy, found.reference
+        weights = TOKEN_WEIGHTS[token_weights.type].function(context, **options)
+        weight, ref_weight = weights.policy, weights.reference
     return SequenceStats.from_tokens(
         logp=tokens.logp,
         segment=batch.segment,

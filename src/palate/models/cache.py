@@ -59,7 +59,7 @@ round differently, another model is off by tenths and more."""
 class CacheCounts:
     """Items that were there, and items that this process computed."""
 
-    found: int = 0
+    cached: int = 0
     computed: int = 0
 
 
@@ -185,7 +185,7 @@ def cached_reference(
         format=format,
         identity=identity,
         head=live.frozen_head() if format == "hidden" else None,
-        counts=CacheCounts(found=len(known), computed=len(share)),
+        counts=CacheCounts(cached=len(known), computed=len(share)),
     )
 
 

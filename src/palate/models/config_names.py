@@ -37,11 +37,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _older_tokenizer(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    found = dict(config)
-    if found.get("tokenizer_class") == "TokenizersBackend":
-        found["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(found.get("extra_special_tokens"), list):
-        found["additional_special_tokens"] = found.pop("extra_special_tokens")
+    renamed = dict(config)
+    if renamed.get("tokenizer_class") == "TokenizersBackend":
+        renamed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(renamed.get("extra_special_tokens"), list):
+        renamed["additional_special_tokens"] = renamed.pop("extra_special_tokens")
     ids = list(tokenizer("x")["input_ids"])
     added = len(ids) - len(tokenizer("x", add_special_tokens=False)["input_ids"])
     begins = added > 0 and ids[0] == tokenizer.bos_token_id
@@ -50,12 +50,12 @@ def _older_tokenizer(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
         "add_bos_token": begins,
         "add_eos_token": added > begins and ids[-1] == tokenizer.eos_token_id,
     }
-    return more | found
+    return more | renamed
 
 
 def _older(config: dict[str, Any]) -> dict[str, Any]:
     # Models of several parts have a configuration for each.
-    found = {
+    renamed = {
         name: _older(value) if name.endswith("_config") and isinstance(value, dict) else value
         for name, value in config.items()
     }
@@ -75,4 +75,4 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
     scaling = {key: rope[key] for key in rope if key not in more}
     if scaling.get("rope_type", "default") != "default":
         more["rope_scaling"] = scaling
-    return found | {name: value for name, value in more.items() if name not in found}
+    return renamed | {name: value for name, value in more.items() if name not in renamed}

@@ -97,9 +97,9 @@ class Mean(nn.Module):
     """The mean over the response's tokens, its end included, in float32."""
 
     def forward(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        own = _own(states, batch)
-        total = own.new_zeros(batch.n_sequences, own.shape[-1])
-        return total.index_add(0, batch.segment, own) / batch.lengths[:, None]
+        responses = _response_states(states, batch)
+        total = responses.new_zeros(batch.n_sequences, responses.shape[-1])
+        return total.index_add(0, batch.segment, responses) / batch.lengths[:, None]
 
 
 class Attention(nn.Module):
@@ -113,17 +113,17 @@ class Attention(nn.Module):
         self.query = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        own = _own(states, batch)
-        with _as_typed(own):
-            score = own @ self.query.to(own.dtype) / math.sqrt(own.shape[-1])
+        responses = _response_states(states, batch)
+        with _as_typed(responses):
+            score = responses @ self.query.to(responses.dtype) / math.sqrt(responses.shape[-1])
         n = batch.n_sequences
         top = score.detach().new_full((n,), -torch.inf)
         top = top.scatter_reduce(0, batch.segment, score.detach(), "amax")
         weight = torch.exp(score - top[batch.segment])
         total = weight.new_zeros(n).index_add(0, batch.segment, weight)
         weight = weight / total[batch.segment]
-        pooled = own.new_zeros(n, own.shape[-1])
-        return pooled.index_add(0, batch.segment, own * weight[:, None])
+        pooled = responses.new_zeros(n, responses.shape[-1])
+        return pooled.index_add(0, batch.segment, responses * weight[:, None])
 
 
 def build_pooling(kind: Pooling, hidden_size: int) -> nn.Module:
@@ -138,12 +138,12 @@ def _as_typed(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _own(states: Tensor, batch: SequenceBatch) -> Tensor:
+def _response_states(states: Tensor, batch: SequenceBatch) -> Tensor:
     """[N, d] states of the response tokens, float32 or wider."""
     if batch.target_positions is None:
         raise ValueError("the last response tokens are not run: collate with keep_last")
-    own = states[batch.target_positions]
-    return own if own.dtype == torch.float64 else own.float()
+    responses = states[batch.target_positions]
+    return responses if responses.dtype == torch.float64 else responses.float()
 
 
 class VocabularyHead(nn.Module):

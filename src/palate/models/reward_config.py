@@ -62,7 +62,7 @@ def document(spec: RewardSpec, files: Files) -> dict[str, Any]:
     """The content of reward_config.json."""
     more: dict[str, Any] = {}
     if spec.heads > 1:
-        more = {"heads": spec.heads, "scales": [dataclasses.asdict(own) for own in spec.scales]}
+        more = {"heads": spec.heads, "scales": [dataclasses.asdict(scale) for scale in spec.scales]}
     if spec.whole_rendering:
         more["whole_rendering"] = True
     return {
@@ -110,25 +110,25 @@ def read_config(folder: Path) -> tuple[Files, RewardSpec]:
         ModelError: not what palate writes, or written by a later version.
         RunError: unreadable, or no JSON.
     """
-    found = read_json(folder / CONFIG)
+    stored = read_json(folder / CONFIG)
     try:
-        if found["version"] > VERSION:
+        if stored["version"] > VERSION:
             raise ModelError(f"{folder}: saved by a later version of palate")
-        length, scale = found["length"], found["scale"]
+        length, scale = stored["length"], stored["scale"]
         spec = RewardSpec(
-            model=ModelRecipe.model_validate(found["model"]),
-            head=HeadRecipe.model_validate(found["head"]),
-            pooling=_one_of(found["pooling"], get_args(Pooling), "pooling"),
-            forms=tuple(_one_of(form, ("chat", "text"), "forms") for form in found["forms"]),
-            end_tokens={int(t["id"]): str(t["text"]) for t in found["end_tokens"]},
-            template_sha256=found["chat_template_sha256"],
+            model=ModelRecipe.model_validate(stored["model"]),
+            head=HeadRecipe.model_validate(stored["head"]),
+            pooling=_one_of(stored["pooling"], get_args(Pooling), "pooling"),
+            forms=tuple(_one_of(form, ("chat", "text"), "forms") for form in stored["forms"]),
+            end_tokens={int(t["id"]): str(t["text"]) for t in stored["end_tokens"]},
+            template_sha256=stored["chat_template_sha256"],
             length=None if length is None else LengthRecipe.model_validate(length),
             scale=None if scale is None else Scale(**scale),
-            heads=int(found.get("heads", 1)),
-            scales=tuple(Scale(**own) for own in found.get("scales", ())),
-            whole_rendering=bool(found.get("whole_rendering", False)),
+            heads=int(stored.get("heads", 1)),
+            scales=tuple(Scale(**entry) for entry in stored.get("scales", ())),
+            whole_rendering=bool(stored.get("whole_rendering", False)),
         )
-        return _one_of(found["files"], get_args(Files), "files"), spec
+        return _one_of(stored["files"], get_args(Files), "files"), spec
     except KeyError as error:
         raise ModelError(f"{folder / CONFIG}: not a reward model's: no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:

@@ -186,15 +186,15 @@ def _head_tensors(folder: Path, kind: Files) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _assign(model: Model, named: Mapping[str, Tensor], folder: Path) -> None:
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     # What is not stored beside the head was loaded with the backbone.
-    loaded = {k for k in own if k.startswith(_TRUNK) and k not in named and "lora_" not in k}
-    odd = sorted((own.keys() - loaded) ^ named.keys())
-    if odd or any(own[k].shape != v.shape for k, v in named.items()):
+    loaded = {k for k in parameters if k.startswith(_TRUNK) and k not in named and "lora_" not in k}
+    odd = sorted((parameters.keys() - loaded) ^ named.keys())
+    if odd or any(parameters[k].shape != v.shape for k, v in named.items()):
         first = ", ".join(odd[:3]) or "other shapes"
         raise RunError(f"{folder}: its weights do not fit the recipe's model: {first}")
     for name, tensor in named.items():
-        assign(own[name], tensor)
+        assign(parameters[name], tensor)
 
 
 def _shell(model: Model, cls: type[PreTrainedModel]) -> PreTrainedModel:
@@ -262,6 +262,6 @@ def _stored(folder: Path, name: str) -> Tensor:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118 - a safetensors handle, not a mapping
-                found: Tensor = tensors.get_tensor(name)
-                return found
+                tensor: Tensor = tensors.get_tensor(name)
+                return tensor
     raise ModelError(f"{folder}: no weights {name}")

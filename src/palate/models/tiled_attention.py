@@ -59,7 +59,7 @@ def tiles_of(visible: Tensor) -> tuple[Tile, ...]:
     Args:
         visible: [T, T] bool; every query sees a key.
     """
-    found = []
+    tiles = []
     for start, stop in _queries(visible):
         seen = visible[start:stop].any(0).nonzero()[:, 0]
         first, last = int(seen[0]), int(seen[-1]) + 1
@@ -67,8 +67,8 @@ def tiles_of(visible: Tensor) -> tuple[Tile, ...]:
         hides = ~visible[start:stop, keys]
         bias = torch.zeros(hides.shape).masked_fill_(hides, -torch.inf)[:, None]
         hidden = tuple((a, b, bias[..., a:b].contiguous()) for a, b in _runs(hides.any(0)))
-        found.append(Tile(start, stop, keys, hidden))
-    return tuple(found)
+        tiles.append(Tile(start, stop, keys, hidden))
+    return tuple(tiles)
 
 
 def _queries(visible: Tensor) -> Iterator[tuple[int, int]]:
@@ -108,8 +108,8 @@ def tiled_attention(
         [R, T, H, e] in the dtype of the query, zero behind the tiles of a row; not differentiable
         twice.
     """
-    found: Tensor = _Tiled.apply(query, key, value, tuple(map(tuple, rows)), scale)
-    return found
+    attended: Tensor = _Tiled.apply(query, key, value, tuple(map(tuple, rows)), scale)
+    return attended
 
 
 class _Tiled(torch.autograd.Function):
@@ -130,8 +130,8 @@ class _Tiled(torch.autograd.Function):
                 row = _Row(q, k, scale)
                 for tile in tiles:
                     share = row.shares(tile).to(v.dtype)
-                    found = torch.bmm(share, _of(v, tile))
-                    row.split(o, tile).copy_(row.by_token(found, tile))
+                    weighted = torch.bmm(share, _of(v, tile))
+                    row.split(o, tile).copy_(row.by_token(weighted, tile))
         return out
 
     @staticmethod
@@ -159,9 +159,9 @@ def _row_backward(
     value: Tensor,
     grad: Tensor,
     tiles: Sequence[Tile],
-    found: tuple[Tensor, Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Writes the gradients of one row to `found`: [T, H, d], [K, T, d] and [K, T, e].
+    """Writes the gradients of one row to `gradients`: [T, H, d], [K, T, d] and [K, T, e].
 
     Args:
         grad: [T, H, e].
@@ -178,11 +178,11 @@ def _row_backward(
         # and rounded to it they are twice as fast.
         d_score, share = d_score.to(key.dtype), share.to(key.dtype)
         d_query = torch.bmm(d_score, _of(key, tile))
-        row.split(found[0], tile).copy_(row.by_token(d_query, tile))
+        row.split(gradients[0], tile).copy_(row.by_token(d_query, tile))
         _add(d_key, tile, torch.bmm(d_score.transpose(1, 2), row.take(row.query, tile)))
         _add(d_value, tile, torch.bmm(share.transpose(1, 2), row.take(grad, tile)))
-    found[1].copy_(d_key)
-    found[2].copy_(d_value)
+    gradients[1].copy_(d_key)
+    gradients[2].copy_(d_value)
 
 
 class _Row:
@@ -205,8 +205,8 @@ class _Row:
 
     def split(self, x: Tensor, tile: Tile) -> Tensor:
         """[K, n, H/K, d] of a tile, a view of [T, H, d]."""
-        own = x[tile.start : tile.stop]
-        return own.view(len(own), self.heads, -1, x.shape[-1]).transpose(0, 1)
+        queries = x[tile.start : tile.stop]
+        return queries.view(len(queries), self.heads, -1, x.shape[-1]).transpose(0, 1)
 
     def by_token(self, x: Tensor, tile: Tile) -> Tensor:
         """[K, n, H/K, d], from [K, n * H/K, d]."""

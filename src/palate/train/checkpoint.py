@@ -19,30 +19,37 @@ import logging
 import random
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from palate.errors import RunError
-from palate.store.digests import damage
+from palate.store.digests import damage, write_manifest
 from palate.store.files import read_json, write_json
-from palate.store.folders import remove_folder
+from palate.store.folders import partial_path, remove_folder, whole_folder
+from palate.train import distributed, shards
+from palate.train.meter import Meter
+
+if TYPE_CHECKING:
+    from palate.train.loop import Loop
 
 STEP = re.compile(r"step-(\d{6,})")
-TRAINER = "trainer"
+TRAINER, RUN = "trainer", "run.json"
 
 log = logging.getLogger("palate")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Complete checkpoints by step."""
-    found = [(STEP.fullmatch(path.name), path) for path in folder.glob("step-*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = [(STEP.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -85,6 +92,99 @@ def rotate(folder: Path, keep: int | None) -> None:
         return
     for _, path in checkpoints(folder)[:-keep]:
         remove_folder(path)
+
+
+def save(loop: Loop) -> None:
+    """Writes a whole checkpoint of a run, or nothing; every process must call it."""
+    folder, accelerator = loop.job.folder, loop.accelerator
+    model, is_main = loop.job.model, accelerator.is_main_process
+    randoms = gather_object([random_state()])
+    meter = loop.gathered(loop.meter)
+    loop.refuse_unbounded(meter.means())
+    sharded = distributed.is_sharded(model)
+    # Adapters are small; of sharded full weights no process ever holds all.
+    whole = not sharded or model.has_adapters
+    tensors = distributed.gathered_weights(model) if whole else None
+    final = checkpoint_path(folder.checkpoints, loop.step)
+    with whole_folder(final) if is_main else nullcontext() as temporary:
+        accelerator.wait_for_everyone()
+        trainer = partial_path(final) / TRAINER
+        if temporary is not None:
+            trainer.mkdir()
+            if whole:
+                distributed.save_model(model, temporary / "model", tensors, complete=False)
+            if sharded:
+                (trainer / shards.FOLDER).mkdir()
+            else:
+                save_optimizer(loop.optimizer.state_dict(), trainer)
+            save_random(randoms, trainer)
+            scheduler = loop.scheduler.state_dict()
+            scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
+            write_json(trainer / "scheduler.json", scheduler)
+            write_json(temporary / RUN, _record(loop, meter))
+        if sharded:
+            accelerator.wait_for_everyone()
+            rank = int(accelerator.process_index)
+            shards.save_shard(model, loop.optimizer, trainer / shards.FOLDER, rank=rank)
+            accelerator.wait_for_everyone()
+        if temporary is not None:
+            write_manifest(temporary)
+    if is_main:
+        rotate(folder.checkpoints, loop.recipe.keep_checkpoints)
+    accelerator.wait_for_everyone()
+
+
+def _record(loop: Loop, meter: Meter) -> dict[str, Any]:
+    return {
+        "identity": loop.job.identity,
+        "step": loop.step,
+        "source": loop.job.source.state_dict(),
+        "meter": meter.state(),
+        "items_seen": loop.items_seen,
+        "callbacks": {c.name: state for c in loop.callbacks if (state := c.state_dict())},
+        "done": loop.should_stop or loop.step >= loop.total,
+    }
+
+
+def load_weights(loop: Loop, folder: Path) -> None:
+    """Weights of a checkpoint, and the optimizer's state where the two are in shards.
+
+    Raises:
+        RunError: they cannot be read, or do not fit.
+    """
+    parts = folder / TRAINER / shards.FOLDER
+    if parts.exists():
+        shards.load_shards(loop.job.model, loop.optimizer, parts)
+    else:
+        distributed.load_weights(loop.job.model, folder / "model", loop.job.model_recipe)
+
+
+def load(loop: Loop, folder: Path) -> None:
+    """Puts a run where it was when a checkpoint was written.
+
+    Raises:
+        RunError: it cannot be read, or does not fit.
+    """
+    trainer = folder / TRAINER
+    load_weights(loop, folder)
+    if not (trainer / shards.FOLDER).exists():
+        stored = load_optimizer(trainer)
+        distributed.load_optimizer(loop.optimizer, loop.job.model, stored)
+    stored = read_json(trainer / "scheduler.json")
+    loop.scheduler.load_state_dict(stored | {"lr_lambdas": [None] * len(stored["base_lrs"])})
+    rates = loop.scheduler.get_last_lr()
+    for group, rate in zip(loop.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    run = read_json(folder / RUN)
+    loop.step = run["step"]
+    loop.job.source.load_state_dict(run["source"])
+    loop.items_seen = run["items_seen"]
+    if loop.accelerator.is_main_process:
+        loop.meter.load(run["meter"])
+    for callback in loop.callbacks:
+        if callback.name in run["callbacks"]:
+            callback.load_state_dict(run["callbacks"][callback.name])
+    set_random_state(load_random(trainer, int(loop.accelerator.process_index)))
 
 
 def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:

@@ -16,9 +16,8 @@ from palate.recipes.schema import SftRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.store.folder import RunFolder
 from palate.store.folders import whole_folder
-from palate.train import distributed
+from palate.train import checkpoint, distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
-from palate.train.checkpoint import newest_intact
 from palate.train.loop import Job, Loop
 
 
@@ -42,7 +41,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     )
     if last is not None and read_json(last / "run.json")["done"]:
         # Killed between the last checkpoint and the end of the run: nothing is left to train.
-        loop.load_weights(last)
+        checkpoint.load_weights(loop, last)
         loop.step = _step(last)
     else:
         loop.run(last)
@@ -55,7 +54,7 @@ def _last_checkpoint(folder: RunFolder) -> Path | None:
     answer: list[Any] = [None, None]
     if folder.writes:
         try:
-            answer[0] = newest_intact(folder.checkpoints)
+            answer[0] = checkpoint.newest_intact(folder.checkpoints)
         except RunError as error:
             answer[1] = str(error)
     broadcast_object_list(answer)

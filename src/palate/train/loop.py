@@ -33,11 +33,8 @@ from palate.losses import LossOutput
 from palate.models.model import Model, Outputs
 from palate.models.reference import Reference
 from palate.recipes.schema import LoopRecipe, ModelRecipe
-from palate.store.digests import write_manifest
-from palate.store.files import read_json, write_json
 from palate.store.folder import RunFolder
-from palate.store.folders import partial_path, whole_folder
-from palate.train import checkpoint, distributed, shards
+from palate.train import checkpoint, distributed
 from palate.train.callbacks import Callback, Split
 from palate.train.meter import Meter, Sum
 from palate.train.objectives.base import Counts, Objective
@@ -134,7 +131,7 @@ class Loop:
             RunError: a checkpoint that cannot be read or written, or a loss that is not finite.
         """
         if last is not None:
-            self._load(last)
+            checkpoint.load(self, last)
         trackers = bool(self.recipe.report_to)
         if trackers:
             self.accelerator.init_trackers(self.job.folder.path.name)
@@ -161,7 +158,8 @@ class Loop:
             self.evaluate()
         is_due = recipe.save_every_steps is not None and self.step % recipe.save_every_steps == 0
         if is_due or is_last or self.should_stop:
-            self.save()
+            checkpoint.save(self)
+            self._tell("on_save")
 
     # A step -------------------------------------------------------------------------------------
 
@@ -238,7 +236,7 @@ class Loop:
 
     def _log(self) -> None:
         """One line of the log: exact means since the last one, over all processes."""
-        meter, self.meter = self._gathered(self.meter), Meter()
+        meter, self.meter = self.gathered(self.meter), Meter()
         rates = self._rates(meter)
         self._write("train", {"loss": 0.0} | meter.last | rates | meter.means())
 
@@ -264,7 +262,7 @@ class Loop:
             if micro.counted:
                 meter.add(self._terms(output, micro))
         distributed.reshard(self.model)
-        means = self._gathered(meter).means()
+        means = self.gathered(meter).means()
         terms = [name for name in means if name.startswith("loss/")]
         means["loss"] = sum(means[name] for name in terms)
         if len(terms) == 1:
@@ -277,13 +275,13 @@ class Loop:
             yield micro.to(self.accelerator.device)
 
     def _write(self, split: Split, values: Mapping[str, float]) -> None:
-        self._refuse_unbounded(values, "" if split == "train" else "eval_")
+        self.refuse_unbounded(values, "" if split == "train" else "eval_")
         for callback in self.callbacks:
             callback.on_log(self, split, values)
         if self.recipe.report_to:
             self.accelerator.log({f"{split}/{k}": v for k, v in values.items()}, step=self.step)
 
-    def _refuse_unbounded(self, values: Mapping[str, float], prefix: str = "") -> None:
+    def refuse_unbounded(self, values: Mapping[str, float], prefix: str = "") -> None:
         """Ends the run at infinity or NaN: what follows would be of no use, nor JSON."""
         for name, value in values.items():
             if not math.isfinite(value):
@@ -304,7 +302,7 @@ class Loop:
             "tokens_per_second": tokens / max(seconds, 1e-9),
         }
 
-    def _gathered(self, meter: Meter) -> Meter:
+    def gathered(self, meter: Meter) -> Meter:
         """The meter over all processes."""
         if self.world_size == 1:
             return meter
@@ -319,97 +317,3 @@ class Loop:
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self)
-
-    # Checkpoints --------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Writes a whole checkpoint, or nothing."""
-        folder = self.job.folder
-        model, is_main = self.job.model, self.accelerator.is_main_process
-        randoms = gather_object([checkpoint.random_state()])
-        meter = self._gathered(self.meter)
-        self._refuse_unbounded(meter.means())
-        sharded = distributed.is_sharded(model)
-        # Adapters are small; of sharded full weights no process ever holds all.
-        whole = not sharded or model.has_adapters
-        tensors = distributed.gathered_weights(model) if whole else None
-        final = checkpoint.checkpoint_path(folder.checkpoints, self.step)
-        with whole_folder(final) if is_main else nullcontext() as temporary:
-            self.accelerator.wait_for_everyone()
-            trainer = partial_path(final) / checkpoint.TRAINER
-            if temporary is not None:
-                trainer.mkdir()
-                if whole:
-                    distributed.save_model(model, temporary / "model", tensors, complete=False)
-                if not sharded:
-                    checkpoint.save_optimizer(self.optimizer.state_dict(), trainer)
-                checkpoint.save_random(randoms, trainer)
-                scheduler = self.scheduler.state_dict()
-                scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
-                write_json(trainer / "scheduler.json", scheduler)
-                write_json(temporary / "run.json", self._record(meter))
-            if sharded:
-                self._save_shard(trainer / shards.FOLDER)
-            if temporary is not None:
-                write_manifest(temporary)
-        if is_main:
-            checkpoint.rotate(folder.checkpoints, self.recipe.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-        self._tell("on_save")
-
-    def _save_shard(self, folder: Path) -> None:
-        """This process's part of a checkpoint; returns when every process has written its own."""
-        if self.accelerator.is_main_process:
-            folder.mkdir()
-        self.accelerator.wait_for_everyone()
-        rank = int(self.accelerator.process_index)
-        shards.save_shard(self.job.model, self.optimizer, folder, rank=rank)
-        self.accelerator.wait_for_everyone()
-
-    def _record(self, meter: Meter) -> dict[str, Any]:
-        return {
-            "identity": self.job.identity,
-            "step": self.step,
-            "source": self.job.source.state_dict(),
-            "meter": meter.state(),
-            "items_seen": self.items_seen,
-            "callbacks": {c.name: state for c in self.callbacks if (state := c.state_dict())},
-            "done": self.should_stop or self.step >= self.total,
-        }
-
-    def load_weights(self, folder: Path) -> None:
-        """Weights of a checkpoint, and the optimizer's state where the two are in shards.
-
-        Raises:
-            RunError: they cannot be read, or do not fit.
-        """
-        parts = folder / checkpoint.TRAINER / shards.FOLDER
-        if parts.exists():
-            shards.load_shards(self.job.model, self.optimizer, parts)
-        else:
-            recipe = self.job.model_recipe
-            distributed.load_weights(self.job.model, folder / "model", recipe)
-
-    def _load(self, folder: Path) -> None:
-        trainer = folder / checkpoint.TRAINER
-        self.load_weights(folder)
-        if not (trainer / shards.FOLDER).exists():
-            stored = checkpoint.load_optimizer(trainer)
-            distributed.load_optimizer(self.optimizer, self.job.model, stored)
-        stored = read_json(trainer / "scheduler.json")
-        self.scheduler.load_state_dict(stored | {"lr_lambdas": [None] * len(stored["base_lrs"])})
-        for group, rate in zip(
-            self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
-        ):
-            group["lr"] = rate
-        rank = int(self.accelerator.process_index)
-        run = read_json(folder / "run.json")
-        self.step = run["step"]
-        self.job.source.load_state_dict(run["source"])
-        self.items_seen = run["items_seen"]
-        if self.accelerator.is_main_process:
-            self.meter.load(run["meter"])
-        for callback in self.callbacks:
-            if callback.name in run["callbacks"]:
-                callback.load_state_dict(run["callbacks"][callback.name])
-        checkpoint.set_random_state(checkpoint.load_random(trainer, rank))

@@ -37,10 +37,10 @@ class Meter:
         for name, (total, weight) in statistics.items():
             self._add(name, Sum(float(total), float(weight)))
 
-    def merge(self, others: Iterable[Mapping[str, Sum]]) -> None:
+    def merge(self, meters: Iterable[Mapping[str, Sum]]) -> None:
         """Adds the sums of other meters, of other processes for one."""
-        for other in others:
-            for name, value in other.items():
+        for sums in meters:
+            for name, value in sums.items():
                 self._add(name, value)
 
     def means(self) -> dict[str, float]:
@@ -49,12 +49,12 @@ class Meter:
         `rewards/margins`, `kl/margin` and `reverse_kl/margin` are differences of two means: over
         pairs that is the mean difference, and for unpaired feedback the only margin there is.
         """
-        found = {name: s.total / s.weight for name, s in self.sums.items() if s.weight > 0}
+        means = {name: s.total / s.weight for name, s in self.sums.items() if s.weight > 0}
         for group, name in MARGINS.items():
-            sides = found.get(f"{group}/chosen"), found.get(f"{group}/rejected")
+            sides = means.get(f"{group}/chosen"), means.get(f"{group}/rejected")
             if sides[0] is not None and sides[1] is not None:
-                found[name] = sides[0] - sides[1]
-        return found
+                means[name] = sides[0] - sides[1]
+        return means
 
     def state(self) -> dict[str, list[float]]:
         """JSON form, for checkpoints."""

@@ -38,8 +38,8 @@ class MasterWeights(torch.optim.Optimizer):
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
         groups = []
         for group in self.param_groups:
-            own = [self._copy(p) for p in group["params"]]
-            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": own})
+            copies = [self._copy(p) for p in group["params"]]
+            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": copies})
         self.inner = cls(groups, **options)
 
     def _copy(self, weight: nn.Parameter) -> nn.Parameter:
@@ -53,8 +53,8 @@ class MasterWeights(torch.optim.Optimizer):
         """One step of the inner optimizer at the learning rates of this one's groups."""
         if closure is not None:
             raise ValueError("a closure is not supported")
-        for own, group in zip(self.inner.param_groups, self.param_groups, strict=True):
-            own["lr"] = group["lr"]
+        for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
+            inner["lr"] = group["lr"]
         for weight, copy in self._copies.items():
             copy.grad = None if weight.grad is None else weight.grad.float()
         self.inner.step()
@@ -64,14 +64,14 @@ class MasterWeights(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, with the copies beside its moments."""
-        found = self.inner.state_dict()
-        state = {index: dict(values) for index, values in found["state"].items()}
+        inner = self.inner.state_dict()
+        state = {index: dict(values) for index, values in inner["state"].items()}
         for index, weight in enumerate(_weights(self)):
             if weight in self._copies:
                 state.setdefault(index, {})["copy"] = self._copies[weight].detach()
         groups = [
-            {**own, "lr": group["lr"], "initial_lr": group.get("initial_lr", group["lr"])}
-            for own, group in zip(found["param_groups"], self.param_groups, strict=True)
+            {**stored, "lr": group["lr"], "initial_lr": group.get("initial_lr", group["lr"])}
+            for stored, group in zip(inner["param_groups"], self.param_groups, strict=True)
         ]
         return {"state": state, "param_groups": groups}
 

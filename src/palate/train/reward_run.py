@@ -198,10 +198,10 @@ class RewardRun(Run):
         order = list(range(len(items)))
         random.Random(f"{self.recipe.seed}|scale").shuffle(order)
         chosen = sorted(order[: self.recipe.normalise_on_items])
-        found = self._scored(job, [items[i] for i in chosen])
-        heads = [values for item in found for values in item["heads"]]
+        scored = self._scored(job, [items[i] for i in chosen])
+        heads = [values for item in scored for values in item["heads"]]
         return (
-            _scale([r for item in found for r in item["rewards"]]),
+            _scale([r for item in scored for r in item["rewards"]]),
             tuple(_scale(values) for values in zip(*heads, strict=True)),
         )
 
@@ -213,12 +213,12 @@ class RewardRun(Run):
         """
         model, size = job.model, self.recipe.train.eval_batch_size_pairs
         shared = is_sharded(model)
-        own = items if shared else items[self.rank :: self.world]
-        own = sorted(own, key=lambda item: -len(item.prompts[0]))
-        found: list[dict[str, Any]] = []
+        share = items if shared else items[self.rank :: self.world]
+        share = sorted(share, key=lambda item: -len(item.prompts[0]))
+        scored: list[dict[str, Any]] = []
         with evaluating(model):
-            for start in range(0, len(own), size):
-                chunk = own[start : start + size]
+            for start in range(0, len(share), size):
+                chunk = share[start : start + size]
                 batch = job.collate(chunk).to(model.device)
                 with torch.no_grad():
                     output = model(batch, Ask(heads=("reward",)))
@@ -230,11 +230,11 @@ class RewardRun(Run):
                     )
                 margins, of = comparisons(rewards.double(), batch)
                 each = [] if heads is None else heads.double().unbind(-1)
-                by_head = [comparisons(own, batch)[0] for own in each]
+                by_head = [comparisons(head, batch)[0] for head in each]
                 lengths = comparisons(batch.lengths.double(), batch)[0]
                 for i, item in enumerate(chunk):
                     responses = batch.item == i
-                    found.append(
+                    scored.append(
                         {
                             "id": item.id,
                             "source": item.source,
@@ -243,10 +243,10 @@ class RewardRun(Run):
                             "heads": [] if heads is None else heads[responses].tolist(),
                             "margins": margins[of == i].tolist(),
                             "longer": lengths[of == i].tolist(),
-                            "head_margins": [one[of == i].tolist() for one in by_head],
+                            "head_margins": [head[of == i].tolist() for head in by_head],
                         }
                     )
-        return found if shared else list(gather_object(found))
+        return scored if shared else list(gather_object(scored))
 
     def _evaluation(self, loop: Loop) -> dict[str, Any] | None:
         """The content of evaluation.json: accuracy, margin and the length baseline by source.
@@ -254,12 +254,12 @@ class RewardRun(Run):
         None where held-out items are all ties: there is nothing to be right about.
         """
         job = loop.job
-        found = self._scored(job, job.eval)
-        preference = held_out(found)
+        scored = self._scored(job, job.eval)
+        preference = held_out(scored)
         if not preference:
             self.console.print("held-out data has ties alone: no accuracy", highlight=False)
             return None
-        rewards = [r for item in found for r in item["rewards"]]
+        rewards = [r for item in scored for r in item["rewards"]]
         name = job.folder.path.name
         entry: dict[str, Any] = {
             "name": name,
@@ -277,7 +277,7 @@ class RewardRun(Run):
             },
         }
         if self.recipe.ensemble is not None:
-            entry["heads"] = of_heads(found)
+            entry["heads"] = of_heads(scored)
         return {
             "kind": "evaluation",
             "confidence": CONFIDENCE,
@@ -293,11 +293,12 @@ class RewardRun(Run):
         tokenizer.padding_side = "right"
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         closes = "chat" in model.spec.forms and encoder.template.closes_turns
-        own = [text for i, text in ends.items() if i != encoder.tokens.eos] or list(ends.values())
+        closing = [text for i, text in ends.items() if i != encoder.tokens.eos]
+        closing = closing or list(ends.values())
         tokenizer.chat_template = classifier_template(
             encoder.saved_template,
             closes=closes,
-            end=own[0] if len(own) == 1 else None,
+            end=closing[0] if len(closing) == 1 else None,
         )
         save_final_model(loop, tokenizer)
 

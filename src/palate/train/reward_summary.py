@@ -14,12 +14,12 @@ from palate.evaluate.preference import PairScore, summarise_pairs
 from palate.evaluate.reward.accuracy import share_interval
 
 CONFIDENCE = 0.95
-Found = Sequence[dict[str, Any]]
+Scored = Sequence[dict[str, Any]]
 """Of each item `id`, `source`, `prompt` (its ids), `rewards` and `heads`, and of each comparison
 within it `margins`, `longer` (by how many tokens the better response is) and `head_margins`."""
 
 
-def held_out(found: Found) -> dict[str, Any]:
+def held_out(scored: Scored) -> dict[str, Any]:
     """As `palate.evaluate.preference.summarise_pairs`; empty where nothing is compared.
 
     Comparisons of one prompt, as of a ranked list, are not independent: where there are several,
@@ -28,7 +28,7 @@ def held_out(found: Found) -> dict[str, Any]:
     """
     rows = [
         (item["prompt"], _score(item, margin, longer))
-        for item in found
+        for item in scored
         for margin, longer in zip(item["margins"], item["longer"], strict=True)
     ]
     if not rows:
@@ -40,14 +40,14 @@ def held_out(found: Found) -> dict[str, Any]:
     return summary
 
 
-def of_heads(found: Found) -> list[dict[str, float]]:
+def of_heads(scored: Scored) -> list[dict[str, float]]:
     """Held-out accuracy of each head (equal rewards half), and how far it is from their mean."""
     entries = []
-    for k in range(len(found[0]["heads"][0])):
-        margins = [m for item in found for m in item["head_margins"][k]]
+    for k in range(len(scored[0]["heads"][0])):
+        margins = [m for item in scored for m in item["head_margins"][k]]
         off = [
             head[k] - reward
-            for item in found
+            for item in scored
             for head, reward in zip(item["heads"], item["rewards"], strict=True)
         ]
         entries.append(

@@ -266,7 +266,7 @@ class PolicyRun(Run):
             return None
         assert isinstance(self.recipe, TuneRecipe)
         recipe = self.recipe.reference or ReferenceRecipe()
-        found = build_reference(
+        reference = build_reference(
             recipe,
             self.recipe.model,
             policy,
@@ -281,10 +281,10 @@ class PolicyRun(Run):
             rank=self.rank,
             world_size=self.world,
         )
-        if isinstance(found, CachedReference):
+        if isinstance(reference, CachedReference):
             self.state.wait_for_everyone()
-            found.index()
-        return found
+            reference.index()
+        return reference
 
     def _cache_progress(self, done: int, total: int) -> None:
         if done == total or not done % 64:

@@ -23,18 +23,18 @@ def pair_statistics(
     """
     chosen = torch.zeros(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
     chosen[batch.of_pairs().chosen] = True
-    found = _sides(tokens, batch, chosen)
+    statistics = _sides(tokens, batch, chosen)
     margins = output.chosen_rewards - output.rejected_rewards
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
-    found |= _rewards(output) | {
+    statistics |= _rewards(output) | {
         "rewards/accuracies": _over(right),
         **{name: _over(values) for name, values in output.statistics.items()},
     }
     if by_source:
         for source in sorted(set(batch.sources)):
-            own = torch.tensor([s == source for s in batch.sources], device=right.device)
-            found[f"rewards/accuracies/{source}"] = _over(right[own])
-    return found
+            of_source = torch.tensor([s == source for s in batch.sources], device=right.device)
+            statistics[f"rewards/accuracies/{source}"] = _over(right[of_source])
+    return statistics
 
 
 @torch.no_grad()
@@ -48,40 +48,40 @@ def single_statistics(
     """
     everything = torch.ones(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
     chosen = everything if batch.desirable is None else batch.desirable
-    found = _sides(tokens, batch, chosen)
+    statistics = _sides(tokens, batch, chosen)
     if output is not None:
-        found |= _rewards(output)
-        found |= {name: _over(values) for name, values in output.statistics.items()}
-    return found
+        statistics |= _rewards(output)
+        statistics |= {name: _over(values) for name, values in output.statistics.items()}
+    return statistics
 
 
-_Found = dict[str, tuple[Tensor, Tensor | float]]
+_Totals = dict[str, tuple[Tensor, Tensor | float]]
 
 
-def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Found:
-    found: _Found = {}
+def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Totals:
+    statistics: _Totals = {}
     sums = sequence_stats(tokens, batch)
     lengths = batch.lengths
     n_tokens = lengths.double()
-    for name, own in (("chosen", chosen), ("rejected", ~chosen)):
-        if not own.any():
+    for name, side in (("chosen", chosen), ("rejected", ~chosen)):
+        if not side.any():
             continue
-        found[f"logps/{name}"] = _over(sums.logp[own])
-        found[f"length/{name}"] = _over(n_tokens[own])
+        statistics[f"logps/{name}"] = _over(sums.logp[side])
+        statistics[f"length/{name}"] = _over(n_tokens[side])
         if sums.kl is not None:
-            found[f"kl/{name}"] = _over(sums.kl[own])
-            found[f"kl/token_{name}"] = (sums.kl[own].double().sum(), n_tokens[own].sum())
+            statistics[f"kl/{name}"] = _over(sums.kl[side])
+            statistics[f"kl/token_{name}"] = (sums.kl[side].double().sum(), n_tokens[side].sum())
         if tokens.reverse_kl is not None:
-            total = _by_sequence(tokens.reverse_kl, batch)[own]
-            found[f"reverse_kl/{name}"] = _over(total)
-            found[f"reverse_kl/token_{name}"] = (total.sum(), n_tokens[own].sum())
+            total = _by_sequence(tokens.reverse_kl, batch)[side]
+            statistics[f"reverse_kl/{name}"] = _over(total)
+            statistics[f"reverse_kl/token_{name}"] = (total.sum(), n_tokens[side].sum())
     if sums.ref_logp is not None and chosen.any():
         moved = (sums.logp - sums.ref_logp)[chosen]
-        found["displacement/chosen"] = _over(moved)
-        found["displacement/fraction"] = _over((moved < 0).double())
+        statistics["displacement/chosen"] = _over(moved)
+        statistics["displacement/fraction"] = _over((moved < 0).double())
     if tokens.entropy is not None:
-        found["entropy"] = _over(tokens.entropy)
-    return found
+        statistics["entropy"] = _over(tokens.entropy)
+    return statistics
 
 
 def _by_sequence(values: Tensor, batch: SequenceBatch) -> Tensor:
@@ -89,7 +89,7 @@ def _by_sequence(values: Tensor, batch: SequenceBatch) -> Tensor:
     return out.index_add(0, batch.segment, values.double())
 
 
-def _rewards(output: LossOutput) -> _Found:
+def _rewards(output: LossOutput) -> _Totals:
     return {
         "rewards/chosen": _over(output.chosen_rewards),
         "rewards/rejected": _over(output.rejected_rewards),

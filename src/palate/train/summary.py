@@ -69,17 +69,17 @@ def held_out(
 
 def last_metrics(run: Path) -> dict[str, float]:
     """Last values of a run folder's log, those of the evaluation with `eval_` before the name."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     file = run / "metrics.jsonl"
     if file.exists():
         for text in file.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 line = json.loads(text)
                 prefix = "eval_" if line["split"] == "eval" else ""
-                found |= {prefix + k: v for k, v in line.items() if isinstance(v, (int, float))}
+                metrics |= {prefix + k: v for k, v in line.items() if isinstance(v, (int, float))}
     if (preference := _preference(run)) is not None:
-        found["preference/accuracy"] = preference["accuracy"]
-    return found
+        metrics["preference/accuracy"] = preference["accuracy"]
+    return metrics
 
 
 def closing_lines(run: Path) -> list[str]:
@@ -103,5 +103,5 @@ def _preference(run: Path) -> dict[str, Any] | None:
     file = run / "evaluation.json"
     if not file.exists():
         return None
-    found: dict[str, Any] = read_json(file)["policies"][0]["preference"]["all"]
-    return found
+    preference: dict[str, Any] = read_json(file)["policies"][0]["preference"]["all"]
+    return preference

@@ -75,11 +75,11 @@ def pair_questions(rows: Sequence[Comparison], kind: PairwiseKind, seed: int) ->
     options = (FIRST, SECOND, *((TIE,) if kind.ties else ()))
     ranked = sorted(range(len(rows)), key=lambda i: _hash(f"{seed}|order|{rows[i].id}"))
     first = {i: place % 2 == 0 for place, i in enumerate(ranked)}
-    found = []
+    questions = []
     for i, row in enumerate(rows):
-        said = None if row.text is None else read_verdict(row.text, (FIRST, SECOND))
-        if said is not None and not row.tie:
-            orders = [said == FIRST]
+        verdict = None if row.text is None else read_verdict(row.text, (FIRST, SECOND))
+        if verdict is not None and not row.tie:
+            orders = [verdict == FIRST]
         elif kind.orders == "both":
             orders = [True, False]
         else:
@@ -87,7 +87,7 @@ def pair_questions(rows: Sequence[Comparison], kind: PairwiseKind, seed: int) ->
         for forward in orders:
             right = TIE if row.tie else FIRST if forward else SECOND
             sides = (row.better, row.worse) if forward else (row.worse, row.better)
-            found.append(
+            questions.append(
                 Question(
                     id=row.id if len(orders) == 1 else f"{row.id}/{'12' if forward else '21'}",
                     source=row.source,
@@ -103,7 +103,7 @@ def pair_questions(rows: Sequence[Comparison], kind: PairwiseKind, seed: int) ->
                     text=row.text,
                 )
             )
-    return found
+    return questions
 
 
 def rating_questions(

@@ -38,14 +38,14 @@ def measure_pairwise(
         first.
     """
     judge = Pairwise(recipe, chat)
-    said: list[dict[str, Any]] = []
-    judge.transcript = said.append
+    transcript: list[dict[str, Any]] = []
+    judge.transcript = transcript.append
     rows = [row for row in rows if recipe.ties or not row.tie]
     wins = judge.compare(
         [row.prompt for row in rows], [row.better for row in rows], [row.worse for row in rows]
     )
     right = []
-    for number, line in enumerate(said):
+    for number, line in enumerate(transcript):
         row = rows[number % len(rows)]
         label = TIE if row.tie else FIRST if number < len(rows) else SECOND
         right.append(float(_likeliest(line["shares"]) == label))
@@ -79,21 +79,21 @@ def measure_pointwise(
         prompt with unequal labels; None where there are none.
     """
     judge = Pointwise(recipe, chat)
-    said: list[dict[str, Any]] = []
-    judge.transcript = said.append
+    transcript: list[dict[str, Any]] = []
+    judge.transcript = transcript.append
     scored = judge.score([Group(row.prompt, (row.response,)) for row in rows])
     scores = [score for (score,) in values_of(scored)]
     labels = [on_scale(row.rating, cuts, kind) for row in rows]
     right = [
         float(_likeliest(line["shares"]) == str(label))
-        for line, label in zip(said, labels, strict=True)
+        for line, label in zip(transcript, labels, strict=True)
     ]
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row.row, []).append(i)
     items, margins = [], []
-    for own in groups.values():
-        for i, j in itertools.combinations(own, 2):
+    for members in groups.values():
+        for i, j in itertools.combinations(members, 2):
             if labels[i] == labels[j]:
                 continue
             a, b = (i, j) if labels[i] > labels[j] else (j, i)
@@ -139,11 +139,11 @@ def line_of(entry: dict[str, Any]) -> str:
     """One entry of evaluation.json in words."""
     parts = []
     for name, words in (("pairs", "pairs right"), ("verdicts", "single verdicts right")):
-        found = entry.get(name)
-        if found is not None and found["n"]:
-            low, high = found["accuracy_ci"]
+        measured = entry.get(name)
+        if measured is not None and measured["n"]:
+            low, high = measured["accuracy_ci"]
             parts.append(
-                f"{found['accuracy']:.1%} of {found['n']} {words} (95% interval {low:.1%} to "
+                f"{measured['accuracy']:.1%} of {measured['n']} {words} (95% interval {low:.1%} to "
                 f"{high:.1%})"
             )
     swap = entry.get("swap")

@@ -77,7 +77,7 @@ class _Written:
     account: dict[str, Any]
 
 
-class Desk:
+class QuestionWriter:
     """Writes the question files of a run.
 
     Args:
@@ -180,7 +180,7 @@ class Desk:
         if isinstance(texts, ColumnTexts):
             return questions, [question.text for question in questions], Counter()
         assert isinstance(texts, ChatTexts)
-        found, refused = written_critiques(
+        critiques, refused = written_critiques(
             questions,
             writer(),
             temperature=texts.temperature,
@@ -189,7 +189,7 @@ class Desk:
             told=texts.told_label,
             cut=False,
         )
-        return questions, found, refused
+        return questions, critiques, refused
 
     def _sides(
         self, split: Split, writer: Callable[[], Chat], critic: Callable[[], Chat]
@@ -211,15 +211,15 @@ class Desk:
         pairs: list[Comparison] = self.rows[split]
         rows = []
         for i, pair in enumerate(pairs):
-            (better, worse), own = questions[2 * i : 2 * i + 2], texts[2 * i : 2 * i + 2]
-            if own[0] is None or own[1] is None:
+            (better, worse), critiques = questions[2 * i : 2 * i + 2], texts[2 * i : 2 * i + 2]
+            if critiques[0] is None or critiques[1] is None:
                 continue
             rows.append(
                 {
                     "chosen_prompt": better.asked,
-                    "chosen": _said(own[0]),
+                    "chosen": _assistant_turn(critiques[0]),
                     "rejected_prompt": worse.asked,
-                    "rejected": _said(own[1]),
+                    "rejected": _assistant_turn(critiques[1]),
                     "tie": pair.tie,
                     "source": pair.source,
                     "id": pair.id,
@@ -241,8 +241,8 @@ class Desk:
         return _Written(rows=rows, account=account)
 
     def _replies(self, split: Split, number: int, judge: Callable[[], Chat]) -> _Written:
-        own = self.recipe.preference
-        assert own is not None
+        preference = self.recipe.preference
+        assert preference is not None
         if split == "eval":
             # The judge itself is asked about these.
             return _Written(rows=[], account=_account(0, 0, {}, Counter()))
@@ -251,17 +251,17 @@ class Desk:
         questions = self._drawn(questions, split, number)
         replies = judge().reply(
             [question.asked for question in questions],
-            samples=own.samples,
-            temperature=own.temperature,
+            samples=preference.samples,
+            temperature=preference.temperature,
             max_new_tokens=self.recipe.data.length.max_answer_tokens,
             seed=derived(self.recipe.seed, "replies", number),
         )
         rows = []
         dropped: Counter[str] = Counter()
         verdicts: Counter[str] = Counter()
-        for question, mine in zip(questions, replies, strict=True):
+        for question, sampled in zip(questions, replies, strict=True):
             sides: dict[bool, list[str]] = {True: [], False: []}
-            for reply in mine:
+            for reply in sampled:
                 reason = why_not(reply, question)
                 verdicts[reason or "right verdict"] += 1
                 if reason is None or reason == WRONG:
@@ -297,7 +297,7 @@ def _demonstrations(
     refused: Counter[str],
 ) -> _Written:
     rows = [
-        {"id": question.id, "prompt": question.asked, "completion": _said(text)}
+        {"id": question.id, "prompt": question.asked, "completion": _assistant_turn(text)}
         for question, text in zip(questions, texts, strict=True)
         if text is not None
     ]
@@ -317,8 +317,8 @@ def _verdicts(questions: Sequence[Question]) -> dict[str, Any]:
 def _preference(question: Question, right: str, wrong: str) -> dict[str, Any]:
     return {
         "prompt": question.asked,
-        "chosen": _said(right),
-        "rejected": _said(wrong),
+        "chosen": _assistant_turn(right),
+        "rejected": _assistant_turn(wrong),
         "tie": False,
         "source": question.source,
         "id": question.id,
@@ -338,5 +338,5 @@ def _account(
     }
 
 
-def _said(text: str) -> list[Message]:
+def _assistant_turn(text: str) -> list[Message]:
     return [Message(role="assistant", content=text)]

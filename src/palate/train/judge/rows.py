@@ -76,7 +76,7 @@ class Rating:
     text: str | None = None
 
 
-Asked = Comparison | Rating
+QuestionItem = Comparison | Rating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +103,22 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
         DataError: a source that cannot be read, or of which nothing is left.
     """
     data, ledgers, rated = recipe.data, [], False
-    found: dict[Role, list[Any]] = {"train": [], "eval": []}
+    items: dict[Role, list[Any]] = {"train": [], "eval": []}
     parts: list[tuple[Role, tuple[DataSource, ...]]] = [("train", data.train), ("eval", data.eval)]
     for role, sources in parts:
         for source in named(sources):
             result = read_source(source, seed=recipe.seed, keep=_columns(recipe))
             ledger = Ledger(name=source.name or "", path=source.path, role=role, result=result)
             ledgers.append(ledger)
-            own = [item for row in result.rows for item in _items(row, ledger, recipe)]
+            source_items = [item for row in result.rows for item in _items(row, ledger, recipe)]
             rated = rated or any(row.kind == "rated" for row in result.rows)
-            found[role] += own
+            items[role] += source_items
     if not isinstance(recipe.judge, PointwiseKind):
         refuse_needless(data.pairing, rated=rated)
     for role in ("train", *(("eval",) if data.eval else ())):
-        if not found[role]:
+        if not items[role]:
             raise _nothing(role, [ledger for ledger in ledgers if ledger.role == role])
-    train, held = _unique(found["train"]), _unique(found["eval"])
+    train, held = _unique(items["train"]), _unique(items["eval"])
     if data.eval_fraction is not None:
         keys = np.array(
             [prompt_key(item.prompt, recipe.seed, item.source) for item in train], np.uint64
@@ -263,14 +263,14 @@ def _comparison(pair: Preference, row: Preference, recipe: JudgeRecipe) -> Compa
         if text is None:
             return NO_TEXT.format(texts.column)
         return dataclasses.replace(item, text=text)
-    found: list[str | None]
+    critiques: list[str | None]
     names: tuple[str, ...]
     if texts.column is not None:
         listed = _listed(extra, texts.column)
         if listed is None or len(listed) != len(row.responses):
             return f"{texts.column}: not one text for each response"
         names = (texts.column, texts.column)
-        found = [_text(listed[_place(row, side)]) for side in pair.responses]
+        critiques = [_text(listed[_place(row, side)]) for side in pair.responses]
     else:
         assert texts.chosen is not None and texts.rejected is not None
         if row.kind != "pair":
@@ -279,10 +279,10 @@ def _comparison(pair: Preference, row: Preference, recipe: JudgeRecipe) -> Compa
                 "which lists a critique for each response"
             )
         names = (texts.chosen, texts.rejected)
-        found = [_text(extra.get(names[_place(row, side)])) for side in pair.responses]
-    if found[0] is None or found[1] is None:
-        return NO_TEXT.format(names[0] if found[0] is None else names[1])
-    return dataclasses.replace(item, critiques=(found[0], found[1]))
+        critiques = [_text(extra.get(names[_place(row, side)])) for side in pair.responses]
+    if critiques[0] is None or critiques[1] is None:
+        return NO_TEXT.format(names[0] if critiques[0] is None else names[1])
+    return dataclasses.replace(item, critiques=(critiques[0], critiques[1]))
 
 
 def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[Rating]:
@@ -323,7 +323,9 @@ def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[R
 
 
 def _place(row: Preference, side: Response) -> int:
-    return next(i for i, own in enumerate(row.responses) if own is side or own == side)
+    return next(
+        i for i, response in enumerate(row.responses) if response is side or response == side
+    )
 
 
 def _listed(extra: dict[str, Any], column: str) -> list[Any] | None:
@@ -346,11 +348,11 @@ def _text(value: Any) -> str | None:
 def _unique(items: Sequence[Any]) -> list[Any]:
     """Ids that two sources share are numbered."""
     seen: dict[str, int] = {}
-    found = []
+    numbered = []
     for item in items:
         n = seen[item.id] = seen.get(item.id, 0) + 1
-        found.append(item if n == 1 else dataclasses.replace(item, id=f"{item.id}#{n}"))
-    return found
+        numbered.append(item if n == 1 else dataclasses.replace(item, id=f"{item.id}#{n}"))
+    return numbered
 
 
 def _drawn(held: Sequence[Any], limit: int, seed: int) -> list[Any]:
@@ -368,7 +370,7 @@ def _digest(items: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any, item: Asked) -> Any:
+def _plain(value: Any, item: QuestionItem) -> Any:
     """A JSON value that says the same: of chat turns their key, which covers images."""
     return content_key(value, item.source).hex() if isinstance(value, list) else value
 

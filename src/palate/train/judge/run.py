@@ -31,7 +31,7 @@ from palate.train.judge.measure import (
     measure_pairwise,
     measure_pointwise,
 )
-from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, Desk, Prepared
+from palate.train.judge.prepare import ALL_RIGHT, ALL_WRONG, Prepared, QuestionWriter
 from palate.train.judge.rows import Rows, read_rows
 from palate.train.judge.stages import (
     check_template,
@@ -131,17 +131,17 @@ class _Run:
         self.writer = writer
         self.account: dict[str, Any] = {}
         self.rows: Rows
-        self.desk: Desk
+        self.question_writer: QuestionWriter
 
     def do(self) -> list[str]:
         """Runs all stages; returns what is to be told at the end."""
         check_template(self.recipe.model)
         self.rows = read_rows(self.recipe)
         self._check_data()
-        self.desk = Desk(self.recipe, self.rows, self.path / QUESTIONS)
+        self.question_writer = QuestionWriter(self.recipe, self.rows, self.path / QUESTIONS)
         self.account = {**self.rows.account, "digest": self.rows.digest}
-        if self.desk.scale is not None:
-            self.account["scale"] = self.desk.scale
+        if self.question_writer.scale is not None:
+            self.account["scale"] = self.question_writer.scale
         self._write_account({})
         self.folder.write_quarantine(self.rows.quarantine)
         records = run_stages(self.stages(), self.path, console=self.console)
@@ -245,16 +245,16 @@ class _Run:
     ) -> Prepared:
         if kind == "sft":
             with self._texts(name) as writer:
-                return self.desk.sft(name, writer)
+                return self.question_writer.sft(name, writer)
         if kind == "preference":
             with self._asking(f"{name}.replies", self._local(model)) as judge:
-                return self.desk.preference(name, number, judge)
+                return self.question_writer.preference(name, number, judge)
         # Critiques of the first stage are found again under its name.
         with (
             self._texts(before[0] if before else name) as writer,
             self._asking(f"{name}.critiques", self._local(model)) as critic,
         ):
-            return self.desk.reward(name, writer, critic)
+            return self.question_writer.reward(name, writer, critic)
 
     # Models that are asked ----------------------------------------------------------------------
 
@@ -303,11 +303,13 @@ class _Run:
             return measure_pairwise(scorer, chat, rows)
         if isinstance(scorer, scorers.PointwiseJudge):
             assert isinstance(self.recipe.judge, PointwiseKind)
-            return measure_pointwise(scorer, chat, rows, self.recipe.judge, self.desk.cuts)
+            return measure_pointwise(
+                scorer, chat, rows, self.recipe.judge, self.question_writer.cuts
+            )
         from palate.rewards.model import ModelScorer
 
-        own = scorer.scorer
-        return measure_critic(scorer, ModelScorer(own.path), chat, rows)
+        model = scorer.scorer
+        return measure_critic(scorer, ModelScorer(model.path), chat, rows)
 
     def _measure_last(self, trained: tuple[str, ...], _: Path, results: Results) -> Result:
         done = [name for name in trained if not results[name].get(LEFT_OUT)]

@@ -67,18 +67,18 @@ def stage_recipe(
         "model": model,
     }
     if verb == "reward":
-        own = recipe.reward
-        assert own is not None
+        reward_part = recipe.reward
+        assert reward_part is not None
         return RewardRecipe(
             **common,
-            head=own.head,
-            pooling=own.pooling,
-            loss=own.loss,
-            regularise=own.regularise,
+            head=reward_part.head,
+            pooling=reward_part.pooling,
+            loss=reward_part.loss,
+            regularise=reward_part.regularise,
             data=RewardDataRecipe(
                 train=files.train, eval=files.eval, length=RewardLengthRecipe(**limits)
             ),
-            train=own.train,
+            train=reward_part.train,
         )
     # A verdict that is cut off teaches nothing.
     data = SftDataRecipe(
@@ -212,8 +212,8 @@ def _stand_alone(model: ModelRecipe, options: list[str]) -> bool:
     ids = encoder.tokens.continuations([text, *(text + option for option in options)])
     begun = ids[text]
     for option in options:
-        own, whole = ids[text + option], _answer(encoder, verdict_text(option))
-        if own == begun or own[: len(begun)] != begun or whole[: len(own)] != own:
+        asked, taught = ids[text + option], _answer(encoder, verdict_text(option))
+        if asked == begun or asked[: len(begun)] != begun or taught[: len(asked)] != asked:
             return False
     return True
 

@@ -52,7 +52,7 @@ def written_reasoning(
     Returns:
         the texts, and how many replies were refused, by reason.
     """
-    found: list[str | None] = [None] * len(questions)
+    texts: list[str | None] = [None] * len(questions)
     refused: Counter[str] = Counter()
     left = list(range(len(questions)))
     for attempt in range(recipe.attempts):
@@ -68,12 +68,12 @@ def written_reasoning(
         for i, (reply,) in zip(left, replies, strict=True):
             reason = why_not(reply, questions[i])
             if reason is None:
-                found[i] = reply.whole.strip()
+                texts[i] = reply.whole.strip()
             else:
                 refused[reason] += 1
                 still.append(i)
         left = still
-    return found, refused
+    return texts, refused
 
 
 def written_critiques(
@@ -98,22 +98,22 @@ def written_critiques(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
-    found: list[str | None] = []
+    texts: list[str | None] = []
     refused: Counter[str] = Counter()
     for (reply,) in replies:
         text = reply.text.strip()
         if reply.refused is not None:
             refused[reply.refused] += 1
-            found.append(None)
+            texts.append(None)
         elif not reply.finished and not cut:
             refused[CUT] += 1
-            found.append(None)
+            texts.append(None)
         elif not text:
             refused[EMPTY] += 1
-            found.append(None)
+            texts.append(None)
         else:
-            found.append(text)
-    return found, refused
+            texts.append(text)
+    return texts, refused
 
 
 def _to_writer(question: Question, *, told: bool) -> list[Message]:
@@ -136,5 +136,5 @@ def _to_critic(question: CritiqueQuestion, *, told: bool) -> list[Message]:
 
 def _with(asked: list[Message], hint: str) -> list[Message]:
     last = asked[-1]
-    said = f"{text_in(last['content'])}\n\n{hint}"
-    return [*asked[:-1], Message(role=last["role"], content=said)]
+    content = f"{text_in(last['content'])}\n\n{hint}"
+    return [*asked[:-1], Message(role=last["role"], content=content)]

@@ -116,7 +116,7 @@ class RewardObjective:
         """The mean over heads of what each would lose alone."""
         assert self.ensemble is not None
         count = heads.shape[-1]
-        own = [self._terms(heads[:, k], batch) for k in range(count)]
+        by_head = [self._terms(heads[:, k], batch) for k in range(count)]
         weight = torch.ones(len(batch.ids), count, dtype=heads.dtype)
         if bootstrap and self.ensemble.bootstrap:
             weight = bootstrap_weights(batch.ids, count, self.seed).to(heads.dtype)
@@ -126,7 +126,7 @@ class RewardObjective:
                 name=same[0].name,
                 losses=(torch.stack([term.losses for term in same], dim=-1) * weight).sum(-1),
             )
-            for same in zip(*own, strict=True)
+            for same in zip(*by_head, strict=True)
         ]
 
     def _shaped(self, rewards: Tensor, batch: SequenceBatch) -> Tensor:
@@ -194,16 +194,16 @@ def check_labels(loss: RewardLoss, items: Sequence[Item]) -> None:
     Raises:
         RecipeError: margins or votes. DataError: lists that order nothing.
     """
-    found = label_counts(items)
+    labels = label_counts(items)
     if isinstance(loss, PlackettLuce):
-        if loss.ties == "unordered" and found["undecided"] == len(items):
+        if loss.ties == "unordered" and labels["undecided"] == len(items):
             raise DataError(
                 "every list of the training data has equal ranks alone: there is nothing to learn"
             )
         return
-    if loss.margin and not found["margins"]:
+    if loss.margin and not labels["margins"]:
         raise RecipeError("`loss.margin`: no pair of the training data has a margin: delete it")
-    if isinstance(loss, BradleyTerry) and loss.soft_labels and not found["votes"]:
+    if isinstance(loss, BradleyTerry) and loss.soft_labels and not labels["votes"]:
         raise RecipeError("`loss.soft_labels`: no pair of the training data has votes: delete it")
 
 
@@ -213,13 +213,13 @@ def bootstrap_weights(ids: Sequence[str], heads: int, seed: int) -> Tensor:
     So neither the batch, nor the process, nor an interruption changes them (Oza and Russell 2001,
     online bagging).
     """
-    found = torch.empty(len(ids), heads, dtype=torch.float64)
+    weights = torch.empty(len(ids), heads, dtype=torch.float64)
     for i, name in enumerate(ids):
         for k in range(heads):
             digest = hashlib.sha256(f"{seed}|{k}|{name}".encode()).digest()
             u = int.from_bytes(digest[:8], "big") / 2**64
-            found[i, k] = _poisson(u)
-    return found
+            weights[i, k] = _poisson(u)
+    return weights
 
 
 def _poisson(u: float) -> int:
@@ -257,7 +257,7 @@ def reward_statistics(
     values = rewards.double()
     margins, item = comparisons(values, batch)
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
-    found: dict[str, tuple[Tensor, Tensor | float]] = {
+    statistics: dict[str, tuple[Tensor, Tensor | float]] = {
         "accuracy": _over(right),
         "margin": _over(margins),
         "mean_reward": _over(values),
@@ -266,9 +266,9 @@ def reward_statistics(
     }
     if by_source:
         for source in sorted(set(batch.sources)):
-            own = torch.tensor([s == source for s in batch.sources], device=values.device)
-            found[f"accuracy/{source}"] = _over(right[own[item]])
-    return found
+            of_source = torch.tensor([s == source for s in batch.sources], device=values.device)
+            statistics[f"accuracy/{source}"] = _over(right[of_source[item]])
+    return statistics
 
 
 def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:

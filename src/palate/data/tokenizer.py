@@ -28,7 +28,7 @@ class SequenceTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-sequence token")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id
         first = list(tokenizer(_LETTER, verbose=False)["input_ids"])[:1]
@@ -101,11 +101,11 @@ class SequenceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text as people read it, without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
-            self._blank[token] = not str(self._tokenizer.decode([token])).strip()
+            self._blank[token] = not str(self.tokenizer.decode([token])).strip()
         return self._blank[token]
 
     def _table(self, texts: list[str], anchor: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -124,7 +124,7 @@ class SequenceTokenizer:
     def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
         tokenised: list[tuple[int, ...]] = []
         for start in range(0, len(texts), _BATCH):
-            encoded = self._tokenizer(
+            encoded = self.tokenizer(
                 texts[start : start + _BATCH],
                 add_special_tokens=False,
                 padding=False,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
-from palate.data.items import Item, items_digest
+from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import DataError, RunError
 from palate.models.check import start_check
@@ -29,12 +29,10 @@ from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.recipes.reward import RewardRecipe
 from palate.store.folder import RunFolder
-from palate.store.lineage import lineage, model_entry, tokenizer_digest
 from palate.store.records import Data, Evaluation
 from palate.train.callbacks import LINE_SECONDS
 from palate.train.distributed import is_sharded
 from palate.train.fit import fit, save_final_model
-from palate.train.launch import eval_plan
 from palate.train.loop import Job, Loop
 from palate.train.objectives.reward import (
     RewardObjective,
@@ -57,6 +55,7 @@ class RewardRun(Run):
     """A reward model on pairs or ranked lists."""
 
     recipe: RewardRecipe
+    verb = "reward"
     _shown = 0.0
 
     def fill(self, folder: RunFolder) -> None:
@@ -97,7 +96,7 @@ class RewardRun(Run):
             end_tokens=end_tokens([*data.train, *data.eval], encoder),
             template_sha256=encoder.template_sha256,
         )
-        job = self._job(folder, tokenizer, encoder, model, objective, data, digest)
+        job = self._job(folder, encoder, model, objective, data, digest)
         if self.recipe.train.gradient_checkpointing:
             save_memory(model)
         loop = fit(job, self.recipe, self.console)
@@ -110,7 +109,6 @@ class RewardRun(Run):
     def _job(
         self,
         folder: RunFolder,
-        tokenizer: PreTrainedTokenizerBase,
         encoder: Encoder,
         model: Model,
         objective: RewardObjective,
@@ -118,11 +116,13 @@ class RewardRun(Run):
         digest: str,
     ) -> Job:
         recipe = self.recipe
-        pad_id = padding_id(tokenizer, model.base)
+        pad_id = padding_id(encoder.tokens.tokenizer, model.base)
+        collated: Collate
         layout: Layout
+        note: dict[str, Any]
         if recipe.backbone == "frozen":
             layout, note = "plain", {"used": "plain", "check": None, "reason": "cached features"}
-            own_collate = self._features(model, data, digest, pad_id).collate
+            collated = self._features(model, data, digest, pad_id).collate
         else:
             layout, note = choose_layout(
                 recipe.train.layout,
@@ -131,43 +131,18 @@ class RewardRun(Run):
                 items=[*data.train, *data.eval],
                 beside=recipe.output_dir,
             )
-            own_collate = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
-        collated: Collate = own_collate
-        folder.write(
-            lineage(
-                verb="reward",
-                base_model=model_entry(recipe.model, digest),
-                tokenizer={
-                    "digest": tokenizer_digest(tokenizer),
-                    "template": encoder.template_sha256,
-                    "template_date": encoder.template.date,
-                },
-                sources=data.report["sources"],
-                reference=None,
-                seed=recipe.seed,
-                device=str(self.state.device),
-                processes=self.world,
-                layout=note,
-            ),
-        )
-        return Job(
-            model=model,
-            model_recipe=recipe.model,
-            objective=objective,
-            reference=None,
-            source=self.source(data.train, collated),
-            eval=data.eval,
-            collate=collated,
+            collated = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
+        return self.job(
+            folder,
+            encoder,
+            model,
+            objective,
+            data,
+            digest=digest,
             layout=layout,
+            note=note,
             pad_id=pad_id,
-            eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
-            folder=folder,
-            identity={
-                "base weights": digest,
-                "training data": items_digest(data.train),
-                "evaluation data": items_digest(data.eval),
-                "layout": layout,
-            },
+            collated=collated,
         )
 
     def _features(self, model: Model, data: Dataset, digest: str, pad_id: int) -> FeatureTable:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from palate.data.build import Dataset, build
@@ -93,6 +93,7 @@ class Run(ABC):
     """
 
     recipe: TuneRecipe | SftRecipe | RewardRecipe
+    verb: str
 
     def __init__(self, recipe: TuneRecipe | SftRecipe | RewardRecipe, *, quiet: bool) -> None:
         self.recipe = recipe
@@ -131,6 +132,68 @@ class Run(ABC):
             workers=self.recipe.train.data_workers,
         )
 
+    def job(
+        self,
+        folder: RunFolder,
+        encoder: Encoder,
+        model: Model,
+        objective: Objective,
+        data: Dataset,
+        *,
+        digest: str,
+        layout: Layout,
+        note: dict[str, Any],
+        pad_id: int,
+        collated: Collate,
+        reference: Reference | None = None,
+    ) -> Job:
+        """What the loop is given; lineage.json is written of the same.
+
+        Args:
+            digest: of the base weights. note: why `layout` is used. collated: lays items out.
+        """
+        recipe = self.recipe
+        entry = None if reference is None else reference.identity
+        tokenizer = {
+            "digest": tokenizer_digest(encoder.tokens.tokenizer),
+            "template": encoder.template_sha256,
+            "template_date": encoder.template.date,
+        }
+        folder.write(
+            lineage(
+                verb=self.verb,
+                base_model=model_entry(recipe.model, digest),
+                tokenizer=tokenizer,
+                sources=data.report["sources"],
+                reference=entry,
+                seed=recipe.seed,
+                device=str(self.state.device),
+                processes=self.world,
+                layout=note,
+            ),
+        )
+        identity = {
+            "base weights": digest,
+            "reference": entry,
+            "training data": items_digest(data.train),
+            "evaluation data": items_digest(data.eval),
+            "layout": layout,
+        }
+        return Job(
+            model=model,
+            model_recipe=recipe.model,
+            objective=objective,
+            reference=reference,
+            source=self.source(data.train, collated),
+            eval=data.eval,
+            collate=collated,
+            layout=layout,
+            pad_id=pad_id,
+            eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
+            folder=folder,
+            identity=identity,
+        )
+
     @abstractmethod
     def fill(self, folder: RunFolder) -> None:
         """Trains and fills the folder, all but the report."""
@@ -157,6 +220,7 @@ class PolicyRun(Run):
     def __init__(self, recipe: TuneRecipe | SftRecipe, loss: Loss | None, *, quiet: bool) -> None:
         super().__init__(recipe, quiet=quiet)
         self.loss = loss
+        self.verb = "sft" if loss is None else "tune"
         if isinstance(recipe, TuneRecipe):
             check_extra_metrics(recipe)
 
@@ -178,7 +242,7 @@ class PolicyRun(Run):
         # What training teaches to end with, sampling and servers must stop at.
         chats = any(row.conversational for row in data.train_rows)
         add_stop_tokens(policy.base, encoder.stop_ids(chats=chats))
-        job = self._job(folder, tokenizer, encoder, policy, objective, data)
+        job = self._job(folder, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
             save_memory(policy)
         loop = fit(job, self.recipe, self.console)
@@ -194,7 +258,6 @@ class PolicyRun(Run):
     def _job(
         self,
         folder: RunFolder,
-        tokenizer: PreTrainedTokenizerBase,
         encoder: Encoder,
         policy: Model,
         objective: Objective,
@@ -208,49 +271,24 @@ class PolicyRun(Run):
             items=[*data.train, *data.eval],
             beside=recipe.output_dir,
         )
-        pad_id = padding_id(tokenizer, policy.base)
-        own_collate = partial(collate, layout=layout, pad_id=pad_id)
+        pad_id = padding_id(encoder.tokens.tokenizer, policy.base)
+        collated = partial(collate, layout=layout, pad_id=pad_id)
         digest = policy.base_digest = weights_digest(policy.hf)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
-            check_start(policy, reference, data.train[0], own_collate)
-        identity = None if reference is None else reference.identity
-        folder.write(
-            lineage(
-                verb="sft" if self.loss is None else "tune",
-                base_model=model_entry(recipe.model, digest),
-                tokenizer={
-                    "digest": tokenizer_digest(tokenizer),
-                    "template": encoder.template_sha256,
-                    "template_date": encoder.template.date,
-                },
-                sources=data.report["sources"],
-                reference=identity,
-                seed=recipe.seed,
-                device=str(self.state.device),
-                processes=self.world,
-                layout=note,
-            ),
-        )
-        return Job(
-            model=policy,
-            model_recipe=recipe.model,
-            objective=objective,
-            reference=reference,
-            source=self.source(data.train, own_collate),
-            eval=data.eval,
-            collate=own_collate,
+            check_start(policy, reference, data.train[0], collated)
+        return self.job(
+            folder,
+            encoder,
+            policy,
+            objective,
+            data,
+            digest=digest,
             layout=layout,
+            note=note,
             pad_id=pad_id,
-            eval_plan=eval_plan(recipe.train, rank=self.rank, world_size=self.world),
-            folder=folder,
-            identity={
-                "base weights": digest,
-                "reference": identity,
-                "training data": items_digest(data.train),
-                "evaluation data": items_digest(data.eval),
-                "layout": layout,
-            },
+            collated=collated,
+            reference=reference,
         )
 
     def _reference(

@@ -185,6 +185,6 @@ class FeatureTable:
 
 
 def _distance(stored: Entry, live: Entry) -> float:
-    """Of two states, as a share of the live one's length."""
+    """Distance of two states, relative to the length of the live one."""
     right = live[COLUMN].float()
     return float((stored[COLUMN].float() - right).norm() / right.norm().clamp(min=1e-6))

@@ -1,4 +1,4 @@
-"""The heads of a model: words, rewards of sequences, values of tokens; and what they see."""
+"""The heads of a model: vocabulary, rewards of sequences, values of tokens; and their pooling."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _response_states(states: Tensor, batch: SequenceBatch) -> Tensor:
 
 
 class VocabularyHead(nn.Module):
-    """The head that makes words of states; it holds no weights of its own.
+    """The vocabulary head; its weights are those of the trunk.
 
     Args:
         trunk: name of the trunk that it reads.
@@ -217,7 +217,7 @@ class ScalarHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Values of states: what a trunk sees before each token, to one number, in float32.
+    """Values of states: one number for the state before each response token, in float32.
 
     Attributes:
         trunk: name of the trunk that it reads.

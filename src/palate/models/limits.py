@@ -1,4 +1,4 @@
-"""What tokens and positions a backbone has rows for."""
+"""How many tokens and positions a backbone has embeddings for."""
 
 from __future__ import annotations
 

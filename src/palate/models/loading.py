@@ -40,7 +40,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 
 
 def hub_is_needed_and_absent(path: str) -> bool:
-    """Whether `path` is no local folder while no hub can be asked for it.
+    """Whether `path` must come from the hub, and the hub cannot be reached.
 
     Raises:
         ModelError: `path` is written like a folder and there is none.

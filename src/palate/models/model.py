@@ -63,7 +63,7 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What comes back; None of what was not asked for.
+    """The results of one forward pass; None for what was not asked for.
 
     Attributes:
         tokens: [N] statistics of response tokens, or of those at `batch.chosen_tokens`.

@@ -39,7 +39,7 @@ class Reference(Protocol):
 
 
 class _Live:
-    """A model that is run whenever it is asked."""
+    """A reference model that is run whenever its numbers are needed."""
 
     kind: str
 

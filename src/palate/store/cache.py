@@ -97,7 +97,7 @@ class TensorCache:
         self.flush()
 
     def add(self, records: Mapping[bytes, Entry]) -> None:
-        """Takes entries in; those that are there already are left out.
+        """Adds entries; those that are stored already are skipped.
 
         They are in the folder once the shard is full or old, or after `flush`.
 

@@ -66,7 +66,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path, *, below: str = "") -> str | None:
-    """What of a folder is not as its manifest says; None where all is.
+    """The first file that differs from the manifest of a folder, in words; None where none does.
 
     Args:
         below: look only at files whose names begin with this.

@@ -15,7 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from palate.errors import RunError
+from palate.errors import one_line as error_text
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -120,8 +123,9 @@ def one_line(action: str, path: Path) -> Iterator[None]:
     """Makes a failure of the file system one line that names what was to be done, and the place."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        reason = getattr(error, "strerror", None) or error_text(error)
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason:
             reason = f"the disk is full ({reason}); nothing that was there before is lost"
         raise RunError(f"cannot {action} {path}: {reason}") from error

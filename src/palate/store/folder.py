@@ -211,7 +211,7 @@ class RunFolder:
         return status
 
     def _refuse_leftovers(self) -> None:
-        """Refuses what a run has written where nothing says which run that was."""
+        """Refuses a folder that holds files of a run, and not its recipe."""
         names = dict.fromkeys([*_WORK, *NAMES.values(), *_LEFT])
         left = [name for name in names if _has_content(self.path / name)]
         left += [f"checkpoints/{path.name}" for path in sorted(self.checkpoints.glob("step-*"))]
@@ -229,7 +229,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def comparable(recipe: RunRecipe) -> dict[str, Any]:
-    """What of a recipe must not change between the parts of a run."""
+    """The part of a recipe that must stay the same when a run is resumed."""
     return recipe.model_dump(mode="json", exclude={"resume", "output_dir"})
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from palate.errors import RunError
-from palate.store.files import sync_folder
+from palate.store.files import one_line, sync_folder
 
 
 @contextmanager
@@ -27,7 +24,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     temporary = partial_path(final)
     replaced = final.parent / f".{final.name}.old"
     try:
-        with _one_line(final):
+        with one_line("write", final):
             final.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
@@ -110,15 +107,3 @@ def _flush(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(folder)
-
-
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        text = " ".join(str(error).split())
-        full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
-        reason = "the disk is full; what was written before is whole" if full else text
-        raise RunError(f"cannot write {path}: {reason}") from error

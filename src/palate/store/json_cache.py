@@ -1,4 +1,4 @@
-"""A cache of JSON values by content: what costs a model's time, in a file of lines anyone can read.
+"""A cache of JSON values by content: what a model took time to answer, one entry a line.
 
 Each line holds the entries that were made together, and a checksum. A line is there as soon as it
 is made; one that a kill cut off is left out, and its entries are made again.

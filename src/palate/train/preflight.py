@@ -31,7 +31,7 @@ def check_fits(
     items: Sequence[Item],
     encoder: Encoder,
 ) -> None:
-    """Refuses data that the model's tables have no place for.
+    """Refuses tokens and lengths that the model has no embeddings for.
 
     Args:
         path: what the user calls the model.
@@ -116,7 +116,7 @@ def check_extra_metrics(recipe: TuneRecipe) -> None:
 
 
 def save_memory(policy: Model) -> None:
-    """Layers keep their inputs alone and run again in the backward pass."""
+    """Gradient checkpointing: layers keep only their inputs and run again in the backward pass."""
     model: Any = policy.base
     options = {"use_reentrant": False}
     # transformers 5.23 renamed it; the old name warns there.

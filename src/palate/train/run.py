@@ -346,7 +346,7 @@ class PolicyRun(Run):
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """The bars of transformers' loading and saving would break up the line of progress."""
+    """Hides transformers' progress bars, which would break up the line of progress."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -357,7 +357,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _name_sources(objective: Objective, data: Dataset) -> None:
-    """Accuracies of each source are worth a line each where there are several."""
+    """Logs accuracies by source where there are several sources."""
     sources: set[Any] = {item.source for item in (*data.train, *data.eval)}
     if isinstance(objective, PreferenceObjective):
         objective.by_source = len(sources) > 1

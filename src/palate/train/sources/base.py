@@ -1,4 +1,4 @@
-"""Where the batches of a step come from: data that lies there, or samples of the policy."""
+"""Where the batches of a step come from: a fixed data set, or samples of the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps over items that lie there: which items each process runs in each micro-batch.
+"""Steps over a fixed list of items: which items each process runs in each micro-batch.
 
 An optimizer step is a set of items that depends on seed, epoch and batch size alone: neither on the
 number of processes nor on the accumulation. Within a step every process runs the same number of

@@ -69,9 +69,3 @@ def in_one_line(value: object, most: int = 120) -> str:
         words = type(value).__name__
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
     return text if len(text) <= most else f"{text[: most - 23]} ... {text[-18:]}"
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an exception says, in one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2.exceptions import TemplateSyntaxError
 
 from palate.data.schema import Message, text_in
-from palate.errors import ModelError
+from palate.errors import ModelError, in_one_line
 
 PLAIN = """\
 {%- for message in messages -%}
@@ -257,10 +257,12 @@ class ChatTemplate:
                 add_generation_prompt=open_turn,
             )
         except TemplateSyntaxError as error:
-            raise ModelError(f"{self._name}: line {error.lineno}: {_one_line(error)}") from error
+            raise ModelError(
+                f"{self._name}: line {error.lineno}: {in_one_line(error, 200)}"
+            ) from error
         except Exception as error:
             # Templates are programs: for some turns they raise what they like.
-            raise Refused(f"the chat template refuses it: {_one_line(error)}") from error
+            raise Refused(f"the chat template refuses it: {in_one_line(error, 200)}") from error
         assert isinstance(text, str)
         return text
 
@@ -300,8 +302,3 @@ def _not_a_prefix(asked: str, full: str, name: str) -> str:
         f"{name}: its prompt is no prefix of the full chat: at character {at} the prompt has "
         f"{in_prompt!r}, the chat {in_chat!r}; set `model.chat_template: plain` or a Jinja file"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from palate.errors import ModelError, one_line
+from palate.errors import ModelError, in_one_line
 from palate.models.stop_tokens import add_stop_tokens, read_stop_tokens
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 from palate.store.digests import MANIFEST, damage
@@ -72,7 +72,7 @@ def add_lora(
         with quiet_peft():
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"model.lora.target_modules: {one_line(error)}") from error
+        raise ModelError(f"model.lora.target_modules: {in_one_line(error, 300)}") from error
     refuse_head_adapters(model, "model.lora.target_modules")
     if not isinstance(targets, str):
         _refuse_unused(model, targets)
@@ -142,7 +142,7 @@ def read_base(file: Path) -> tuple[str, str] | None:
         with safe_open(file, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
     except Exception as error:
-        raise ModelError(f"{file}: not readable: {one_line(error)}") from error
+        raise ModelError(f"{file}: not readable: {in_one_line(error, 300)}") from error
     return (metadata["base_digest"], metadata["base_dtype"]) if "base_digest" in metadata else None
 
 
@@ -174,7 +174,7 @@ def load_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
             # Once more, for what PEFT says of it: names that fit nothing are passed over.
             report: Any = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), "cpu"))
     except Exception as error:
-        raise ModelError(f"{folder}: no readable adapter: {one_line(error)}") from error
+        raise ModelError(f"{folder}: no readable adapter: {in_one_line(error, 300)}") from error
     if adapted.peft_config["default"].is_prompt_learning:
         raise ModelError(f"{folder}: adapters of another kind than LoRA")
     lost = [name for name in report.missing_keys if ".lora_" in name]

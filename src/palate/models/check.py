@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palate.data.items import Item, PairLabel, Tokens
 from palate.data.layouts import Layout, collate
-from palate.errors import ModelError, PalateError, one_line
+from palate.errors import ModelError, PalateError, in_one_line
 from palate.models.attention import Windows
 from palate.models.limits import positions_of
 from palate.models.model import Model, evaluating
@@ -145,7 +145,7 @@ def start_check(model: Model) -> None:
     except PalateError:
         raise
     except Exception as error:
-        text = one_line(error, 120)
+        text = in_one_line(error, 120)
         if model.has_adapters:
             text += "; without adapters it may: choose `model.lora.target_modules`"
         raise ModelError(f"{name} does not run as a causal language model: {text}") from error
@@ -174,7 +174,7 @@ def layout_check(model: Model, *, longest: int | None = None) -> LayoutCheck:
         with _at_rest(model):
             return _compare(model, readings, tokens)
     except Exception as error:
-        text = one_line(error, 120)
+        text = in_one_line(error, 120)
         reason = f"the model does not run it: {text}"
         return LayoutCheck(float("inf"), False, reason, unit=unit)
 

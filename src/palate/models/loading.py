@@ -21,7 +21,7 @@ from transformers import (
 
 from palate.data.containers import hub
 from palate.data.templates import freeze_clock
-from palate.errors import ModelError, one_line
+from palate.errors import ModelError, in_one_line
 from palate.models.adapters import (
     ADAPTER_WEIGHTS,
     add_lora,
@@ -159,7 +159,7 @@ def readable(source: str, reason: str | None = None, *, what: str = "model") -> 
     except (ModelError, AssertionError):
         raise
     except Exception as error:
-        text = reason or f"no readable {what}: {one_line(error)}"
+        text = reason or f"no readable {what}: {in_one_line(error, 300)}"
         raise ModelError(f"{source}: {text}") from error
 
 

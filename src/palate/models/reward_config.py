@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from palate.errors import ModelError, one_line
+from palate.errors import ModelError, in_one_line
 from palate.recipes.reward import HeadRecipe, Pooling
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.store.files import read_json
@@ -132,7 +132,7 @@ def read_config(folder: Path) -> tuple[Files, RewardSpec]:
     except KeyError as error:
         raise ModelError(f"{folder / CONFIG}: not a reward model's: no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        text = one_line(error, 200)
+        text = in_one_line(error, 200)
         raise ModelError(f"{folder / CONFIG}: not a reward model's: {text}") from error
 
 

@@ -17,8 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from palate.errors import RunError
-from palate.errors import one_line as error_text
+from palate.errors import RunError, in_one_line
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -125,7 +124,7 @@ def one_line(action: str, path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         code = error.errno if isinstance(error, OSError) else None
-        reason = getattr(error, "strerror", None) or error_text(error)
+        reason = getattr(error, "strerror", None) or in_one_line(error, 300)
         if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason:
             reason = f"the disk is full ({reason}); nothing that was there before is lost"
         raise RunError(f"cannot {action} {path}: {reason}") from error

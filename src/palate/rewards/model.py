@@ -18,7 +18,7 @@ from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.check import layout_check
-from palate.models.limits import padding_id
+from palate.models.limits import context_of, padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
 from palate.models.reward_config import Scale
@@ -28,8 +28,6 @@ from palate.rewards.head_cache import HeadScoreCache
 from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat
 
-NO_LIMIT = 1_000_000
-"""Tokens, of a backbone that names no longest context."""
 _Ids = tuple[int, ...]
 Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
@@ -159,7 +157,7 @@ class ModelScorer:
 
     def _limits(self) -> LengthRecipe:
         config = self.model.config.get_text_config()
-        context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        context = context_of(config)
         trained = self.model.spec.length
         cuts = trained is not None and trained.prompt != "drop"
         return LengthRecipe(

@@ -13,13 +13,11 @@ from torch import Tensor
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response, text_in
 from palate.errors import DataError, ModelError
-from palate.models.limits import padding_id
+from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-
-NO_LIMIT = 1 << 30
 
 
 class LocalModel:
@@ -53,8 +51,7 @@ class LocalModel:
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = padding_id(self.tokenizer, self.model)
-        config = self.model.config.get_text_config()
-        self._context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        self._context = context_of(self.model.config.get_text_config())
         # Releases of transformers call it either.
         takes = inspect.signature(self.model.forward).parameters
         self._cache = "cache" if "cache" in takes else "past_key_values"

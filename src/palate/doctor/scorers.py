@@ -41,6 +41,11 @@ def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
             from palate.rewards import make_scorer
 
             yield Check("scorer", "ok", make_scorer(recipe).name)
+        elif isinstance(recipe, scorers.RemoteScorer):
+            from palate.rewards import make_scorer
+
+            make_scorer(recipe)
+            yield Check("scorer", "note", f"{recipe.url}: not asked")
         elif isinstance(recipe, scorers.ModelScorer | scorers.ClassifierScorer):
             from palate.rewards import make_scorer
 

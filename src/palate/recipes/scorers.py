@@ -1,5 +1,5 @@
-"""What scores responses, as recipes: reward models, classifiers, rules, judges, critics, ensembles
-and mixtures."""
+"""What scores responses, as recipes: reward models, classifiers, rules, servers, judges, critics,
+ensembles and mixtures."""
 
 from __future__ import annotations
 
@@ -175,14 +175,10 @@ class LocalChat(Strict):
     """Conversations of one forward pass."""
 
 
-class ServerChat(Strict):
-    """A model behind an OpenAI-compatible server."""
+class ServerBase(Strict):
+    """How a server is asked."""
 
-    type: Literal["server"] = "server"
     url: str
-    """Up to the version: http://127.0.0.1:8000/v1."""
-    model: str
-    """Its name there."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself is written nowhere."""
     timeout_seconds: Positive = 60.0
@@ -191,6 +187,16 @@ class ServerChat(Strict):
     """After a refused connection, a timeout or an answer of 429 or 5xx."""
     concurrency: Count = 8
     """Requests under way at once."""
+
+
+class ServerChat(ServerBase):
+    """A model behind an OpenAI-compatible server."""
+
+    type: Literal["server"] = "server"
+    url: str
+    """Up to the version: http://127.0.0.1:8000/v1."""
+    model: str
+    """Its name there."""
 
 
 Chat = Annotated[LocalChat | ServerChat, Field(discriminator="type")]
@@ -258,12 +264,36 @@ class CriticScorer(ScorerBase):
     """Of a critique; one that is cut is scored as it is, and counted."""
 
 
+class RemoteScorer(ScorerBase, ServerBase):
+    """A scorer behind a server: one of `palate serve`, or one that OpenRLHF's clients ask."""
+
+    type: Literal["remote"] = "remote"
+    url: str
+    """Without the route: http://127.0.0.1:8000."""
+    route: Literal["score", "get_reward"] = "score"
+    """score: prompts and responses as they are; get_reward: conversations as one text each, as
+    OpenRLHF's remote reward client sends them."""
+    tokenizer: str | None = None
+    """Hub name or folder whose chat template makes a conversation one text; default: turns one
+    after another under their roles. Only with `route: get_reward`."""
+    relative: bool = False
+    """Its scores mean something only beside those of the same prompt, as a judge's that compares:
+    all responses to a prompt are sent together."""
+    request_responses: Count = 64
+    """Most responses of one request, but for those that must go together."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.tokenizer is not None and self.route != "get_reward":
+            yield "tokenizer", "only with `route: get_reward`"
+
+
 Member = Annotated[
     ModelScorer
     | ClassifierScorer
     | LexiconScorer
     | LengthScorer
     | RuleScorer
+    | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer,
@@ -388,6 +418,7 @@ Scorer = Annotated[
     | LexiconScorer
     | LengthScorer
     | RuleScorer
+    | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer

@@ -144,6 +144,10 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         from palate.rewards.critic import Critic
 
         return Critic(recipe, _model(recipe.scorer))
+    if isinstance(recipe, recipes.RemoteScorer):
+        from palate.rewards.remote import Remote
+
+        return Remote(recipe)
     from palate.rewards.judge import Pairwise, Pointwise
 
     return Pointwise(recipe) if isinstance(recipe, recipes.PointwiseJudge) else Pairwise(recipe)

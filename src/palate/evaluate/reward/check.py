@@ -45,7 +45,7 @@ def _check(recipe: recipes.Scorer) -> None:
             open_records(source)
     elif isinstance(recipe, recipes.ModelScorer | recipes.ClassifierScorer):
         _model(recipe.path, recipe.revision)
-    elif isinstance(recipe, recipes.LexiconScorer | recipes.LengthScorer):
+    elif isinstance(recipe, recipes.LexiconScorer | recipes.LengthScorer | recipes.RemoteScorer):
         make_scorer(recipe)
     else:
         _chat(recipe.chat)

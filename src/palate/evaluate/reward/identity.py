@@ -85,7 +85,7 @@ def _texts_identity(path: str) -> str | None:
 def _paths(value: Any) -> list[str]:
     """Paths of models; data has paths of its own, under `validation` and `answers`."""
     if isinstance(value, dict):
-        own = [value["path"]] if isinstance(value.get("path"), str) else []
+        own = [value[key] for key in ("path", "tokenizer") if isinstance(value.get(key), str)]
         inner = [value[key] for key in value if key not in ("validation", "answers")]
         return own + [path for item in inner for path in _paths(item)]
     if isinstance(value, (list, tuple)):

@@ -177,7 +177,8 @@ class ScoreCache:
                 lambda: self._load(recipe, key),
                 None if self.folder is None else self.folder / f"scores-{key}.jsonl",
                 name=plain,
-                relative=isinstance(recipe, recipes.PairwiseJudge),
+                relative=isinstance(recipe, recipes.PairwiseJudge)
+                or (isinstance(recipe, recipes.RemoteScorer) and recipe.relative),
                 chunk=self.chunk,
                 progress=self._told,
             )

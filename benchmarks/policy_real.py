@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
     from palate.evaluate.progress import task
     from palate.evaluate.targets import find_targets, read_runs
     from palate.models.loading import load_tokenizer
-    from palate.recipes.schema import DataRecipe, EvalRecipe
+    from palate.recipes.evaluation import EvalRecipe
+    from palate.recipes.schema import DataRecipe
 
     recipe = recipe_of(args)
     run = tune(TuneRecipe.model_validate(recipe))

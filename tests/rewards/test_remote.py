@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 
 from palate.data.scorer import Group, Score, Scorer, part_values
 from palate.errors import ModelError, RecipeError
-from palate.evaluate.reward.identity import key_of
 from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe
 from palate.recipes.serving import ServeRecipe
 from palate.rewards import make_scorer, score_groups
 from palate.rewards.http import ServerError
+from palate.rewards.identity import key_of
 from palate.rewards.remote import NOT_ASKED, Remote
 from palate.serve.app import make_app
 from tiny_serve import Slow

@@ -15,18 +15,16 @@ from palate.doctor.check import Check
 from palate.doctor.data import data_checks
 from palate.doctor.machine import disk_check, machine_checks
 from palate.doctor.models import model_checks, reward_model_checks
-from palate.doctor.scorers import chat_checks, reward_check, scorer_checks, server_checks
+from palate.doctor.scorers import chat_checks, scorer_checks, server_checks
 from palate.errors import RecipeError
 from palate.recipes import trl
 from palate.recipes.document import read_document
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
 from palate.recipes.losses import Strict, members
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import (
-    ClassifierReward,
-    EvalRecipe,
-    LexiconReward,
     ModelRecipe,
     RunRecipe,
     SftRecipe,
@@ -151,8 +149,6 @@ def _scoring(part: Any) -> Iterator[Check]:
         yield from scorer_checks(part)
     elif isinstance(part, LocalChat | ServerChat):
         yield from chat_checks(part)
-    elif isinstance(part, LexiconReward | ClassifierReward):
-        yield reward_check(part)
     elif isinstance(part, Strict):
         for name in type(part).model_fields:
             yield from _scoring(getattr(part, name))

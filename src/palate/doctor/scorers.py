@@ -12,7 +12,7 @@ from palate.doctor.machine import EXTRAS
 from palate.doctor.models import model_checks
 from palate.errors import PalateError
 from palate.recipes import scorers
-from palate.recipes.schema import ClassifierReward, LexiconReward, ModelRecipe
+from palate.recipes.schema import ModelRecipe
 from palate.recipes.serving import ServeRecipe
 
 
@@ -70,16 +70,6 @@ def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Chec
         yield Check("server", "note", f"{recipe.model} at {recipe.url}: not asked")
     except PalateError as error:
         yield Check("server", "problem", str(error))
-
-
-def reward_check(recipe: LexiconReward | ClassifierReward) -> Check:
-    """What would stop a reward from being loaded."""
-    from palate.rewards import make_reward
-
-    try:
-        return Check("reward", "ok", make_reward(recipe).name)
-    except PalateError as error:
-        return Check("reward", "problem", str(error))
 
 
 def server_checks(recipe: ServeRecipe) -> Iterator[Check]:

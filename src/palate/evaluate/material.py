@@ -11,9 +11,11 @@ from typing import Any, Literal
 from palate.data.build import build
 from palate.data.encode import Encoder
 from palate.data.items import Item, TokenIds, Tokens, sequence_key
+from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import Run
-from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.schema import DataRecipe, LengthRecipe
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -24,11 +26,12 @@ class Prompt:
     """A prompt to sample from.
 
     Attributes:
-        id: of the first pair that has it. text: as people read it.
+        id: of the first pair that has it. text: as people read it. content: as scorers take it.
     """
 
     id: str
     text: str
+    content: Content
     ids: tuple[int, ...]
 
 
@@ -102,7 +105,7 @@ def build_material(
         # A chat is shown as its template writes it.
         ids = pair.prompts[0].ids
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
-        prompts.setdefault(ids, Prompt(id=pair.id, text=text, ids=ids))
+        prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
         distinct = list(prompts.values())

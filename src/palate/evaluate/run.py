@@ -19,20 +19,22 @@ from palate.evaluate.material import Material, build_material, check_data_keys, 
 from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
-from palate.evaluate.targets import Target, find_targets, read_runs, weights_identity
+from palate.evaluate.targets import Target, find_targets, read_runs
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
 from palate.models.reference import Reference
-from palate.recipes.schema import EvalRecipe
-from palate.rewards import make_reward
+from palate.recipes.evaluation import EvalRecipe
+from palate.rewards import make_scorer
+from palate.rewards.identity import identities, key_of, weights_identity
+from palate.rewards.names import name_of
 from palate.store.digests import sha256_json
 from palate.store.folder import RunFolder
 from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Results, Stage, run_stages
 
-VERSION = 2
+VERSION = 3
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
@@ -63,7 +65,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     runs = read_runs(recipe.runs)
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
-    reward = None if recipe.reward is None else make_reward(recipe.reward)
+    reward = None if recipe.reward is None else make_scorer(recipe.reward, seed=recipe.seed)
     with RunFolder.open(recipe) as folder, kept_memory():
         results: dict[str, Result] = {}
         references: list[Result] = []
@@ -77,10 +79,10 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             folder.write_quarantine(material.quarantine)
             sources = material.report["sources"]
             shelf = Shelf(model, group[0].reference)
-            own = _Own(recipe, material, tokenizer, reward, console)
+            context = EvaluationContext(recipe, material, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             measured = [*([shown] if shown else []), *group]
-            stages = {target.name: own.stage(target, shelf) for target in measured}
+            stages = {target.name: context.stage(target, shelf) for target in measured}
             # Two targets may be the same weights.
             once = {stage.name: stage for stage in stages.values()}
             records = run_stages(list(once.values()), folder.path, console=console)
@@ -89,6 +91,11 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             results |= given
             folder.models.append(
                 model_entry(model, shelf.digest) | {"reference": group[0].reference}
+            )
+        if recipe.reward is not None:
+            folder.models.append(
+                {"role": "reward", "name": name_of(recipe.reward), "type": recipe.reward.type}
+                | {"weights": identities(recipe.reward)}
             )
         document = evaluation_document(
             [_named(t, results[t.name]) for t in targets],
@@ -138,7 +145,7 @@ def evaluation_document(
 
 
 @dataclass(frozen=True)
-class _Own:
+class EvaluationContext:
     """What all policies of one base model share in an evaluation."""
 
     recipe: EvalRecipe
@@ -212,7 +219,7 @@ class _Own:
             )
         rewards = None
         if self.reward is not None:
-            groups = [Group(prompts[d.prompt].text, (d.text,)) for d in drawn]
+            groups = [Group(prompts[d.prompt].content, (d.text,)) for d in drawn]
             rewards = [score.value for (score,) in ask(self.reward, groups)]
         entry = frontier_point(drawn, stats, rewards, confidence=self.recipe.confidence)
         entry["diversity"] = diversity(
@@ -264,6 +271,7 @@ def _depends_on(recipe: EvalRecipe, target: Target, material: Material) -> dict[
         "recipe": recipe.model_dump(
             mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
         ),
+        "reward": None if recipe.reward is None else key_of(recipe.reward),
         "material": material.digest,
         "base": weights_identity(model.path, model.revision),
         "model": [model.dtype, model.attn_implementation, str(model.chat_template)],

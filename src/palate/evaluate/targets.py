@@ -10,9 +10,9 @@ from typing import Any
 
 from palate.errors import RunError
 from palate.recipes import load_recipe
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
-from palate.recipes.schema import EvalRecipe, ModelRecipe, SftRecipe, TuneRecipe
-from palate.store.digests import sha256_tree
+from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
 
 _STEP = re.compile(r"step-(\d+)")
@@ -143,15 +143,6 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
             )
         )
     return found
-
-
-def weights_identity(path: str | Path, revision: str | None = None) -> str:
-    """What changes with the weights: content of a local folder, name and revision of a hub one."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"hub:{path}@{revision}"
-    files = [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
-    return sha256_tree(files)
 
 
 def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:

@@ -87,6 +87,9 @@ class ClassifierScorer(ScorerBase):
     """How it reads prompt and response: chat: through its chat template; pair: as two texts, the
     way cross-encoders are trained; joined: as one. auto: joined for a label; for a single logit
     chat where there is a template, and pair otherwise."""
+    truncate: bool = False
+    """Of texts that are too long score the beginning, which is logged; otherwise they have no
+    score."""
     trust_remote_code: bool = False
     """Run code that comes with the model; only where you have read it."""
 
@@ -430,3 +433,13 @@ Scorer = Annotated[
 
 TermRecipe.model_rebuild()
 MixtureScorer.model_rebuild()
+
+
+def compares(recipe: Scorer) -> bool:
+    """Whether its scores mean something only beside those of other responses to the same prompt."""
+    if isinstance(recipe, EnsembleScorer | MixtureScorer):
+        by_group = isinstance(recipe, MixtureScorer) and recipe.zscores == "group"
+        return by_group or any(compares(member.scorer) for member in recipe.members)
+    if isinstance(recipe, RemoteScorer):
+        return recipe.relative
+    return isinstance(recipe, PairwiseJudge)

@@ -15,7 +15,7 @@ from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
-from palate.recipes.schema import ClassifierReward, DataSource, LexiconReward
+from palate.recipes.schema import DataSource
 from palate.rewards.combined import Combined, Member
 from palate.rewards.ensemble import Ensemble, Validation, validate
 from palate.rewards.length import Length
@@ -31,7 +31,9 @@ _Triple = tuple[Content, Content, Content]
 """Prompt, chosen, rejected."""
 
 
-def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = None) -> Scorer:
+def make_scorer(
+    recipe: recipes.Scorer | LogRatioScores, *, seed: int = 0, make: Make | None = None
+) -> Scorer:
     """The scorer that a recipe describes, loaded and ready.
 
     Args:
@@ -42,6 +44,10 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
     Raises:
         PalateError: a model, an extra or data that is missing or unfit.
     """
+    if isinstance(recipe, LogRatioScores):
+        from palate.rewards.log_ratio import LogRatio
+
+        return LogRatio(recipe)
     make = make or partial(make_scorer, seed=seed)
     scorer: Scorer
     if isinstance(recipe, recipes.HeadsScorer):
@@ -54,25 +60,6 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
         scorer = _single(recipe, seed)
     scorer.name = name_of(recipe)
     return scorer
-
-
-def make_reward(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Scorer:
-    """What an evaluation of policies, or a step of curation, scores with.
-
-    A classifier reads prompt and response as one text, of which it takes as much as it can.
-
-    Raises:
-        PalateError: something it needs is missing.
-    """
-    if isinstance(recipe, LexiconReward):
-        return Lexicon()
-    if isinstance(recipe, LogRatioScores):
-        from palate.rewards.log_ratio import LogRatio
-
-        return LogRatio(recipe)
-    from palate.rewards.classifier import ClassifierScorer
-
-    return ClassifierScorer(recipe.path, label=recipe.label, input="joined", truncate=True)
 
 
 def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
@@ -130,6 +117,7 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
             recipe.path,
             label=recipe.label,
             input=recipe.input,
+            truncate=recipe.truncate,
             dtype=recipe.dtype,
             revision=recipe.revision,
             trust_remote_code=recipe.trust_remote_code,

@@ -20,9 +20,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from palate.data.scorer import Group, Score, Scorer, part_values, values_by_part
-from palate.evaluate.reward.identity import identities
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.combined import Combined
+from palate.rewards.identity import identities
 from palate.rewards.judge import ALONE
 from palate.rewards.members import MemberSums
 from palate.rewards.mixture import NO_STATISTICS

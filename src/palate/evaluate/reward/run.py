@@ -22,7 +22,6 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.identity import identities
 from palate.evaluate.reward.items import (
     Item,
     as_groups,
@@ -41,6 +40,7 @@ from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.combined import Combined
+from palate.rewards.identity import identities
 from palate.rewards.length import Length
 from palate.rewards.members import MemberSums
 from palate.rewards.names import name_of, names_of

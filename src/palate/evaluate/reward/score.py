@@ -28,7 +28,6 @@ from palate.data.stream import NotDrawn, Row, RowStream
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
-from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.memory import kept_memory
@@ -36,6 +35,7 @@ from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
+from palate.rewards.identity import VERSION, files_of, identities
 from palate.rewards.names import name_of
 from palate.store.files import write_json
 from palate.store.folder import RunFolder

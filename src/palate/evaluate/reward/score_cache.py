@@ -16,12 +16,12 @@ from pathlib import Path
 from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score, Scorer, Traits, ask
-from palate.evaluate.reward.identity import key_of
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
+from palate.rewards.identity import key_of
 from palate.rewards.judge import Judge
 from palate.rewards.names import name_of
 from palate.store.files import append_jsonl
@@ -177,8 +177,7 @@ class ScoreCache:
                 lambda: self._load(recipe, key),
                 None if self.folder is None else self.folder / f"scores-{key}.jsonl",
                 name=plain,
-                relative=isinstance(recipe, recipes.PairwiseJudge)
-                or (isinstance(recipe, recipes.RemoteScorer) and recipe.relative),
+                relative=recipes.compares(recipe),
                 chunk=self.chunk,
                 progress=self._told,
             )

@@ -10,7 +10,6 @@ from typing import Any
 
 from palate.data.containers import open_records
 from palate.data.ledger import digest
-from palate.evaluate.targets import weights_identity
 from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
 from palate.store.digests import sha256_file, sha256_tree
@@ -34,6 +33,15 @@ def key_of(recipe: recipes.Scorer) -> str:
         "files": files_of(recipe),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def weights_identity(path: str | Path, revision: str | None = None) -> str:
+    """What changes with the weights: content of a local folder, name and revision of a hub one."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"hub:{path}@{revision}"
+    files = [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
+    return sha256_tree(files)
 
 
 def identities(recipe: recipes.Scorer) -> dict[str, str]:

@@ -24,10 +24,11 @@ from palate.models.model import Ask, Model
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
-from palate.rewards.head_cache import HeadScoreCache
 from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat
 
+MOST_KNOWN = 65_536
+"""Responses whose rewards by all heads are kept between calls, some 25 MB."""
 _Ids = tuple[int, ...]
 Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
@@ -122,17 +123,16 @@ class ModelScorer:
         Args:
             groups: responses to one prompt each, every one with the ids of its prompt.
         """
-        found: dict[tuple[int, int], Score] = {}
-        cache = self._head_cache()
-        cache.expect(sum(map(len, groups)))
+        scores: dict[tuple[int, int], Score] = {}
+        known = self._known_heads([ids for group in groups for ids in group])
         wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
         for i, group in enumerate(groups):
             by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
-                    found[i, j] = Score(None, ids)
-                elif self.head is not None and (heads := cache.get(_key(*ids))):
-                    found[i, j] = Score.of(self._scaled(heads[self.head]))
+                    scores[i, j] = Score(None, ids)
+                elif self.head is not None and (heads := known.get(_key(*ids))):
+                    scores[i, j] = Score.of(self._scaled(heads[self.head]))
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
             for prompt, own in by_prompt.items():
@@ -152,8 +152,8 @@ class ModelScorer:
             rewards = iter(self._rewards([items[k] for k in chunk], layout))
             for k in chunk:
                 for i, j in places[k]:
-                    found[i, j] = Score.of(next(rewards))
-        return [[found[i, j] for j in range(len(group))] for i, group in enumerate(groups)]
+                    scores[i, j] = Score.of(next(rewards))
+        return [[scores[i, j] for j in range(len(group))] for i, group in enumerate(groups)]
 
     def _limits(self) -> LengthRecipe:
         config = self.model.config.get_text_config()
@@ -273,30 +273,37 @@ class ModelScorer:
             pad_id=padding_id(self.tokenizer, self.model.base),
             keep_last=True,
         )
-        found = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
+        outputs = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
         if self.head is None:
-            return list(map(self._scaled, found.rewards.tolist()))
-        heads = found.by_head.tolist()
-        cache = self._head_cache()
-        for key, rewards in zip(batch.keys, heads, strict=True):
-            cache.put(key, tuple(rewards))
-        return [self._scaled(own[self.head]) for own in heads]
+            return list(map(self._scaled, outputs.rewards.tolist()))
+        heads = list(map(tuple, outputs.by_head.tolist()))
+        _KNOWN_HEADS.setdefault(self.model, {}).update(zip(batch.keys, heads, strict=True))
+        return [self._scaled(rewards[self.head]) for rewards in heads]
 
     def _scaled(self, reward: float) -> float:
         return (reward - self._scale.mean) / self._scale.deviation
 
-    def _head_cache(self) -> HeadScoreCache:
-        """Rewards of all heads, of what any scorer of one of this model's heads was asked."""
-        return _HEAD_CACHES.setdefault(self.model, HeadScoreCache())
+    def _known_heads(self, asked: Sequence[Encoded]) -> dict[str, tuple[float, ...]]:
+        """Rewards of all heads by content key, of what scorers of this model's heads were asked.
+
+        So the first head's pass is all's. Where there are many, what is asked about now is kept:
+        of one call all heads are asked one after another.
+        """
+        known = _KNOWN_HEADS.setdefault(self.model, {})
+        if len(known) > MOST_KNOWN:
+            keys = {_key(*ids) for ids in asked if not isinstance(ids, str)}
+            kept = {key: known[key] for key in keys & known.keys()}
+            known.clear()
+            known.update(kept)
+        return known
 
 
-_HEAD_CACHES: WeakKeyDictionary[Model, HeadScoreCache] = WeakKeyDictionary()
+_KNOWN_HEADS: WeakKeyDictionary[Model, dict[str, tuple[float, ...]]] = WeakKeyDictionary()
 
 
 def forget() -> None:
     """Lets go of what the heads of models remember of one another's passes."""
-    for cache in _HEAD_CACHES.values():
-        cache.clear()
+    _KNOWN_HEADS.clear()
 
 
 _Source = tuple[str, Dtype | None, str | None, bool]

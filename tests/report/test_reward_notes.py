@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.report.reward_notes import gap_interval, reward_notes
 from palate.store.reward_records import RewardEvaluation
 

@@ -13,7 +13,7 @@ from palate.data.encode import Encoder
 from palate.data.items import Item, TokenIds, Tokens, sequence_key
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
-from palate.evaluate.targets import Run
+from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
 
@@ -61,7 +61,7 @@ def check_data_keys(recipe: EvalRecipe) -> None:
         raise RecipeError("`length`: only with `data`: the runs' evaluation data has its own")
 
 
-def data_recipe(recipe: EvalRecipe, runs: Sequence[Run]) -> tuple[DataRecipe, int, Part]:
+def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRecipe, int, Part]:
     """The data of an evaluation, the seed it is read with, and which part of it is meant.
 
     Raises:

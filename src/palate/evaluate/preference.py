@@ -12,7 +12,8 @@ from scipy import stats as scipy_stats
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import RunError
-from palate.evaluate.statistics import mean_interval, wilson
+from palate.evaluate.statistics import mean_interval
+from palate.intervals import wilson
 from palate.losses import Member, combined_needs, compute
 from palate.models.aggregate import sequence_stats
 from palate.models.model import Ask, Model, evaluating

@@ -19,7 +19,7 @@ from palate.evaluate.material import Material, build_material, check_data_keys, 
 from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
-from palate.evaluate.targets import Target, find_targets, read_runs
+from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
@@ -62,7 +62,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     """
     console = console or Console(stderr=True)
     check_data_keys(recipe)
-    runs = read_runs(recipe.runs)
+    runs = trained_runs(recipe.runs)
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
     reward = None if recipe.reward is None else make_scorer(recipe.reward, seed=recipe.seed)

@@ -14,6 +14,7 @@ from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
+from palate.store.names import path_names
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -65,7 +66,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A finished (or stopped) run of `tune` or `sft`."""
 
     path: Path
@@ -73,36 +74,34 @@ class Run:
     label: str
 
 
-def read_run(path: Path, label: str | None = None) -> Run:
-    """Reads a run folder's recipe.
+def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
+    """Reads the recipes of run folders; labels are the shortest ends of their paths that differ.
 
     Raises:
-        RunError: not a run folder of tune or sft.
+        RunError: not a run folder of tune or sft, or one that is given twice.
     """
-    file = path / "recipe.yaml"
+    labels = path_names(paths)
+    if len(set(labels)) < len(labels):
+        raise RunError(f"runs: a folder is given twice: {', '.join(map(str, paths))}")
+    return [
+        TrainedRun(path=path, recipe=_recipe(path), label=label)
+        for path, label in zip(paths, labels, strict=True)
+    ]
+
+
+def _recipe(run: Path) -> TuneRecipe | SftRecipe:
+    file = run / "recipe.yaml"
     if not file.exists():
-        raise RunError(f"{path}: not a run folder (no recipe.yaml)")
+        raise RunError(f"{run}: not a run folder (no recipe.yaml)")
     first = file.read_text(encoding="utf-8").partition("\n")[0]
-    recipe: TuneRecipe | SftRecipe
     if first.startswith("# palate tune"):
-        recipe = load_recipe(TuneRecipe, file)
-    elif first.startswith("# palate sft"):
-        recipe = load_recipe(SftRecipe, file)
-    else:
-        raise RunError(f"{path}: not a run of tune or sft")
-    return Run(path=path, recipe=recipe, label=label or path.name)
+        return load_recipe(TuneRecipe, file)
+    if first.startswith("# palate sft"):
+        return load_recipe(SftRecipe, file)
+    raise RunError(f"{run}: not a run of tune or sft")
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads run folders; labels are the shortest ends of their paths that differ."""
-    for depth in range(1, 6):
-        labels = ["/".join(p.resolve().parts[-depth:]) for p in paths]
-        if len(set(labels)) == len(labels):
-            return [read_run(p, label) for p, label in zip(paths, labels, strict=True)]
-    raise RunError(f"runs: a folder is given twice: {', '.join(map(str, paths))}")
-
-
-def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
+def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]:
     """The policies of a recipe, each run's in order of training.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from palate.errors import RunError
 from palate.report.curves import Metrics, read_jsonl, read_metrics
 from palate.report.words import plain
 from palate.store.files import read_json
+from palate.store.names import path_names
 from palate.store.records import Conclusion, Data, Evaluation, Lineage, Record, Sample, Status
 from palate.store.reward_records import KIND, RewardEvaluation
 
@@ -94,7 +94,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
             raise RunError(f"{folders[i]} is given twice")
-    names = plain(_names(resolved))
+    names = plain(path_names(resolved))
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
@@ -148,17 +148,6 @@ def _check(folder: Path) -> None:
         raise RunError(f"cannot read {folder}: {error.strerror or error}") from error
     hint = f"; it holds run folders: {', '.join(inside[:5])}" if inside else ""
     raise RunError(f"{folder} is no run folder: it has none of {', '.join(FILES[:3])}{hint}")
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest tails of the paths that tell them apart."""
-    depth = 1
-    while depth < max(len(folder.parts) for folder in folders):
-        tails = [os.path.join(*folder.parts[-depth:]) for folder in folders]
-        if len(set(tails)) == len(tails):
-            return tails
-        depth += 1
-    return [str(folder) for folder in folders]
 
 
 def _recipe(path: Path, problems: list[str]) -> tuple[str | None, dict[str, Any]]:

@@ -20,7 +20,7 @@ from palate.data.scorer import (
     has_images,
 )
 from palate.rewards.members import Numbers
-from palate.rewards.names import unique_names
+from palate.store.names import unique_names
 
 Parts = dict[str, Score]
 """Scores of the members that were asked about one response, by name."""
@@ -67,7 +67,7 @@ class Combined(ABC):
             raise ValueError(f"{name}: made of two members or more")
         self.members = tuple(members)
         self.name = name
-        self.names = unique_names([member.scorer.name for member in members])
+        self.names = tuple(unique_names(member.scorer.name for member in members))
 
     @property
     def traits(self) -> Traits:

@@ -35,6 +35,7 @@ from palate.serve.errors import TooMany, handle_errors
 from palate.serve.guard import App, Guard, error_body
 from palate.serve.messages import Asked, ChatCompletion, GetReward, Item, ModelCard, content
 from palate.serve.metrics import Metrics
+from palate.store.names import unique_names
 from palate.store.versions import __version__
 
 ROUTES = frozenset(
@@ -287,13 +288,10 @@ class _Server:
 
 def _named(weights: Mapping[str, str]) -> dict[str, str]:
     """Identities of weights under the names of their models, without the folders they are in."""
-    found: dict[str, str] = {}
-    for path, identity in weights.items():
-        name, n = Path(short_name(path)).name if Path(path).is_dir() else path, 1
-        while (own := name if n == 1 else f"{name} ({n})") in found:
-            n += 1
-        found[own] = identity
-    return found
+    names = unique_names(
+        Path(short_name(path)).name if Path(path).is_dir() else path for path in weights
+    )
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def _shown(scores: Sequence[Score]) -> dict[str, Any]:

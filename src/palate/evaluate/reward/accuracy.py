@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palate.evaluate.reward.items import Array, Comparisons
-from palate.evaluate.statistics import Interval, wilson
+from palate.intervals import Interval, wilson
 
 BINS = 5
 _SIDE = ("n", "ties", "accuracy", "accuracy_ci")
@@ -54,8 +54,7 @@ def share_interval(
         elif clusters < n:
             # Nothing to tell the effect by: as many as there are prompts.
             effective = float(clusters)
-    # `wilson` takes a share of any, also of no whole, number.
-    low, high = wilson(mean * effective, effective, confidence)  # type: ignore[arg-type]
+    low, high = wilson(mean * effective, effective, confidence)
     return (low, high), effective
 
 
@@ -72,7 +71,7 @@ def weighted_interval(
     """
     w = np.asarray(weights, dtype=np.float64)
     effective = float(w.sum() ** 2 / (w**2 / np.asarray(counts)).sum())
-    return wilson(share * effective, effective, confidence)  # type: ignore[arg-type]
+    return wilson(share * effective, effective, confidence)
 
 
 def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:

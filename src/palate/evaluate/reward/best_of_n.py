@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from palate.evaluate.reward.items import Array
-from palate.evaluate.statistics import Interval, mean_interval
+from palate.evaluate.statistics import mean_interval
+from palate.intervals import Interval
 
 LARGEST = 64
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

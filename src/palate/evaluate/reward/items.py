@@ -15,6 +15,7 @@ from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score
 from palate.rewards.texts import response_text
+from palate.store.names import unique_names
 
 Array = npt.NDArray[np.float64]
 Scores = Sequence[Sequence[float]]
@@ -112,16 +113,8 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
 
 def unique(items: Sequence[Item]) -> list[Item]:
     """The items; those whose id an earlier one has get a number behind it."""
-    taken: set[str] = set()
-    found = []
-    for item in items:
-        new, n = item.id, 1
-        while new in taken:
-            n += 1
-            new = f"{item.id}#{n}"
-        taken.add(new)
-        found.append(item if new == item.id else dataclasses.replace(item, id=new))
-    return found
+    ids = unique_names((item.id for item in items), "{}#{}")
+    return [dataclasses.replace(item, id=name) for item, name in zip(items, ids, strict=True)]
 
 
 def digest_items(items: Sequence[Item]) -> str:

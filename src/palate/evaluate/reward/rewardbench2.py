@@ -29,7 +29,7 @@ from palate.data.readers.fields import required, text
 from palate.data.schema import Message
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
 from palate.evaluate.reward.items import Item, Scores, digest_items
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.recipes.schema import DataSource
 
 SUBSETS = {

@@ -43,17 +43,13 @@ class PairScore:
     cut_even: bool = False
 
 
-def loss_members(loss: Loss | None) -> list[Member]:
+def reward_members(loss: Loss | None) -> list[Member]:
     """The members that define the implicit reward; without a loss, DPO's log-ratio with beta 1.
 
     Unpaired losses (kto) and likelihoods rank by the log-ratio too.
     """
     singles = [] if loss is None else list(members(loss))
-    found = [
-        Member(type=m.type, options=m.model_dump(exclude={"type", "weight"}), weight=m.weight)
-        for m in singles
-    ]
-    ranking = [m for m in found if m.spec.ranks and m.spec.inputs == "pair"]
+    ranking = [m for m in map(Member.of, singles) if m.spec.ranks and m.spec.inputs == "pair"]
     if ranking:
         return ranking
     beta = next((float(m.beta) for m in singles if m.type == "kto"), 1.0)
@@ -82,7 +78,7 @@ def score_pairs(
     Raises:
         RunError: the loss has a reference and none is given.
     """
-    chosen_members = loss_members(loss)
+    chosen_members = reward_members(loss)
     needs = combined_needs(chosen_members)
     if needs.reference and reference is None:
         raise RunError(f"the reward of {chosen_members[0].type} needs a reference: set `reference`")

@@ -284,7 +284,7 @@ def test_spreads_in_parts_are_those_of_the_whole(scores, cut):
     sums = SpreadSums(["a", "b", "c"])
     for g in (0, 1):
         sums.add(scores[:, groups == g], groups[groups == g])
-    for part, whole in zip(sums.found(), spreads(["a", "b", "c"], scores, groups), strict=True):
+    for part, whole in zip(sums.spreads(), spreads(["a", "b", "c"], scores, groups), strict=True):
         assert (part.n, part.unscored) == (whole.n, whole.unscored)
         for key in ("mean", "deviation", "within"):
             assert getattr(part, key) == pytest.approx(getattr(whole, key), abs=1e-6)

@@ -70,22 +70,22 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
     if recipe.data:
         data = DataRecipe(train=recipe.data, pairing=recipe.pairing, length=recipe.length)
         return data, recipe.seed, "whole"
-    found: list[tuple[DataRecipe, int, Part]] = []
+    choices: list[tuple[DataRecipe, int, Part]] = []
     for run in runs:
-        own = run.recipe.data
-        if not own.holds_out:
+        run_data = run.recipe.data
+        if not run_data.holds_out:
             raise RunError(f"{run.path}: was trained without evaluation data: give `data`")
-        if own.eval and own.pairing is None:
+        if run_data.eval and run_data.pairing is None:
             # The training data need not be read. (With `pairing` it must: which source holds the
             # ratings is not known, and without one the key is refused.)
-            data = DataRecipe(train=own.eval, pairing=own.pairing, length=own.length)
-            found.append((data, run.recipe.seed, "whole"))
+            data = DataRecipe(train=run_data.eval, pairing=run_data.pairing, length=run_data.length)
+            choices.append((data, run.recipe.seed, "whole"))
         else:
-            found.append((own, run.recipe.seed, "held out"))
-    if any(item != found[0] for item in found):
+            choices.append((run_data, run.recipe.seed, "held out"))
+    if any(item != choices[0] for item in choices):
         names = ", ".join(run.label for run in runs)
         raise RunError(f"{names} have different evaluation data: give `data` to compare them")
-    return found[0]
+    return choices[0]
 
 
 def build_material(

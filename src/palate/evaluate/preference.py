@@ -173,7 +173,7 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
     decided = [m for m in margins if m != 0]
     margin, margin_ci = mean_interval(margins, confidence) if n else (0.0, (0.0, 0.0))
     lengths = _wins([float(r.longer) for r in rows])
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "n": n,
         "accuracy": right / n if n else 0.0,
         "accuracy_ci": wilson(right, n, confidence),
@@ -190,13 +190,13 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
     ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]
     if ratios:
         mean, interval = mean_interval(ratios, confidence)
-        found |= {
+        summary |= {
             "log_ratio_accuracy": _wins(ratios) / len(ratios),
             "log_ratio_accuracy_ci": wilson(_wins(ratios), len(ratios), confidence),
             "log_ratio_margin": mean,
             "log_ratio_margin_ci": interval,
         }
-    return found
+    return summary
 
 
 def _wins(margins: Sequence[float]) -> float:

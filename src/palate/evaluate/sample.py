@@ -74,7 +74,7 @@ def sample(
     # Alike lengths together: less padding. The longest first: memory peaks at once.
     tasks.sort(key=lambda task: -len(prompts[task[0]]))
     ends = end_ids(policy, tokenizer)
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for start in range(0, len(tasks), batch_size):
         chunk = tasks[start : start + batch_size]
         ids = [prompts[i] for i, _ in chunk]
@@ -103,16 +103,16 @@ def sample(
                     ),
                 )
             )
-        found += batch
+        samples += batch
         if on_batch is not None:
             on_batch(batch)
-    return sorted(found, key=lambda s: (s.prompt, s.index))
+    return sorted(samples, key=lambda s: (s.prompt, s.index))
 
 
 def end_ids(policy: Model, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a response: the tokenizer's, and those of the model's generation settings."""
-    own = getattr(policy.base.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, (list, tuple)) else [own]
+    eos = getattr(policy.base.generation_config, "eos_token_id", None)
+    listed = eos if isinstance(eos, (list, tuple)) else [eos]
     return frozenset(int(x) for x in [*listed, tokenizer.eos_token_id] if x is not None)
 
 
@@ -222,12 +222,12 @@ def _generate(
 def _settings(policy: Model, settings: GenerationConfig) -> Iterator[None]:
     # `generate` fills what a call leaves open from the model's own file: top-k 50, penalties ...
     model: Any = policy.base
-    own = model.generation_config
+    settings_before = model.generation_config
     model.generation_config = settings
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = settings_before
 
 
 @contextmanager

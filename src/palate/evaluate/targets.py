@@ -50,8 +50,8 @@ class Target:
     @property
     def beta(self) -> float | None:
         """Of the loss, where it is one loss."""
-        found = [] if self.loss is None else members(self.loss)
-        return float(found[0].beta) if len(found) == 1 and hasattr(found[0], "beta") else None
+        singles = [] if self.loss is None else members(self.loss)
+        return float(singles[0].beta) if len(singles) == 1 and hasattr(singles[0], "beta") else None
 
     def entry(self) -> dict[str, Any]:
         """How evaluation.json names it."""
@@ -107,13 +107,13 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
     Raises:
         RunError: a run without a model.
     """
-    found: list[Target] = []
+    targets: list[Target] = []
     for run in runs:
         tuned = run.recipe if isinstance(run.recipe, TuneRecipe) else None
-        own = None if tuned is None else tuned.reference
-        base = run.recipe.model.path if own is None or own.path is None else own.path
+        trained_with = None if tuned is None else tuned.reference
+        base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
-            found.append(
+            targets.append(
                 Target(
                     name=run.label if step is None else f"{run.label}@{step}",
                     label=run.label,
@@ -128,7 +128,7 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
             )
     if recipe.model is not None:
         label = recipe.model.path.rstrip("/").rsplit("/", 1)[-1]
-        found.append(
+        targets.append(
             Target(
                 name=label,
                 label=label,
@@ -141,7 +141,7 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
                 reference=recipe.reference,
             )
         )
-    return found
+    return targets
 
 
 def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:
@@ -154,8 +154,8 @@ def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:
     status = read_json(run / "status.json") if (run / "status.json").exists() else {}
     last = status.get("step")
     if final.is_dir():
-        found = {step: path for step, path in steps.items() if step != last} if all_ else {}
-        return [*sorted(found.items()), (last, final)]
+        earlier = {step: path for step, path in steps.items() if step != last} if all_ else {}
+        return [*sorted(earlier.items()), (last, final)]
     if not steps:
         raise RunError(f"{run}: has no model yet: the run has not finished or has failed")
     # An interrupted run has checkpoints only.

@@ -247,29 +247,29 @@ def _fitting(
 ) -> list[_Triple]:
     """The validation pairs that a member would be asked about."""
     asked = Member(scorer=scorer, modality=member.modality)
-    found = []
+    fitting = []
     for pair in pairs:
         image = has_images(pair[0])
         if asked.fits(image) and (not image or "image" in scorer.traits.modalities):
-            found.append(pair)
-    if not found:
+            fitting.append(pair)
+    if not fitting:
         what = {"image": "prompts with images", "text": "prompts without images"}
         raise ModelError(
             f"{scorer.name}: the validation data has no pair for it: it scores "
             f"{what.get(member.modality, 'no prompt with images')}"
         )
-    return found
+    return fitting
 
 
 def _validation_pairs(sources: Sequence[DataSource], seed: int) -> list[_Triple]:
-    found = []
+    triples = []
     for source in sources:
         for row in read_source(source, seed=seed).rows:
             if row.kind not in ("pair", "rated") or row.has_own_prompts:
                 continue
             made = pairs_of(row, PairingRecipe(), seed)
             if not isinstance(made, str):
-                found += [(p.prompt, p.chosen.content, p.rejected.content) for p in made]
-    if not found:
+                triples += [(p.prompt, p.chosen.content, p.rejected.content) for p in made]
+    if not triples:
         raise DataError(f"{sources[0].path}: no pair to measure an ensemble's members on")
-    return found
+    return triples

@@ -75,8 +75,8 @@ class Combined(ABC):
         put to it."""
         traits = [member.scorer.traits for member in self.members]
         return Traits(
-            relative=self.by_group or any(own.relative for own in traits),
-            independent=all(own.independent for own in traits),
+            relative=self.by_group or any(trait.relative for trait in traits),
+            independent=all(trait.independent for trait in traits),
             modalities=TEXT_AND_IMAGES,
         )
 
@@ -107,7 +107,7 @@ class Combined(ABC):
             for i, group in enumerate(groups):
                 if not member.fits(has_images(group.prompt)):
                     continue
-                js = [j for j, own in enumerate(parts[i]) if self.asks(number, own)]
+                js = [j for j, before in enumerate(parts[i]) if self.asks(number, before)]
                 if js:
                     asked.append(group.part(js))
                     places.append((i, js))

@@ -130,8 +130,8 @@ class Ensemble(Combined):
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """See `combine`."""
-        flat = [own for group in parts for own in group]
-        values = [{name: part.value for name, part in own.items()} for own in flat]
+        flat = [of_response for group in parts for of_response in group]
+        values = [{name: part.value for name, part in of_response.items()} for of_response in flat]
         scores, asked = as_arrays(self.names, values)
         combined = combine(
             scores,
@@ -143,8 +143,8 @@ class Ensemble(Combined):
             standardise=self.standardise,
             penalty=self.penalty,
         )
-        found = iter(map(score_of, combined.tolist(), flat))
-        return [[next(found) for _ in group] for group in parts]
+        scored = iter(map(score_of, combined.tolist(), flat))
+        return [[next(scored) for _ in group] for group in parts]
 
     @property
     def numbers(self) -> Numbers:

@@ -93,9 +93,9 @@ def _texts_identity(path: str) -> str | None:
 def _paths(value: Any) -> list[str]:
     """Paths of models; data has paths of its own, under `validation` and `answers`."""
     if isinstance(value, dict):
-        own = [value[key] for key in ("path", "tokenizer") if isinstance(value.get(key), str)]
+        paths = [value[key] for key in ("path", "tokenizer") if isinstance(value.get(key), str)]
         inner = [value[key] for key in value if key not in ("validation", "answers")]
-        return own + [path for item in inner for path in _paths(item)]
+        return paths + [path for item in inner for path in _paths(item)]
     if isinstance(value, (list, tuple)):
         return [path for item in value for path in _paths(item)]
     return []

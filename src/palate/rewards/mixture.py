@@ -66,11 +66,11 @@ class WeightedSum(Combined):
         return [self._sums(group) for group in parts]
 
     def _sums(self, group: Sequence[Parts]) -> list[Score]:
-        values = [{name: part.value for name, part in own.items()} for own in group]
+        values = [{name: part.value for name, part in of_response.items()} for of_response in group]
         scores, _ = as_arrays(self.names, values)
         sums = self.numbers.entering(scores).sum(axis=0).tolist()
         otherwise = NO_STATISTICS if self.by_group else NOT_FINITE
-        return [score_of(value, own, otherwise) for value, own in zip(sums, group, strict=True)]
+        return [score_of(value, parts, otherwise) for value, parts in zip(sums, group, strict=True)]
 
 
 class Gate(Combined):
@@ -109,4 +109,4 @@ class Gate(Combined):
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """The last score that there is."""
-        return [[replace(list(own.values())[-1], parts=own) for own in group] for group in parts]
+        return [[replace(list(p.values())[-1], parts=p) for p in group] for group in parts]

@@ -87,10 +87,12 @@ class ModelScorer:
         self.counts: Counter[str] = Counter()
         spec = self.model.spec
         saved = _has_tokenizer(path)
-        own = spec.model
+        tokenizer_recipe = spec.model
         if saved:
-            own = ModelRecipe(path=path, revision=revision, trust_remote_code=trust_remote_code)
-        self.tokenizer = tokenizer or load_tokenizer(own)
+            tokenizer_recipe = ModelRecipe(
+                path=path, revision=revision, trust_remote_code=trust_remote_code
+            )
+        self.tokenizer = tokenizer or load_tokenizer(tokenizer_recipe)
         # A saved tokenizer carries the template of the training.
         template = "model" if saved or tokenizer is not None else spec.model.chat_template
         self.encoder = Encoder(self.tokenizer, template, self._limits())
@@ -135,17 +137,17 @@ class ModelScorer:
                     scores[i, j] = Score.of(self._scaled(heads[self.head]))
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
-            for prompt, own in by_prompt.items():
+            for prompt, answers in by_prompt.items():
                 if self.model.spec.whole_rendering:
-                    prompt, own = _longer_prompt(prompt, own)
-                wanted.append((i, prompt, own))
+                    prompt, answers = _longer_prompt(prompt, answers)
+                wanted.append((i, prompt, answers))
         layout: Layout = "plain"
-        if any(len(own) > 1 for _, _, own in wanted):
+        if any(len(answers) > 1 for _, _, answers in wanted):
             layout = self._sharing()
         items: list[Item] = []
         places: list[list[tuple[int, int]]] = []
-        for i, prompt, own in wanted:
-            for part in self._parts(prompt, own, layout):
+        for i, prompt, answers in wanted:
+            for part in self._parts(prompt, answers, layout):
                 items.append(Item.of(prompt, *(ids for _, ids in part)))
                 places.append([(i, j) for j, _ in part])
         for chunk in self._batches(items, layout):
@@ -187,10 +189,10 @@ class ModelScorer:
             )
             for s in sides
         ]
-        found: list[Encoded] = []
-        for item in (encoded.item for encoded in self.encoder.encode(rows)):
+        encoded: list[Encoded] = []
+        for item in (row.item for row in self.encoder.encode(rows)):
             if isinstance(item, Drop):
-                found.append(item.reason)
+                encoded.append(item.reason)
                 continue
             prompt_ids, response_ids = (tokens.ids for tokens in item.sequences[0])
             end = response_ids[-1]
@@ -199,8 +201,8 @@ class ModelScorer:
                     f"{self.name}: reads its reward at {self._ends()}, and this ends with "
                     f"{self.encoder.tokens.special.get(end, end)!r}"
                 )
-            found.append((prompt_ids, response_ids))
-        return found
+            encoded.append((prompt_ids, response_ids))
+        return encoded
 
     def _rendered(self, prompt: Content, response: Content) -> Encoded:
         """As transformers' classifiers are fed: the whole chat (or text), less trailing padding."""
@@ -210,10 +212,10 @@ class ModelScorer:
         else:
             assert not isinstance(response, str)
             try:
-                both = self.encoder.template.render(prompt, [response])
+                rendered = self.encoder.template.render(prompt, [response])
             except Refused as error:
                 return error.reason
-            text = both.prompt + both.responses[0]
+            text = rendered.prompt + rendered.responses[0]
             ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         pad = self.model.config.get_text_config().pad_token_id
         while len(ids) > 2 and ids[-1] == pad:
@@ -233,19 +235,19 @@ class ModelScorer:
         return self._shared
 
     def _parts(
-        self, prompt: _Ids, own: Sequence[tuple[int, _Ids]], layout: Layout
+        self, prompt: _Ids, answers: Sequence[tuple[int, _Ids]], layout: Layout
     ) -> Iterator[list[tuple[int, _Ids]]]:
         """Responses that share a pass, within the budget of tokens; one always fits."""
         part: list[tuple[int, _Ids]] = []
-        for one in own:
-            lengths = [len(ids) for _, ids in [*part, one]]
+        for answer in answers:
+            lengths = [len(ids) for _, ids in [*part, answer]]
             tokens = len(prompt) + sum(lengths)
             if layout != "shared":
                 tokens = len(lengths) * (len(prompt) + max(lengths))
             if part and tokens > self.batch_tokens:
                 yield part
                 part = []
-            part.append(one)
+            part.append(answer)
         if part:
             yield part
 
@@ -324,17 +326,17 @@ def _loaded(source: _Source, *, shared: bool) -> Model:
 
 
 def _longer_prompt(
-    prompt: _Ids, own: Sequence[tuple[int, _Ids]]
+    prompt: _Ids, answers: Sequence[tuple[int, _Ids]]
 ) -> tuple[_Ids, list[tuple[int, _Ids]]]:
     """What all responses begin with goes to the prompt: of texts that were rendered whole it is
     the prompt."""
-    if len(own) < 2:
-        return prompt, list(own)
-    one, other = min(ids for _, ids in own), max(ids for _, ids in own)
+    if len(answers) < 2:
+        return prompt, list(answers)
+    first, last = min(ids for _, ids in answers), max(ids for _, ids in answers)
     # Each response keeps a token to be scored at.
-    most = min(len(ids) for _, ids in own) - 1
-    n = next((k for k in range(most) if one[k] != other[k]), most)
-    return prompt + own[0][1][:n], [(j, ids[n:]) for j, ids in own]
+    most = min(len(ids) for _, ids in answers) - 1
+    n = next((k for k in range(most) if first[k] != last[k]), most)
+    return prompt + answers[0][1][:n], [(j, ids[n:]) for j, ids in answers]
 
 
 def _key(prompt: _Ids, response: _Ids) -> str:

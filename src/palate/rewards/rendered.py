@@ -208,13 +208,13 @@ class _Wording:
             prompt = bos + prompt
         if not text.startswith(prompt):
             return NOT_ITS_PROMPT
-        said = self._said(text[len(prompt) :])
-        ids = self.tokens.continuations([said])[said] if said else ()
-        return (prompt, said) if self.tokens.says_something(ids) else NO_RESPONSE
+        response = self._without_ends(text[len(prompt) :])
+        ids = self.tokens.continuations([response])[response] if response else ()
+        return (prompt, response) if self.tokens.says_something(ids) else NO_RESPONSE
 
-    def whole(self, prompt: str, said: str) -> str:
+    def whole(self, prompt: str, response: str) -> str:
         """The conversation as the template renders it."""
-        text = prompt + said + self.closing
+        text = prompt + response + self.closing
         if not self.bos:
             return text
         return self.bos * self.begins + _without(self.bos, text)
@@ -226,7 +226,7 @@ class _Wording:
             return text
         return _without(self.pad, text)
 
-    def _said(self, text: str) -> str:
+    def _without_ends(self, text: str) -> str:
         """A response without what ends it: end tokens, padding, and the blanks between them."""
         # By places: there may be a million of them, and a copy for each takes minutes.
         end = len(text)
@@ -237,7 +237,7 @@ class _Wording:
             if not text.endswith(self.ends, 0, bare):
                 # A template may close a turn without any special token.
                 return text[:end].removesuffix(self.closing)
-            end = bare - len(next(own for own in self.ends if text.endswith(own, 0, bare)))
+            end = bare - len(next(mark for mark in self.ends if text.endswith(mark, 0, bare)))
 
 
 def _without(token: str, text: str) -> str:
@@ -261,8 +261,8 @@ class _Reading:
         self.chat = "chat" in forms if forms else bool(scorer.tokenizer.chat_template)
         before = self.opening = closing = ""
         if self.chat:
-            said = [Message(role="assistant", content=_SAID)]
-            shown = scorer.encoder.template.render([_ASKED], [said])
+            answer = [Message(role="assistant", content=_SAID)]
+            shown = scorer.encoder.template.render([_ASKED], [answer])
             before, self.opening = shown.prompt, shown.tail
             closing = shown.responses[0].rpartition(_SAID)[2]
         self.wording = _Wording(self.tokenizer, self.tokens, before, closing)
@@ -273,14 +273,14 @@ class _Reading:
             return parts
         if self.whole_rendering:
             return self._as_classifier(*parts)
-        prompt, said = parts
+        prompt, response = parts
         asked = self._started(prompt) if prompt else ()
         if not asked:
             # The first token stands for the prompt: the reward is read at the end.
-            ids = self._ended(self._started(said + self.wording.closing))
+            ids = self._ended(self._started(response + self.wording.closing))
             asked, answer = ids[:1], ids[1:]
         else:
-            answer = self._ended(self._continued(said + self.wording.closing))
+            answer = self._ended(self._continued(response + self.wording.closing))
         tail = self._continued(self.opening) if prompt.endswith(self.opening) else ()
         try:
             fitted = truncate(asked, tail, [answer], self.length, bos=self.tokens.bos)
@@ -302,9 +302,9 @@ class _Reading:
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return self.tokens.ended(ids) if self.chat else (*ids, self.tokens.eos)
 
-    def _as_classifier(self, prompt: str, said: str) -> Encoded:
+    def _as_classifier(self, prompt: str, response: str) -> Encoded:
         """The whole text at once, less padding behind it, as other people's models are fed."""
-        text = self.wording.whole(prompt, said) if self.chat else prompt + said
+        text = self.wording.whole(prompt, response) if self.chat else prompt + response
         begins = self.wording.bos
         special = not self.chat and not (begins and text.startswith(begins))
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -69,10 +69,10 @@ class SpreadSums:
         self._with_total += inner @ total
         self._total += float(total @ total)
         for m in range(len(self.names)):
-            own = wanted[m] & ~np.isnan(scores[m])
-            self._unscored[m] += int((wanted[m] & ~own).sum())
-            if own.any():
-                self._take(m, scores[m, own], group[own])
+            scored = wanted[m] & ~np.isnan(scores[m])
+            self._unscored[m] += int((wanted[m] & ~scored).sum())
+            if scored.any():
+                self._take(m, scores[m, scored], group[scored])
 
     def _take(self, m: int, values: Array, group: npt.NDArray[Any]) -> None:
         before, more = self._n[m], len(values)
@@ -85,7 +85,7 @@ class SpreadSums:
         self._inside[m] += float(inside @ inside)
         self._freedom[m] += len(inside) - len(np.unique(group[_several(group)]))
 
-    def found(self) -> list[Spread]:
+    def spreads(self) -> list[Spread]:
         """Of all that was taken."""
         return [
             Spread(
@@ -119,14 +119,14 @@ def spreads(
     """
     sums = SpreadSums(names)
     sums.add(scores, [0] * scores.shape[1] if groups is None else groups, asked=asked)
-    return sums.found()
+    return sums.spreads()
 
 
 RAW = "z-scores weigh members alike"
 STANDARDISED = "z-scores divide by deviations that are not those within these prompts"
 
 
-def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | None:
+def dominance(spreads: Sequence[Spread], *, standardised: bool = False) -> str | None:
     """A warning where one member makes most of a mean's spread; None where none does.
 
     Most: more than half way from an equal share, 1 / M, to all of it.
@@ -134,12 +134,12 @@ def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | N
     Args:
         standardised: the scores are z-scores already.
     """
-    limit = (1 + 1 / len(found)) / 2
-    for spread in found:
+    limit = (1 + 1 / len(spreads)) / 2
+    for spread in spreads:
         if spread.share is not None and spread.share > limit:
             others = ", ".join(
                 f"{s.name} {s.within:.3g}"
-                for s in found
+                for s in spreads
                 if s is not spread and s.within is not None
             )
             return (
@@ -164,10 +164,10 @@ def _several(group: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 def _centred(scores: Array, group: npt.NDArray[Any]) -> Array:
     """[M, n] scores less their prompt's mean, of prompts with two responses or more."""
     keep = _several(group)
-    values, own = scores[:, keep], group[keep]
+    values, groups = scores[:, keep], group[keep]
     if not values.shape[1]:
         return values
-    _, inverse, counts = np.unique(own, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     sums = np.zeros((len(values), len(counts)))
     for m, row in enumerate(values):
         sums[m] = np.bincount(inverse, weights=row, minlength=len(counts))

@@ -65,14 +65,14 @@ def shown(name: str) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MOST_KEYS:
         raise _error(f"an object of more than {MOST_KEYS} keys")
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    by_name = dict(pairs)
+    if len(by_name) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
                 raise _error(f"the key {shown(name)} twice in one object")
             seen.add(name)
-    return found
+    return by_name
 
 
 def _refuse_constant(name: str) -> Never:

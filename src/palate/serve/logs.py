@@ -61,10 +61,10 @@ def log_lines() -> None:
         ("palate", logging.WARNING, notes),
         ("asyncio", logging.WARNING, notes),
     ):
-        own = logging.getLogger(name)
-        own.handlers = [handler]
-        own.setLevel(level)
-        own.propagate = False
+        named = logging.getLogger(name)
+        named.handlers = [handler]
+        named.setLevel(level)
+        named.propagate = False
 
 
 def log(event: str, level: int = logging.INFO, *, exc_info: bool = False, **fields: object) -> None:

@@ -89,7 +89,7 @@ def _which(value: Any) -> str:
     return "batch" if several else "item"
 
 
-Asked = Annotated[
+ScoreRequest = Annotated[
     Annotated[Item, Tag("item")] | Annotated[Batch, Tag("batch")], Discriminator(_which)
 ]
 """One prompt, or several."""

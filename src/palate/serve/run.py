@@ -107,13 +107,13 @@ def bind(recipe: ServeRecipe) -> socket.socket:
         RunError: the address cannot be had.
     """
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             recipe.host, recipe.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
         raise _unheard(recipe, error) from None
     # A name may stand for an address that this machine does not have, such as IPv6's loopback.
-    for family, kind, number, _, address in found:
+    for family, kind, number, _, address in addresses:
         bound = socket.socket(family, kind, number)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -100,7 +100,7 @@ def own_gold(candidates: Candidates) -> list[list[float]]:
     Raises:
         RecipeError: it gives none.
     """
-    if all(math.isnan(value) for own in candidates.gold for value in own):
+    if all(math.isnan(value) for of_item in candidates.gold for value in of_item):
         raise RecipeError(
             "`best_of_n.gold`: the candidates have no rating of their own: name a scorer"
         )
@@ -158,8 +158,8 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
         else:
             seen.add(known)
             groups.setdefault(sample.group, []).append(sample)
-    few = [own[0] for own in groups.values() if len(own) < 2]
-    whole = [own for own in groups.values() if len(own) > 1]
+    few = [group[0] for group in groups.values() if len(group) < 2]
+    whole = [group for group in groups.values() if len(group) > 1]
     left = 0
     if source.limit is not None and len(whole) > source.limit:
         left = sum(map(len, whole))
@@ -181,21 +181,21 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
         "truncated": {},
     }
     return Part(
-        items=[_item(own, name) for own in whole],
-        gold=[[sample.reward for sample in own] for own in whole],
+        items=[_item(group, name) for group in whole],
+        gold=[[sample.reward for sample in group] for group in whole],
         entry=entry,
         quarantine=[quarantined(name, item) for item in lines],
     )
 
 
-def _item(own: Sequence[_Sample], source: str) -> Item:
-    policy, checkpoint, prompt_id, prompt = own[0].group
+def _item(group: Sequence[_Sample], source: str) -> Item:
+    policy, checkpoint, prompt_id, prompt = group[0].group
     made_by = f"{policy}@{checkpoint}" if checkpoint else policy
     return Item(
         id=f"{made_by}|{prompt_id}",
         source=f"{source}: {made_by}" if made_by else source,
         prompt=prompt,
-        responses=tuple(sample.response for sample in own),
+        responses=tuple(sample.response for sample in group),
     )
 
 

@@ -90,7 +90,7 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
     """All comparisons of the items but those that the annotator called ties."""
     prompts: dict[bytes, int] = {}
     rows: list[tuple[int, int, str, float, int, float]] = []
-    for number, (item, own) in enumerate(zip(items, scores, strict=True)):
+    for number, (item, values) in enumerate(zip(items, scores, strict=True)):
         if item.tie:
             continue
         group = prompts.setdefault(content_key(item.prompt, item.source), len(prompts))
@@ -98,8 +98,8 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
         stated = np.nan if item.margin is None else item.margin
         for i in range(item.correct):
             for j in range(item.correct, len(item.responses)):
-                row = (number, group, item.source, own[i] - own[j], sizes[i] - sizes[j], stated)
-                rows.append(row)
+                margin, longer = values[i] - values[j], sizes[i] - sizes[j]
+                rows.append((number, group, item.source, margin, longer, stated))
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
     return Comparisons(
         item=np.asarray(columns[0], dtype=np.int64),

@@ -107,7 +107,7 @@ class CachedScorer:
                 for part in _parts(list(responses))
             ]
         )
-        return [[_score(self._stored[key][0]) for key in own] for own in keys]
+        return [[_score(self._stored[key][0]) for key in of_group] for of_group in keys]
 
     def release(self) -> None:
         """Lets go of the scorer; it is loaded again when it is needed again."""
@@ -208,7 +208,7 @@ def counts_of(scorer: Scorer) -> Counter[str]:
     """What a scorer counted; of an ensemble or a mixture all of its members together."""
     total: Counter[str] = Counter()
     # Members may share a cache, and with it their counts.
-    for counts in {id(own.counts): own.counts for own in _single(scorer)}.values():
+    for counts in {id(single.counts): single.counts for single in _single(scorer)}.values():
         total.update(counts)
     return total
 

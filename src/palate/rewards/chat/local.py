@@ -74,17 +74,17 @@ class LocalModel:
             ((i, k) for i in ready for k in range(samples)),
             key=lambda job: (-len(ready[job[0]]), job),
         )
-        found: dict[tuple[int, int], Reply] = {}
+        replies: dict[tuple[int, int], Reply] = {}
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             generators = [_generator(seed, ready[i], k) for i, k in part]
             rows = [ready[i] for i, _ in part]
             texts = self._write(rows, generators, temperature, max_new_tokens)
-            found.update(zip(part, texts, strict=True))
+            replies.update(zip(part, texts, strict=True))
         return [
             [Reply(text="", finished=True, refused=ids)] * samples
             if isinstance(ids, str)
-            else [found[i, k] for k in range(samples)]
+            else [replies[i, k] for k in range(samples)]
             for i, ids in enumerate(asked)
         ]
 
@@ -97,7 +97,7 @@ class LocalModel:
     ) -> list[Reply]:
         inputs, mask, positions = self._padded(asked)
         ends, device = self._ends(), self.model.device
-        rooms = [min(max_new_tokens, self._context - len(own)) for own in asked]
+        rooms = [min(max_new_tokens, self._context - len(ids)) for ids in asked]
         written: list[list[int]] = [[] for _ in asked]
         ended = [False] * len(asked)
         cache = None
@@ -124,8 +124,8 @@ class LocalModel:
             # Rows that are done are run along with the others, and have no place beyond the last.
             positions = (positions[:, -1:] + 1).clamp_max(self._context - 1)
         return [
-            Reply(text=str(self.tokenizer.decode(own, skip_special_tokens=True)), finished=end)
-            for own, end in zip(written, ended, strict=True)
+            Reply(text=str(self.tokenizer.decode(ids, skip_special_tokens=True)), finished=end)
+            for ids, end in zip(written, ended, strict=True)
         ]
 
     @torch.no_grad()
@@ -140,9 +140,9 @@ class LocalModel:
         heads: list[list[int] | None] = []
         tails: list[list[list[int]]] = []
         for question in questions:
-            head, own = self._with_options(question, options)
+            head, by_optionion_ids = self._with_options(question, options)
             heads.append(head)
-            tails.append(own)
+            tails.append(by_optionion_ids)
         # Options that differ in their last token alone are read off one row.
         wanted = {
             (i, tuple(tail[:-1])): None
@@ -151,7 +151,7 @@ class LocalModel:
             for tail in tails[i]
         }
         jobs = sorted(wanted, key=lambda job: (-len(heads[job[0]] or ()) - len(job[1]), job))
-        found: list[dict[str, float]] = [{} for _ in heads]
+        logps_by_option: list[dict[str, float]] = [{} for _ in heads]
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             inputs, mask, positions = self._padded([[*(heads[i] or ()), *stem] for i, stem in part])
@@ -173,10 +173,10 @@ class LocalModel:
             logps = iter(_at(out.logits, places))
             del out  # rows over the whole vocabulary live for one batch
             for _, i, option, tail in read:
-                found[i][option] = sum(next(logps) for _ in tail)
+                logps_by_option[i][option] = sum(next(logps) for _ in tail)
         return [
-            None if head is None else {option: own[option] for option in options}
-            for head, own in zip(heads, found, strict=True)
+            None if head is None else {option: by_optionion_ids[option] for option in options}
+            for head, by_optionion_ids in zip(heads, logps_by_option, strict=True)
         ]
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,9 +184,9 @@ class LocalModel:
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
-        for row, own in enumerate(rows):
-            ids[row, width - len(own) :] = torch.tensor(own)
-            mask[row, width - len(own) :] = 1
+        for row, row_ids in enumerate(rows):
+            ids[row, width - len(row_ids) :] = torch.tensor(row_ids)
+            mask[row, width - len(row_ids) :] = 1
         device = self.model.device
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         return ids.to(device), mask.to(device), positions.to(device)
@@ -257,8 +257,8 @@ class LocalModel:
         return f"the question fills the model's context of {self._context} tokens"
 
     def _ends(self) -> frozenset[int]:
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = list(own) if isinstance(own, (list, tuple)) else [own]
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = list(eos) if isinstance(eos, (list, tuple)) else [eos]
         if self._encoder is not None:
             # The one that training ends an answer with; a custom template may have its own.
             item = self._encoder.encode_row(_probe())
@@ -289,8 +289,8 @@ def _at(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> list[float]:
     """Log-probabilities at (row, position, token) of logits [rows, positions, vocabulary]."""
     logps = logits.float().log_softmax(-1)
     rows, positions, tokens = torch.tensor(places, device=logps.device).unbind(-1)
-    found: list[float] = logps[rows, positions, tokens].tolist()
-    return found
+    values: list[float] = logps[rows, positions, tokens].tolist()
+    return values
 
 
 def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
@@ -300,8 +300,8 @@ def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generat
     # The largest is taken off first: a very low temperature would make infinities of them.
     shares = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).cpu()
     return [
-        int(torch.multinomial(own, 1, generator=generator))
-        for own, generator in zip(shares, generators, strict=True)
+        int(torch.multinomial(probabilities, 1, generator=generator))
+        for probabilities, generator in zip(shares, generators, strict=True)
     ]
 
 

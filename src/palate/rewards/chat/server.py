@@ -106,8 +106,8 @@ class Server:
             return self._reply(choice)
 
         jobs = [(question, sample) for question in questions for sample in range(samples)]
-        found = self._client.map(ask, jobs)
-        return [found[i : i + samples] for i in range(0, len(found), samples)]
+        replies = self._client.map(ask, jobs)
+        return [replies[i : i + samples] for i in range(0, len(replies), samples)]
 
     def choose(
         self, questions: Sequence[list[Message]], options: Sequence[str]
@@ -167,26 +167,26 @@ class Server:
                 "gives no alternatives (`top_logprobs`): use `method: sampled`"
             )
         try:
-            found = [(str(item["token"]), float(item["logprob"])) for item in listed]
-            if any(math.isnan(logp) for _, logp in found):
+            alternatives = [(str(item["token"]), float(item["logprob"])) for item in listed]
+            if any(math.isnan(logp) for _, logp in alternatives):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             words = brief(json.dumps(listed))
             raise self._client.error(f"no log-probabilities: {words}") from None
-        if max(found, key=lambda item: item[1])[0].strip().startswith("<"):
+        if max(alternatives, key=lambda item: item[1])[0].strip().startswith("<"):
             self._client.warn(
                 "begins its answer anew instead of going on with it, and no verdict can be read "
                 "there: use `method: sampled`"
             )
             return None
-        said: dict[str, float] = {}
-        for token, logp in found:
+        logps: dict[str, float] = {}
+        for token, logp in alternatives:
             start = token.strip().lower()
             meant = [option for option in options if start and option.startswith(start)]
             if len(meant) == 1 and logp > -math.inf:
                 # Its spellings ("1", " 1") are tokens apart: it is said where any of them is.
-                said[meant[0]] = float(np.logaddexp(said.get(meant[0], -math.inf), logp))
-        return said or None
+                logps[meant[0]] = float(np.logaddexp(logps.get(meant[0], -math.inf), logp))
+        return logps or None
 
     def _ask(self, question: list[Message], options: dict[str, Any]) -> dict[str, Any] | str:
         """The first choice; or why the server refuses this question, where it answers others."""
@@ -228,10 +228,10 @@ class Server:
         dialect = self._dialect
         answer = self._send(question, dialect.body(options), patience)
         while answer.status_code in REFUSALS:
-            other = dialect.after(answer.text, options)
-            if other == dialect:
+            next_dialect = dialect.after(answer.text, options)
+            if next_dialect == dialect:
                 return answer
-            dialect = other
+            dialect = next_dialect
             answer = self._send(question, dialect.body(options), patience)
         if answer.status_code == 200:
             if self._dialect.seeds and not dialect.seeds:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -435,11 +435,25 @@ TermRecipe.model_rebuild()
 MixtureScorer.model_rebuild()
 
 
+def parts_of(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of a recipe, of all recipes inside it and of their fields, outermost first.
+
+    Data sources are given whole.
+    """
+    yield key, recipe
+    if isinstance(recipe, Strict) and not isinstance(recipe, DataSource):
+        for name in type(recipe).model_fields:
+            yield from parts_of(getattr(recipe, name), name)
+    elif isinstance(recipe, tuple):
+        for item in recipe:
+            yield from parts_of(item, key)
+
+
 def compares(recipe: Scorer) -> bool:
     """Whether its scores mean something only beside those of other responses to the same prompt."""
-    if isinstance(recipe, EnsembleScorer | MixtureScorer):
-        by_group = isinstance(recipe, MixtureScorer) and recipe.zscores == "group"
-        return by_group or any(compares(member.scorer) for member in recipe.members)
-    if isinstance(recipe, RemoteScorer):
-        return recipe.relative
-    return isinstance(recipe, PairwiseJudge)
+    return any(
+        isinstance(part, PairwiseJudge)
+        or (isinstance(part, RemoteScorer) and part.relative)
+        or (isinstance(part, MixtureScorer) and part.zscores == "group")
+        for _, part in parts_of(recipe)
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def key_of(recipe: recipes.Scorer) -> str:
     """Changes with whatever changes scores: the recipe but for its name, the weights, and what a
     local model reads with (tokenizer, chat template)."""
     document = recipe.model_dump(mode="json")
-    paths = sorted(set(_paths(document)))
+    paths = _paths(recipe)
     parts = {
         "version": VERSION,
         "recipe": _nameless(document),
@@ -46,28 +45,18 @@ def weights_identity(path: str | Path, revision: str | None = None) -> str:
 
 def identities(recipe: recipes.Scorer) -> dict[str, str]:
     """Path -> identity of the weights of every model in a recipe."""
-    return {path: weights_identity(path) for path in sorted(set(_paths(recipe.model_dump())))}
+    return {path: weights_identity(path) for path in _paths(recipe)}
 
 
 def files_of(recipe: recipes.Scorer) -> dict[str, str | None]:
     """Path -> digest of what a scorer reads besides models: data, templates, statistics."""
-    if isinstance(recipe, recipes.EnsembleScorer | recipes.MixtureScorer):
-        files = _data(recipe.validation if isinstance(recipe, recipes.EnsembleScorer) else ())
-        for member in recipe.members:
-            files |= files_of(member.scorer)
-        if isinstance(recipe, recipes.MixtureScorer) and isinstance(recipe.zscores, Path):
-            files[str(recipe.zscores)] = _digest(recipe.zscores)
-        return files
-    if isinstance(recipe, recipes.RuleScorer):
-        return _data(recipe.answers)
-    if isinstance(recipe, recipes.JudgeBase | recipes.CriticScorer):
-        template = recipe.chat.chat_template if isinstance(recipe.chat, recipes.LocalChat) else None
-        return {str(template): _digest(template)} if isinstance(template, Path) else {}
-    return {}
-
-
-def _data(sources: Sequence[DataSource]) -> dict[str, str | None]:
-    return {source.path: digest(open_records(source).files) for source in sources}
+    files: dict[str, str | None] = {}
+    for _, part in recipes.parts_of(recipe):
+        if isinstance(part, DataSource):
+            files[part.path] = digest(open_records(part).files)
+        elif isinstance(part, Path):
+            files[str(part)] = _digest(part)
+    return files
 
 
 def _digest(file: Path) -> str | None:
@@ -90,12 +79,9 @@ def _texts_identity(path: str) -> str | None:
     return sha256_tree([file for file in folder.iterdir() if file.suffix in _TEXTS])
 
 
-def _paths(value: Any) -> list[str]:
-    """Paths of models; data has paths of its own, under `validation` and `answers`."""
-    if isinstance(value, dict):
-        paths = [value[key] for key in ("path", "tokenizer") if isinstance(value.get(key), str)]
-        inner = [value[key] for key in value if key not in ("validation", "answers")]
-        return paths + [path for item in inner for path in _paths(item)]
-    if isinstance(value, (list, tuple)):
-        return [path for item in value for path in _paths(item)]
-    return []
+def _paths(recipe: recipes.Scorer) -> list[str]:
+    """Paths of models and tokenizers, each once."""
+    parts = recipes.parts_of(recipe)
+    return sorted(
+        {part for key, part in parts if key in ("path", "tokenizer") and isinstance(part, str)}
+    )

@@ -13,9 +13,9 @@ from rich.console import Console
 from palate.data.encode import Encoder
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
+from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
 from palate.evaluate.frontier import frontier_point, sample_stats
 from palate.evaluate.loading import Shelf, grouped
-from palate.evaluate.material import Material, build_material, check_data_keys, data_recipe
 from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
@@ -74,12 +74,12 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             model = group[0].model
             tokenizer = load_tokenizer(model)
             encoder = Encoder(tokenizer, model.chat_template, data.length)
-            material = build_material(recipe, data, seed, part, encoder)
-            folder.write(Data.of(material.report))
-            folder.write_quarantine(material.quarantine)
-            sources = material.report["sources"]
+            eval_data = build_eval_data(recipe, data, seed, part, encoder)
+            folder.write(Data.of(eval_data.report))
+            folder.write_quarantine(eval_data.quarantine)
+            sources = eval_data.report["sources"]
             shelf = Shelf(model, group[0].reference)
-            context = EvaluationContext(recipe, material, tokenizer, reward, console)
+            context = EvaluationContext(recipe, eval_data, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             measured = [*([shown] if shown else []), *group]
             stages = {target.name: context.stage(target, shelf) for target in measured}
@@ -149,7 +149,7 @@ class EvaluationContext:
     """What all policies of one base model share in an evaluation."""
 
     recipe: EvalRecipe
-    material: Material
+    eval_data: EvalData
     tokenizer: Any
     reward: Scorer | None
     console: Console
@@ -165,7 +165,7 @@ class EvaluationContext:
             ((result),) = [self.measure(*loaded) for loaded in shelf.policies([target])]
             return result
 
-        depends_on = _depends_on(self.recipe, target, self.material)
+        depends_on = _depends_on(self.recipe, target, self.eval_data)
         return Stage(
             name=sha256_json(depends_on)[:24],
             title=f"evaluating {target.name}",
@@ -179,10 +179,10 @@ class EvaluationContext:
         samples: list[dict[str, Any]] = []
         # The reference's implicit rewards are all 0.
         if self.recipe.preference and target.label != "reference":
-            with task("  pairs", len(self.material.pairs), self.console) as progress:
+            with task("  pairs", len(self.eval_data.pairs), self.console) as progress:
                 entry["preference"] = evaluate_pairs(
                     policy,
-                    self.material.pairs,
+                    self.eval_data.pairs,
                     loss=target.loss,
                     reference=reference,
                     token_weights=target.token_weights,
@@ -199,7 +199,7 @@ class EvaluationContext:
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         s = self.recipe.sampling
         assert s is not None
-        prompts = self.material.prompts
+        prompts = self.eval_data.prompts
         with task("  sampling", len(prompts) * s.samples_per_prompt, self.console) as progress:
             drawn = sample(
                 policy,
@@ -264,7 +264,7 @@ def _reference_target(target: Target, n: int) -> Target | None:
     )
 
 
-def _depends_on(recipe: EvalRecipe, target: Target, material: Material) -> dict[str, Any]:
+def _depends_on(recipe: EvalRecipe, target: Target, eval_data: EvalData) -> dict[str, Any]:
     """Everything a policy's results depend on."""
     model = target.model
     return {
@@ -272,7 +272,7 @@ def _depends_on(recipe: EvalRecipe, target: Target, material: Material) -> dict[
             mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
         ),
         "reward": None if recipe.reward is None else key_of(recipe.reward),
-        "material": material.digest,
+        "eval_data": eval_data.digest,
         "base": weights_identity(model.path, model.revision),
         "model": [model.dtype, model.attn_implementation, str(model.chat_template)],
         "weights": None if target.folder is None else weights_identity(target.folder),

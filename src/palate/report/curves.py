@@ -119,7 +119,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """The number, NaN for anything that is none or not finite."""
+    """The number; NaN for every other value and for infinities."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:

@@ -264,5 +264,5 @@ def reward_summary(evaluation: RewardEvaluation) -> str:
 
 
 def _real(value: object) -> float | None:
-    """A number, or None for what is none: details are not checked when they are read."""
+    """The number, or None for any other value: details are not checked when they are read."""
     return float(value) if isinstance(value, int | float) else None

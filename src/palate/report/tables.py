@@ -15,7 +15,7 @@ from palate.report.words import DASH, number
 from palate.store.records import Data, Evaluation, Policy, Preference, Sample
 
 SHOWN_PROMPTS = 8
-"""Side-by-side samples: the first prompts of the file, so that nobody chose them."""
+"""Prompts of the side-by-side samples: the first of the file, not a selection."""
 
 
 @dataclass(frozen=True, kw_only=True)

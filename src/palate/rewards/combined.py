@@ -19,7 +19,7 @@ from palate.data.scorer import (
     ask,
     has_images,
 )
-from palate.rewards.members import Numbers
+from palate.rewards.members import MixtureRule, Numbers, Rule
 from palate.store.names import unique_names
 
 Parts = dict[str, Score]
@@ -93,6 +93,17 @@ class Combined(ABC):
     @abstractmethod
     def numbers(self) -> Numbers:
         """What is known of the members."""
+
+    def _numbers(self, rule: Rule | MixtureRule, *, standardised: bool) -> Numbers:
+        return Numbers(
+            names=self.names,
+            rule=rule,
+            standardised=standardised,
+            by_group=self.by_group,
+            means=tuple(member.mean for member in self.members),
+            deviations=tuple(member.deviation for member in self.members),
+            weights=tuple(member.weight for member in self.members),
+        )
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Scores with those of the members as parts, and what they wrote under their names."""

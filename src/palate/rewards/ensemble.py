@@ -137,9 +137,9 @@ class Ensemble(Combined):
             scores,
             self.rule,
             fits=asked,
-            means=self._numbers("mean"),
-            deviations=self._numbers("deviation"),
-            weights=self._numbers("weight"),
+            means=self._of_members("mean"),
+            deviations=self._of_members("deviation"),
+            weights=self._of_members("weight"),
             standardise=self.standardise,
             penalty=self.penalty,
         )
@@ -149,16 +149,9 @@ class Ensemble(Combined):
     @property
     def numbers(self) -> Numbers:
         """What the rule knows of its members."""
-        return Numbers(
-            names=self.names,
-            rule=self.rule,
-            standardised=self.uses_zscores,
-            means=tuple(member.mean for member in self.members),
-            deviations=tuple(member.deviation for member in self.members),
-            weights=tuple(member.weight for member in self.members),
-        )
+        return self._numbers(self.rule, standardised=self.uses_zscores)
 
-    def _numbers(self, field: str) -> Array | None:
+    def _of_members(self, field: str) -> Array | None:
         values = [getattr(member, field) for member in self.members]
         return None if None in values else np.asarray(values, dtype=np.float64)
 

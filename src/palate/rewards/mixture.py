@@ -51,15 +51,7 @@ class WeightedSum(Combined):
     @property
     def numbers(self) -> Numbers:
         """What is known of the members."""
-        return Numbers(
-            names=self.names,
-            rule="weighted_sum",
-            standardised=self.zscores != "none",
-            by_group=self.by_group,
-            means=tuple(member.mean for member in self.members),
-            deviations=tuple(member.deviation for member in self.members),
-            weights=tuple(member.weight for member in self.members),
-        )
+        return self._numbers("weighted_sum", standardised=self.zscores != "none")
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """See the module's head."""
@@ -76,8 +68,8 @@ class WeightedSum(Combined):
 class Gate(Combined):
     """A scorer before another one: what it scores below a threshold is not put to the other.
 
-    The score is that of the gate where it is below the threshold, and the other's elsewhere, with
-    its text and spans; where the gate gives none there is none.
+    The score is the gate's where that is below the threshold, and the other scorer's elsewhere,
+    with its text and spans; a response without a score by the gate has none.
 
     Args:
         gate: asked first. threshold: it lets through what it scores so or higher.
@@ -93,14 +85,7 @@ class Gate(Combined):
     @property
     def numbers(self) -> Numbers:
         """The names alone: nothing else is known, or needed."""
-        return Numbers(
-            names=self.names,
-            rule="gate",
-            standardised=False,
-            means=(None, None),
-            deviations=(None, None),
-            weights=(None, None),
-        )
+        return self._numbers("gate", standardised=False)
 
     def asks(self, number: int, before: Parts) -> bool:
         """The second one is asked about what the first lets through."""

@@ -59,7 +59,14 @@ class SpreadSums:
         *,
         asked: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Takes the scores of a part; see `spreads`."""
+        """Takes the scores of a part.
+
+        Args:
+            scores: [M, N] as they enter the rule; NaN where unscored.
+            groups: [N] the prompt of each response.
+            asked: [M, N] where prompts are routed, whether a member was asked; alike within a
+                prompt. Default: everywhere.
+        """
         group = np.asarray(groups)
         wanted = np.ones(scores.shape, dtype=bool) if asked is None else asked
         whole = ~np.any(wanted & np.isnan(scores), axis=0) & wanted.any(axis=0)
@@ -100,26 +107,6 @@ class SpreadSums:
             )
             for m, (name, n) in enumerate(zip(self.names, self._n, strict=True))
         ]
-
-
-def spreads(
-    names: Sequence[str],
-    scores: Array,
-    groups: Sequence[int] | None = None,
-    *,
-    asked: npt.NDArray[np.bool_] | None = None,
-) -> list[Spread]:
-    """How wide each member's scores are, and how much of the mean's spread it makes.
-
-    Args:
-        scores: [M, N] as they enter the rule; NaN where unscored.
-        groups: [N] the prompt of each response; default: all of one prompt.
-        asked: [M, N] where prompts are routed, whether a member was asked; alike within a prompt.
-            Default: everywhere.
-    """
-    sums = SpreadSums(names)
-    sums.add(scores, [0] * scores.shape[1] if groups is None else groups, asked=asked)
-    return sums.spreads()
 
 
 RAW = "z-scores weigh members alike"

@@ -133,7 +133,7 @@ class Batcher:
     async def stop(self) -> None:
         """Answers what is waiting, takes nothing more, and ends.
 
-        What the scorer does for nobody it is left to finish in its thread.
+        A call of the scorer whose requests were all given up is left to end in its thread.
         """
         self._stopping = True
         self._arrived.set()

@@ -17,7 +17,7 @@ _SHOWN_CHARACTERS = 40
 
 
 class JsonRoute(APIRoute):
-    """A route that reads JSON, said to be JSON and packed in nothing, and no other body."""
+    """A route that accepts uncompressed JSON, declared as JSON, and refuses every other body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""

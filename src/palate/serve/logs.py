@@ -57,7 +57,7 @@ def log_lines() -> None:
     for name, level, handler in (
         ("palate.serve", logging.INFO, worded),
         ("uvicorn.error", logging.WARNING, worded),
-        # What a judge's server says is a note here; a failure that nobody waited for is asyncio's.
+        # Words of a judge's server are logged as notes; asyncio logs errors of abandoned tasks.
         ("palate", logging.WARNING, notes),
         ("asyncio", logging.WARNING, notes),
     ):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from palate.data.containers import Record
@@ -17,7 +19,35 @@ PLACE = "<image>"
 _URI = "data:"
 _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGODlh", "R0lGODdh", "UklGR")
 """How files of PNG, JPEG, GIF and WebP begin in base64."""
+_IMAGE = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"))
+_ANSWER = frozenset(
+    (
+        *("chosen", "rejected", "preferred", "winner", "loser", "win", "lose", "a", "b"),
+        *("response", "responses", "answer", "answers", "output", "outputs"),
+        *("completion", "completions", "candidate", "candidates"),
+    )
+)
+_HELD = frozenset(("path", "paths", "file", "files", "bytes"))
+_READ_BY = {"rejected_images": "ms_swift"}
+"""Column of images of one answer -> the format that reads it."""
 _MEDIA = ("videos", "video", "audios", "audio", "tools", "objects", "chat_template_kwargs")
+
+
+def refuse_answer_images(record: Record, format: str) -> None:
+    """Raises RowError for a column with images of one answer, or of numbered ones, that the format
+    does not read: without them its answers would be taken for answers to the same question."""
+    for name, value in record.value.items():
+        if value in (None, "", [], {}) or _READ_BY.get(name) == format:
+            continue
+        if _names_answer_images(name):
+            raise RowError(name, "images of one answer, not read by this format")
+
+
+@cache
+def _names_answer_images(column: str) -> bool:
+    words = set(re.findall(r"[a-z]+|[0-9]+", column.lower()))
+    answers = words & _ANSWER | {word for word in words if word.isdecimal()}
+    return bool(words & _IMAGE and answers) and words <= _IMAGE | _HELD | answers
 
 
 def image_refs(value: Any, field: str) -> tuple[ImageRef, ...]:

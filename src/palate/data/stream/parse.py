@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from palate.data.containers import Record, Rejection
 from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.pictures import refuse_answer_images
 from palate.data.readers.registry import reader_named
 from palate.data.schema import Preference
 from palate.data.stream.draw import Span
@@ -136,6 +137,7 @@ def parse_record(
         leave_out=lambda field, reason: parts.append(_rejection(record, field, reason)),
     )
     try:
+        refuse_answer_images(record, reader.name)
         return reader.read(record, context)
     except RowError as error:
         return _rejection(record, error.field, error.reason)

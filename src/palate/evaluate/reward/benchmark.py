@@ -114,7 +114,7 @@ def read_items(
     Args:
         parse: makes an item of a record, or raises RowError.
         shape: the format in words, for data.json and messages.
-        key: equal for items of which the first alone counts; default: for those that are equal in
+        key: of items with equal keys the first alone counts; default: of those that are equal in
             id, prompt and responses.
 
     Raises:

@@ -44,16 +44,6 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """The candidates of one source; see `Candidates`."""
-
-    items: list[Item]
-    gold: list[list[float]]
-    entry: dict[str, Any]
-    quarantine: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Sample:
     """One line of samples.jsonl.
 
@@ -89,7 +79,7 @@ def read_candidates(
     return Candidates(
         items=items,
         gold=[values for part in parts for values in part.gold],
-        entries=[part.entry for part in parts],
+        entries=[entry for part in parts for entry in part.entries],
         quarantine=[line for part in parts for line in part.quarantine],
     )
 
@@ -115,7 +105,7 @@ def _is_samples(source: DataSource) -> bool:
     return isinstance(first, Record) and set(first.value) >= SAMPLE_FIELDS
 
 
-def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part:
+def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Candidates:
     result = read_source(source, seed=seed)
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
@@ -140,10 +130,12 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part
             )
         )
         gold.append([math.nan if score is None else score for score in scores])
-    return Part(items=items, gold=gold, entry=ledger.entry(), quarantine=ledger.quarantine)
+    return Candidates(
+        items=items, gold=gold, entries=[ledger.entry()], quarantine=ledger.quarantine
+    )
 
 
-def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
+def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Candidates:
     records = open_records(source)
     name = source_name(source)
     rejected: list[Rejection] = list(records.damage)
@@ -180,10 +172,10 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
         "not_selected": left,
         "truncated": {},
     }
-    return Part(
+    return Candidates(
         items=[_item(group, name) for group in whole],
         gold=[[sample.reward for sample in group] for group in whole],
-        entry=entry,
+        entries=[entry],
         quarantine=[quarantined(name, item) for item in lines],
     )
 

@@ -1,5 +1,5 @@
-"""What can be told of scorers before they are loaded: one that is missing should not be found out
-after another one has been asked for hours."""
+"""Checks of scorers before any is loaded, so that a missing one is not noticed only after another
+has scored for hours."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def check_scorers(given: Sequence[recipes.Scorer]) -> None:
     validated on and for the keys of servers; no weights are read and no server is asked.
 
     Raises:
-        ModelError: no model where a recipe says there is one, no key in the environment, or a
-            server's address that is none.
+        ModelError: no model where a recipe says there is one, no key in the environment, or
+            something else than a server's address.
         PalateError: an extra that is not installed, or data that is missing.
     """
     for recipe in given:

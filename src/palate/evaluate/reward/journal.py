@@ -19,7 +19,8 @@ QUARANTINE = "quarantine.jsonl"
 JOURNAL = "journal.jsonl"
 
 Inputs = dict[str, dict[str, str | None]]
-"""What scores are made of: kind -> name -> digest of its content, None where there is none here."""
+"""What scores depend on: kind -> name -> digest of its content, None of what is not on this
+machine."""
 
 
 @dataclass

@@ -97,7 +97,7 @@ class RewardBench:
         """See `Benchmark.read`; rows of the prior sets come last.
 
         Raises:
-            RecipeError: a source of `prior` that is none of the prior sets.
+            RecipeError: a source of `prior` that is not one of the prior sets.
         """
         core = read_items(sources, _parse, seed, _SHAPE)
         if not self.prior:

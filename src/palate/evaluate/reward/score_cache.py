@@ -2,7 +2,7 @@
 
 Scores go to a file of lines, each under a digest of prompt and response, those of a scorer that
 compares under a digest of the whole group; a later call, or a later run over the same folder, asks
-only for what is not there. A line has a number for each score, and the reason where there is none.
+only for what is not there. A line has a number for each score, or the reason why it has none.
 """
 
 from __future__ import annotations

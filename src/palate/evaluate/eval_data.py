@@ -36,7 +36,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class EvalData:
     """Encoded evaluation data of one tokenizer.
 
     Attributes:
@@ -88,9 +88,9 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
     return choices[0]
 
 
-def build_material(
+def build_eval_data(
     recipe: EvalRecipe, data: DataRecipe, seed: int, part: Part, encoder: Encoder
-) -> Material:
+) -> EvalData:
     """Reads and encodes the data, and draws the prompts with the recipe's seed.
 
     Raises:
@@ -125,7 +125,7 @@ def build_material(
         # What is read here is evaluated on, whatever part of a recipe it stands in.
         sources = [source | {"split_role": "eval"} for source in report["sources"]]
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
-    return Material(
+    return EvalData(
         pairs=pairs,
         prompts=drawn,
         report=report,

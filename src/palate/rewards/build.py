@@ -113,15 +113,7 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
     if isinstance(recipe, recipes.ClassifierScorer):
         from palate.rewards.classifier import ClassifierScorer
 
-        return ClassifierScorer(
-            recipe.path,
-            label=recipe.label,
-            input=recipe.input,
-            truncate=recipe.truncate,
-            dtype=recipe.dtype,
-            revision=recipe.revision,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+        return ClassifierScorer(recipe.path, **_options(recipe))
     if isinstance(recipe, recipes.LexiconScorer):
         return Lexicon()
     if isinstance(recipe, recipes.LengthScorer):
@@ -144,15 +136,12 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
 def _model(recipe: recipes.ModelScorer) -> Scorer:
     from palate.rewards.model import ModelScorer
 
-    return ModelScorer(
-        recipe.path,
-        revision=recipe.revision,
-        dtype=recipe.dtype,
-        head=recipe.head,
-        normalised=recipe.normalised,
-        batch_tokens=recipe.batch_tokens,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    return ModelScorer(recipe.path, **_options(recipe))
+
+
+def _options(recipe: recipes.ModelScorer | recipes.ClassifierScorer) -> dict[str, Any]:
+    """The fields that its scorer takes under the same names."""
+    return recipe.model_dump(exclude={"type", "name", "path"})
 
 
 def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble:

@@ -194,7 +194,8 @@ class _Wording:
         self, tokenizer: Any, tokens: SequenceTokenizer, before: str = "", closing: str = ""
     ) -> None:
         self.tokens = tokens
-        self.pad: str | None = tokenizer.pad_token
+        # A policy whose tokenizer has no padding pads with its end token.
+        self.pad: str | None = tokenizer.pad_token or tokenizer.eos_token
         self.bos: str | None = tokenizer.bos_token
         self.ends = tuple(text for text in tokens.special.values() if text)
         self.closing = closing

@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick mutants lint format models-table clean
+.PHONY: help demo test quick integrations mutants lint format models-table clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test: lint ## Lint, types, import direction and every test, the slow ones too
 
 quick: $(VENV)/.dev ## The tests that need no real model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+integrations: $(VENV)/.integrations ## W&B and trackio, offline: do they store what a run logs?
+	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 mutants: $(VENV)/.mutants ## Break losses and kernels in a thousand ways: do the tests notice?
 	nice -n 10 $(BIN)/python tools/mutants.py $(ARGS)
@@ -52,6 +55,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.integrations: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[integrations]'
 	touch $@
 
 $(VENV)/.mutants: pyproject.toml | $(VENV)/bin/python

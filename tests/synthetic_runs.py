@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from palate.recipes.yaml import dump_yaml
 
 BASE = {
     "path": "models/gemma-3-270m",
@@ -42,7 +43,7 @@ def training_run(folder: Path, method: str, *, steps: int = STEPS, seed: int = 0
         "loss": settings["loss"],
         "train": {"batch_size_pairs": PAIRS_PER_STEP, "learning_rate": 1e-4, "scheduler": "cosine"},
     }
-    (folder / "recipe.yaml").write_text("# palate tune\n" + yaml.safe_dump(recipe, sort_keys=False))
+    (folder / "recipe.yaml").write_text("# palate tune\n" + dump_yaml(recipe))
     _json(folder / "data.json", data_record())
     lines = [_metrics(step, steps, "train", settings, rng) for step in range(1, steps + 1)]
     for step in range(steps // 6, steps + 1, max(1, steps // 6)):
@@ -99,7 +100,7 @@ def evaluation_run(folder: Path, runs: list[Path], *, checkpoints: int = 5) -> P
     folder.mkdir(parents=True)
     rng = np.random.default_rng(7)
     recipe = {"output_dir": str(folder), "runs": [str(run) for run in runs], "checkpoints": "all"}
-    (folder / "recipe.yaml").write_text("# palate eval\n" + yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text("# palate eval\n" + dump_yaml(recipe))
     policies, rows = [], []
     for prompt in range(12):
         rows.append(_sample(prompt, "reference", None, 0.12, 0.0, rng))

@@ -156,9 +156,13 @@ def test_an_interruption_says_how_to_go_on(replace: Any, monkeypatch: pytest.Mon
 
 
 def test_notes_of_trl_recipes_go_to_stderr() -> None:
-    Path("t.yaml").write_text("model_name_or_path: m\ndataset_name: d\nlabel_smoothing: 0.1\n")
+    Path("t.yaml").write_text(
+        "model_name_or_path: m\ndataset_name: d\nlabel_smoothing: 0.1\nbf16: false\n"
+    )
     result = invoke("tune", "t.yaml", "--print-recipe")
-    assert result.stderr.startswith("palate: t.yaml, line 3: label_smoothing makes this cDPO")
+    assert result.stderr.startswith(
+        "palate: t.yaml, line 3, column 1: label_smoothing makes this cDPO"
+    )
     assert result.stdout.startswith("# palate tune\n")
 
 
@@ -169,3 +173,26 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["demo", "--seed", "1_0"], "--set seed=1_0: `seed`: expected a whole number >= 0 and"),
+        (["demo", "--seed", "\u0663"], "--set seed=\u0663: `seed`: expected a whole number"),
+        (["data", "inspect", "p.jsonl", "--limit", "1_0"], "data inspect: `limit`: expected"),
+        (["data", "inspect", "p.jsonl", "--limit", "0"], "data inspect: `limit`: expected"),
+        (["data", "inspect", "p.jsonl", "--format", ""], "data inspect: `format`: expected"),
+        (["tune", "x" * 300], "no recipe file xxx"),
+        (["tune", "r.yaml", "--set", "output_dir=" + "x" * 300], "xxx"),
+        (["data", "inspect", "x" * 300], "xxx"),
+        (["tune", "r.yaml", "--set", 'model.path="a\\nb"'], "a b: no such folder"),
+        (["tune", "r.yaml", "--set", "output_dir=''"], "--set output_dir='': `output_dir`"),
+    ],
+)  # fmt: skip
+def test_odd_names_and_numbers_are_one_line(args: list[str], line: str) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    result = invoke(*args)
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.startswith(f"palate: {line}")
+    assert len(result.stderr.splitlines()) == 1

@@ -74,7 +74,8 @@ def test_an_unreadable_model_is_a_problem_in_one_line(tmp_path: Path) -> None:
     ("template", "state", "words"),
     [
         (GOOD_TEMPLATE, "ok", "prefixes"),
-        ("{{ messages | length }}", "problem", "no prefix"),
+        ("{{ messages | length }}", "problem", "leaves out a turn of user"),
+        (GOOD_TEMPLATE + "{{ messages | length }}", "problem", "no prefix"),
         ("{{ raise_exception('no system turn') }}", "problem", "no system turn"),
     ],
 )

@@ -12,7 +12,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import TypeAdapter
 
 from build_cases import rows_of
@@ -24,6 +23,7 @@ from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import TuneRecipe
+from palate.recipes.yaml import parse_yaml
 from tiny_runs import write_pairs
 from tiny_text import save_tiny
 
@@ -128,7 +128,7 @@ def test_recipes_that_say_whose_they_are_are_valid(tmp_path, page, verbs):
 def test_parts_of_a_judges_recipe_are_valid():
     (block,) = [b for b in blocks("docs/judges.md") if not b.startswith("# palate ")]
     texts = re.split(r"^(?=texts:)", block, flags=re.M)[1:]
-    kinds = [TypeAdapter(Texts).validate_python(yaml.safe_load(t)["texts"]).type for t in texts]
+    kinds = [TypeAdapter(Texts).validate_python(parse_yaml(t, "test")["texts"]).type for t in texts]
     assert kinds == ["column"] * 3 + ["chat"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from palate.data.containers import Record, open_records
 from palate.data.readers import Context, readers
+from palate.data.readers.meaning import read_row
 from palate.data.schema import Message, Preference
 from palate.data.stream import ReadResult, read_source
 from palate.recipes.schema import DataSource
@@ -199,7 +200,7 @@ def read_one(
             left.append(f"{field}: {reason}")
 
     context = Context(source="s", id="i", leave_out=leave_out)
-    return readers()[name].read(Record(file="f", row=1, value=value, textual=textual), context)
+    return read_row(readers()[name], Record(file="f", row=1, value=value, textual=textual), context)
 
 
 @functools.cache

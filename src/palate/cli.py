@@ -48,9 +48,8 @@ app.add_typer(data_app)
 
 def main() -> None:
     """Entry point of the `palate` command."""
-    # Threads that wait by spinning take the cores from whoever they wait for when anything else
-    # runs here: a training step took ten times as long beside one busy process. Idle machines lose
-    # nothing measurable.
+    # Threads that wait by spinning hold cores that others need: beside one busy process a training
+    # step took ten times as long. On an idle machine passive waiting costs nothing measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="palate")
 
@@ -228,8 +227,8 @@ def _eval_targets(targets: list[str]) -> tuple[str | None, list[str]]:
     if not folders and len(targets) == 1:
         return targets[0], []
     if len(folders) != len(targets):
-        other = next(target for target in targets if target not in folders)
-        raise RecipeError(f"{other} is no run folder; give one recipe, or run folders alone")
+        no_folder = next(target for target in targets if target not in folders)
+        raise RecipeError(f"{no_folder} is no run folder; give one recipe, or run folders alone")
     out = Path(folders[0]).resolve().parent / "evaluation"
     return None, [f"runs={json.dumps(folders)}", f"output_dir={json.dumps(os.path.relpath(out))}"]
 
@@ -257,10 +256,10 @@ def merge(
 
         if dtype is not None and dtype not in get_args(Dtype):
             raise RecipeError(f"--dtype {dtype}: not one of {', '.join(get_args(Dtype))}")
-        found = merge_adapters(
+        merged = merge_adapters(
             run, out, dtype=cast(Dtype, dtype), trust_remote_code=trust_remote_code
         )
-        typer.echo(str(found))
+        typer.echo(str(merged))
 
 
 @app.command()
@@ -301,17 +300,18 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs and steps.")] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="Seed.")] = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
 ) -> None:
     """Controlled sentiment on this machine: sample, score, pair, tune three ways, compare."""
-    options = {"model": model, "output_dir": output_dir, "seed": seed, "quick": quick or None}
+    options = {"model": model, "output_dir": output_dir, "quick": quick or None}
     given = [
         f"{key}={json.dumps(value, default=str)}"
         for key, value in options.items()
         if value is not None
     ]
+    given += [f"seed={seed}"] if seed is not None else []
     with one_line("", again="the finished parts are kept"):
         loaded = load_recipe(DemoRecipe, None, [*given, *(set_ or [])])
         if print_recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from rich.padding import Padding
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from palate.errors import PalateError
+from palate.errors import PalateError, RecipeError, in_one_line
 from palate.recipes.help import help_block
 from palate.recipes.load import VERBS, resolve_yaml, shipped_recipes
 from palate.recipes.losses import Strict
@@ -35,6 +36,16 @@ Overrides = Annotated[
 PrintRecipe = Annotated[
     bool, typer.Option("--print-recipe", help="Print the resolved recipe and stop.")
 ]
+
+_NOT_A_BUG = (
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
+"""What a name or the machine is to blame for, wherever in a run it shows."""
 
 
 def recipe_command(cls: type[Strict]) -> type[TyperCommand]:
@@ -61,9 +72,9 @@ class TwoWordGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # A run folder of that name is meant as what it is.
-        both = " ".join(args[:2])
-        if len(args) > 1 and both in self.commands and not Path(args[1]).is_dir():
-            return both, self.commands[both], args[2:]
+        words = " ".join(args[:2])
+        if len(args) > 1 and words in self.commands and not Path(args[1]).is_dir():
+            return words, self.commands[words], args[2:]
         return super().resolve_command(ctx, args)
 
 
@@ -88,8 +99,16 @@ def one_line(resume: str, again: str = "") -> Iterator[None]:
     try:
         yield
     except PalateError as error:
-        for line in str(error).splitlines():
+        # Of a recipe each wrong key has a line; else a line break comes from a name or a value.
+        text = str(error)
+        is_recipe = isinstance(error, RecipeError)
+        for line in text.splitlines() if is_recipe else [" ".join(text.split())]:
             typer.echo(f"palate: {line}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.errno not in _NOT_A_BUG or error.filename is None:
+            raise
+        typer.echo(f"palate: {in_one_line(error.filename)}: {error.strerror}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         command = shlex.join(["palate", *sys.argv[1:]])

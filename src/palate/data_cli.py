@@ -17,7 +17,8 @@ from palate.cli_parts import (
     show,
 )
 from palate.recipes.construct import BuildSource, DataBuildRecipe
-from palate.recipes.load import load_recipe
+from palate.recipes.load import check_recipe, load_recipe
+from palate.recipes.yaml import parse_yaml
 
 app = typer.Typer(
     name="data",
@@ -41,7 +42,8 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset of a folder or hub data set.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Look at this many rows, drawn by chance.")
+        str | None,
+        typer.Option(metavar="INTEGER", help="Look at this many rows, drawn by chance."),
     ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that image paths start from.")
@@ -58,21 +60,20 @@ def inspect(
     with one_line("", again="from the beginning"):
         from palate.data_verbs import inspect_data
 
+        options = {
+            "format": format,
+            "split": split,
+            "subset": subset,
+            "limit": parse_yaml(limit or "null", "--limit", positions=False),
+            "image_root": image_root,
+        }
         sources = [
-            BuildSource(
-                path=file,
-                format=format,
-                split=split,
-                subset=subset,
-                limit=limit,
-                image_root=image_root,
-            )
-            for file in files
+            check_recipe(BuildSource, {"path": file, **options}, "data inspect") for file in files
         ]
-        found = inspect_data(sources, out, against=against or ())
-        for line in found.lines():
+        inspected = inspect_data(sources, out, against=against or ())
+        for line in inspected.lines():
             typer.echo(line)
-        typer.echo(str(found.folder / "report.html"))
+        typer.echo(str(inspected.folder / "report.html"))
 
 
 @app.command(cls=recipe_command(DataBuildRecipe))

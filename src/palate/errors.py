@@ -59,3 +59,13 @@ class ModelError(PalateError):
 
 class RunError(PalateError):
     """A run folder that cannot be read, written or resumed."""
+
+
+def in_one_line(value: object, most: int = 120) -> str:
+    """`value` as text for a message: in one line, printable, and cut inside where it is longer than
+    `most`; of an error without a message its class."""
+    words = " ".join(str(value).split())
+    if not words and isinstance(value, BaseException):
+        words = type(value).__name__
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    return text if len(text) <= most else f"{text[: most - 23]} ... {text[-18:]}"

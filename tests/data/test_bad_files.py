@@ -201,3 +201,11 @@ def test_options_that_a_file_has_no_use_for(tmp_path: Path) -> None:
         read(path, split="test")
     with pytest.raises(RecipeError, match=r"`subset`: .* is a file"):
         read(path, subset="en")
+
+
+def test_only_plain_digits_are_numbers_in_csv(tmp_path: Path) -> None:
+    margins = ["1_0", "\u0663", "\uff11", "0x1F", "1:30", "1e1", " 2.5 "]
+    rows = "".join(f"p{n},good,bad,{margin}\n" for n, margin in enumerate(margins))
+    result = read(written(tmp_path / "m.csv", f"prompt,chosen,rejected,margin\n{rows}".encode()))
+    assert [row.margin for row in result.rows] == [10.0, 2.5]
+    assert [fault for _, fault in faults(result)] == ["margin: text, not a number"] * 5

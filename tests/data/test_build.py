@@ -15,7 +15,7 @@ from palate.data.items import Desirable, Item, Ranks
 from palate.data.split import with_mismatched
 from palate.data.truncate import LONG_RESPONSE
 from palate.errors import DataError, RecipeError
-from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe
+from palate.recipes.schema import DataRecipe, DataSource, LengthRecipe, PairingRecipe, SftDataRecipe
 from palate.store.digests import sha256_file
 from tiny_chat import CHATML, byte_tokenizer
 
@@ -302,4 +302,42 @@ def test_answers_too_long_leave_their_lists(tmp_path: Path) -> None:
     assert [(line["row"], line["field"]) for line in found.quarantine] == [
         (1, "responses"),
         (3, None),
+    ]
+
+
+def test_every_answer_of_a_conversation(tmp_path: Path) -> None:
+    """`turns: all` learns the tokens that the conversation's answers are, and no others."""
+    chats = [
+        [
+            {"role": role, "content": f"{text}{n}"}
+            for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+        ]
+        for n in range(6)
+    ]
+    source = write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+
+    def learnt(data: DataRecipe) -> tuple[list[str], list[str]]:
+        encoder = Encoder(tokenizer, length=data.length)
+        dataset = build(data, encoder, kind="demonstration", seed=0)
+        texts = [
+            [encoder.decode(item.responses[0].ids).strip() for item in part]
+            for part in (dataset.train, dataset.eval)
+        ]
+        assert len({item.id for item in dataset.train}) == len(dataset.train)
+        return texts[0], texts[1]
+
+    length = LengthRecipe(max_prompt_tokens=512)
+    last = SftDataRecipe(train=(source,), length=length)
+    every = SftDataRecipe(train=(source,), length=length, turns="all")
+    assert learnt(last) == ([f"d{n}" for n in range(6)], [])
+    assert learnt(every) == ([f"{x}{n}" for n in range(6) for x in "bd"], [])
+    train, held = learnt(
+        SftDataRecipe(train=(source,), length=length, turns="all", eval_fraction=0.34)
+    )
+    assert len(held) == 4 and {text[1] for text in held} & {text[1] for text in train} == set()
+    split = write(tmp_path / "split.jsonl", [{"prompt": c[:3], "completion": c[3:]} for c in chats])
+    assert learnt(SftDataRecipe(train=(split,), length=length, turns="all"))[0] == [
+        f"d{n}" for n in range(6)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from palate.data.pairing import construct, make_pairs, pairs_of
+from palate.data.pairing import make_pairs, pair_row, pairs_of
 from palate.data.schema import Preference, Response
 from palate.data.scores import check_order, contradiction
 from palate.errors import DataError, RecipeError
@@ -59,9 +59,9 @@ def test_ready_made_pairs(made: Preference, why: str | None) -> None:
     assert contradiction(made) == why
     if made.tie:
         return
-    kept = construct(made, recipe(), 0)
+    kept = pair_row(made, recipe(), 0)
     assert (kept.pairs, kept.flips) == ((made,), (why,) if why else ())
-    dropped = construct(made, recipe(flips="drop"), 0)
+    dropped = pair_row(made, recipe(flips="drop"), 0)
     assert dropped.flips == kept.flips
     if why is None:
         assert dropped.pairs == (made,)
@@ -78,12 +78,12 @@ def test_ranks_given_as_ratings_are_counted() -> None:
         rated(*(Response(content=f"{i}", rating=float(i), rank=i) for i in (1, 2, 3)), id=f"s:{n}")
         for n in range(5)
     ]
-    made = [construct(row, recipe(), 0) for row in rows]
+    made = [pair_row(row, recipe(), 0) for row in rows]
     assert [one.flips for one in made] == [("chosen has the worse rank",)] * 5
     assert all(one.pairs for one in made)
     found, reasons = make_pairs(rows, recipe(flips="drop"), 0)
     assert (found, reasons) == ([], {"label contradicted: chosen has the worse rank": 5})
-    by_rank = [construct(row, recipe(score="rank"), 0) for row in rows]
+    by_rank = [pair_row(row, recipe(score="rank"), 0) for row in rows]
     assert [one.flips for one in by_rank] == [("chosen has the lower rating",)] * 5
 
 
@@ -93,7 +93,7 @@ def test_part_of_the_pairs_of_a_row_may_be_dropped() -> None:
         Response(content="b", rating=2.0, rank=1),
         Response(content="c", rating=1.0, rank=3),
     ]
-    made = construct(rated(*responses), recipe(rejected="every", flips="drop"), 0)
+    made = pair_row(rated(*responses), recipe(rejected="every", flips="drop"), 0)
     assert [one.rejected.content for one in made.pairs] == ["c"]
     assert made.dropped == ("label contradicted: chosen has the worse rank",)
 
@@ -104,7 +104,7 @@ def test_weights_may_differ_from_the_mean() -> None:
         Response(content="b", aspects={"helpfulness": 2.0, "verbosity": 4.0}),
     ]
     keys = {"score": "aspects", "aspects": {"helpfulness": 1.0}}
-    made = construct(rated(*responses), recipe(**keys), 0)
+    made = pair_row(rated(*responses), recipe(**keys), 0)
     assert (made.pairs[0].chosen.content, made.flips) == ("a", ())
 
 
@@ -168,7 +168,7 @@ def test_helpsteer_sorted_the_wrong_way_round() -> None:
     # Declared, not sorted by hand, it comes out right, by default and by its preset.
     for keys in ({}, {"preset": "helpsteer"}, {"preset": "helpsteer", "rejected": "worst"}):
         for seed in range(5):
-            made = construct(row, recipe(**keys), seed)
+            made = pair_row(row, recipe(**keys), seed)
             assert (made.pairs[0].chosen.content, made.flips) == ("good", ())
 
 
@@ -184,14 +184,14 @@ def ultrafeedback_row() -> Preference:
 
 def test_ultrafeedback_scores_of_1_turned_into_10() -> None:
     row = ultrafeedback_row()
-    wrong = construct(row, recipe(preset="ultrafeedback_overall"), 0)
+    wrong = pair_row(row, recipe(preset="ultrafeedback_overall"), 0)
     assert wrong.pairs[0].chosen.content == "bad"
     assert (wrong.scored_by, wrong.flips) == ("overall", ("chosen has the lower mean of aspects",))
     with pytest.raises(DataError, match=r"s, row 1: .*lower mean of aspects"):
-        construct(row, recipe(score="overall", flips="error"), 0)
+        pair_row(row, recipe(score="overall", flips="error"), 0)
     # The default and the other presets compare means of aspects; the contradicting overall score
     # is counted.
     for keys in ({}, {"preset": "ultrafeedback_fine_grained"}, {"preset": "ultrafeedback_all"}):
-        made = construct(row, recipe(**keys), 0)
+        made = pair_row(row, recipe(**keys), 0)
         assert made.pairs[0].chosen.content == "good"
         assert (made.scored_by, made.flips) == ("mean", ("chosen has the lower rating",))

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curating import pictured
-from palate.data.pairing import NO_GAP, NO_MARGIN, TIE, TOO_FEW, construct, pairs_of
+from palate.data.pairing import NO_GAP, NO_MARGIN, TIE, TOO_FEW, pair_row, pairs_of
 from palate.data.schema import ImageRef, Preference, Response
 from palate.data.scores import scores_of
 from palate.recipes.pairing import PRESETS, PairingRecipe, Preset
+from palate.recipes.yaml import parse_yaml
 
 
 def row(*responses: Response, id: str = "r") -> Preference:
@@ -80,7 +80,7 @@ def test_auto_takes_the_first_that_the_row_has(
 ) -> None:
     responses = [Response(content="a", **one), Response(content="b", **other)]
     assert scores_of(responses, recipe())[0] == by
-    assert construct(row(*responses), recipe(), 0).scored_by == by
+    assert pair_row(row(*responses), recipe(), 0).scored_by == by
 
 
 def test_means_compare_the_same_aspects() -> None:
@@ -102,8 +102,8 @@ def test_margins_are_differences_of_scores_and_ranks_have_none() -> None:
         Response(content="a", votes=3.0, rank=2),
         Response(content="b", votes=10.0, rank=1),
     ]
-    (by_votes,) = construct(row(*responses), recipe(score="votes"), 0).pairs
-    (by_rank,) = construct(row(*responses), recipe(score="rank"), 0).pairs
+    (by_votes,) = pair_row(row(*responses), recipe(score="votes"), 0).pairs
+    (by_rank,) = pair_row(row(*responses), recipe(score="rank"), 0).pairs
     assert (by_votes.margin, by_rank.margin) == (7.0, None)
 
 
@@ -146,18 +146,18 @@ def test_all_pairs() -> None:
 def test_a_smaller_cap_draws_part_of_a_larger_one() -> None:
     of = rated(1.0, 4.0, 3.0, 2.0, 0.5)
     keys = {"chosen": "every", "rejected": "every"}
-    whole = construct(of, recipe(**keys), 5).pairs
+    whole = pair_row(of, recipe(**keys), 5).pairs
     assert [pair.id for pair in whole] == [f"r/{i}" for i in range(1, 11)]
     for cap in (2, 3, 7):
-        assert construct(of, recipe(**keys, pairs_per_prompt=cap), 5).pairs == whole[:cap]
-    assert construct(of, recipe(**keys, pairs_per_prompt=1), 5).pairs[0].id == "r"
+        assert pair_row(of, recipe(**keys, pairs_per_prompt=cap), 5).pairs == whole[:cap]
+    assert pair_row(of, recipe(**keys, pairs_per_prompt=1), 5).pairs[0].id == "r"
 
 
 def test_one_text_with_two_ratings_is_on_one_side_of_another() -> None:
     texts = ["same", "same", "other"]
     of = row(*(Response(content=t, rating=r) for t, r in zip(texts, (5.0, 1.0, 3.0), strict=True)))
     for seed in range(20):
-        (pair,) = construct(of, recipe(chosen="every", rejected="every"), seed).pairs
+        (pair,) = pair_row(of, recipe(chosen="every", rejected="every"), seed).pairs
         assert {pair.chosen.content, pair.rejected.content} == {"same", "other"}
 
 
@@ -167,7 +167,7 @@ def test_one_text_about_two_images_is_two_responses() -> None:
         Response(content="A cat.", rating=2.0, prompt=prompts[0]),
         Response(content="A cat.", rating=1.0, prompt=prompts[1]),
     )
-    (pair,) = construct(of, recipe(), 0).pairs
+    (pair,) = pair_row(of, recipe(), 0).pairs
     assert (pair.chosen.prompt, pair.rejected.prompt) == prompts
 
 
@@ -186,14 +186,14 @@ def test_gap_and_margin() -> None:
 def test_ties_of_ratings() -> None:
     of = rated(2.0, 2.0)
     assert pairs_of(of, recipe(), 0) == NO_GAP
-    kept = [construct(of, recipe(ties="keep"), seed).pairs[0] for seed in range(20)]
+    kept = [pair_row(of, recipe(ties="keep"), seed).pairs[0] for seed in range(20)]
     assert {pair.chosen.content for pair in kept} == {"answer 0", "answer 1"}
     assert {(pair.tie, pair.margin) for pair in kept} == {(False, 0.0)}
-    (tie,) = construct(of, recipe(ties="as_ties"), 0).pairs
+    (tie,) = pair_row(of, recipe(ties="as_ties"), 0).pairs
     assert (tie.tie, tie.margin) == (True, 0.0)
     # Lower by less than the gap is neither a tie nor a pair.
     assert pairs_of(rated(2.0, 1.5), recipe(ties="keep", min_gap=1.0), 0) == NO_GAP
-    found = construct(
+    found = pair_row(
         rated(2.0, 2.0, 1.0), recipe(ties="as_ties", chosen="every", rejected="every"), 0
     )
     assert sorted(pair.tie for pair in found.pairs) == [False, False, True]
@@ -210,7 +210,7 @@ def test_ties_that_the_source_gives() -> None:
     )
     assert pairs_of(pair, recipe(), 0) == TIE
     assert pairs_of(pair, recipe(ties="as_ties"), 0) == [pair]
-    kept = [construct(pair, recipe(ties="keep"), seed).pairs[0] for seed in range(20)]
+    kept = [pair_row(pair, recipe(ties="keep"), seed).pairs[0] for seed in range(20)]
     assert {one.chosen.content for one in kept} == {"a", "b"}
     assert {one.tie for one in kept} == {False}
 
@@ -279,8 +279,8 @@ ROWS = st.lists(
 
 @given(of=ROWS, how=RECIPES, seed=st.integers(0, 3))
 def test_what_holds_for_every_construction(of: Preference, how: PairingRecipe, seed: int) -> None:
-    made = construct(of, how, seed)
-    assert made == construct(of, how, seed)
+    made = pair_row(of, how, seed)
+    assert made == pair_row(of, how, seed)
     assert bool(made.pairs) is not bool(made.dropped)
     assert how.cap is None or len(made.pairs) <= how.cap
     assert len({pair.id for pair in made.pairs}) == len(made.pairs)
@@ -306,12 +306,12 @@ def test_a_row_is_paired_alike_in_any_company(
     rows: list[Preference], how: PairingRecipe, seed: int
 ) -> None:
     named = [row(*one.responses, id=f"row {i}") for i, one in enumerate(rows)]
-    forwards = {one.id: construct(one, how, seed) for one in named}
-    backwards = {one.id: construct(one, how, seed) for one in reversed(named)}
+    forwards = {one.id: pair_row(one, how, seed) for one in named}
+    backwards = {one.id: pair_row(one, how, seed) for one in reversed(named)}
     assert forwards == backwards
 
 
 def test_the_presets_are_documented_as_they_are() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "data.md"
     lines = re.findall(r"^\| `(\w+)` \| `(score: .*)` \|$", page.read_text("utf-8"), re.MULTILINE)
-    assert {name: yaml.safe_load(f"{{{keys}}}") for name, keys in lines} == PRESETS
+    assert {name: parse_yaml(f"{{{keys}}}", "test") for name, keys in lines} == PRESETS

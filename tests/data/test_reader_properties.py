@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from palate.data.containers import Record
 from palate.data.readers import Context, RowError, readers
+from palate.data.readers.meaning import read_row
 from palate.data.readers.trl_preference import shared_text
 from palate.data.schema import Preference
 from palate.data.stream import read_source
@@ -70,7 +71,7 @@ def test_a_row_or_a_refusal(name: str, row: dict[str, Any], textual: bool) -> No
     record = Record(file="f", row=1, value=row, textual=textual)
     context = Context(source="s", id="i", leave_out=lambda field, reason: left.append(reason))
     try:
-        found = readers()[name].read(record, context)
+        found = read_row(readers()[name], record, context)
     except RowError as error:
         assert error.reason and "\n" not in error.reason
         assert error.field is None or error.field.strip()

@@ -345,7 +345,9 @@ def test_limit_keeps_usable_rows_drawn_with_the_seed(tmp_path: Path) -> None:
 
 def test_a_named_format_decides(tmp_path: Path) -> None:
     row = {"text": "a film", "messages": [USER, GOOD]}
-    assert read(tmp_path, [row], format="demonstrations").why == "named by the recipe"
+    assert (
+        read(tmp_path, [row], format="demonstrations").why == "named by the recipe; not read: text"
+    )
     with pytest.raises(RecipeError, match="no format 'hh-rlhf'; did you mean hh_rlhf"):
         read(tmp_path, [row], format="hh-rlhf")
     with pytest.raises(DataError, match=r"no usable row of 1 as trl_unpaired.*'prompt': missing"):

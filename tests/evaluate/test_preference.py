@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from scipy import stats
 
 from palate.data.items import Tokens
 from palate.errors import RunError
@@ -168,4 +169,8 @@ def test_summary_by_hand():
     assert found["b"]["accuracy"] == 1.0 and found["b"]["length_baseline"] == 0.0
     assert found["all"]["n"] == 4 and found["all"]["accuracy"] == 2.5 / 4
     assert found["all"]["accuracy_ci"] == wilson(2.5, 4)
+    # Pair by pair: right less longer is 0, -1, 0 and 1; scipy has the t interval.
+    expected = stats.ttest_1samp([0.0, -1.0, 0.0, 1.0], 0).confidence_interval(0.95)
+    assert found["all"]["over_length"] == 0.0
+    assert found["all"]["over_length_ci"] == pytest.approx(tuple(expected))
     assert found["all"]["margin"] == 0.75 and found["all"]["log_ratio_margin"] == 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from palate.errors import RecipeError
 from palate.recipes import EvalRecipe, RewardRecipe, SftRecipe, TuneRecipe, load_recipe
 from palate.recipes.trl_table import BY_KEY, TABLE, markdown
+from palate.recipes.yaml import dump_yaml
 
 ROOT = Path(__file__).parents[2]
 HEAD = "model_name_or_path: org/model\ndataset_name: org/data\n"
@@ -59,6 +61,8 @@ def test_absent_keys_get_the_defaults_of_trl() -> None:
     assert train.save_every_steps == theirs["save_steps"]
     assert train.scheduler == theirs["lr_scheduler_type"]
     assert recipe.seed == theirs["seed"]
+    assert train.gradient_checkpointing is theirs["gradient_checkpointing"] is True
+    assert train.data_workers == theirs["dataloader_num_workers"]
     assert recipe.model.dtype == theirs["dtype"]
     assert length.max_tokens == theirs["max_length"]
     assert (recipe.loss.type, recipe.loss.beta) == ("dpo", theirs["beta"])
@@ -68,6 +72,7 @@ def test_absent_keys_get_the_defaults_of_trl() -> None:
 
     rate = next(f.default for f in dataclasses.fields(SFTConfig) if f.name == "learning_rate")
     assert load("", SftRecipe).train.learning_rate == rate
+    assert load("", SftRecipe).data.turns == "all"
 
 
 def test_a_reward_model(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,7 +140,7 @@ seed: 7
     assert (train.eval_every_steps, train.save_every_steps, train.log_every_steps) == (50, None, 5)
     assert train.gradient_checkpointing and train.report_to == ("wandb",)
     assert recipe.model.lora.model_dump() == {
-        "r": 32, "alpha": 16.0, "dropout": 0.05, "target_modules": ("q_proj", "v_proj"),
+        "r": 32, "alpha": 16.0, "dropout": 0.0, "target_modules": ("q_proj", "v_proj"),
     }  # fmt: skip
     assert recipe.model.dtype == "bfloat16" and recipe.reference.kind == "cache"
     source = recipe.data.eval[0]
@@ -192,9 +197,8 @@ def test_lists_of_losses_become_mixtures() -> None:
 def test_differences_from_trl_are_said(caplog: pytest.LogCaptureFixture) -> None:
     assert load("label_smoothing: 0.1\nbf16: true").loss.label_smoothing == 0.1
     assert caplog.messages == [
-        "t.yaml, line 4: bf16 over float32 weights runs in float32 here;"
-        " set `dtype: bfloat16` for bf16 weights",
-        "t.yaml, line 3: label_smoothing makes this cDPO; TRL ignores it with sigmoid",
+        f"t.yaml, line 4, column 1: {BF16}",
+        "t.yaml, line 3, column 1: label_smoothing makes this cDPO; TRL ignores it with sigmoid",
     ]
 
 
@@ -205,10 +209,10 @@ def test_batch_grows_with_processes_as_in_trl(monkeypatch: pytest.MonkeyPatch) -
 
 def test_values_are_checked_at_their_own_line() -> None:
     assert refused("seed: 1\nbeta: x\n") == [
-        "t.yaml, line 4: `loss.beta`: expected a number > 0, got 'x'"
+        "t.yaml, line 4, column 1: `loss.beta`: expected a number > 0, got 'x'"
     ]
     assert refused("loss_type: [sigmoid, sft]\nbeta: -1\n") == [
-        "t.yaml, line 4: `loss.losses.0.beta`: expected a number > 0, got -1"
+        "t.yaml, line 4, column 1: `loss.losses.0.beta`: expected a number > 0, got -1"
     ]
 
 
@@ -256,11 +260,10 @@ def test_every_refused_key_gets_its_own_line() -> None:
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.kind == "fixed"], ids=lambda r: r.key)
 def test_fixed_keys_accept_their_values_alone(row: Any) -> None:
-    import yaml
 
     cls = {"sft": SftRecipe, "reward": RewardRecipe}.get(row.verb, TuneRecipe)
     for value in row.accepted:
-        load(yaml.safe_dump({row.key: value}), cls)
+        load(dump_yaml({row.key: value}), cls)
     assert row.becomes in refused(f"{row.key}: other", cls)[0]
 
 
@@ -269,6 +272,125 @@ def test_verbs() -> None:
     assert "belongs to `palate tune` and `palate sft`" in refused("loss_type: nll", RewardRecipe)[0]
     assert "for tune, sft and reward, not eval" in refused("", EvalRecipe)[0]
     assert load("completion_only_loss: true\npacking: false", SftRecipe).seed == 42
+
+
+BF16 = (
+    "TRL computes in bf16 over float32 weights; here in float32: set `dtype: bfloat16` for bf16, or"
+    " `bf16: false`"
+)
+NO_DROPOUT = "TRL's SFT leaves the model's own dropout on; here it is off"
+EVERY_TOKEN = (
+    "of `messages` TRL trains on every token, users' and the template's too; here on every answer,"
+    " as with `assistant_only_loss: true`"
+)
+IN_PLACE = (
+    "TRL rounds every update to bfloat16; here updates add up in a float32 copy of the weights:"
+    " `--set train.optimizer_precision=model` for TRL's"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "cls", "notes"),
+    [
+        ("", TuneRecipe, [f"t.yaml: TRL's default of bf16: {BF16}"]),
+        ("bf16: false", TuneRecipe, []),
+        ("dtype: bfloat16", TuneRecipe, [f"t.yaml, line 3, column 1: {IN_PLACE}"]),
+        (
+            "dtype: bfloat16\nuse_peft: true\nlora_target_modules: all-linear\nlora_dropout: 0.1",
+            TuneRecipe,
+            ["t.yaml, line 6, column 1: TRL switches it off with all dropout (disable_dropout): 0"],
+        ),
+        (
+            "bf16: false",
+            SftRecipe,
+            [
+                f"t.yaml: TRL's default of assistant_only_loss: {EVERY_TOKEN}",
+                f"t.yaml, line 1, column 1: {NO_DROPOUT}",
+            ],
+        ),
+        (
+            "bf16: false\nassistant_only_loss: true",
+            SftRecipe,
+            [f"t.yaml, line 1, column 1: {NO_DROPOUT}"],
+        ),
+        (
+            "bf16: false\nloss_type: kto",
+            TuneRecipe,
+            [
+                "t.yaml, line 4, column 1: TRL takes KTO's rows in the order of the file, and its"
+                " KL from the next row's answer; here rows are shuffled, and the answer is drawn"
+                " from all rows"
+            ],
+        ),
+    ],
+)
+def test_a_default_that_differs_is_noted(
+    more: str, cls: Any, notes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(more, cls)
+    assert caplog.messages == notes
+
+
+@pytest.mark.parametrize("verb", ["tune", "sft", "reward", "kto"])
+def test_a_default_of_trl_written_out_changes_nothing(
+    verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever TRL's trainer has without a key is what the recipe becomes without it."""
+    import trl
+
+    cls = {"sft": SftRecipe, "reward": RewardRecipe}.get(verb, TuneRecipe)
+    config: Any = {
+        "tune": trl.DPOConfig, "sft": trl.SFTConfig, "reward": trl.RewardConfig,
+        "kto": trl.KTOConfig,
+    }[verb]  # fmt: skip
+    defaults = {
+        field.name: field.default
+        for cls_ in (config, trl.ModelConfig)
+        for field in dataclasses.fields(cls_)
+        if field.default is not dataclasses.MISSING
+    } | {"output_dir": "trainer_output", "bf16": True}  # what their None stands for
+    base = f"loss_type: {verb}\n" if verb == "kto" else ""
+    peft = "use_peft: true\nlora_target_modules: all-linear\n"
+    checked = set()
+    skipped = ("loss_type", "use_peft", "lora_task_type", "model_revision")
+    for key, value in defaults.items():
+        row = BY_KEY.get(key)
+        if row is None or row.kind == "refused" or value is None or key in skipped:
+            continue
+        if not row.belongs_to("tune" if verb == "kto" else verb):
+            continue
+        text = base + (peft if key.startswith("lora_") else "")
+        caplog.clear()
+        before = load(text, cls)
+        notes = [message.rpartition(": ")[2] for message in caplog.messages]
+        value = getattr(value, "value", value)
+        caplog.clear()
+        try:
+            after = load(text + dump_yaml({key: value}), cls)
+        except RecipeError as error:
+            assert re.search("has no use (here|with|without)|only with", str(error)), error
+            continue
+        checked.add(key)
+        assert after == before, key
+        if key != "lora_dropout":
+            assert [m.rpartition(": ")[2] for m in caplog.messages] == notes, key
+    assert {"learning_rate", "bf16", "gradient_checkpointing", "seed", "lora_dropout"} <= checked
+    assert len(checked) > 30
+
+
+def test_trl_switches_the_dropout_of_adapters_off_too() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from trl.trainer.utils import disable_dropout_in_model
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = torch.nn.Linear(2, 2)
+
+    model = get_peft_model(Net(), LoraConfig(lora_dropout=0.05, target_modules=["up"]))
+    disable_dropout_in_model(model)
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0}
 
 
 def test_every_key_of_the_dpo_config_itself_is_in_the_table(

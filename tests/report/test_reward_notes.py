@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from palate.evaluate.reward.accuracy import difference_interval
 from palate.intervals import wilson
 from palate.report.reward_notes import gap_interval, reward_notes
 from palate.store.reward_records import RewardEvaluation
@@ -49,3 +51,37 @@ def test_a_model_reads_length_where_the_gap_is_wide_and_clear_of_none(longer, sh
     if named:
         ends = [f"{100 * right / n:.0f}% of {n}" for right, n in (longer, shorter)]
         assert f"{ends[0]} against {ends[1]} on pairs" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("right", "longer", "together", "named"),
+    [
+        # 80% against 78% of the same 100 pairs: clear of chance, not of length.
+        (80, 78, 78, True),
+        # 62% [52%, 71%] does not stand above 55%, but is right wherever length is, and more often.
+        (62, 55, 55, False),
+        # 70% [60%, 78%] stands above 58%, but they disagree on nearly every pair.
+        (70, 58, 28, True),
+        (60, 95, 60, True),
+    ],
+)
+def test_not_clear_of_length_is_said_of_the_difference(
+    right: int, longer: int, together: int, named: bool
+) -> None:
+    only_right, only_longer = right - together, longer - together
+    differences = [1.0] * only_right + [-1.0] * only_longer
+    differences += [0.0] * (100 - len(differences))
+    over, ends = difference_interval(np.array(differences), np.arange(100))
+    whole = {
+        "n": 100, "accuracy": right / 100, "accuracy_ci": wilson(right, 100),
+        "length_baseline": longer / 100, "shorter_baseline": 1 - longer / 100,
+        "over_length": over, "over_length_ci": ends,
+    }  # fmt: skip
+    benchmarks = [{"name": "pairs", "results": {"rm": {"accuracy": {"all": whole}}}}]
+    document = {"models": [{"name": "rm", "type": "model"}], "benchmarks": benchmarks}
+    evaluated = RewardEvaluation.model_validate(document)
+    notes = [note for note in reward_notes(evaluated) if "clear of what" in note]
+    assert len(notes) == named
+    if named:
+        assert f"{longer:.1f}% for the longer response of the same pairs" in notes[0]
+        assert f"a difference of {right - longer:+.1f} points" in notes[0]

@@ -14,10 +14,11 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from palate.data.templates import ChatTemplate
 from palate.errors import ModelError, PalateError
 from palate.recipes import scorers as recipes
 from palate.rewards import Scorer, make_scorer
-from palate.rewards.classifier import REFUSED, TOO_LONG
+from palate.rewards.classifier import TOO_LONG
 from palate.rewards.groups import score_groups
 from scored import flat_values, groups_of
 from tiny import COMMON
@@ -140,9 +141,11 @@ def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
     assert scores[0] == pytest.approx(expected, abs=1e-5)
     refusing = "{{ raise_exception('no such role') if messages[0].role == 'system' }}"
     scorer.tokenizer.chat_template = refusing + tokenizer.chat_template
+    scorer.template = ChatTemplate(scorer.tokenizer, "model")
     odd = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     found = score_groups(scorer, groups_of([odd, "Why?"], [["So."], ["So."]]))
-    assert found[0][0].reason == f"{REFUSED}: no such role" and found[0][0].value is None
+    assert found[0][0].reason == "the chat template refuses it: no such role"
+    assert found[0][0].value is None
     assert found[1][0].value == pytest.approx(expected, abs=1e-5)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -24,6 +23,7 @@ from palate.recipes.judge import JudgeRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import LocalChat
+from palate.recipes.yaml import parse_yaml
 from palate.rewards.build import make_scorer
 from palate.rewards.chat import open_chat
 from palate.rewards.questions import opened
@@ -252,7 +252,7 @@ def test_reasoning_from_a_column(tmp_path: Path) -> None:
     assert said(row) == f"<think>\nbecause\n</think>\n<answer>{verdict}</answer>"
     (entry,) = result.evaluation
     assert entry["stage"] == "1-sft" and entry["verdicts"]["n"] == 12
-    scorer = yaml.safe_load(result.scorer.read_text())["scorer"]
+    scorer = parse_yaml(result.scorer.read_text(), "test")["scorer"]
     assert (scorer["method"], scorer["reasoning"]) == ("sampled", True)
 
 
@@ -329,7 +329,7 @@ def test_a_writer_whose_verdicts_are_checked_then_preference_on_policy(tmp_path:
             assert said(row, "rejected").endswith("</answer>")
             assert not said(row, "rejected").endswith(f"<answer>{right}</answer>")
         # Each round goes on from the last model.
-        stage = yaml.safe_load((result.path / name / "recipe.yaml").read_text())
+        stage = parse_yaml((result.path / name / "recipe.yaml").read_text(), "test")
         assert stage["model"]["path"] == str(result.path / before / "model")
     ids = [
         {row["id"] for row in lines(result.path / f"questions/{name}/train.jsonl")}
@@ -357,7 +357,7 @@ def test_bare_verdicts_as_pairs_with_adapters(tmp_path: Path) -> None:
         assert said(row, "rejected") != said(row, "chosen")
     # The judge is the merged model, which needs no adapter.
     merged = result.path / "1-preference-1/merged"
-    assert yaml.safe_load(result.scorer.read_text())["scorer"]["chat"]["path"] == str(merged)
+    assert parse_yaml(result.scorer.read_text(), "test")["scorer"]["chat"]["path"] == str(merged)
     assert not list(merged.glob("adapter*"))
     for own in (merged, merged.with_name("model")):
         names = read(own / "tokenizer_config.json")
@@ -395,7 +395,7 @@ def test_a_round_with_nothing_to_tell_apart_is_left_out(
             train_judge(own, quiet=True)
         return
     result = train_judge(own, quiet=True)
-    scorer = yaml.safe_load(result.scorer.read_text())["scorer"]
+    scorer = parse_yaml(result.scorer.read_text(), "test")["scorer"]
     assert scorer["chat"]["path"] == str(result.path / "1-sft/model")
     said = read(result.path / "conclusion.json")["lines"]
     assert any("2-preference-1: left out" in line and f"({3})" in line for line in said)
@@ -693,7 +693,7 @@ def test_the_scorer_recipe_works_from_any_folder(
     result = train_judge(own, quiet=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    written = yaml.safe_load((tmp_path / result.scorer).read_text())["scorer"]["chat"]
+    written = parse_yaml((tmp_path / result.scorer).read_text(), "test")["scorer"]["chat"]
     assert written["chat_template"] == "model"
     scorer = make_scorer(load_recipe(ServeRecipe, tmp_path / result.scorer).scorer)
     assert len(values(scorer, ["1?"], [["sun", "sea"]])[0]) == 2

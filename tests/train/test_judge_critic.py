@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import palate.train.judge.run as module
 from palate.data.build import build
@@ -17,6 +16,7 @@ from palate.models.loading import load_tokenizer
 from palate.recipes import RewardRecipe, ServeRecipe, load_recipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.schema import DataSource
+from palate.recipes.yaml import parse_yaml
 from palate.rewards.build import make_scorer
 from palate.rewards.model import ModelScorer
 from palate.rewards.questions import critique_question
@@ -189,7 +189,7 @@ def test_ties_reach_the_reward_model_and_adapters_its_backbone(tmp_path: Path) -
     result = train_judge(own, quiet=True)
     written = lines(result.path / "questions/2-reward/train.jsonl")
     assert sum(row["tie"] for row in written) == 1 and len(written) == 6
-    stage = yaml.safe_load((result.path / "2-reward/recipe.yaml").read_text())
+    stage = parse_yaml((result.path / "2-reward/recipe.yaml").read_text(), "test")
     assert stage["model"]["path"] == str(result.path / "1-sft/merged")
     assert (result.path / "2-reward/model/adapter_config.json").exists()
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
@@ -206,7 +206,7 @@ def test_a_base_backbone_and_a_writing_base_model(tmp_path: Path) -> None:
     )
     result = train_judge(own, quiet=True)
     assert [path.name for path in sorted(result.path.glob("1-*"))] == ["1-reward"]
-    scorer = yaml.safe_load(result.scorer.read_text())["scorer"]
+    scorer = parse_yaml(result.scorer.read_text(), "test")["scorer"]
     assert scorer["chat"]["path"] == own.model.path
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,14 +17,14 @@ from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
 from palate.data.pairing import (
-    construct,
     needs_pairing,
+    pair_row,
     refuse_needless,
     to_demonstrations,
     to_ranked,
     to_unpaired,
 )
-from palate.data.schema import Preference
+from palate.data.schema import Content, Preference
 from palate.data.split import (
     joined_keys,
     shared_prompts,
@@ -35,7 +35,7 @@ from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
-from palate.recipes.schema import DataRecipe, DataSource
+from palate.recipes.schema import DataRecipe, DataSource, SftDataRecipe
 
 _NEEDS = {
     "pair": "pairs or ratings",
@@ -116,12 +116,13 @@ def build(
     _check_pairing(data.pairing, kind, ties=ties)
     encoded: dict[Role, list[_Made]] = {"train": [], "eval": []}
     for ledger in readings:
-        encoded[ledger.role] += _encode(ledger, encoder, kind, data.pairing, seed)
+        encoded[ledger.role] += _encode(ledger, encoder, kind, data, seed)
     _check_left(readings, encoded, bool(data.eval))
     train, held = encoded["train"], encoded["eval"]
     if data.eval_fraction is not None:
         keys = np.array(
-            [prompt_key(row.prompt, seed, row.source) for _, row, _ in train], np.uint64
+            [prompt_key(_asked_first(row, data), seed, row.source) for _, row, _ in train],
+            np.uint64,
         )
         keys = joined_keys(keys, [item.prompts[0].ids for item, _, _ in train])
         out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
@@ -184,36 +185,36 @@ def _check_pairing(pairing: PairingRecipe | None, kind: ItemKind, *, ties: bool)
 
 
 def _encode(
-    ledger: Ledger, encoder: Encoder, kind: ItemKind, pairing: PairingRecipe | None, seed: int
+    ledger: Ledger, encoder: Encoder, kind: ItemKind, data: DataRecipe, seed: int
 ) -> list[_Made]:
     """The source's items with what they were made of, all that is lost entered in its ledger."""
-    made = [_made_of(row, kind, pairing, seed, ledger) for row in ledger.result.rows]
-    rows = [row for found in made if not isinstance(found, str) for row in found]
+    made = [_made_of(row, kind, data, seed, ledger) for row in ledger.result.rows]
+    rows = [row for pairs in made if not isinstance(pairs, str) for row in pairs]
     encoded = iter(zip(encoder.encode(rows), rows, strict=True))
     items: list[_Made] = []
-    for row, found in zip(ledger.result.rows, made, strict=True):
-        if isinstance(found, str):
-            ledger.drop(row.row, found)
+    for row, pairs in zip(ledger.result.rows, made, strict=True):
+        if isinstance(pairs, str):
+            ledger.drop(row.row, pairs)
             continue
-        mine = [next(encoded) for _ in found]
-        kept = [(e.item, r) for e, r in mine if not isinstance(e.item, Drop)]
-        reasons = [e.item.reason for e, _ in mine if isinstance(e.item, Drop)]
+        parts = [next(encoded) for _ in pairs]
+        kept = [(e.item, r) for e, r in parts if not isinstance(e.item, Drop)]
+        reasons = [e.item.reason for e, _ in parts if isinstance(e.item, Drop)]
         if not kept:
             ledger.drop(row.row, reasons[0])
             continue
         for reason in reasons:
             ledger.drop_item(row.row, reason)
-        for encoding, _ in mine:
+        for encoding, _ in parts:
             for reason in encoding.left_out:
                 ledger.leave_out(row.row, reason)
-        cut = _cut([e.cut for e, _ in mine])
+        cut = _cut([e.cut for e, _ in parts])
         source = _Row(ledger=ledger, cut=cut, given=len(kept), taken=len(kept))
         items += [(item, r, source) for item, r in kept]
     return items
 
 
 def _sources(readings: Sequence[Ledger], train: Sequence[_Made]) -> list[str]:
-    """Names of the training sources, those of which nothing is left included."""
+    """Names of all training sources, also of those that have no rows left."""
     names = [row.source for _, row, _ in train]
     given = {id(row.ledger) for *_, row in train}
     empty = [r.name for r in readings if r.role == "train" and id(r) not in given]
@@ -253,9 +254,9 @@ _CUT_ORDER = ("prompt", "chosen", "rejected", "response")
 
 
 def _made_of(
-    row: Preference, kind: ItemKind, pairing: PairingRecipe | None, seed: int, ledger: Ledger
+    row: Preference, kind: ItemKind, data: DataRecipe, seed: int, ledger: Ledger
 ) -> list[Preference] | str:
-    pairs = [row]
+    pairs, pairing = [row], data.pairing
     if row.kind == "answers":
         raise _unfit(row, kind)
     if kind == "ranking" and row.kind in ("rated", "pair"):
@@ -264,7 +265,7 @@ def _made_of(
     if row.kind == "rated" and pairing is None:
         raise needs_pairing(row.source)
     if row.kind in ("rated", "pair"):
-        made = construct(row, pairing or PairingRecipe(), seed)
+        made = pair_row(row, pairing or PairingRecipe(), seed)
         ledger.flips.update(made.flips)
         if made.scored_by is not None:
             ledger.scored_by[made.scored_by] += 1
@@ -274,15 +275,32 @@ def _made_of(
             ledger.drop_item(row.row, reason)
         pairs = list(made.pairs)
     if kind == "demonstration":
-        shown = [to_demonstrations(pair) for pair in pairs]
-        if isinstance(shown[0], str):
-            return shown[0]
-        return _distinct(one for found in shown if not isinstance(found, str) for one in found)
+        demonstrations = [to_demonstrations(pair, _turns(data)) for pair in pairs]
+        if isinstance(demonstrations[0], str):
+            return demonstrations[0]
+        return _distinct(
+            demonstration
+            for made_of_pair in demonstrations
+            if not isinstance(made_of_pair, str)
+            for demonstration in made_of_pair
+        )
     if row.kind in _HOLDS and row.kind != kind:
         raise _unfit(row, kind)
     if kind == "unpaired":
         return _distinct(side for pair in pairs for side in to_unpaired(pair))
     return pairs
+
+
+def _turns(data: DataRecipe) -> Literal["last", "all"]:
+    return data.turns if isinstance(data, SftDataRecipe) else "last"
+
+
+def _asked_first(row: Preference, data: DataRecipe) -> Content:
+    """The prompt that decides the split: answers of one conversation are held out together."""
+    if _turns(data) == "last" or not row.conversation or isinstance(row.prompt, str):
+        return row.prompt
+    roles = [turn["role"] for turn in row.prompt]
+    return row.prompt[: roles.index("assistant", 1) if "assistant" in roles[1:] else None]
 
 
 def _unfit(row: Preference, kind: ItemKind) -> DataError:
@@ -313,8 +331,8 @@ def _check_left(
     for role in roles:
         if encoded[role]:
             continue
-        mine = [ledger for ledger in readings if ledger.role == role]
-        reasons = sum((ledger.dropped for ledger in mine), Counter[str]())
+        ledgers = [ledger for ledger in readings if ledger.role == role]
+        reasons = sum((ledger.dropped for ledger in ledgers), Counter[str]())
         listed = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
-        names = ", ".join(ledger.name for ledger in mine)
+        names = ", ".join(ledger.name for ledger in ledgers)
         raise DataError(f"nothing usable is left of the {role} data ({names}): {listed}")

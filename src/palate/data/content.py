@@ -14,7 +14,7 @@ from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, ma
 
 _DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
-"""Stands in a part whose image is still to come, from a column; see `with_images`."""
+"""Placeholder in a part whose image comes from a column later; see `with_images`."""
 
 
 def bare(content: Content) -> Any:
@@ -49,7 +49,7 @@ def image_key(image: ImageRef, source: str = "") -> str:
 
 
 def content_key(content: Content, source: str = "") -> bytes:
-    """32 bytes that are equal for equal texts, turns and images alone.
+    """32 bytes, equal exactly where texts, turns and images are equal.
 
     Args:
         source: the data set that paths of images belong to.

@@ -80,7 +80,7 @@ class Encoder:
         Of other rows the first response is taken.
 
         Raises:
-            ModelError: the template cannot be used for these chats.
+            ModelError: the template cannot be used for any chat.
             ValueError: rated rows without ranks; make pairs of them, or rank them, first.
         """
         if any(row.kind == "rated" and any(r.rank is None for r in row.responses) for row in rows):
@@ -94,14 +94,16 @@ class Encoder:
 
     def _encode_rows(self, rows: Sequence[Preference]) -> list[Encoded]:
         """As `encode`, of rows whose responses all answer the row's prompt."""
-        rendered = [self._render(row) for row in rows]
-        shown = [r for r in rendered if isinstance(r, Rendered)]
-        starts = self.tokens.starts(r.prompt for r in shown)
-        later = [t for r in shown for t in (r.tail, *r.responses) if t]
+        shown = [self._render_usable(row) for row in rows]
+        texts = [text for _, text, _ in shown if isinstance(text, Rendered)]
+        starts = self.tokens.starts(r.prompt for r in texts)
+        later = [t for r in texts for t in (r.tail, *r.responses) if t]
         continuations = self.tokens.continuations(later)
         return [
-            Encoded(item=r) if isinstance(r, Drop) else self._encoded(row, r, starts, continuations)
-            for row, r in zip(rows, rendered, strict=True)
+            Encoded(item=text)
+            if isinstance(text, Drop)
+            else self._encoded(row, text, starts, continuations, left_out)
+            for row, text, left_out in shown
         ]
 
     def encode_prompt(self, prompt: Content) -> tuple[int, ...]:
@@ -157,6 +159,21 @@ class Encoder:
             "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + first + "{{- rendered_chat -}}"
         )
 
+    def _render_usable(self, row: Preference) -> tuple[Preference, Rendered | Drop, list[str]]:
+        """The row as text, a ranked one without the responses that cannot be rendered, and why."""
+        rendered = self._render(row)
+        if isinstance(rendered, Rendered) or row.kind != "rated":
+            return row, rendered, []
+        alone = [dataclasses.replace(row, responses=(response,)) for response in row.responses]
+        faults = [self._render(single) for single in alone]
+        left_out = [fault.reason for fault in faults if isinstance(fault, Drop)]
+        if len(faults) - len(left_out) < 2:
+            return row, rendered, []
+        pairs = zip(row.responses, faults, strict=True)
+        usable = tuple(response for response, fault in pairs if isinstance(fault, Rendered))
+        row = dataclasses.replace(row, responses=usable)
+        return row, self._render(row), left_out
+
     def _render(self, row: Preference) -> Rendered | Drop:
         if row.has_images:
             return Drop(HAS_IMAGES)
@@ -185,8 +202,8 @@ class Encoder:
     def _refuse_special(self, turns: Sequence[Message]) -> None:
         # Written out in a text it would become the token itself: an end, or another's turn.
         for turn in turns:
-            if (found := self.tokens.special_in(text_in(turn["content"]))) is not None:
-                raise Refused(f"text holds the special token {found}")
+            if (token := self.tokens.special_in(text_in(turn["content"]))) is not None:
+                raise Refused(f"text holds the special token {token}")
 
     def _encoded(
         self,
@@ -194,24 +211,25 @@ class Encoder:
         rendered: Rendered,
         starts: dict[str, tuple[int, ...]],
         continuations: dict[str, tuple[int, ...]],
+        left_out: Sequence[str],
     ) -> Encoded:
         try:
             prompt, tail = self._prompt_ids(rendered, starts, continuations)
         except Refused as error:
             return Encoded(item=Drop(error.reason))
-        said = [continuations.get(text, ()) for text in rendered.responses]
+        tokenised = [continuations.get(text, ()) for text in rendered.responses]
         responses = [
             self._ended(ids, chat=row.conversational) if self.tokens.says_something(ids) else ()
-            for ids in said
+            for ids in tokenised
         ]
-        left_out: list[str] = []
         if row.kind == "rated":
             # Of several answers a bad one costs itself, not the list.
             faults = [self._fault(prompt, tail, ids) for ids in responses]
             usable = [i for i, fault in enumerate(faults) if fault is None]
-            left_out = [fault for fault in faults if fault is not None]
+            unusable = [fault for fault in faults if fault is not None]
             if len(usable) < 2:
-                return Encoded(item=Drop(left_out[0]))
+                return Encoded(item=Drop(unusable[0]))
+            left_out = [*left_out, *unusable]
             responses = [responses[i] for i in usable]
             row = dataclasses.replace(row, responses=tuple(row.responses[i] for i in usable))
         elif () in responses:

@@ -99,16 +99,16 @@ def find(path: str, root: Path) -> Path:
         raise ImageError(OUTSIDE)
     try:
         inside = root.resolve()
-        found = (root / path).resolve()
+        target = (root / path).resolve()
         # A name may be too long to be looked up.
-        there = found.is_file()
+        there = target.is_file()
     except (OSError, RuntimeError):
         raise ImageError(MISSING) from None
-    if not found.is_relative_to(inside):
+    if not target.is_relative_to(inside):
         raise ImageError(OUTSIDE)
     if not there:
         raise ImageError(MISSING)
-    return found
+    return target
 
 
 def load(image: ImageRef, root: Path, limits: ImagesRecipe) -> bytes:
@@ -235,10 +235,10 @@ class ImageCounts:
             times = self._seen[info.digest][1] if info.digest in self._seen else 0
             self._seen[info.digest] = (info, times + 1)
 
-    def merge(self, other: ImageCounts) -> None:
+    def merge(self, counts: ImageCounts) -> None:
         """Adds the counts of another part of the same data."""
-        self.refused += other.refused
-        for digest, (info, times) in other._seen.items():
+        self.refused += counts.refused
+        for digest, (info, times) in counts._seen.items():
             before = self._seen[digest][1] if digest in self._seen else 0
             self._seen[digest] = (info, before + times)
 
@@ -250,11 +250,11 @@ class ImageCounts:
     @classmethod
     def restore(cls, dumped: dict[str, Any]) -> ImageCounts:
         """What `dump` was made of."""
-        found = cls(refused=Counter(dumped["refused"]))
+        counts = cls(refused=Counter(dumped["refused"]))
         for about, times in dumped["seen"]:
             info = ImageInfo(**about)
-            found._seen[info.digest] = (info, times)
-        return found
+            counts._seen[info.digest] = (info, times)
+        return counts
 
     def result(self) -> dict[str, Any] | None:
         """The entry `images` of data.json: read = sum of the others' times + refused; None where

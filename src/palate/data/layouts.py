@@ -159,8 +159,8 @@ def collate(
     """
     if not items:
         raise ValueError("an empty batch has no layout")
-    sequences = [both for item in items for both in item.sequences]
-    if any(part.images for both in sequences for part in both):
+    sequences = [sequence for item in items for sequence in item.sequences]
+    if any(part.images for sequence in sequences for part in sequence):
         raise ValueError("items with images, and a backbone of text alone")
     cut = 0 if keep_last else 1
     runs = [_run(prompt, response, cut) for prompt, response in sequences]
@@ -189,7 +189,7 @@ def collate(
         targets=_flat(targets),
         segment=_flat(segment),
         position=_flat(position),
-        keys=tuple(sequence_key(*both) for both in sequences),
+        keys=tuple(sequence_key(*sequence) for sequence in sequences),
         **item_fields(items, pad_id),
     )
 
@@ -366,14 +366,14 @@ def _shared(items: Sequence[Sequence[_Ids]], pad_id: int) -> _Rows:
             ids[i, start:stop] = tree.ids
             positions[i, start:stop] = tree.depth
             until[i, start:stop] = tree.until + start
-            places[t] = [i * width + start + own for own in tree.places]
+            places[t] = [i * width + start + place for place in tree.places]
             start = stop
     inputs = {
         "input_ids": torch.from_numpy(ids),
         "position_ids": torch.from_numpy(positions),
         "visible_until": torch.from_numpy(until),
     }
-    return _Rows(inputs, [own for of_item in places for own in of_item])
+    return _Rows(inputs, [place for of_item in places for place in of_item])
 
 
 def _first_fit(lengths: Sequence[int]) -> list[list[int]]:

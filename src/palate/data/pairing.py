@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from palate.data.schema import Preference, Response
 from palate.data.scores import (
@@ -27,10 +27,10 @@ from palate.errors import DataError, RecipeError
 from palate.recipes.pairing import PairingRecipe
 
 __all__ = [
-    "Construction",
-    "construct",
+    "PairedRow",
     "make_pairs",
     "needs_pairing",
+    "pair_row",
     "pairs_of",
     "refuse_needless",
     "score_of",
@@ -49,7 +49,7 @@ OWN_PROMPTS = "responses with a prompt of their own each: only pairs for trainin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Construction:
+class PairedRow:
     """What became of one row.
 
     Attributes:
@@ -76,7 +76,7 @@ class _Scored(NamedTuple):
 def make_pairs(
     rows: Sequence[Preference], recipe: PairingRecipe | None, seed: int
 ) -> tuple[list[Preference], Counter[str]]:
-    """Pairs from rated rows; other rows pass through, less ties and flips that are to be dropped.
+    """Pairs of rated rows, and the other rows without the ties and flips that the recipe drops.
 
     Returns:
         the rows, and how many rows gave no pair, by reason.
@@ -86,7 +86,7 @@ def make_pairs(
         DataError: a flip where the recipe says `flips: error`.
     """
     refuse_needless(recipe, rated=any(row.kind == "rated" for row in rows))
-    found: list[Preference] = []
+    pairs: list[Preference] = []
     reasons: Counter[str] = Counter()
     for row in rows:
         if row.kind == "rated" and recipe is None:
@@ -95,8 +95,8 @@ def make_pairs(
         if isinstance(made, str):
             reasons[made] += 1
         else:
-            found += made
-    return found, reasons
+            pairs += made
+    return pairs, reasons
 
 
 def needs_pairing(source: str) -> RecipeError:
@@ -121,12 +121,12 @@ def refuse_needless(recipe: PairingRecipe | None, *, rated: bool) -> None:
 
 
 def pairs_of(row: Preference, recipe: PairingRecipe, seed: int) -> list[Preference] | str:
-    """The pairs of one row, or why there is none; see `construct`."""
-    made = construct(row, recipe, seed)
+    """The pairs of one row, or why there is none; see `pair_row`."""
+    made = pair_row(row, recipe, seed)
     return list(made.pairs) if made.pairs else made.dropped[0]
 
 
-def construct(row: Preference, recipe: PairingRecipe, seed: int) -> Construction:
+def pair_row(row: Preference, recipe: PairingRecipe, seed: int) -> PairedRow:
     """The pairs of one rated row; of a ready-made pair, the pair if ties and flips let it pass.
 
     Chosen is the best response (ties for the best broken by chance, once a row), one of the `top_k`
@@ -139,13 +139,13 @@ def construct(row: Preference, recipe: PairingRecipe, seed: int) -> Construction
     """
     if row.kind == "pair":
         if row.tie and recipe.ties == "drop":
-            return Construction(dropped=(TIE,))
+            return PairedRow(dropped=(TIE,))
         if row.tie and recipe.ties == "keep":
             row = _in_any_order(row, random.Random(f"{seed}|tie|{row.id}"))
-            return Construction(pairs=(row,))
+            return PairedRow(pairs=(row,))
         return _judged([row], recipe, None)
     if row.kind != "rated":
-        return Construction(pairs=(row,))
+        return PairedRow(pairs=(row,))
     by, scores = scores_of(row.responses, recipe)
     scored = [
         _Scored(score, response, _text(row, i))
@@ -153,15 +153,15 @@ def construct(row: Preference, recipe: PairingRecipe, seed: int) -> Construction
         if score is not None
     ]
     if len(scored) < 2:
-        return Construction(dropped=(TOO_FEW,), scored_by=by)
+        return PairedRow(dropped=(TOO_FEW,), scored_by=by)
     chance = random.Random(f"{seed}|pairs|{row.id}")
     picked = list(_picked(scored, recipe, chance))[: recipe.cap]
     if not picked:
         reason = NO_GAP if recipe.min_margin is None else NO_MARGIN
-        return Construction(dropped=(reason,), scored_by=by)
+        return PairedRow(dropped=(reason,), scored_by=by)
     pairs = [
-        _pair(row, both, row.id if recipe.cap == 1 else f"{row.id}/{i + 1}", by, recipe)
-        for i, both in enumerate(picked)
+        _pair(row, sides, row.id if recipe.cap == 1 else f"{row.id}/{i + 1}", by, recipe)
+        for i, sides in enumerate(picked)
     ]
     return _judged(pairs, recipe, by)
 
@@ -169,7 +169,7 @@ def construct(row: Preference, recipe: PairingRecipe, seed: int) -> Construction
 def _picked(
     scored: list[_Scored], recipe: PairingRecipe, chance: random.Random
 ) -> Iterator[tuple[_Scored, _Scored]]:
-    """Chosen and rejected responses, in an order whose beginning is a fair draw of them."""
+    """Chosen and rejected responses in random order: the first few are a fair sample."""
     best = max(item.score for item in scored)
     top = chance.choice([item for item in scored if item.score == best])
     scored = list(scored)
@@ -183,13 +183,13 @@ def _picked(
             top = chance.choice(able)
             yield from ((top, low) for low in _rejected(top, scored, recipe))
         return
-    found: dict[frozenset[int], tuple[_Scored, _Scored]] = {}
+    by_texts: dict[frozenset[int], tuple[_Scored, _Scored]] = {}
     for item in scored:
         lower = _rejected(item, scored, recipe)
         for low in lower[:1] if recipe.rejected == "random_lower" else lower:
             # A text given twice with different ratings could be on either side of another.
-            found.setdefault(frozenset((item.text, low.text)), (item, low))
-    pairs = list(found.values())
+            by_texts.setdefault(frozenset((item.text, low.text)), (item, low))
+    pairs = list(by_texts.values())
     chance.shuffle(pairs)
     yield from pairs
 
@@ -205,32 +205,32 @@ def _rejected(top: _Scored, scored: Sequence[_Scored], recipe: PairingRecipe) ->
 
 def _below(top: _Scored, scored: Sequence[_Scored], recipe: PairingRecipe) -> list[_Scored]:
     """What may be rejected beside `top`, each text once, in the order given."""
-    found: dict[int, _Scored] = {}
+    by_text: dict[int, _Scored] = {}
     for item in scored:
         tied = recipe.ties != "drop" and gap(top.score, item.score) == 0
         if item.text != top.text and (tied or far_enough(top.score, item.score, recipe)):
-            found.setdefault(item.text, item)
-    return list(found.values())
+            by_text.setdefault(item.text, item)
+    return list(by_text.values())
 
 
 def _text(row: Preference, place: int) -> int:
     """The place of the first response that says the same to the same prompt."""
-    said = row.responses[place]
+    response = row.responses[place]
     return next(
         i
-        for i, other in enumerate(row.responses)
-        if other.content == said.content and other.prompt == said.prompt
+        for i, candidate in enumerate(row.responses)
+        if candidate.content == response.content and candidate.prompt == response.prompt
     )
 
 
 def _pair(
     row: Preference,
-    both: tuple[_Scored, _Scored],
+    sides: tuple[_Scored, _Scored],
     id: str,
     by: ScoredBy,
     recipe: PairingRecipe,
 ) -> Preference:
-    chosen, rejected = both
+    chosen, rejected = sides
     tied = recipe.ties != "drop" and gap(chosen.score, rejected.score) == 0
     check_order(row, chosen.score, rejected.score, tie=tied)
     return Preference(
@@ -247,9 +247,7 @@ def _pair(
     )
 
 
-def _judged(
-    pairs: Sequence[Preference], recipe: PairingRecipe, by: ScoredBy | None
-) -> Construction:
+def _judged(pairs: Sequence[Preference], recipe: PairingRecipe, by: ScoredBy | None) -> PairedRow:
     kept: list[Preference] = []
     dropped: list[str] = []
     flips: list[str] = []
@@ -265,18 +263,18 @@ def _judged(
             dropped.append(f"{CONTRADICTED}: {why}")
         else:
             kept.append(pair)
-    return Construction(pairs=tuple(kept), dropped=tuple(dropped), flips=tuple(flips), scored_by=by)
+    return PairedRow(pairs=tuple(kept), dropped=tuple(dropped), flips=tuple(flips), scored_by=by)
 
 
 def _in_any_order(row: Preference, chance: random.Random) -> Preference:
     """A tie as an ordinary pair."""
-    one, other = chance.sample(row.responses, 2)
+    first, second = chance.sample(row.responses, 2)
     margin = None if row.margin is None else 0.0
-    return dataclasses.replace(row, responses=(one, other), tie=False, margin=margin)
+    return dataclasses.replace(row, responses=(first, second), tie=False, margin=margin)
 
 
 def to_ranked(row: Preference, recipe: PairingRecipe) -> Preference | str:
-    """A rated row or a pair as a rated row whose responses have ranks; or why it has none.
+    """The row, rated or a pair, with a rank for each response; or why it cannot be ranked.
 
     Args:
         recipe: says by which score; of a pair the chosen response has rank 1.
@@ -317,12 +315,32 @@ def to_unpaired(row: Preference) -> list[Preference]:
     ]
 
 
-def to_demonstrations(row: Preference) -> list[Preference] | str:
-    """The chosen side of a pair, or a desirable response, as a demonstration."""
+def to_demonstrations(
+    row: Preference, turns: Literal["last", "all"] = "last"
+) -> list[Preference] | str:
+    """The chosen side of a pair, or a desirable response, as a demonstration.
+
+    Args:
+        turns: `all`: of a conversation every answer to a user or a tool, earlier ones as rows of
+            their own, in order.
+    """
     if row.kind == "demonstration":
-        return [row]
+        return [*_earlier_answers(row), row] if turns == "all" else [row]
     if row.kind == "unpaired" and row.responses[0].label is not True:
         return UNDESIRABLE
     return [
         dataclasses.replace(row, kind="demonstration", responses=row.responses[:1], margin=None)
+    ]
+
+
+def _earlier_answers(row: Preference) -> list[Preference]:
+    if not row.conversation or isinstance(row.prompt, str):
+        return []
+    chat = row.prompt
+    return [
+        dataclasses.replace(
+            row, id=f"{row.id}/{i}", prompt=chat[:i], responses=(Response(content=chat[i : i + 1]),)
+        )
+        for i in range(1, len(chat))
+        if chat[i]["role"] == "assistant" and chat[i - 1]["role"] in ("user", "tool")
     ]

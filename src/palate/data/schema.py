@@ -84,7 +84,12 @@ def images_in(content: Content) -> list[ImageRef]:
     if isinstance(content, str) or not has_parts(content):
         return []
     contents = (turn["content"] for turn in content)
-    parts = (part for said in contents if not isinstance(said, str) for part in said)
+    parts = (
+        part
+        for turn_content in contents
+        if not isinstance(turn_content, str)
+        for part in turn_content
+    )
     return [image_of(part) for part in parts if part["type"] == "image"]
 
 
@@ -151,6 +156,8 @@ class Preference:
         margin: chosen score minus rejected score, where the data gives it.
         tie: of a pair: the annotator saw no difference, and the order means nothing.
         row: 1-based row in the source file, for messages.
+        conversation: prompt and response are one conversation in the source, whose earlier
+            answers are as much to be imitated as the last.
         extra: fields of the source kept for reports (JSON values only).
     """
 
@@ -162,6 +169,7 @@ class Preference:
     margin: float | None = None
     tie: bool = False
     row: int | None = None
+    conversation: bool = False
     extra: dict[str, Any] | None = None
 
     @property
@@ -179,12 +187,12 @@ class Preference:
     @property
     def contents(self) -> list[Content]:
         """Its prompt, and of each response its own prompt, if it has one, and what it says."""
-        found = [self.prompt]
+        every = [self.prompt]
         for response in self.responses:
             if response.prompt is not None:
-                found.append(response.prompt)
-            found.append(response.content)
-        return found
+                every.append(response.prompt)
+            every.append(response.content)
+        return every
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

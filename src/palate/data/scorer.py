@@ -87,7 +87,7 @@ class Score:
     """What a scorer makes of one response.
 
     Attributes:
-        value: higher is better; finite. None where there is none: no number stands for that.
+        value: higher is better; finite. None where the response could not be scored.
         reason: why there is no value; None where there is one.
         text: what the scorer wrote: a critique, a judge's words. None of one that writes nothing.
         parts: what the members of an ensemble or a mixture gave, by name; of those that were asked.
@@ -113,7 +113,7 @@ class Score:
     def of(
         cls, value: float, *, text: str | None = None, parts: Mapping[str, Score] | None = None
     ) -> Score:
-        """The score of a number that was computed; one that is not finite is none."""
+        """The score of a computed number; without a value where the number is not finite."""
         finite = math.isfinite(value)
         return cls(value if finite else None, None if finite else NOT_FINITE, text, parts or {})
 
@@ -142,7 +142,7 @@ class Scorer(Protocol):
         """One score a response, in the order given.
 
         A response that cannot be scored (too long, an unreadable verdict) has a reason and no
-        value. Callers go through `ask`, which keeps from a scorer what it does not read.
+        value. Callers go through `ask`, which holds back prompts that the scorer cannot read.
 
         Raises:
             PalateError: what such a scorer can never read; a judge's server that does not answer.
@@ -151,7 +151,7 @@ class Scorer(Protocol):
 
 
 def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
-    """Scores of groups by a scorer; a prompt with images that it would not see is not put to it."""
+    """Scores of groups by a scorer; prompts with images get no value from one that reads text."""
     readable = [
         not has_images(group.prompt) or "image" in scorer.traits.modalities for group in groups
     ]
@@ -166,9 +166,9 @@ def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
 def regrouped(scores: Iterable[Score], groups: Sequence[Group]) -> list[list[Score]]:
     """Scores of all responses, one after another, as one list a group."""
     left = iter(scores)
-    found = [[next(left) for _ in group.responses] for group in groups]
+    grouped = [[next(left) for _ in group.responses] for group in groups]
     assert next(left, None) is None
-    return found
+    return grouped
 
 
 def part_values(score: Score) -> dict[str, float | None]:
@@ -177,10 +177,10 @@ def part_values(score: Score) -> dict[str, float | None]:
 
 
 def values_by_part(scores: Sequence[Score]) -> dict[str, list[float | None]]:
-    """Name -> values of that part of each score, None where it has none or was not asked."""
+    """Name -> the value of that part in each score; None where a score has no such part."""
     names = dict.fromkeys(name for score in scores for name in score.parts)
     values = [part_values(score) for score in scores]
-    return {name: [own.get(name) for own in values] for name in names}
+    return {name: [parts.get(name) for parts in values] for name in names}
 
 
 def has_images(prompt: Content) -> bool:

@@ -19,7 +19,7 @@ _ROUNDING = 1e-12
 def scores_of(
     responses: Sequence[Response], recipe: PairingRecipe
 ) -> tuple[ScoredBy, list[float | None]]:
-    """What the responses of a row are compared by, and their scores; None where one has none."""
+    """What a row's responses are compared by, and the score of each; None for one without it."""
     by: ScoredBy = _best_known(responses) if recipe.score == "auto" else recipe.score
     if by == "aspects":
         return by, [_weighted(r.aspects, recipe.aspects or {}) for r in responses]
@@ -111,7 +111,7 @@ def check_order(row: Preference, chosen: float, rejected: float, *, tie: bool = 
 
 
 def contradiction(pair: Preference, scored_by: ScoredBy | None = None) -> str | None:
-    """Which other number of a pair says that rejected is the better one, in words; None if none.
+    """In words, which other number of a pair prefers its rejected response; None where no one does.
 
     Looks at the margin, ratings, ranks, means of the aspects that both have, and votes, but not at
     what the pair was made from. A tie has no order to contradict, also where it is kept as a pair.
@@ -134,21 +134,21 @@ def _equal(pair: Preference, by: ScoredBy) -> bool:
     return pair.margin is not None and gap(pair.margin, 0.0) == 0
 
 
-def _higher_mean(one: Response, other: Response) -> bool:
-    first, second = _means([one.aspects, other.aspects])
+def _higher_mean(first_response: Response, second_response: Response) -> bool:
+    first, second = _means([first_response.aspects, second_response.aspects])
     return first is not None and second is not None and gap(first, second) > 0
 
 
-def _higher_rating(one: Response, other: Response) -> bool:
-    return one.rating is not None and other.rating is not None and one.rating > other.rating
+def _higher_rating(first: Response, second: Response) -> bool:
+    return first.rating is not None and second.rating is not None and first.rating > second.rating
 
 
-def _better_rank(one: Response, other: Response) -> bool:
-    return one.rank is not None and other.rank is not None and one.rank < other.rank
+def _better_rank(first: Response, second: Response) -> bool:
+    return first.rank is not None and second.rank is not None and first.rank < second.rank
 
 
-def _more_votes(one: Response, other: Response) -> bool:
-    return one.votes is not None and other.votes is not None and one.votes > other.votes
+def _more_votes(first: Response, second: Response) -> bool:
+    return first.votes is not None and second.votes is not None and first.votes > second.votes
 
 
 _EVIDENCE: tuple[tuple[ScoredBy, Callable[[Response, Response], bool], str], ...] = (

@@ -1,4 +1,4 @@
-"""Which items are held out, and what other rows lend to KTO. All order-independent or seeded."""
+"""Which items are held out, and KTO's mismatched responses; seeded, or independent of order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from palate.errors import DataError, RecipeError
 def split_by_prompt(
     keys: npt.NDArray[np.uint64], fraction: float, *, where: str
 ) -> npt.NDArray[np.bool_]:
-    """[N], True = held out: of `fraction` of the prompts, at least one.
+    """[N], True = held out: the rows of `fraction` of the prompts, of one prompt at least.
 
-    Held out are the prompts with the least keys, so that neither the order of rows nor which others
-    there are decides between two of them, and no prompt is on both sides.
+    The prompts with the smallest keys are held out: which of two prompts comes first does not
+    depend on other rows or their order, and no prompt is on both sides.
 
     Args:
         keys: [N], of each row's prompt, see `content.prompt_key`.

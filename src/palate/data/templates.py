@@ -1,11 +1,13 @@
 """Chats as the text a model sees, by its own template, a Jinja file, or the plain one.
 
 The response is what the full chat adds to the rendered prompt, so the prompt must be a prefix of
-the full chat; a template for which it is not is refused.
+the full chat. A template that breaks this for the simplest chat is refused; where it does so for a
+row, or leaves out one of its turns, the row is dropped.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 from collections.abc import Sequence
@@ -13,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 
-from palate.data.schema import Message
+from palate.data.schema import Message, text_in
 from palate.errors import ModelError
 
 PLAIN = """\
@@ -31,10 +33,54 @@ PLAIN = """\
 """
 """For models without a template: hh-rlhf's own format, so that its files come out as they are."""
 
+CLOCK_DATE = datetime.date(2024, 7, 26)
+"""The day that templates are told where they ask: the one that Llama 3's name without a clock.
+
+With today's date prompts would change every day: a run could not be resumed tomorrow, and neither
+scores nor evaluations of two days could be compared.
+"""
+
+NOT_A_PREFIX = "the chat template renders a prompt that its chat does not begin with"
+LEFT_OUT = "the chat template leaves out a turn of {role}"
+
 _PROBE: tuple[Message, ...] = ({"role": "user", "content": "Which colour has the sky?"},)
 _PROBE_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "Blue."},)
 _SHOWN_CHARACTERS = 24
 _BEGINS = re.compile(r"\{\{[-+]?\s*bos_token\s*[-+]?\}\}")
+_CLOCK = "strftime_now"
+_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDeFGgHhIjmMprRSTuUVwWxXyYZz")
+
+
+def without_clock(template: str) -> str:
+    """The template with `strftime_now` told `CLOCK_DATE`, at midnight; as it is without that.
+
+    The date is part of the text, so that whoever renders with it renders the same on every day.
+    """
+    if _CLOCK not in template or template.startswith(_FROZEN):
+        return template
+    return _FROZEN + template
+
+
+def freeze_clock(tokenizer: Any) -> None:
+    """Stops the clock of a tokenizer's own templates, and so of what is saved of it."""
+    saved = tokenizer.chat_template
+    if isinstance(saved, dict):
+        tokenizer.chat_template = {name: without_clock(text) for name, text in saved.items()}
+    elif saved:
+        tokenizer.chat_template = without_clock(saved)
+
+
+def _frozen() -> str:
+    told = "format"
+    for directive in _DIRECTIVES:
+        shown = CLOCK_DATE.strftime(f"%{directive}")
+        told += f" | replace('%{directive}', '{shown}')"
+    # The sign keeps Jinja from taking a line break at the template's beginning away.
+    body = f"{{{{- {told} | replace('%%', '%') -}}}}"
+    return f"{{%- macro {_CLOCK}(format) -%}}{body}{{%- endmacro +%}}"
+
+
+_FROZEN = _frozen()
 
 
 class Refused(Exception):
@@ -46,7 +92,9 @@ class Refused(Exception):
 
 
 _MARK = "\u2e28palate\u2e29"
-"""Said by nobody."""
+"""A text that stands in no data."""
+_TURN_MARK = "palateturn{}end"
+"""Letters and a number, which no escaping changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,38 +126,81 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._checked = False
         self._tails: dict[str, str] = {}
+        self._left_out: dict[tuple[tuple[str, ...], bool], list[int]] = {}
         self.setting = setting
-        self.text: str | None
+        text: str | None
         if setting == "model":
-            own = tokenizer.chat_template
-            self.text = own.get("default") if isinstance(own, dict) else own
+            saved = tokenizer.chat_template
+            text = saved.get("default") if isinstance(saved, dict) else saved
         elif setting == "plain":
-            self.text = PLAIN
+            text = PLAIN
         else:
             try:
-                self.text = Path(setting).read_text(encoding="utf-8")
+                text = Path(setting).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
                 raise ModelError(f"model.chat_template: {setting}: {reason}") from None
+        self.text = None if text is None else without_clock(text)
 
     @property
     def sha256(self) -> str | None:
         """Hex digest of the template; None where there is none."""
         return None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
 
+    @property
+    def date(self) -> str | None:
+        """The day that the template is told, in ISO's form; None where it asks for none."""
+        frozen = self.text is not None and self.text.startswith(_FROZEN)
+        return CLOCK_DATE.isoformat() if frozen else None
+
     def render(self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]]) -> Rendered:
         """The prompt up to where the assistant begins, and what each response adds to it.
 
         Raises:
-            Refused: the template does not take these turns.
-            ModelError: no template, a broken one, or one whose prompt is no prefix of the chat.
+            Refused: the template does not take these turns, leaves one out, or renders a prompt
+                that is no prefix of the chat.
+            ModelError: no template, or one that fails for the simplest chat.
         """
-        self._check()
-        asked = self._apply(prompt, open_turn=True)
+        self.check()
+        asked = self.whole(prompt, open_turn=True)
         added = [self._added(asked, prompt, response) for response in responses]
         return Rendered(
             prompt=asked, responses=tuple(added), tail=self._tail(asked, prompt) if prompt else ""
         )
+
+    def whole(self, turns: Sequence[Message], *, open_turn: bool = False) -> str:
+        """A chat as one text.
+
+        Args:
+            open_turn: ends with the opening of the assistant's turn.
+
+        Raises:
+            Refused: the template does not take these turns, or leaves one out.
+            ModelError: the template is broken.
+        """
+        text = self._apply(turns, open_turn=open_turn)
+        for place in self._places_left_out(tuple(turn["role"] for turn in turns), open_turn):
+            if text_in(turns[place]["content"]).strip():
+                raise Refused(LEFT_OUT.format(role=turns[place]["role"]))
+        return text
+
+    def _places_left_out(self, roles: tuple[str, ...], open_turn: bool) -> list[int]:
+        """Places of turns that the template does not render in a chat of these roles.
+
+        Asked with texts of our own: a template that takes thinking out of a turn renders the rest.
+        """
+        if (roles, open_turn) not in self._left_out:
+            marks = [_TURN_MARK.format(i) for i in range(len(roles))]
+            turns = [Message(role=r, content=m) for r, m in zip(roles, marks, strict=True)]
+            try:
+                text = self._apply(turns, open_turn=open_turn).lower()
+            except Refused:
+                # It looks into the texts, as for JSON in a tool's turn.
+                places = []
+            else:
+                places = [i for i, mark in enumerate(marks) if mark not in text]
+            self._left_out[roles, open_turn] = places
+        return self._left_out[roles, open_turn]
 
     def _tail(self, asked: str, prompt: Sequence[Message]) -> str:
         """What the template puts behind the last turn's text, told by a text that is nowhere else.
@@ -117,21 +208,26 @@ class ChatTemplate:
         The turn's own text may be anywhere: `i` is in `assistant`.
         """
         last = prompt[-1]
-        found = self._tails.get(last["role"])
-        if found is None or not asked.endswith(found):
+        tail = self._tails.get(last["role"])
+        if tail is None or not asked.endswith(tail):
             marked: Message = {"role": last["role"], "content": _MARK}
-            shown = self._apply([*prompt[:-1], marked], open_turn=True)
-            found = shown.rpartition(_MARK)[2] if _MARK in shown else ""
-            self._tails[last["role"]] = found
-        return found if asked.endswith(found) else ""
+            try:
+                shown = self._apply([*prompt[:-1], marked], open_turn=True)
+            except Refused:  # it looks into the text
+                return asked.rpartition(text_in(last["content"]))[2]
+            tail = shown.rpartition(_MARK)[2] if _MARK in shown else ""
+            self._tails[last["role"]] = tail
+        return tail if asked.endswith(tail) else ""
 
     def begins_with(self, text: str) -> bool:
-        """Whether every chat surely does, told by the source: others may in some chats alone.
+        """Whether the template's source shows that every chat begins with a text.
+
+        False says nothing: a chat may still begin with it.
 
         Args:
             text: of the BOS token.
         """
-        source = self.text or ""
+        source = (self.text or "").removeprefix(_FROZEN)
         return source.startswith(text) or _BEGINS.match(source) is not None
 
     @property
@@ -147,9 +243,9 @@ class ChatTemplate:
         return any(added.endswith(text) for text in (*special, self._tokenizer.eos_token))
 
     def _added(self, asked: str, prompt: Sequence[Message], response: Sequence[Message]) -> str:
-        full = self._apply([*prompt, *response], open_turn=False)
+        full = self.whole([*prompt, *response])
         if not full.startswith(asked):
-            raise ModelError(_not_a_prefix(asked, full, self._name))
+            raise Refused(NOT_A_PREFIX)
         return full[len(asked) :]
 
     def _apply(self, turns: Sequence[Message], *, open_turn: bool) -> str:
@@ -162,14 +258,18 @@ class ChatTemplate:
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"{self._name}: line {error.lineno}: {_one_line(error)}") from error
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            # raise_exception in the template, or an operation that these turns do not allow.
+        except Exception as error:
+            # Templates are programs: for some turns they raise what they like.
             raise Refused(f"the chat template refuses it: {_one_line(error)}") from error
         assert isinstance(text, str)
         return text
 
-    def _check(self) -> None:
-        """Once: a template that fails for the simplest chat fails for all."""
+    def check(self) -> None:
+        """Once: a template that fails for the simplest chat fails for all.
+
+        Raises:
+            ModelError: there is none, or it cannot be used.
+        """
         if self._checked:
             return
         if self.text is None:
@@ -178,9 +278,12 @@ class ChatTemplate:
                 "`model.chat_template: plain`, or the path of a Jinja file"
             )
         try:
-            self._added(self._apply(_PROBE, open_turn=True), _PROBE, _PROBE_ANSWER)
+            asked = self.whole(_PROBE, open_turn=True)
+            full = self.whole([*_PROBE, *_PROBE_ANSWER])
         except Refused as error:
             raise ModelError(f"{self._name}: {error.reason}") from error
+        if not full.startswith(asked):
+            raise ModelError(_not_a_prefix(asked, full, self._name))
         self._checked = True
 
     @property
@@ -191,11 +294,11 @@ class ChatTemplate:
 def _not_a_prefix(asked: str, full: str, name: str) -> str:
     short = min(len(asked), len(full))
     at = next((i for i in range(short) if asked[i] != full[i]), short)
-    ours = asked[at : at + _SHOWN_CHARACTERS]
-    theirs = full[at : at + _SHOWN_CHARACTERS]
+    in_prompt = asked[at : at + _SHOWN_CHARACTERS]
+    in_chat = full[at : at + _SHOWN_CHARACTERS]
     return (
         f"{name}: its prompt is no prefix of the full chat: at character {at} the prompt has "
-        f"{ours!r}, the chat {theirs!r}; set `model.chat_template: plain` or a Jinja file"
+        f"{in_prompt!r}, the chat {in_chat!r}; set `model.chat_template: plain` or a Jinja file"
     )
 
 

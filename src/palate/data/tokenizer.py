@@ -100,9 +100,9 @@ class SequenceTokenizer:
         return self._blank[token]
 
     def _table(self, texts: list[str], anchor: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        found = self._ids([_BREAK + text for text in texts] if anchor else texts)
+        tokenised = self._ids([_BREAK + text for text in texts] if anchor else texts)
         table: dict[str, tuple[int, ...]] = {}
-        for text, ids in zip(texts, found, strict=True):
+        for text, ids in zip(texts, tokenised, strict=True):
             if anchor and ids[: len(anchor)] != anchor:
                 # The text begins with something that joins the line break.
                 ids = self._ids([text])[0]
@@ -113,7 +113,7 @@ class SequenceTokenizer:
         return table
 
     def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
+        tokenised: list[tuple[int, ...]] = []
         for start in range(0, len(texts), _BATCH):
             encoded = self._tokenizer(
                 texts[start : start + _BATCH],
@@ -122,5 +122,5 @@ class SequenceTokenizer:
                 truncation=False,
                 verbose=False,
             )
-            found += [tuple(ids) for ids in encoded["input_ids"]]
-        return found
+            tokenised += [tuple(ids) for ids in encoded["input_ids"]]
+        return tokenised

@@ -57,18 +57,19 @@ def conclude(
     rows = bootstrap_rows(len(base), resamples=RESAMPLES, seed=seed)
     gains = {c.name: _with_interval(c.reward[-1] - base, rows, confidence) for c in curves}
     kls = {c.name: _with_interval(c.kl[-1], rows, confidence) for c in curves}
-    low, high = common_range(curves)
-    at = np.linspace(low, high, GRID)
-    whole = np.arange(len(base))[None]
+    span = common_range(curves)
     first, *others = curves
-    levels = {c.name: float(interpolate(base, c, whole, at).mean()) for c in curves}
-    differences = {}
-    for curve in others:
-        estimate = float(
-            (interpolate(base, curve, whole, at) - interpolate(base, first, whole, at)).mean()
-        )
-        draws = interpolate(base, curve, rows, at) - interpolate(base, first, rows, at)
-        differences[curve.name] = (estimate, percentile_interval(draws.mean(1), confidence))
+    levels: dict[str, float] = {}
+    differences: dict[str, tuple[float, Interval]] = {}
+    if span is not None:
+        at = np.linspace(*span, GRID)
+        whole = np.arange(len(base))[None]
+        levels = {c.name: float(interpolate(c, whole, at).mean()) for c in curves}
+        baseline = interpolate(first, rows, at).mean(1)
+        for curve in others:
+            draws = interpolate(curve, rows, at).mean(1) - baseline
+            difference = levels[curve.name] - levels[first.name]
+            differences[curve.name] = (difference, percentile_interval(draws, confidence))
     return {
         "confidence": confidence,
         "prompts": len(base),
@@ -77,38 +78,43 @@ def conclude(
         "gain": _table(gains),
         "final_kl": _table(kls),
         "matched_kl": {
-            "range": [low, high],
+            "range": None if span is None else list(span),
             "reward": levels,
             f"minus_{first.name}": _table(differences),
         },
         "entropy": {"base": base_entropy} | {c.name: float(c.entropy[-1]) for c in curves},
         "lines": [
             _gain_line(float(base.mean()), gains, scale, len(base), confidence),
-            _matched_line(first.name, levels, differences, (low, high)),
+            _no_range_line(curves)
+            if span is None
+            else _matched_line(first.name, levels, differences, span),
             _cost_line(kls, base_entropy, curves),
         ],
     }
 
 
-def common_range(curves: Sequence[Curve]) -> Interval:
-    """KL range, nats, that every method's frontier covers: from a fifth of its end to its end."""
-    end = min(float(c.kl.mean(1).max()) for c in curves)
-    return end / 5, end
+def common_range(curves: Sequence[Curve]) -> Interval | None:
+    """KL range, nats, that lies between measured points of every method; None where none does.
+
+    What lies between the base model and a first checkpoint was measured of no method.
+    """
+    means = [c.kl.mean(1) for c in curves]
+    low, high = max(float(kl.min()) for kl in means), min(float(kl.max()) for kl in means)
+    return (low, high) if low < high else None
 
 
-def interpolate(base: np.ndarray, curve: Curve, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+def interpolate(curve: Curve, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[R, G] reward at each KL of `at`, for each of R resamples of the prompts.
 
-    The frontier is the straight line through (0, base) and the checkpoints in order of KL; beyond
-    its end it stays level.
+    The frontier is the straight line through the checkpoints in order of KL; beyond its ends, which
+    resampling moves, it stays level.
     """
-    found = np.empty((len(rows), len(at)))
+    rewards = np.empty((len(rows), len(at)))
     for i, row in enumerate(rows):
-        kl = np.r_[0.0, curve.kl[:, row].mean(1)]
-        reward = np.r_[base[row].mean(), curve.reward[:, row].mean(1)]
+        kl, reward = curve.kl[:, row].mean(1), curve.reward[:, row].mean(1)
         order = np.argsort(kl, kind="stable")
-        found[i] = np.interp(at, kl[order], reward[order])
-    return found
+        rewards[i] = np.interp(at, kl[order], reward[order])
+    return rewards
 
 
 def _with_interval(
@@ -160,6 +166,15 @@ def _matched_line(
     return (
         f"At matched sequence KL ({span[0]:.1f} to {span[1]:.1f} nats), reward against {first}'s "
         f"{levels[first]:.2f}: {'; '.join(parts)}."
+    )
+
+
+def _no_range_line(curves: Sequence[Curve]) -> str:
+    ends = ((c.name, c.kl.mean(1).min(), c.kl.mean(1).max()) for c in curves)
+    measured = ", ".join(f"{name} from {low:.1f} to {high:.1f}" for name, low, high in ends)
+    return (
+        "At matched sequence KL nothing can be compared: no range lies between measured points of "
+        f"every method ({measured} nats)."
     )
 
 

@@ -44,12 +44,12 @@ def write_feedback(
     missing: list[tuple[Path, list[Opening]]] = []
     plan: dict[Split, list[Path]] = {}
     for split, count in wanted:
-        found = openings(split, count)
-        for start in range(0, len(found), OPENINGS_PER_SHARD):
+        chosen = openings(split, count)
+        for start in range(0, len(chosen), OPENINGS_PER_SHARD):
             shard = folder / "shards" / f"{split}-{start // OPENINGS_PER_SHARD:03d}.jsonl"
             plan.setdefault(split, []).append(shard)
             if not shard.exists():
-                missing.append((shard, found[start : start + OPENINGS_PER_SHARD]))
+                missing.append((shard, chosen[start : start + OPENINGS_PER_SHARD]))
     if missing:
         policy, tokenizer = load()
         reward = Lexicon()
@@ -70,7 +70,7 @@ def write_feedback(
     for split, shards in plan.items():
         file = folder / f"{split}.jsonl"
         text = "".join(shard.read_text(encoding="utf-8") for shard in shards)
-        # A rewritten file would be new to whoever compares times.
+        # Written again it would have a new time, and pass for changed data.
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
 

@@ -34,9 +34,9 @@ def openings(split: Split, limit: int | None = None) -> list[Opening]:
     Any prefix has its domains and templates about evenly: first variants of all templates, then
     second ones.
     """
-    found = [o for o in _expand() if o.split == split]
+    in_split = [o for o in _expand() if o.split == split]
     by_variant: dict[str, list[Opening]] = {}
-    for opening in found:
+    for opening in in_split:
         by_variant.setdefault(opening.id.rsplit(".", 1)[1], []).append(opening)
     order: list[Opening] = []
     for variant, group in sorted(by_variant.items()):
@@ -48,7 +48,7 @@ def openings(split: Split, limit: int | None = None) -> list[Opening]:
 def _expand() -> list[Opening]:
     text = resources.files("palate.demo").joinpath("openings.txt").read_text(encoding="utf-8")
     domain, split, number = "", "train", 0
-    found: list[Opening] = []
+    expanded: list[Opening] = []
     for line in text.splitlines():
         if line.startswith("["):
             domain, split = line.strip("[]").split()
@@ -56,7 +56,7 @@ def _expand() -> list[Opening]:
         elif line and not line.startswith("#"):
             number += 1
             for variant in range(len(_ALTERNATIVES.findall(line)[0].split("|"))):
-                found.append(
+                expanded.append(
                     Opening(
                         id=f"{domain}.{number}.{variant}",
                         domain=domain,
@@ -64,4 +64,4 @@ def _expand() -> list[Opening]:
                         text=_ALTERNATIVES.sub(lambda m, v=variant: m[1].split("|")[v], line),  # type: ignore[misc]
                     )
                 )
-    return found
+    return expanded

@@ -75,7 +75,8 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
         return str(results[MODEL]["path"])
 
     def tuning(method: str) -> Stage:
-        plan = tune_recipe(root, method, model="", preset=preset, seed=seed, resume=False)
+        # Of the model only the stage is known before it has run.
+        plan = tune_recipe(root, method, model=MODEL, preset=preset, seed=seed, resume=False)
         return Stage(
             name=method,
             title=f"Tuning with {METHODS[method][0]}",
@@ -218,11 +219,11 @@ def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:
     prompts = list(dict.fromkeys(r["prompt_id"] for r in rows if r["policy"] == "reference"))
 
     def column(policy: str, step: int | None, name: str) -> np.ndarray:
-        found: dict[str, list[float]] = {p: [] for p in prompts}
+        by_prompt: dict[str, list[float]] = {p: [] for p in prompts}
         for row in rows:
             if (row["policy"], row["checkpoint"]) == (policy, step):
-                found[row["prompt_id"]].append(row[name])
-        return np.array([np.mean(found[p]) for p in prompts])
+                by_prompt[row["prompt_id"]].append(row[name])
+        return np.array([np.mean(by_prompt[p]) for p in prompts])
 
     curves = []
     for method, (name, _) in METHODS.items():

@@ -14,8 +14,8 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import (
     Benchmark,
     BestOfNRecipe,
-    OwnFormat,
     PairsRecipe,
+    PublishedBenchmark,
     RewardBenchRecipe,
     RewardEvalRecipe,
 )
@@ -33,7 +33,7 @@ def data_checks(recipe: RunRecipe) -> Iterator[Check]:
         yield source_check(source, recipe.seed)
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
-            if isinstance(benchmark, OwnFormat):
+            if isinstance(benchmark, PublishedBenchmark):
                 yield from _benchmark_files(benchmark)
         if recipe.best_of_n is not None:
             yield _candidates_check(recipe.best_of_n, recipe.seed)
@@ -48,8 +48,8 @@ def _sources(recipe: RunRecipe) -> tuple[DataSource, ...]:
     if isinstance(recipe, DataBuildRecipe):
         return tuple(recipe.sources)
     if isinstance(recipe, RewardEvalRecipe):
-        own = [b.data for b in recipe.benchmarks if isinstance(b, PairsRecipe)]
-        return tuple(source for data in own for source in data)
+        pair_sources = [b.data for b in recipe.benchmarks if isinstance(b, PairsRecipe)]
+        return tuple(source for data in pair_sources for source in data)
     return ()
 
 
@@ -71,14 +71,14 @@ def _benchmark_check(benchmark: Benchmark, paths: str) -> Check:
     from palate.evaluate.reward.run import benchmark_of
 
     try:
-        found = benchmark_of(benchmark).read(benchmark.data, 0)
+        reading = benchmark_of(benchmark).read(benchmark.data, 0)
     except PalateError as error:
         return Check("benchmark", "problem", str(error))
-    text = f"{paths}: {count(len(found.items), 'prompt')}"
-    if not found.quarantine:
+    text = f"{paths}: {count(len(reading.items), 'prompt')}"
+    if not reading.quarantine:
         return Check("benchmark", "ok", text)
-    first = found.quarantine[0]
-    text += f", {count(len(found.quarantine), 'row')} left out; the first: row {first['row']}: "
+    first = reading.quarantine[0]
+    text += f", {count(len(reading.quarantine), 'row')} left out; the first: row {first['row']}: "
     return Check("benchmark", "note", text + first["reason"])
 
 
@@ -110,21 +110,20 @@ def _candidates_check(recipe: BestOfNRecipe, seed: int) -> Check:
     from palate.evaluate.reward.candidates import own_gold, read_candidates
 
     try:
-        found = read_candidates([_beginning(s) for s in recipe.candidates], recipe.pairing, seed)
+        candidates = read_candidates(
+            [_beginning(s) for s in recipe.candidates], recipe.pairing, seed
+        )
         if recipe.gold is None:
-            own_gold(found)
+            own_gold(candidates)
     except PalateError as error:
         return Check("candidates", "problem", str(error))
-    several = sum(len(item.responses) for item in found.items)
+    several = sum(len(item.responses) for item in candidates.items)
     paths = ", ".join(source.path for source in recipe.candidates)
-    text = f"{paths}: {count(several, 'candidate')} to {count(len(found.items), 'prompt')}"
-    if found.quarantine:
-        first = found.quarantine[0]
-        text += (
-            f", {count(len(found.quarantine), 'line')} left out; the first: row {first['row']}: "
-        )
-        text += first["reason"]
-    return Check("candidates", "note" if found.quarantine else "ok", text)
+    text = f"{paths}: {count(several, 'candidate')} to {count(len(candidates.items), 'prompt')}"
+    if candidates.quarantine:
+        first, lines = candidates.quarantine[0], count(len(candidates.quarantine), "line")
+        text += f", {lines} left out; the first: row {first['row']}: {first['reason']}"
+    return Check("candidates", "note" if candidates.quarantine else "ok", text)
 
 
 def _beginning(source: DataSource) -> DataSource:

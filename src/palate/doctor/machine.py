@@ -71,8 +71,8 @@ def _cpu_flags() -> set[str] | None:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return None
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return set(found[1].split()) if found else None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(flags[1].split()) if flags else None
 
 
 def _memory() -> tuple[int, int] | None:

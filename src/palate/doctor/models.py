@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palate.data.templates import ChatTemplate
 from palate.doctor.check import Check
-from palate.errors import PalateError
+from palate.errors import ModelError, PalateError
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 
@@ -71,30 +72,16 @@ def template_check(recipe: ModelRecipe, tokenizer: Any) -> Check:
     """Whether there is a chat template, and a prompt is a prefix of its full chat."""
     if recipe.chat_template == "plain":
         return Check("template", "ok", "plain")
-    template = None
-    if isinstance(recipe.chat_template, Path):
-        template = recipe.chat_template.read_text(encoding="utf-8")
-    elif not tokenizer.chat_template:
+    if recipe.chat_template == "model" and not tokenizer.chat_template:
         text = "none: conversational data needs `model.chat_template: plain` or a Jinja file"
         return Check("template", "note", text)
-    question = [{"role": "user", "content": "Which colour has the sky?"}]
-    answer = [{"role": "assistant", "content": "Blue."}]
     try:
-        prompt = tokenizer.apply_chat_template(
-            question, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        full = tokenizer.apply_chat_template(
-            question + answer, chat_template=template, tokenize=False
-        )
-    except Exception as error:  # templates are programs: they raise what they like
-        reason = " ".join(str(error).split())
-        return Check("template", "problem", f"the template fails: {reason}")
-    if not full.startswith(prompt):
-        text = (
-            "a prompt is no prefix of its full chat: `model.chat_template: plain` or a Jinja file"
-        )
-        return Check("template", "problem", text)
-    return Check("template", "ok", "present, prompts are prefixes of full chats")
+        template = ChatTemplate(tokenizer, recipe.chat_template)
+        template.check()
+    except ModelError as error:
+        return Check("template", "problem", str(error))
+    clock = "" if template.date is None else f"; the day that it is told is {template.date}"
+    return Check("template", "ok", f"present, prompts are prefixes of full chats{clock}")
 
 
 def reward_model_checks(recipe: RewardRecipe) -> Iterator[Check]:

@@ -156,8 +156,9 @@ def summarise_pairs(scores: Sequence[PairScore], *, confidence: float = 0.95) ->
 
     Returns:
         source (and "all") -> n, accuracy, accuracy_ci, margin, margin_ci, ties, p_value,
-        length_baseline (accuracy of "the longer one wins"), length_baseline_ci, cut_even (pairs
-        whose responses truncation made equally long), and with a reference log_ratio_accuracy,
+        length_baseline (accuracy of "the longer one wins"), length_baseline_ci, over_length and
+        over_length_ci (accuracy less that baseline, pair by pair), cut_even (pairs whose responses
+        truncation made equally long), and with a reference log_ratio_accuracy,
         log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
     """
     sources = list(dict.fromkeys(s.source for s in scores))
@@ -173,6 +174,8 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
     decided = [m for m in margins if m != 0]
     margin, margin_ci = mean_interval(margins, confidence) if n else (0.0, (0.0, 0.0))
     lengths = _wins([float(r.longer) for r in rows])
+    gains = [_wins([r.margin]) - _wins([float(r.longer)]) for r in rows]
+    over, over_ci = mean_interval(gains, confidence) if n else (0.0, (0.0, 0.0))
     summary: dict[str, Any] = {
         "n": n,
         "accuracy": right / n if n else 0.0,
@@ -185,6 +188,8 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
         else 1.0,
         "length_baseline": lengths / n if n else 0.0,
         "length_baseline_ci": wilson(lengths, n, confidence),
+        "over_length": over,
+        "over_length_ci": over_ci,
         "cut_even": sum(r.cut_even for r in rows),
     }
     ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]

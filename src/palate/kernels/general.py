@@ -46,7 +46,7 @@ from palate.kernels.tiles import (
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadOptions:
     """How raw products become logits, and what is asked for. Not tensors, so kept off autograd."""
 
     scale: float
@@ -72,7 +72,7 @@ class GeneralTokenStats(torch.autograd.Function):
         ref_hidden: Tensor | None,
         ref_weight: Tensor | None,
         ref_bias: Tensor | None,
-        shape: Shape,
+        options: HeadOptions,
     ) -> tuple[Tensor | None, ...]:
         n, vocabulary = hidden.shape[0], weight.shape[0]
         device = hidden.device
@@ -83,7 +83,7 @@ class GeneralTokenStats(torch.autograd.Function):
             tokens=n,
             vocabulary=vocabulary,
             buffers=4 if with_ref else 2,
-            memory_mb=shape.memory_mb,
+            memory_mb=options.memory_mb,
             device=device.type,
         )
         policy = OnlineSums(n, 2, like)
@@ -103,49 +103,49 @@ class GeneralTokenStats(torch.autograd.Function):
                 for first, last in spans(n, size.tokens):
                     rows = slice(first, last)
                     z = logits(h[rows], rows_w, scratch.get("z", last - first, stop - start))
-                    finish_logits(z, rows_b, shape.scale, shape.softcap)
+                    finish_logits(z, rows_b, options.scale, options.softcap)
                     weights = scratch.get("w", last - first, stop - start)
                     policy.weights(rows, z, weights)
                     if with_ref:
                         r = logits(r_h[rows], rows_rw, scratch.get("r", last - first, stop - start))
-                        finish_logits(r, rows_rb, shape.ref_scale, shape.ref_softcap)
-                    if shape.reverse_kl:
+                        finish_logits(r, rows_rb, options.ref_scale, options.ref_softcap)
+                    if options.reverse_kl:
                         gap = torch.sub(z, r, out=scratch.get("d", last - first, stop - start))
                         if bias is not None:
                             zero_where_excluded(weights, gap)
                         policy.sums[1, rows] += row_dot(weights, gap)
-                    if shape.entropy:
-                        own = scratch.get("d", last - first, stop - start).copy_(z)
+                    if options.entropy:
+                        scores = scratch.get("d", last - first, stop - start).copy_(z)
                         if bias is not None:
-                            zero_where_excluded(weights, own)
-                        policy.sums[2, rows] += row_dot(weights, own)
+                            zero_where_excluded(weights, scores)
+                        policy.sums[2, rows] += row_dot(weights, scores)
                     if with_ref:
                         ref.weights(rows, r, weights)
-                    if shape.kl:
+                    if options.kl:
                         gap = z.sub_(r)  # the last use of z
                         if bias is not None:
                             zero_where_excluded(weights, gap)
                         ref.sums[1, rows] += row_dot(weights, gap)
         lse = policy.lse()
-        z_y = target_logits(hidden, weight, bias, targets, shape.scale, shape.softcap)
+        z_y = target_logits(hidden, weight, bias, targets, options.scale, options.softcap)
         logp = z_y - lse
         ref_logp = kl = reverse_kl = entropy = ref_lse = mean_gap = mean_z = None
         if ref_hidden is not None:
             assert ref_weight is not None
             ref_lse = ref.lse()
             r_y = target_logits(
-                ref_hidden, ref_weight, ref_bias, targets, shape.ref_scale, shape.ref_softcap
+                ref_hidden, ref_weight, ref_bias, targets, options.ref_scale, options.ref_softcap
             )
             ref_logp = r_y - ref_lse
-            if shape.kl:
+            if options.kl:
                 kl = (lse - ref_lse) - ref.mean(1)
-            if shape.reverse_kl:
+            if options.reverse_kl:
                 mean_gap = policy.mean(1)
                 reverse_kl = mean_gap - (lse - ref_lse)
-        if shape.entropy:
+        if options.entropy:
             mean_z = policy.mean(2)
             entropy = lse - mean_z
-        ctx.shape = shape
+        ctx.options = options
         ctx.save_for_backward(
             hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
             lse, ref_lse, mean_gap, mean_z, z_y,
@@ -161,7 +161,7 @@ class GeneralTokenStats(torch.autograd.Function):
             hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
             lse, ref_lse, mean_gap, mean_z, z_y,
         ) = ctx.saved_tensors  # fmt: skip
-        shape: Shape = ctx.shape
+        options: HeadOptions = ctx.options
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         wide = lse.dtype
 
@@ -186,7 +186,7 @@ class GeneralTokenStats(torch.autograd.Function):
             tokens=n,
             vocabulary=weight.shape[0],
             buffers=5 if n_ref else 2,
-            memory_mb=shape.memory_mb,
+            memory_mb=options.memory_mb,
             device=hidden.device.type,
         )
         narrow = low_precision(weight.dtype)
@@ -222,7 +222,7 @@ class GeneralTokenStats(torch.autograd.Function):
                     count = last - first
                     c_logp, c_kl, c_rkl, c_ent = (c[rows].unsqueeze(1) for c in coefficients)
                     z = logits(h[rows], rows_w, scratch.get("z", count, width))
-                    finish_logits(z, rows_b, shape.scale, shape.softcap)
+                    finish_logits(z, rows_b, options.scale, options.softcap)
                     q = torch.sub(z, lse_s[rows].unsqueeze(1), out=scratch.get("q", count, width))
                     q.exp_()
                     factor = c_kl - c_logp
@@ -235,7 +235,7 @@ class GeneralTokenStats(torch.autograd.Function):
                         inner = None
                     if first < n_ref:
                         r = logits(r_h[rows], rows_rw, scratch.get("r", count, width))
-                        finish_logits(r, rows_rb, shape.ref_scale, shape.ref_softcap)
+                        finish_logits(r, rows_rb, options.ref_scale, options.ref_softcap)
                         if mean_gap_s is not None:
                             gap = torch.sub(z, r).sub_(mean_gap_s[rows].unsqueeze(1)).mul_(c_rkl)
                             if bias is not None:
@@ -246,11 +246,11 @@ class GeneralTokenStats(torch.autograd.Function):
                         g.addcmul_(p, c_kl, value=-1)
                     else:
                         g = q.mul_(factor if inner is None else inner.add_(factor))
-                    if shape.softcap is not None:
+                    if options.softcap is not None:
                         # d softcap(x)/dx = 1 - (softcap(x) / c)^2
-                        g.mul_(1 - (z / shape.softcap).square_())
-                    if shape.scale != 1.0:
-                        g.mul_(shape.scale)
+                        g.mul_(1 - (z / options.softcap).square_())
+                    if options.scale != 1.0:
+                        g.mul_(options.scale)
                     if d_h_sel is not None:
                         if narrow:
                             d_h_sel[rows] += g.to(weight.dtype) @ weight[start:stop]
@@ -276,10 +276,10 @@ class GeneralTokenStats(torch.autograd.Function):
                         h_sel,
                         coefficients[0],
                         z_y[order],
-                        shape,
+                        options,
                     )
                     d_w[start:stop] = w_grad
-        slope = _target_slope(coefficients[0], z_y[order], shape)
+        slope = _target_slope(coefficients[0], z_y[order], options)
         if d_b is not None:
             d_b.index_add_(0, targets[order], slope)
         if d_h is not None:
@@ -300,11 +300,11 @@ def _result(
     )  # fmt: skip
 
 
-def _target_slope(c_logp: Tensor, z_y: Tensor, shape: Shape) -> Tensor:
+def _target_slope(c_logp: Tensor, z_y: Tensor, options: HeadOptions) -> Tensor:
     """[n] d(sum c logp)/d(raw product of the target), without the softmax's part."""
-    slope = c_logp * shape.scale
-    if shape.softcap is not None:
-        slope = slope * (1 - (z_y / shape.softcap) ** 2)
+    slope = c_logp * options.scale
+    if options.softcap is not None:
+        slope = slope * (1 - (z_y / options.softcap) ** 2)
     return slope
 
 
@@ -316,12 +316,12 @@ def _add_targets(
     hidden: Tensor,
     c_logp: Tensor,
     z_y: Tensor,
-    shape: Shape,
+    options: HeadOptions,
 ) -> None:
     """Adds the one-hot part of the head's gradient to the rows start..stop."""
     here = ((targets >= start) & (targets < stop)).nonzero().flatten()
     if len(here):
-        slope = _target_slope(c_logp[here], z_y[here], shape)
+        slope = _target_slope(c_logp[here], z_y[here], options)
         w_grad.index_add_(
             0, targets[here] - start, slope.unsqueeze(1) * hidden[here].to(w_grad.dtype)
         )
@@ -348,7 +348,7 @@ def general_stats(
         ref_hidden, ref_head: the reference's, never differentiated.
         memory_mb: working memory, excluding results and gradients.
     """
-    shape = Shape(
+    options = HeadOptions(
         scale=head.scale,
         softcap=head.softcap,
         ref_scale=1.0 if ref_head is None else ref_head.scale,
@@ -366,5 +366,5 @@ def general_stats(
         None if ref_hidden is None else ref_hidden.detach(),
         None if ref_head is None else ref_head.weight.detach(),
         None if ref_head is None or ref_head.bias is None else ref_head.bias.detach(),
-        shape,
+        options,
     )

@@ -36,11 +36,11 @@ def sft(chosen: SequenceStats, rejected: SequenceStats | None = None) -> LossOut
         chosen: responses to imitate; single demonstrations will do.
         rejected: only reported.
     """
-    other = chosen.logp[:0] if rejected is None else rejected.logp
+    rejected_rewards = chosen.logp[:0] if rejected is None else rejected.logp
     return LossOutput(
         terms=(_nll(chosen, name="sft"),),
         chosen_rewards=chosen.logp.detach(),
-        rejected_rewards=other.detach(),
+        rejected_rewards=rejected_rewards.detach(),
     )
 
 

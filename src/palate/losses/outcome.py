@@ -74,15 +74,15 @@ def contrast(
         `accuracies/log_ratio` (m_w > m_l: DPO's own). A tie is half right.
     """
     a = scores[0] - scores[1] - target
-    found = {"logits": a, "accuracies/logits": ranked_right(a)}
+    reported_statistics = {"logits": a, "accuracies/logits": ranked_right(a)}
     if chosen.ref_logp is not None and rejected.ref_logp is not None:
         margin = log_ratio(chosen) - log_ratio(rejected)
-        found["accuracies/log_ratio"] = ranked_right(margin)
-    found.update(statistics or {})
+        reported_statistics["accuracies/log_ratio"] = ranked_right(margin)
+    reported_statistics.update(statistics or {})
     reported = rewards or scores
     return LossOutput(
         terms=(LossTerm(name=name, losses=link(a), per="pair"), *terms),
         chosen_rewards=reported[0].detach(),
         rejected_rewards=reported[1].detach(),
-        statistics={key: value.detach() for key, value in found.items()},
+        statistics={key: value.detach() for key, value in reported_statistics.items()},
     )

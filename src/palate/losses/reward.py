@@ -128,8 +128,8 @@ def plackett_luce(
     """
     if ties not in ("unordered", "breslow"):
         raise ValueError(f"no ties {ties!r}; there are unordered, breslow")
-    mine, theirs = rank[:, :, None], rank[:, None, :]
-    left = theirs >= mine if ties == "breslow" else theirs > mine
+    rank_i, rank_j = rank[:, :, None], rank[:, None, :]
+    left = rank_j >= rank_i if ties == "breslow" else rank_j > rank_i
     itself = torch.eye(rank.shape[1], dtype=torch.bool, device=rank.device)
     left = (left | itself) & listed[:, None, :]
     # A padded row is left with itself, so that no softmax is empty.

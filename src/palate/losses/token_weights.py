@@ -140,9 +140,9 @@ def ld(
             stays 0 where they agree; `policy` leaves the reference whole, as some projects do.
     """
     shared = torch.minimum(ctx.lengths, ctx.partner_lengths)[ctx.segment]
-    one = torch.ones_like(ctx.logp)
-    weight = torch.where(ctx.position < shared, one, alpha * one)
-    references = {"both": weight, "policy": one}
+    ones = torch.ones_like(ctx.logp)
+    weight = torch.where(ctx.position < shared, ones, alpha * ones)
+    references = {"both": weight, "policy": ones}
     if reference not in references:
         raise ValueError(f"no reference {reference!r}; there are {', '.join(references)}")
     return Weights(policy=weight, reference=references[reference])

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from palate.data.containers import hub
+from palate.data.templates import freeze_clock
 from palate.errors import ModelError
 from palate.models.attention import use_rows
 from palate.models.model import Model
@@ -43,7 +44,7 @@ def hub_is_needed_and_absent(path: str) -> bool:
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, untouched but for a padding token where it has none.
+    """The model's tokenizer, with a padding token where it has none, its templates' clock stopped.
 
     Raises:
         ModelError: unreadable, or without an end-of-sequence token.
@@ -64,6 +65,7 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any id serves.
         tokenizer.pad_token = tokenizer.eos_token
+    freeze_clock(tokenizer)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from palate.recipes.losses import Positive, Strict
-from palate.recipes.schema import Dtype
+from palate.recipes.schema import Dtype, LengthUnit, Limits
 from palate.recipes.scorers import ClassifierScorer, LexiconScorer
 
 Side = Literal["prompt", "chosen", "rejected"]
@@ -96,22 +96,11 @@ class Contradictions(Strict):
     """As for exact_duplicates."""
 
 
-class Limits(Strict):
-    min: Annotated[int, Field(ge=0)] | None = None
-    max: Annotated[int, Field(ge=0)] | None = None
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.min is None and self.max is None:
-            yield "min", "give `min`, `max` or both"
-        if self.min is not None and self.max is not None and self.min > self.max:
-            yield "min", f"above max ({self.max}): nothing would be left"
-
-
 class Length(Strict):
     """Drops pairs with a part that is too short or too long."""
 
     step: Literal["length"] = "length"
-    unit: Literal["characters", "words"] = "characters"
+    unit: LengthUnit = "characters"
     """Words are separated by white space."""
     prompt: Limits | None = None
     chosen: Limits | None = None

@@ -73,8 +73,8 @@ def _document(key: Key) -> str:
 
 
 def _class_document(cls: type[BaseModel]) -> str:
-    own = cls.__dict__.get("__doc__")
-    return " ".join(inspect.cleandoc(own).split()) if own else ""
+    text = cls.__dict__.get("__doc__")
+    return " ".join(inspect.cleandoc(text).split()) if text else ""
 
 
 def _default(value: Any) -> str:

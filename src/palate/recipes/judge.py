@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from palate.recipes.losses import Dpo, Loss, Positive, Strict
+from palate.recipes.losses import Dpo, Loss, NotNegative, Positive, Strict
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward import (
     BradleyTerry,
@@ -31,7 +31,7 @@ from palate.recipes.schema import (
     TrainRecipe,
     TuneRecipe,
 )
-from palate.recipes.scorers import Chat, NotNegative
+from palate.recipes.scorers import Chat
 
 Words = Annotated[str, Field(min_length=1)]
 
@@ -267,15 +267,19 @@ class JudgeRecipe(RunRecipe):
         pairing = self.data.pairing
         if isinstance(self.judge, PointwiseKind):
             default = PairingRecipe()
-            own = pairing or default
-            changed = {k for k in type(own).model_fields if getattr(own, k) != getattr(default, k)}
+            settings = pairing or default
+            changed = {
+                k
+                for k in type(settings).model_fields
+                if getattr(settings, k) != getattr(default, k)
+            }
             if unread := sorted(changed - {"score", "aspects"}):
                 yield (
                     "data.pairing",
                     f"ratings are taken by `score` and `aspects`: delete {unread[0]}",
                 )
-            if own.score in ("votes", "rank"):
-                yield "data.pairing.score", f"{own.score} is no rating on a scale"
+            if settings.score in ("votes", "rank"):
+                yield "data.pairing.score", f"{settings.score} is no rating on a scale"
             return
         silent = isinstance(self.judge, PairwiseKind) and not self.judge.ties
         if silent and pairing is not None and pairing.ties == "as_ties":
@@ -296,14 +300,14 @@ class JudgeRecipe(RunRecipe):
         for key, train in trains.items():
             if train is not None and train.eval_every_steps is not None and not holds_out:
                 yield f"{key}.eval_every_steps", "needs `data.eval` or `data.eval_fraction`"
-        own = self.preference
-        if own is None:
+        preference = self.preference
+        if preference is None:
             return
         if not self.reasoning:
             for key in ("rounds", "samples", "temperature"):
-                if getattr(own, key) != type(own).model_fields[key].default:
+                if getattr(preference, key) != type(preference).model_fields[key].default:
                     yield f"preference.{key}", "bare verdicts are not sampled: delete the key"
-        if own.train.eval_every_steps is not None and (self.reasoning or not holds_out):
+        if preference.train.eval_every_steps is not None and (self.reasoning or not holds_out):
             yield (
                 "preference.train.eval_every_steps",
                 "there are no held-out pairs of replies: the judge itself is asked after each round"
@@ -315,10 +319,10 @@ class JudgeRecipe(RunRecipe):
             output_dir=Path(),
             model=self.model,
             data=DataRecipe(train=self.data.train, eval=self.data.train),
-            loss=own.loss,
+            loss=preference.loss,
             token_weights=None,
-            reference=own.reference,
-            train=own.train,
+            reference=preference.reference,
+            train=preference.train,
         )
         for key, message in stage.problems():
             yield f"preference.{key}", message

@@ -85,7 +85,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def is_list(annotation: Any) -> bool:
-    """Whether the type is a list, or one or nothing."""
+    """Whether the type is a list, or a list or null."""
     if get_origin(annotation) is Annotated:
         return is_list(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -129,10 +129,10 @@ def _describe(annotation: Any, constraints: list[Any] | tuple[Any, ...] = ()) ->
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = get_args(annotation)
-        found: list[Any] = []
+        metadata_of_type: list[Any] = []
         for item in metadata:
-            found += item.metadata if isinstance(item, FieldInfo) else [item]
-        return _describe(inner, [*found, *constraints])
+            metadata_of_type += item.metadata if isinstance(item, FieldInfo) else [item]
+        return _describe(inner, [*metadata_of_type, *constraints])
     models = models_in(annotation)
     if origin in (Union, types.UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -167,7 +167,11 @@ def _limits(constraints: list[Any] | tuple[Any, ...]) -> str:
         "<=": (annotated_types.Le, "le"),
     }
     bounds = {sign: _bound(constraints, kind, name) for sign, (kind, name) in signs.items()}
-    texts = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
+    texts = [
+        f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}"
+        for sign, bound in bounds.items()
+        if bound is not None
+    ]
     return f" {' and '.join(texts)}" if texts else ""
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from palate.errors import RecipeError
+from palate.errors import RecipeError, in_one_line
 from palate.recipes import messages, trl
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.document import Document, apply_override, parse_document, read_document
@@ -29,6 +29,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.recipes.yaml import dump_yaml
 
 Recipe = TypeVar("Recipe", bound=Strict)
 
@@ -90,20 +91,19 @@ def check_recipe(cls: type[Recipe], value: dict[str, Any], name: str) -> Recipe:
 
 def resolve_yaml(recipe: Strict) -> str:
     """The recipe with every key written out; `load_recipe` reads it back to an equal recipe."""
-    body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"# palate {VERBS[type(recipe)]}\n{body}"
+    return f"# palate {VERBS[type(recipe)]}\n{dump_yaml(recipe.model_dump(mode='json'))}"
 
 
 def shipped_recipes(verb: str | None = None) -> dict[str, str]:
     """Shipped recipes of a verb (or all): name -> its one-line description."""
-    found = {}
+    recipes = {}
     for file in sorted(_shipped_folder().iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
             first = file.read_text(encoding="utf-8").partition("\n")[0]
-            own, _, text = first.removeprefix("# palate ").partition(": ")
-            if verb in (None, own):
-                found[file.name.removesuffix(".yaml")] = text
-    return found
+            recipe_verb, _, text = first.removeprefix("# palate ").partition(": ")
+            if verb in (None, recipe_verb):
+                recipes[file.name.removesuffix(".yaml")] = text
+    return recipes
 
 
 def _shipped_folder() -> Any:
@@ -112,7 +112,7 @@ def _shipped_folder() -> Any:
 
 def _read(path: str | Path, verb: str) -> Document:
     file = Path(path)
-    if file.exists():
+    if os.path.exists(file):  # also of a name too long to be one; Path.exists raises
         document = read_document(file)
         text = file.read_text(encoding="utf-8-sig")
     elif str(path) in (known := shipped_recipes()):
@@ -121,7 +121,7 @@ def _read(path: str | Path, verb: str) -> Document:
     else:
         near = difflib.get_close_matches(file.stem, known, n=1, cutoff=0.5)
         hint = f"; did you mean the shipped recipe {near[0]}?" if near else ""
-        raise RecipeError(f"no recipe file {path}{hint}")
+        raise RecipeError(f"no recipe file {in_one_line(path)}{hint}")
     header = _HEADER.match(text)
     if header and header[1] != verb:
         raise RecipeError(

@@ -9,12 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+def _make_strict(schema: Any, cls: type[BaseModel]) -> None:
+    """Strict numbers and booleans in the fields of `cls`, and no empty text, which as a path is the
+    current folder. Lists may still be tuples, and text paths."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        if schema.get("type") == "str":
+            schema.setdefault("min_length", 1)
+        if schema.get("type") != "model" or schema["cls"] is cls:  # sections are strict by now
+            for part in schema.values():
+                _make_strict(part, cls)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _make_strict(part, cls)
 
 
 class Strict(BaseModel):
-    """Base of every recipe node: unknown keys are errors, values are frozen and finite."""
+    """Base of every recipe node: unknown keys are errors, values are frozen and finite.
+
+    Numbers and booleans are not converted: true is not read as 1.0, nor '1_0' as 10.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -24,17 +43,23 @@ class Strict(BaseModel):
         allow_inf_nan=False,
     )
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _make_strict(schema, cls)
+        return schema
+
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What contradicts what: (dotted key below this node, message) each."""
+        """Settings that contradict each other: (dotted key below this node, message) each."""
         yield from ()
 
     @model_validator(mode="after")
     def _refuse_problems(self) -> Self:
-        found: list[tuple[str, str]] = list(self.problems())
-        if found:
+        problems: list[tuple[str, str]] = list(self.problems())
+        if problems:
             context: dict[str, Any] = {
-                "problems": found,
-                "text": "; ".join(f"`{key}`: {message}" for key, message in found),
+                "problems": problems,
+                "text": "; ".join(f"`{key}`: {message}" for key, message in problems),
             }
             raise PydanticCustomError("problems", "{text}", context)
         return self
@@ -42,6 +67,7 @@ class Strict(BaseModel):
 
 Probability = Annotated[float, Field(ge=0.0, lt=0.5)]
 Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class LossBase(Strict):

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from palate.recipes.document import Document, KeyPath, dotted
+from palate.errors import in_one_line
+from palate.recipes.document import Document, key_path
 from palate.recipes.keys import (
     TAGS,
     Key,
@@ -21,21 +22,21 @@ from palate.recipes.keys import (
     variants_of,
 )
 from palate.recipes.trl_table import native_key
+from palate.recipes.yaml import KeyPath, dotted
 
 _NO_SECTION = ("model_type", "model_attributes_type")
-_SHOWN = 60
 
 
 def lines(error: ValidationError, cls: type[BaseModel], document: Document) -> list[str]:
     """One line for every key that is wrong, in the order of the file."""
-    found: dict[KeyPath, str] = {}
+    by_key: dict[KeyPath, str] = {}
     for item in error.errors(include_url=False):
         for path, message in _explain(item, cls, document):
             # A union reports once for each of its members; one line a key is enough.
-            found.setdefault(path, f"{document.origin(path)}: {message}")
+            by_key.setdefault(path, f"{document.origin(path)}: {message}")
     # A list whose items are wrong is also reported as a list; the items say it better.
-    inner = {path[:length] for path in found for length in range(len(path))}
-    return [found[path] for path in sorted(found, key=document.order) if path not in inner]
+    inner = {path[:length] for path in by_key for length in range(len(path))}
+    return [by_key[path] for path in sorted(by_key, key=document.order) if path not in inner]
 
 
 def _explain(item: Any, cls: type[BaseModel], document: Document) -> Iterator[tuple[KeyPath, str]]:
@@ -44,7 +45,7 @@ def _explain(item: Any, cls: type[BaseModel], document: Document) -> Iterator[tu
     name = dotted(path)
     if kind == "problems":
         for key, message in context["problems"]:
-            full = (*path, *(int(part) if part.isdigit() else part for part in key.split(".")))
+            full = (*path, *key_path(key))
             yield full, f"`{dotted(full)}`: {message}"
     elif kind == "extra_forbidden":
         yield path, _unknown(cls, path, document.value)
@@ -70,12 +71,7 @@ def _explain(item: Any, cls: type[BaseModel], document: Document) -> Iterator[tu
         takes = describe(info) if info else str(item["msg"])
         if kind in _NO_SECTION and info is not None:
             takes = "a section of keys"
-        yield path, f"`{name}`: expected {takes}, got {_shown(item['input'])}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+        yield path, f"`{name}`: expected {takes}, got {in_one_line(repr(item['input']), 60)}"
 
 
 def _document_path(value: Any, loc: tuple[Any, ...], *, missing: bool) -> KeyPath:

@@ -101,8 +101,8 @@ class PairingRecipe(Strict):
     def of_ratings(self) -> list[str]:
         """Keys that are set and mean something for ratings alone, not for ready-made pairs."""
         fields = type(self).model_fields
-        own = (name for name in fields if name not in ("flips", "ties"))
-        return [name for name in own if getattr(self, name) != fields[name].default]
+        names = (name for name in fields if name not in ("flips", "ties"))
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.score == "aspects" and not self.aspects:

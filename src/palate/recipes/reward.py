@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from palate.recipes.losses import Positive, Probability, Strict
+from palate.recipes.losses import NotNegative, Positive, Probability, Strict
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import (
     Count,
@@ -19,7 +19,6 @@ from palate.recipes.schema import (
     RunRecipe,
 )
 
-NotNegative = Annotated[float, Field(ge=0.0)]
 Activation = Literal["silu", "tanh", "relu", "gelu", "none"]
 
 

@@ -30,18 +30,18 @@ class BenchmarkBase(Strict):
     """Its files, folders or hub names."""
 
 
-class OwnFormat(BenchmarkBase):
+class PublishedBenchmark(BenchmarkBase):
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from _own_format("data", self.data)
+        yield from _format_problems("data", self.data)
 
 
-def _own_format(key: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
+def _format_problems(key: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
     for number, source in enumerate(sources):
         if source.format is not None:
             yield f"{key}.{number}.format", "a benchmark reads its own format: delete the key"
 
 
-class RewardBenchRecipe(OwnFormat):
+class RewardBenchRecipe(PublishedBenchmark):
     """RewardBench 1 (arXiv:2403.13787): allenai/reward-bench, split filtered."""
 
     type: Literal["rewardbench"] = "rewardbench"
@@ -51,16 +51,16 @@ class RewardBenchRecipe(OwnFormat):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        yield from _own_format("prior", self.prior)
+        yield from _format_problems("prior", self.prior)
 
 
-class RewardBench2Recipe(OwnFormat):
+class RewardBench2Recipe(PublishedBenchmark):
     """RewardBench 2 (arXiv:2506.01937): allenai/reward-bench-2, split test."""
 
     type: Literal["rewardbench2"] = "rewardbench2"
 
 
-class RmBenchRecipe(OwnFormat):
+class RmBenchRecipe(PublishedBenchmark):
     """RM-Bench (arXiv:2410.16184): the JSON files of THU-KEG/RM-Bench."""
 
     type: Literal["rm_bench"] = "rm_bench"
@@ -100,7 +100,7 @@ class RobustnessRecipe(Strict):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for key, given in (("changes", self.changes), ("rejected_only", self.rejected_only)):
-            for change in sorted({one for one in given if given.count(one) > 1}):
+            for change in sorted({name for name in given if given.count(name) > 1}):
                 yield key, f"{change} is there twice"
 
 
@@ -152,6 +152,6 @@ class RewardEvalRecipe(RunRecipe):
         if self.robustness is not None and not self.benchmarks:
             yield "robustness", "needs `benchmarks`"
         for key, given in (("models", self.models), ("benchmarks", self.benchmarks)):
-            names = [one.name for one in given if one.name is not None]
+            names = [section.name for section in given if section.name is not None]
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield key, f"two are named {name}"

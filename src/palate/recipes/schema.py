@@ -87,6 +87,30 @@ class LengthRecipe(Strict):
     """A longer response: cut it (no end-of-response token then), or drop the row."""
 
 
+LengthUnit = Literal["characters", "words"]
+
+
+class Limits(Strict):
+    """How long a text may be."""
+
+    min: Annotated[int, Field(ge=0)] | None = None
+    max: Annotated[int, Field(ge=0)] | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.min is None and self.max is None:
+            yield "min", "give `min`, `max` or both"
+        if self.min is not None and self.max is not None and self.min > self.max:
+            yield "min", f"above max ({self.max}): no text is that long"
+
+    def broken_by(self, length: int) -> str | None:
+        """Which limit a length breaks ("under 3", "over 20"); None where it keeps both."""
+        if self.min is not None and length < self.min:
+            return f"under {self.min}"
+        if self.max is not None and length > self.max:
+            return f"over {self.max}"
+        return None
+
+
 class DataRecipe(Strict):
     train: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     eval: tuple[DataSource, ...] = ()
@@ -109,6 +133,12 @@ class DataRecipe(Strict):
             yield "eval_fraction", "only without `eval`: the held-out rows come from one of the two"
         if self.mixture is not None and self.mixture.tokenizer is not None:
             yield "mixture.tokenizer", "the model's own tokenizer counts: delete the key"
+
+
+class SftDataRecipe(DataRecipe):
+    turns: Literal["last", "all"] = "last"
+    """Of conversations (`messages`): learn the last answer, or every answer, each as an example of
+    its own with the turns before it as its prompt."""
 
 
 class ReferenceRecipe(Strict):
@@ -200,7 +230,7 @@ class RunRecipe(Strict):
 
     output_dir: Path
     """Run folder. A folder with a finished or interrupted run is refused unless `resume`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     resume: bool = False
     """Continue an interrupted run of the same recipe from its last complete checkpoint."""
 
@@ -209,7 +239,7 @@ class SftRecipe(RunRecipe):
     """Supervised fine-tuning on demonstrations or on the chosen side of pairs."""
 
     model: ModelRecipe
-    data: DataRecipe
+    data: SftDataRecipe
     train: SftTrainRecipe = SftTrainRecipe()
 
     def problems(self) -> Iterator[tuple[str, str]]:

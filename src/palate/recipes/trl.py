@@ -77,16 +77,23 @@ def _model(keys: TrlKeys) -> None:
     if dtype == "auto":
         keys.refuse(dtype_key, "name the dtype: bfloat16 or float32")
     keys.put("model.dtype", dtype, dtype_key)
-    if keys.take("bf16") is True and dtype == "float32":
-        keys.notes.append(
-            f"{keys.source.origin(('bf16',))}: bf16 over float32 weights runs in float32 here;"
-            " set `dtype: bfloat16` for bf16 weights"
+    if keys.take("bf16", True) is True and dtype == "float32":
+        keys.note(
+            "bf16",
+            "TRL computes in bf16 over float32 weights; here in float32: set `dtype: bfloat16` for"
+            " bf16, or `bf16: false`",
         )
     template = keys.take("chat_template_path")
     if template is not None and not str(template).endswith((".jinja", ".jinja2")):
         keys.refuse("chat_template_path", "give a Jinja file (.jinja)")
     elif template is not None:
         keys.put("model.chat_template", template, "chat_template_path")
+    if dtype == "bfloat16" and not keys.source.value.get("use_peft"):
+        keys.note(
+            dtype_key,
+            "TRL rounds every update to bfloat16; here updates add up in a float32 copy of the"
+            " weights: `--set train.optimizer_precision=model` for TRL's",
+        )
     _lora(keys)
 
 
@@ -108,12 +115,14 @@ def _lora(keys: TrlKeys) -> None:
             " write `all-linear` or a list",
         )
     keys.put("model.lora", {}, "use_peft")
-    for key, path, default in (
-        ("lora_r", "r", 16),
-        ("lora_alpha", "alpha", 32.0),
-        ("lora_dropout", "dropout", 0.05),
-    ):
+    for key, path, default in (("lora_r", "r", 16), ("lora_alpha", "alpha", 32.0)):
         keys.put(f"model.lora.{path}", keys.take(key, default), key)
+    dropout = keys.number("lora_dropout", 0.05)
+    if keys.verb != "sft":
+        if keys.has("lora_dropout") and dropout:
+            keys.note("lora_dropout", "TRL switches it off with all dropout (disable_dropout): 0")
+        dropout = 0.0
+    keys.put("model.lora.dropout", dropout, "lora_dropout")
     if targets == ["all-linear"]:
         targets = "all-linear"
     elif isinstance(targets, str) and targets != "all-linear":
@@ -179,15 +188,26 @@ def _sft(keys: TrlKeys) -> None:
     if loss not in ("nll", "chunked_nll"):
         keys.refuse("loss_type", f"{loss!r} is not offered; nll")
     keys.put("train.learning_rate", keys.take("learning_rate", 2e-5), "learning_rate")
+    keys.put("data.turns", "all", "assistant_only_loss")
+    if keys.take("assistant_only_loss", False) is not True:
+        keys.note(
+            "assistant_only_loss",
+            "of `messages` TRL trains on every token, users' and the template's too; here on every"
+            " answer, as with `assistant_only_loss: true`",
+        )
+    keys.note(
+        MARK,
+        "TRL's SFT leaves the model's own dropout on; here it is off",
+    )
 
 
 def _reward(keys: TrlKeys) -> None:
     keys.put("train.learning_rate", keys.take("learning_rate", 1e-4), "learning_rate")
     # The score layer that transformers makes starts so in nearly every family.
     keys.put("head.init_deviation", TRANSFORMERS_DEVIATION, MARK)
-    keys.notes.append(
-        f"{keys.source.origin((MARK,))}: TRL takes a column `margin` where there is one; here "
-        "`--set loss.margin=true` asks for it"
+    keys.note(
+        MARK,
+        "TRL takes a column `margin` where there is one; here `--set loss.margin=true` asks for it",
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from palate.errors import RecipeError
-from palate.recipes.document import Document
+from palate.errors import RecipeError, in_one_line
+from palate.recipes.document import Document, key_path
 from palate.recipes.keys import join
 from palate.recipes.trl_table import BY_KEY, Row
 
@@ -47,27 +47,31 @@ class TrlKeys:
     def number(self, key: str, default: float) -> float:
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(key, f"expected a number, got {value!r}")
+            self.refuse(key, f"expected a number, got {in_one_line(repr(value))}")
             return default
         return value
 
     def choice(self, key: str, known: dict[str, Any], default: str) -> Any:
         value = self.take(key, default)
         if not isinstance(value, str) or value not in known:
-            self.refuse(key, f"{value!r} is not offered; {join(list(known))}")
+            self.refuse(key, f"{in_one_line(repr(value))} is not offered; {join(list(known))}")
             return known[default]
         return known[value]
 
     def refuse(self, key: str, reason: str) -> None:
         self.problems.append((key, reason))
 
+    def note(self, key: str, text: str) -> None:
+        """Says how a key, given or left out, differs from TRL."""
+        self.notes.append(f"{self.origin(key)}: {text}")
+
     def put(self, path: str, value: Any, key: str) -> None:
         """Sets a native key, whose origin is the line of the TRL key (or the key's default)."""
-        self.native.set(_parts(path), value, self.origin(key))
+        self.native.set(key_path(path), value, self.origin(key))
 
     def trace(self, path: str, key: str) -> None:
         """Says that the native `path`, set with its section, came from another TRL key."""
-        self.native.origins[_parts(path)] = self.origin(key)
+        self.native.origins[key_path(path)] = self.origin(key)
 
     def origin(self, key: str) -> str:
         """The line of a TRL key, or that it is its default."""
@@ -105,7 +109,7 @@ class TrlKeys:
             for known in row.accepted
         ):
             return
-        self.refuse(row.key, f"{value!r}: {row.becomes}")
+        self.refuse(row.key, f"{in_one_line(repr(value))}: {row.becomes}")
 
     def finish(self) -> Document:
         """The native document, or the lines of all keys that could not be mapped."""
@@ -117,13 +121,9 @@ class TrlKeys:
             raise RecipeError(
                 "\n".join(
                     dict.fromkeys(
-                        f"{self.source.origin((key,))}: `{key}`: {reason}"
+                        f"{self.source.origin((key,))}: `{in_one_line(key)}`: {reason}"
                         for key, reason in self.problems
                     )
                 )
             )
         return self.native
-
-
-def _parts(path: str) -> tuple[str | int, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in path.split("."))

@@ -99,6 +99,11 @@ def _losses(keys: TrlKeys, trl_type: Any) -> list[dict[str, Any]]:
     elif kind == "kto":
         for key in ("desirable_weight", "undesirable_weight"):
             loss[key] = keys.take(key, 1.0)
+        keys.note(
+            "loss_type",
+            "TRL takes KTO's rows in the order of the file, and its KL from the next row's answer;"
+            " here rows are shuffled, and the answer is drawn from all rows",
+        )
     elif divergence is not None:
         if kind != "dpo" or smoothing:
             keys.refuse("f_divergence_type", "only with loss_type sigmoid without smoothing")
@@ -107,16 +112,14 @@ def _losses(keys: TrlKeys, trl_type: Any) -> list[dict[str, Any]]:
             loss["alpha"] = 1.0 - alpha
         return [loss]
     if kind == "rdpo" and not smoothing:
-        keys.notes.append(
-            f"{keys.source.origin(('loss_type',))}: robust without label_smoothing is dpo"
-        )
+        keys.note("loss_type", "robust without label_smoothing is dpo")
         loss["type"] = "dpo"
     elif smoothing and loss["type"] in SMOOTHED:
         loss["label_smoothing"] = smoothing
         if loss["type"] == "dpo":
-            keys.notes.append(
-                f"{keys.source.origin(('label_smoothing',))}: label_smoothing makes this cDPO;"
-                " TRL ignores it with sigmoid"
+            keys.note(
+                "label_smoothing",
+                "label_smoothing makes this cDPO; TRL ignores it with sigmoid",
             )
     return [loss]
 
@@ -127,9 +130,10 @@ def _simpo(keys: TrlKeys, loss: dict[str, Any]) -> list[dict[str, Any]]:
     if not weight:
         return [loss]
     if "cpo_alpha" not in keys.source.value:
-        keys.notes.append(
-            f"{keys.source.origin(('loss_type',))}: TRL adds an SFT term to simpo"
-            " (cpo_alpha 1); set `cpo_alpha: 0` for the published loss"
+        keys.note(
+            "loss_type",
+            "TRL adds an SFT term to simpo (cpo_alpha 1); set `cpo_alpha: 0` for the published"
+            " loss",
         )
     return [loss, {"type": "sft", "times": weight}]
 

@@ -44,7 +44,7 @@ class Row:
 
 
 def _direct(key: str, path: str, default: Any = None, verb: str | None = None) -> Row:
-    absent = "Palate's default" if default is None else str(default)
+    absent = "Palate's default" if default is None else str(default).lower()
     return Row(key, "mapped", f"`{path}`", absent, path=path, default=default, verb=verb)
 
 
@@ -70,7 +70,7 @@ TABLE: tuple[Row, ...] = (
         "bf16",
         "nothing: TRL's bf16 autocasts float32 weights, Palate computes in `model.dtype`; "
         "a note says so. Set `dtype: bfloat16` for bf16 weights",
-        "float32 throughout",
+        "as true, TRL's default",
     ),
     _fixed("fp16", (False,), "there is no float16 loss scaling: set `dtype: bfloat16`"),
     _direct("attn_implementation", "model.attn_implementation"),
@@ -85,14 +85,20 @@ TABLE: tuple[Row, ...] = (
     _computed("use_peft", "`model.lora`", "full fine-tuning"),
     _computed("lora_r", "`model.lora.r`; only with use_peft", "16"),
     _computed("lora_alpha", "`model.lora.alpha`; only with use_peft", "32"),
-    _computed("lora_dropout", "`model.lora.dropout`; only with use_peft", "0.05"),
+    _computed(
+        "lora_dropout",
+        "`model.lora.dropout`, of sft; else 0, as in TRL, whose disable_dropout covers adapters",
+        "0.05 (sft)",
+    ),
     _computed(
         "lora_target_modules",
         "`model.lora.target_modules`; required with use_peft",
         "refused: PEFT's own choice differs by architecture; write `all-linear` or a list",
     ),
     _computed(
-        "lora_task_type", "nothing: `CAUSAL_LM`, of reward models `SEQ_CLS`, is what it is", ""
+        "lora_task_type",
+        "nothing: accepted where it names what is trained, `CAUSAL_LM` or (reward) `SEQ_CLS`",
+        "",
     ),
     _fixed(
         "lora_modules_to_save",
@@ -164,7 +170,13 @@ TABLE: tuple[Row, ...] = (
     _fixed("packing", (False,), "examples are not packed", "sft"),
     _fixed("eval_packing", (False, None), "examples are not packed", "sft"),
     _fixed("completion_only_loss", (True, None), "the loss is on the response alone", "sft"),
-    _fixed("assistant_only_loss", (False,), "the loss is on the response alone", "sft"),
+    _computed(
+        "assistant_only_loss",
+        "`data.turns: all`, for true; without it TRL trains on users' turns too, Palate on the "
+        "same answers; a note says so",
+        "false",
+        "sft",
+    ),
     *_refused(
         "the tokenizer's own tokens and columns of the data decide; see docs/data.md",
         "eos_token",
@@ -255,7 +267,7 @@ TABLE: tuple[Row, ...] = (
     _fixed("adam_beta1", (0.9,), "AdamW's betas are 0.9 and 0.999"),
     _fixed("adam_beta2", (0.999,), "AdamW's betas are 0.9 and 0.999"),
     _fixed("adam_epsilon", (1e-8,), "AdamW's epsilon is 1e-8"),
-    _direct("gradient_checkpointing", "train.gradient_checkpointing"),
+    _direct("gradient_checkpointing", "train.gradient_checkpointing", True),
     _fixed(
         "gradient_checkpointing_kwargs",
         ({"use_reentrant": False},),
@@ -270,6 +282,7 @@ TABLE: tuple[Row, ...] = (
     _fixed("neftune_noise_alpha", (None,), "noise on embeddings is not offered"),
     _fixed("use_cache", (False,), "training has no key-value cache"),
     _fixed("auto_find_batch_size", (False,), "the batch size is part of the recipe"),
+    _direct("dataloader_num_workers", "train.data_workers", 0),
     _direct("seed", "seed", 42),
     *_refused("`seed` decides the order too", "data_seed"),
     *_refused(
@@ -287,7 +300,6 @@ TABLE: tuple[Row, ...] = (
     ),
     *_refused(
         "pairs are in memory before training; delete the key",
-        "dataloader_num_workers",
         "dataloader_pin_memory",
         "dataloader_drop_last",
         "dataloader_prefetch_factor",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from palate.errors import RunError
+from palate.errors import RecipeError, RunError
+from palate.recipes.yaml import parse_yaml
 from palate.report.audit_diff import Difference, difference
 from palate.report.audit_figures import (
     CHOSEN,
@@ -137,10 +137,10 @@ def _name(folder: Path, built: Built, recipe: str | None) -> str:
         names = [source.name for source in built.sources]
         return listed(names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"])
     try:
-        read = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:
-        read = None
-    out = read.get("output_dir") if isinstance(read, dict) else None
+        values = parse_yaml(recipe or "", "recipe.yaml")
+    except RecipeError:
+        values = None
+    out = values.get("output_dir") if isinstance(values, dict) else None
     return Path(out).name if isinstance(out, str) else str(plain(folder.resolve().name))
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from palate.data.audit.sketches import share_interval
 from palate.report.words import percent
-from palate.store.records import Split
+from palate.store.records import Preference, Split
+from palate.store.reward_records import Accuracy
 
 EFFECT = 0.05
 """How far from one half the share of longer chosen responses must be before it is worth a word."""
@@ -52,6 +53,16 @@ def length_sentence(split: Split) -> tuple[Verdict, str] | None:
         "too few": "too few to tell whether length predicts the label",
     }
     return verdict, f"{start}: {ends[verdict]}"
+
+
+def over_length(measured: Preference | Accuracy) -> str | None:
+    """How far an accuracy is from that of length alone, where the interval of the difference, pair
+    by pair, does not stand above 0; None where it does, or where nothing is known."""
+    value, ends = measured.over_length, measured.over_length_ci
+    if value is None or ends is None or ends[0] is None or ends[1] is None or ends[0] > 0:
+        return None
+    low, high = 100 * ends[0], 100 * ends[1]
+    return f"{100 * value:+.1f} points (interval {low:+.1f} to {high:+.1f})"
 
 
 def length_note(split: Split) -> str | None:

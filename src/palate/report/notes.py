@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from palate.report.length_notes import length_note
+from palate.report.length_notes import length_note, over_length
 from palate.report.reader import Run
 from palate.report.reward_notes import reward_notes
 from palate.report.words import count, fixed, listed, number, percent
@@ -145,11 +145,11 @@ def _chance(preference: Preference | None) -> Iterator[str]:
             f"accuracy on {count(preference.n, 'held-out pair')} is not clear of chance: its "
             f"interval, {percent(low)} to {percent(high)}, includes 50%"
         )
-    baseline = preference.length_baseline
-    if baseline is not None and baseline > 0.5 and low > 0.5 and low <= baseline:
+    baseline, over = preference.length_baseline, over_length(preference)
+    if baseline is not None and baseline > 0.5 and low > 0.5 and over is not None:
         yield (
-            f"held-out accuracy is not clear of what length alone gives ({percent(baseline)} for "
-            "the longer response)"
+            f"held-out accuracy is not clear of what length alone gives: {percent(baseline)} for "
+            f"the longer response of the same pairs, from which it differs by {over}"
         )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from palate.errors import RunError
+from palate.errors import RecipeError, RunError
+from palate.recipes.yaml import parse_yaml
 from palate.report.curves import Metrics, read_metrics
 from palate.report.words import plain
 from palate.store.files import read_json
@@ -165,9 +165,12 @@ def _recipe(path: Path, problems: list[str]) -> tuple[str | None, dict[str, Any]
         return None, {}
     try:
         text = path.read_bytes().decode("utf-8", "replace")
-        value = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
+        value = parse_yaml(text, path.name)
+    except OSError as error:
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+        return None, {}
+    except RecipeError as error:
+        problems.append(str(error))
         return None, {}
     return plain(text), plain(value) if isinstance(value, dict) else {}
 

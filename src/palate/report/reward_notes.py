@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from palate.report.length_notes import over_length
 from palate.report.points import interval
 from palate.report.words import count, fixed, listed, percent
 from palate.store.reward_records import Benchmark, ByLength, Choice, RewardEvaluation
@@ -100,8 +101,12 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
             chance.append(f"{benchmark.name} ({percent(low)} to {percent(high)})")
         sides = (whole.length_baseline or 0.0, whole.shorter_baseline or 0.0)
         word = "longer" if sides[0] >= sides[1] else "shorter"
-        if low <= max(sides) and max(sides) > 0.5:
-            length.append(f"{benchmark.name} ({percent(max(sides))} for the {word} response)")
+        over = over_length(whole)
+        if over is not None and max(sides) > 0.5:
+            length.append(
+                f"{benchmark.name} ({percent(max(sides))} for the {word} response of the same "
+                f"pairs, a difference of {over})"
+            )
         if whole.ties > TIE_RATE * whole.n:
             ties.append(f"{percent(whole.ties / whole.n)} of {benchmark.name}")
         gap, ends = result.by_length.gap, gap_interval(result.by_length)

@@ -165,6 +165,8 @@ def _lineage(run: Run) -> Iterator[tuple[str, str]]:
     yield "number format", _text(base.get("dtype"))
     yield "tokenizer, SHA-256", _text(tokenizer.get("digest"))
     yield "chat template, SHA-256", _text(tokenizer.get("template"))
+    if tokenizer.get("template_date"):
+        yield "day that the chat template is told", _text(tokenizer["template_date"])
     yield "reference", _reference(lineage.reference)
     for entry in lineage.data:
         yield f"data: {entry.get('path', '')}", _text(entry.get("sha256"))

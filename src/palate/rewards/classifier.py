@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jinja2.exceptions import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from palate.data.schema import Content, Message
 from palate.data.scorer import Group, Score, Traits, regrouped
+from palate.data.templates import ChatTemplate, Refused, freeze_clock
 from palate.errors import ModelError
 from palate.models.limits import context_of
 from palate.models.loading import DTYPES
@@ -22,7 +22,6 @@ from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat, prompt_text, response_text
 
 Input = Literal["auto", "chat", "pair", "joined"]
-REFUSED = "refused by the classifier's chat template"
 TOO_LONG = "longer than the classifier's context"
 _Text = str | tuple[str, str]
 """One text, or two that the tokenizer joins as the model's own pairs."""
@@ -91,6 +90,8 @@ class ClassifierScorer:
             self.model.to(torch.accelerator.current_accelerator())
         self.name = short_name(path) + ("" if label is None else f" P({label})")
         self.counts: Counter[str] = Counter()
+        freeze_clock(self.tokenizer)
+        self.template = ChatTemplate(self.tokenizer, "model")
         self.input = _input(path, input, label, has_template=bool(self.tokenizer.chat_template))
         self.truncate = truncate
         self.batch_size = 1 if self._pad is None else batch_size
@@ -107,8 +108,8 @@ class ClassifierScorer:
                 try:
                     texts[len(scores)] = self._text(group.prompt, response)
                     reason = TOO_LONG
-                except (TemplateError, TypeError, ValueError, KeyError) as error:
-                    reason = f"{REFUSED}: {' '.join(str(error).split())[:200]}"
+                except Refused as error:
+                    reason = error.reason
                 scores.append(Score(None, reason))
         special = self.input != "chat"
         lengths = self.tokens([*texts.values()], special=special)
@@ -212,7 +213,7 @@ class ClassifierScorer:
         if isinstance(response, str):
             answer = [Message(role="assistant", content=response)]
         turns = [*as_chat(prompt), *answer]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        return self.template.whole(turns)
 
 
 def _padding(config: Any) -> int | None:

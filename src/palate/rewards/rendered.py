@@ -178,7 +178,7 @@ def _wording(scorer: Scorer) -> _Wording:
         return _Reading(scorer).wording
     assert isinstance(scorer, ClassifierScorer)
     turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
-    shown = str(scorer.tokenizer.apply_chat_template(turns, tokenize=False))
+    shown = scorer.template.whole(turns)
     tokens = SequenceTokenizer(scorer.tokenizer)
     return _Wording(scorer.tokenizer, tokens, *shown.split(_SAID, 1))
 

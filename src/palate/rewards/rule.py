@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from palate.data.curation.length import length_of
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Span, Traits
-from palate.recipes.scorers import ResponseLength
 from palate.recipes.scorers import RuleScorer as Recipe
 from palate.rewards.texts import prompt_text, response_text
 
@@ -58,7 +58,8 @@ class RuleScorer:
             )
             kept = bool(spans)
         if self.recipe.length is not None:
-            kept = kept and fits(text, self.recipe.length)
+            limits = self.recipe.length
+            kept = kept and limits.broken_by(length_of(text, limits.unit)) is None
         if answer is not None:
             kept = kept and self._given(text) == answer.strip()
         return Score(self.recipe.kept if kept else self.recipe.broken, spans=spans)
@@ -71,9 +72,3 @@ class RuleScorer:
         if not matches:
             return None
         return (matches[-1][min(1, self._extract.groups)] or "").strip()
-
-
-def fits(text: str, length: ResponseLength) -> bool:
-    """Whether a text is as long as wanted."""
-    n = len(text.split()) if length.unit == "words" else len(text)
-    return (length.min is None or n >= length.min) and (length.max is None or n <= length.max)

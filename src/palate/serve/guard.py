@@ -170,7 +170,7 @@ class _Request:
         """
         limit = self.guard.max_bytes
         stated = self.headers.get(b"content-length", b"0")
-        declared = int(stated) if stated.isdigit() else 0
+        declared = int(stated) if stated.isascii() and stated.isdigit() else 0
         chunks: list[bytes] = []
         size = 0
         while declared <= limit * DRAINED:

@@ -14,10 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
-from palate.errors import RunError
+from palate.errors import RecipeError, RunError
 from palate.recipes import resolve_yaml
+from palate.recipes.document import read_document
 from palate.recipes.schema import RunRecipe
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import clean_folder, lock_folder
@@ -224,11 +223,9 @@ def _has_content(path: Path) -> bool:
 
 def _differences(file: Path, recipe: RunRecipe) -> list[str]:
     try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"cannot read {file}: {' '.join(str(error).split())}") from error
-    if not isinstance(stored, dict):
-        raise RunError(f"{file}: not a recipe")
+        stored = read_document(file).value
+    except RecipeError as error:
+        raise RunError(str(error)) from error
     then = _flat({k: v for k, v in stored.items() if k not in ("resume", "output_dir")})
     now = _flat(comparable(recipe))
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))

@@ -207,6 +207,8 @@ class Preference(Record):
     margin: float | None = None
     margin_ci: Interval | None = None
     length_baseline: float | None = None
+    over_length: float | None = None
+    over_length_ci: Interval | None = None
     cut_even: int | None = None
     ties: int | None = None
 

@@ -40,6 +40,8 @@ class Accuracy(Record):
     length_baseline: float | None = None
     length_baseline_ci: Interval | None = None
     shorter_baseline: float | None = None
+    over_length: float | None = None
+    over_length_ci: Interval | None = None
 
 
 class Bin(Record):

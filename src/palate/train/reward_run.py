@@ -140,6 +140,7 @@ class RewardRun(Run):
                 tokenizer={
                     "digest": tokenizer_digest(tokenizer),
                     "template": encoder.template_sha256,
+                    "template_date": encoder.template.date,
                 },
                 sources=data.report["sources"],
                 reference=None,

@@ -218,6 +218,7 @@ class PolicyRun(Run):
                 tokenizer={
                     "digest": tokenizer_digest(tokenizer),
                     "template": encoder.template_sha256,
+                    "template_date": encoder.template.date,
                 },
                 sources=data.report["sources"],
                 reference=identity,

@@ -12,7 +12,7 @@ import pytest
 
 from image_formats import IDS, MINE, SOURCES, records
 from palate.data.content import bare
-from palate.data.pairing import construct
+from palate.data.pairing import pair_row
 from palate.data.readers import RowError, readers
 from palate.data.readers.fields import turns
 from palate.data.readers.pictures import image_refs, place_images
@@ -113,7 +113,7 @@ def test_vlfeedback() -> None:
     ]
     # As `datasets` has it: an object of lists.
     assert said(second) == ["The left one.", "The right one."]
-    pairs = construct(first, PairingRecipe.model_validate({"preset": "ultrafeedback_all"}), 0)
+    pairs = pair_row(first, PairingRecipe.model_validate({"preset": "ultrafeedback_all"}), 0)
     assert {tuple(said(p)) for p in pairs.pairs} == {
         ("A yellow box on blue.", "A box.\n"),
         ("A yellow box on blue.", "A dog."),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from image_formats import MINE, records
 from palate.data.containers import Record
 from palate.data.readers import Context, RowError, readers
+from palate.data.readers.meaning import read_row
 from palate.data.schema import Preference
 
 WORDS = [
@@ -84,7 +85,7 @@ def strings(value: Any) -> list[str]:
 
 def read(name: str, record: Record, left: list[str]) -> Preference:
     context = Context(source="s", id="i", leave_out=lambda field, why: left.append(why))
-    return readers()[name].read(record, context)
+    return read_row(readers()[name], record, context)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from image_formats import MINE, SOURCES, records
 from palate.data.content import bare
 from palate.data.images import check
 from palate.data.images import load as load_image
-from palate.data.pairing import construct
+from palate.data.pairing import pair_row
 from palate.data.readers import RowError, readers
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.registry import recognise
@@ -142,10 +142,10 @@ def test_vlfeedback_pairs_of_the_mean_aspect() -> None:
     best, equal = load("vlfeedback/vlfeedback_80k.jsonl").rows
     assert all(response.rating is None for response in best.responses)
     recipe = PairingRecipe.model_validate({"score": "mean", "rejected": "worst"})
-    (pair,) = construct(best, recipe, 0).pairs
+    (pair,) = pair_row(best, recipe, 0).pairs
     assert (said(pair), pair.margin) == (["A yellow box on blue.", "A dog."], 3.5)
     assert (pair.images, pair.prompt) == (best.images, best.prompt)
-    assert construct(equal, recipe, 0).pairs == ()
+    assert pair_row(equal, recipe, 0).pairs == ()
 
 
 def test_mm_rlhf_ties() -> None:

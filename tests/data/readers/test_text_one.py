@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from palate.data.pairing import construct
+from palate.data.pairing import pair_row
 from palate.data.readers import RowError, readers
 from palate.data.stream import read_source
 from palate.errors import DataError
@@ -115,7 +115,7 @@ def test_ultrafeedback_ratings() -> None:
 def test_ultrafeedback_error_makes_no_flipped_pair() -> None:
     row = load("ultrafeedback/train.jsonl").rows[0]
     for preset in ("ultrafeedback_overall", "ultrafeedback_fine_grained"):
-        (pair,) = construct(row, PairingRecipe.model_validate({"preset": preset}), 0).pairs
+        (pair,) = pair_row(row, PairingRecipe.model_validate({"preset": preset}), 0).pairs
         assert pair.chosen.generator == "gpt-4"
 
 
@@ -157,7 +157,7 @@ def test_helpsteer_answers_are_put_together() -> None:
     assert second.prompt == talk("What is a ford?", "A shallow place in a river.", "And a forge?")
     assert len(second.responses) == 3
     pairing = PairingRecipe.model_validate({"preset": "helpsteer", "rejected": "worst"})
-    (pair,) = construct(second, pairing, 0).pairs
+    (pair,) = pair_row(second, pairing, 0).pairs
     # Not the ascending sort of the published converter.
     assert said(pair) == ["A smith's workshop.\n", "A car."]
 
@@ -210,8 +210,8 @@ def test_nectar() -> None:
     assert [r.rank for r in second.responses] == [1, 1]
     assert Counter(i.counted_as for i in result.left_out) == {"answers.answer: empty": 1}
     recipe = PairingRecipe.model_validate({"preset": "nectar"})
-    assert said(construct(first, recipe, 0).pairs[0])[0] == "It scatters all light."
-    assert construct(second, recipe, 0).pairs == ()
+    assert said(pair_row(first, recipe, 0).pairs[0])[0] == "It scatters all light."
+    assert pair_row(second, recipe, 0).pairs == ()
 
 
 @pytest.mark.parametrize("rank", [1.5, 0, -1, math.inf, True, "1", [1]])
@@ -231,8 +231,8 @@ def test_shp() -> None:
     assert (first.margin, first.extra) == (None, {"domain": "askculinary_train"})
     assert said(second) == ["In a damp cloth.\n\nIt lasts a week.", "Buy less."]
     # A label that the votes contradict is found by pairing, and is nothing a reader may change.
-    assert construct(first, PairingRecipe(), 0).flips == ()
-    assert construct(flipped, PairingRecipe(), 0).flips == ("chosen has fewer votes",)
+    assert pair_row(first, PairingRecipe(), 0).flips == ()
+    assert pair_row(flipped, PairingRecipe(), 0).flips == ("chosen has fewer votes",)
 
 
 def test_stack_exchange() -> None:
@@ -243,7 +243,7 @@ def test_stack_exchange() -> None:
     scored, tied = result.rows
     assert [r.rating for r in scored.responses] == [5.0, 2.0, -1.0]
     assert said(scored)[1] == "<p>Flour the board.</p>\n"
-    assert construct(tied, PairingRecipe(), 0).pairs == ()
+    assert pair_row(tied, PairingRecipe(), 0).pairs == ()
     answers = [{"text": "a", "pm_score": "3"}, {"text": "b", "pm_score": "-1"}]
     row = read_one("stack_exchange_preferences", {"question": "Q", "answers": answers})
     assert [r.rating for r in row.responses] == [3.0, -1.0]

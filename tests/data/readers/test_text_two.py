@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from palate.data.content import bare
-from palate.data.pairing import construct
+from palate.data.pairing import pair_row
 from palate.data.readers import RowError, readers
 from palate.data.readers.registry import recognise
 from palate.data.schema import ImageRef, images_in
@@ -162,7 +162,7 @@ def test_webgpt() -> None:
     assert [r.rating for r in first.responses] == [0.5, -0.5]
     assert (said(second)[0], second.margin) == ("To be found by others [1][2].", 2.0)
     assert (tied.tie, tied.margin) == (True, 0.0)
-    assert construct(second, PairingRecipe(), 0).flips == ()
+    assert pair_row(second, PairingRecipe(), 0).flips == ()
 
 
 def test_summaries() -> None:
@@ -186,7 +186,7 @@ def test_summaries() -> None:
     assert [r.rating for r in row.responses] == [6.0, 2.0]
     assert row.responses[0].aspects == {"accuracy": 7.0, "coverage": 4.0, "coherence": 7.0}
     assert row.responses[1].aspects == {"coverage": 4.0, "coherence": 7.0}
-    (pair,) = construct(row, PairingRecipe(score="overall"), 0).pairs
+    (pair,) = pair_row(row, PairingRecipe(score="overall"), 0).pairs
     assert (pair.chosen.content, pair.margin) == (" A friend sold my bike.", 4.0)
 
 
@@ -210,7 +210,7 @@ def test_ranked() -> None:
     )
     assert bare(drawn.prompt) == [{"role": "user", "content": [IMAGE, text("\nHow many boats?")]}]
     assert drawn.images == (ImageRef(path="pictures/harbour.jpg"),)
-    pairs = construct(drawn, PairingRecipe(chosen="every", rejected="every"), 0).pairs
+    pairs = pair_row(drawn, PairingRecipe(chosen="every", rejected="every"), 0).pairs
     # Equal ranks are no pair.
     assert sorted(said(pair)[0] for pair in pairs) == ["2", "Two."]
     assert bare(several.prompt)[2] == {
@@ -352,13 +352,13 @@ def test_ultrafeedback_all_pairs_and_largest_gap() -> None:
     means = {
         r.generator: sum(r.aspects.values()) / len(r.aspects) for r in row.responses if r.aspects
     }
-    every = construct(row, PairingRecipe.model_validate({"preset": "ultrafeedback_all"}), 0).pairs
+    every = pair_row(row, PairingRecipe.model_validate({"preset": "ultrafeedback_all"}), 0).pairs
     names = list(means)
     wanted = {(a, b) for a in names for b in names if means[a] > means[b]}
     assert {(p.chosen.generator, p.rejected.generator) for p in every} == wanted
     assert len(every) == len(wanted)
     recipe = PairingRecipe.model_validate({"preset": "ultrafeedback_largest_gap"})
-    (hard,) = construct(row, recipe, 0).pairs
+    (hard,) = pair_row(row, recipe, 0).pairs
     assert hard.margin == max(means.values()) - min(means.values())
     assert hard.margin == max(p.margin for p in every if p.margin is not None)
 

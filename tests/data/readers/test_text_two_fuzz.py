@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from palate.data.containers import Record
 from palate.data.readers import Context, RowError, readers
+from palate.data.readers.meaning import read_row
 from palate.data.schema import Preference, text_in
 from text_formats_two import MINE, records
 
@@ -64,7 +65,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def read(name: str, record: Record, left: list[str]) -> Preference:
     context = Context(source="s", id="i", leave_out=lambda field, why: left.append(why))
-    return readers()[name].read(record, context)
+    return read_row(readers()[name], record, context)
 
 
 @functools.cache

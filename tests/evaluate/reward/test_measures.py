@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from palate.evaluate.reward.accuracy import (
     accuracy,
@@ -53,6 +54,15 @@ def test_comparisons_by_hand():
     assert compare([several], [[3.0, 1.0, 2.0]]).margin.tolist() == [1.0, -1.0]
 
 
+def test_pairs_of_one_prompt_widen_the_difference_from_length():
+    """Pairs said twice are known no better: groups give the interval of half as many."""
+    twice = [item(n, "aa", "b", prompt=f"p{n // 2}") for n in range(40)]
+    right = [[1.0, 0.0] if n // 2 % 3 else [0.0, 1.0] for n in range(40)]
+    once = accuracy(compare(twice[::2], right[::2]))
+    grouped = accuracy(compare(twice, right))
+    assert grouped["over_length_ci"] == pytest.approx(once["over_length_ci"])
+
+
 def test_accuracy_by_hand():
     found = accuracy(compare(ITEMS, SCORES))
     assert (found["n"], found["right"], found["ties"], found["unscored"]) == (4, 1, 1, 1)
@@ -61,6 +71,10 @@ def test_accuracy_by_hand():
     assert found["accuracy_ties_half"] == 0.375
     assert found["accuracy_of_scored"] == pytest.approx(1 / 3)
     assert (found["length_baseline"], found["shorter_baseline"]) == (0.5, 0.25)
+    # Right, wrong, wrong, wrong, where the longer is right, wrong, wrong, right.
+    expected = stats.ttest_1samp([0.0, 0.0, 0.0, -1.0], 0).confidence_interval(0.95)
+    assert found["over_length"] == -0.25
+    assert found["over_length_ci"] == pytest.approx(tuple(expected))
     assert found["margin"] == pytest.approx(-2 / 3)
     parts = by_source(compare(ITEMS, SCORES))
     assert list(parts) == ["s", "t", "all"] and parts["t"]["accuracy"] == 0.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from palate.recipes.yaml import dump_yaml
 
 # Licence names as published -> the identifiers that the Hugging Face hub knows.
 _IDENTIFIERS = {
@@ -89,7 +89,7 @@ def _header(
             }
         ],
     }
-    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return dump_yaml(header)
 
 
 def _columns(report: Mapping[str, Any]) -> str:

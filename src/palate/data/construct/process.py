@@ -17,7 +17,7 @@ from palate.data.construct.blocks import write_block
 from palate.data.containers import Rejection
 from palate.data.content import bare, prompt_key
 from palate.data.mixture import Measure, row_keys
-from palate.data.pairing import OWN_PROMPTS, construct
+from palate.data.pairing import OWN_PROMPTS, pair_row
 from palate.data.schema import ImageRef, Preference
 from palate.data.stream import Chunk, Row, RowParser, Span
 from palate.recipes.images import ImagesRecipe
@@ -152,7 +152,7 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
         if row.has_own_prompts and not _same_texts(row):
             result.dropped.append((row.row, OWN_PROMPTS))
             continue
-        made = construct(row, spec.pairing, spec.seed)
+        made = pair_row(row, spec.pairing, spec.seed)
         result.flips.update(made.flips)
         if made.scored_by is not None:
             result.scored_by[made.scored_by] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from palate.data.construct.ingest import Account
 from palate.data.construct.process import CHAT, IMAGES, MARGIN
@@ -134,7 +134,7 @@ def lineage(
 def recipe_digest(recipe: DataBuildRecipe) -> str:
     """Hex SHA-256 of all in a recipe that the result depends on."""
     kept = recipe.model_dump(mode="json", exclude={"output_dir", "resume", "workers"})
-    return hashlib.sha256(yaml.safe_dump(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _counts(counter: Counter[str]) -> dict[str, int]:

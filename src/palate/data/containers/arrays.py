@@ -22,12 +22,12 @@ class _ElementSlice(Slice):
     offsets: tuple[int, ...]
 
     def parse_bytes(self, data: bytes) -> list[Record | Rejection]:
-        found = []
+        records = []
         for k in range(self.rows):
             element = data[self.offsets[k] : self.offsets[k + 1]]
             element = element.rstrip(b" \t\n\r").removesuffix(b",")
-            found.append(parsed(element, self.file, self.first + k))
-        return found
+            records.append(parsed(element, self.file, self.first + k))
+        return records
 
 
 class Array(Indexed):

@@ -122,11 +122,14 @@ class Chained:
         where: dict[int, tuple[list[int], list[int]]] = {}
         for k, i in enumerate(indices):
             part = bisect_right(self._ends, i)
-            places, mine = where.setdefault(part, ([], []))
+            places, rows_of_part = where.setdefault(part, ([], []))
             places.append(k)
-            mine.append(i - (self._ends[part - 1] if part else 0))
+            rows_of_part.append(i - (self._ends[part - 1] if part else 0))
         return _Several(
-            [(places, self.parts[part].take(mine)) for part, (places, mine) in where.items()]
+            [
+                (places, self.parts[part].take(rows_of_part))
+                for part, (places, rows_of_part) in where.items()
+            ]
         )
 
     def pieces(self) -> Iterator[Piece]:
@@ -145,14 +148,14 @@ class _Several:
         return sum(len(places) for places, _ in self.parts)
 
     def records(self) -> list[Record | Rejection]:
-        found: dict[int, Record | Rejection] = {}
+        records: dict[int, Record | Rejection] = {}
         for places, piece in self.parts:
-            found.update(zip(places, piece.records(), strict=True))
-        return [found[k] for k in range(len(found))]
+            records.update(zip(places, piece.records(), strict=True))
+        return [records[k] for k in range(len(records))]
 
 
 def lost(file: str, row: int, reason: str) -> Rejection:
-    """What stands for everything from `row` on."""
+    """The rejection that stands for all rows from `row` on, which cannot be read."""
     return Rejection(file=file, row=row, field=None, reason=f"{reason}; nothing after it is read")
 
 

@@ -38,13 +38,13 @@ def open_file(path: Path, scratch: Path | None = None) -> Records:
         known = ", ".join(SUFFIXES)
         raise DataError(f"no known kind of file; known: {known}, each also .gz", file=file)
     try:
-        found = _open(path, file, suffix, scratch)
+        records = _open(path, file, suffix, scratch)
     except OSError as error:
         raise DataError(error.strerror or str(error), file=file) from None
-    if not len(found) and not found.damage:
+    if not len(records) and not records.damage:
         raise DataError("no row", file=file)
-    found.files = [path]
-    return found
+    records.files = [path]
+    return records
 
 
 def _open(path: Path, file: str, suffix: str, scratch: Path | None) -> Records:

@@ -21,7 +21,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 def gunzip(packed: Path, to: BinaryIO) -> str | None:
-    """Writes the content of a gzip file to `to`; returns what is wrong with its end, None: nothing.
+    """Writes the content of a gzip file to `to`; returns what is wrong with its end, or None.
 
     Raises:
         DataError: not gzip, too large, or a checksum that tells of damage somewhere inside.

@@ -57,7 +57,7 @@ class Slice(ABC):
 
 @dataclass(frozen=True)
 class _Slices:
-    """Slices of one file, in the order of the asker."""
+    """Slices of one file, in the order that was asked for."""
 
     parts: list[Slice]
 
@@ -66,16 +66,16 @@ class _Slices:
         return sum(part.rows for part in self.parts)
 
     def records(self) -> list[Record | Rejection]:
-        found: list[Record | Rejection] = []
+        records: list[Record | Rejection] = []
         if not self.parts:
-            return found
+            return records
         try:
             with open(self.parts[0].path, "rb") as source:
                 for part in self.parts:
-                    found += part.parse(source)
+                    records += part.parse(source)
         except OSError as error:
             raise DataError(error.strerror or str(error), file=self.parts[0].file) from None
-        return found
+        return records
 
 
 class Indexed(ABC):

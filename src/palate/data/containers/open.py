@@ -11,7 +11,7 @@ from palate.data.containers import hub
 from palate.data.containers.base import Chained, Records
 from palate.data.containers.files import SUFFIXES, open_file, suffix_of
 from palate.data.containers.tables import dataset
-from palate.errors import DataError, RecipeError
+from palate.errors import DataError, RecipeError, in_one_line
 from palate.recipes.schema import DataSource
 from palate.store.files import read_json
 
@@ -49,7 +49,7 @@ def named(sources: Sequence[Source]) -> list[Source]:
     """The sources, those without a name told apart by their folder or split."""
     names = [source_name(source) for source in sources]
     taken: set[str] = set()
-    found = []
+    renamed = []
     for source, name in zip(sources, names, strict=True):
         if source.name is None and names.count(name) > 1:
             parent = Path(source.path).parent.name
@@ -60,8 +60,8 @@ def named(sources: Sequence[Source]) -> list[Source]:
             n += 1
             name = f"{plain} {n}"
         taken.add(name)
-        found.append(source.model_copy(update={"name": name}))
-    return found
+        renamed.append(source.model_copy(update={"name": name}))
+    return renamed
 
 
 def open_records(source: DataSource, scratch: Path | None = None) -> Records:
@@ -127,12 +127,12 @@ def _is_built(path: Path) -> bool:
     """Whether `palate data build` has written a folder."""
     if not (path / "lineage.json").is_file() or not (path / "data").is_dir():
         return False
-    found = read_json(path / "lineage.json")
-    return isinstance(found, dict) and found.get("verb") == "data build"
+    lineage = read_json(path / "lineage.json")
+    return isinstance(lineage, dict) and lineage.get("verb") == "data build"
 
 
 def _split_of(file: Path) -> str | None:
-    # The hub's own files say it outright: train_prefs-00000-of-00001.parquet.
+    # Files of the hub begin with their split: train_prefs-00000-of-00001.parquet.
     if shard := _SHARD.match(file.name):
         return shard[1]
     for part in reversed(file.parts):
@@ -142,14 +142,14 @@ def _split_of(file: Path) -> str | None:
     return None
 
 
-def _choose_split(found: list[str], source: DataSource) -> str:
+def _choose_split(splits: list[str], source: DataSource) -> str:
     if source.split is None:
-        if len(found) == 1:
-            return found[0]
-        raise DataError(f"has the splits {', '.join(found)}: name one", file=source.path)
-    wanted = source.split if source.split in found else _SPLITS.get(source.split, source.split)
-    if wanted not in found:
-        there = ", ".join(found)
+        if len(splits) == 1:
+            return splits[0]
+        raise DataError(f"has the splits {', '.join(splits)}: name one", file=source.path)
+    wanted = source.split if source.split in splits else _SPLITS.get(source.split, source.split)
+    if wanted not in splits:
+        there = ", ".join(splits)
         raise DataError(f"has no split '{source.split}', only {there}", file=source.path)
     return wanted
 
@@ -161,12 +161,15 @@ def _saved(path: Path, source: DataSource) -> Records:
     if source.subset is not None:
         raise RecipeError(f"`subset`: {source.path} is a saved data set and has no subsets")
     try:
-        found: Any = datasets.load_from_disk(str(path))
+        saved: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow, JSON and file errors of every kind
-        raise DataError(f"not a readable data set: {_one_line(error)}", file=path) from error
-    if isinstance(found, datasets.Dataset) and source.split not in (None, str(found.split)):
-        raise DataError(f"has no split '{source.split}', only {found.split}", file=path)
-    return _one_split(found, source)
+        raise DataError(
+            f"not a readable data set: {in_one_line(error, 300)}",
+            file=path,
+        ) from error
+    if isinstance(saved, datasets.Dataset) and source.split not in (None, str(saved.split)):
+        raise DataError(f"has no split '{source.split}', only {saved.split}", file=path)
+    return _one_split(saved, source)
 
 
 def _hub(source: DataSource) -> Records:
@@ -179,32 +182,27 @@ def _hub(source: DataSource) -> Records:
         )
     try:
         try:
-            found: Any = datasets.load_dataset(source.path, name=source.subset, split=source.split)
+            loaded: Any = datasets.load_dataset(source.path, name=source.subset, split=source.split)
         except ValueError:
             if source.subset is None:
                 raise
             # Some sets have folders where others have named configurations.
-            found = datasets.load_dataset(source.path, data_dir=source.subset, split=source.split)
+            loaded = datasets.load_dataset(source.path, data_dir=source.subset, split=source.split)
     except Exception as error:  # network, authorisation, missing splits, builders' own errors
         raise DataError(
-            f"no such file or folder here, and as a hub data set: {_one_line(error)}",
+            f"no such file or folder here, and as a hub data set: {in_one_line(error, 300)}",
             file=source.path,
         ) from error
-    return _one_split(found, source)
+    return _one_split(loaded, source)
 
 
-def _one_split(found: Any, source: DataSource) -> Records:
+def _one_split(loaded: Any, source: DataSource) -> Records:
     import datasets
 
     file = source.path
-    if isinstance(found, datasets.DatasetDict):
-        split = _choose_split(sorted(found), source)
-        found = found[split]
-    if not len(found):
+    if isinstance(loaded, datasets.DatasetDict):
+        split = _choose_split(sorted(loaded), source)
+        loaded = loaded[split]
+    if not len(loaded):
         raise DataError("no row", file=file)
-    return dataset(found, file)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return dataset(loaded, file)

@@ -25,7 +25,7 @@ class _CsvSlice(Slice):
     def parse_bytes(self, data: bytes) -> list[Record | Rejection]:
         # Bytes that are no UTF-8 survive as lone surrogates, so that only their own row is lost.
         text = data.decode("utf-8", errors="surrogateescape")
-        found: list[Record | Rejection] = []
+        records: list[Record | Rejection] = []
         with _long_fields():
             reader = csv.reader(io.StringIO(text, newline=""), strict=True)
             while True:
@@ -33,13 +33,13 @@ class _CsvSlice(Slice):
                 try:
                     cells = next(reader)
                 except StopIteration:
-                    return found
+                    return records
                 except csv.Error as error:
                     reason = f"not CSV: {error}"
-                    found.append(Rejection(file=self.file, row=row, field=None, reason=reason))
+                    records.append(Rejection(file=self.file, row=row, field=None, reason=reason))
                     continue
                 if cells:
-                    found.append(self._record(cells, row))
+                    records.append(self._record(cells, row))
 
     def _record(self, cells: list[str], row: int) -> Record | Rejection:
         if len(cells) != len(self.header):
@@ -133,7 +133,7 @@ def _holds_bytes(text: str) -> bool:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    # The limit is global to the csv module: it is put back for whoever else reads CSV.
+    # The limit is global to the csv module: it is restored for other readers of CSV.
     before = csv.field_size_limit(_FIELD_CHARACTERS)
     try:
         yield

@@ -144,8 +144,8 @@ class _Parquet:
     def __init__(self, path: Path, file: str) -> None:
         self._path = path
         self._file = file
-        with self._opened() as found:
-            about = found.metadata
+        with self._opened() as parquet:
+            about = parquet.metadata
             groups = [about.row_group(i) for i in range(about.num_row_groups)]
             self._ends = list(accumulate(group.num_rows for group in groups))
             size = sum(group.total_byte_size for group in groups)
@@ -153,8 +153,8 @@ class _Parquet:
         self._step = _fitting(size, self.length)
 
     def blocks(self, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
-        with self._opened() as found:
-            batches = found.iter_batches(batch_size=self._step, row_groups=groups)
+        with self._opened() as parquet:
+            batches = parquet.iter_batches(batch_size=self._step, row_groups=groups)
             while True:
                 try:
                     batch = next(batches)
@@ -167,22 +167,22 @@ class _Parquet:
     def rows(self, indices: list[int]) -> pa.Table:
         """The rows at `indices`, in that order; only the row groups they are in are read."""
         order = sorted(set(indices))
-        found: list[pa.Table] = []
+        blocks: list[pa.Table] = []
         groups = sorted({bisect_right(self._ends, i) for i in order})
         for group in groups:
             at = self._ends[group - 1] if group else 0
-            mine = [i - at for i in order if at <= i < self._ends[group]]
+            rows_of_group = [i - at for i in order if at <= i < self._ends[group]]
             first = 0
             for block in self.blocks([group]):
-                here = [i - first for i in mine if first <= i < first + len(block)]
+                here = [i - first for i in rows_of_group if first <= i < first + len(block)]
                 if here:
-                    found.append(block.take(here))
+                    blocks.append(block.take(here))
                 first += len(block)
         place = {i: k for k, i in enumerate(order)}
-        if not found:
+        if not blocks:
             with self._opened() as empty:
                 return empty.schema_arrow.empty_table()
-        return pa.concat_tables(found).take([place[i] for i in indices])
+        return pa.concat_tables(blocks).take([place[i] for i in indices])
 
     def _opened(self) -> pq.ParquetFile:
         try:
@@ -192,16 +192,16 @@ class _Parquet:
             raise _unreadable(error, self._file) from None
 
 
-def dataset(found: Any, file: str) -> Table:
+def dataset(loaded: Any, file: str) -> Table:
     """Records of a `datasets.Dataset`. Images and audio stay bytes: nothing is decoded."""
-    raw = found.with_format("arrow")
-    files = [Path(entry["filename"]) for entry in found.cache_files]
+    raw = loaded.with_format("arrow")
+    files = [Path(entry["filename"]) for entry in loaded.cache_files]
 
     def blocks() -> Iterator[pa.Table]:
-        for start in range(0, len(found), PIECE_ROWS):
+        for start in range(0, len(loaded), PIECE_ROWS):
             yield raw[start : start + PIECE_ROWS]
 
-    return Table(len(found), blocks=blocks, rows=lambda part: raw[part], file=file, files=files)
+    return Table(len(loaded), blocks=blocks, rows=lambda part: raw[part], file=file, files=files)
 
 
 def _unreadable(error: BaseException, file: str) -> DataError:

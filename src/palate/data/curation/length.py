@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from palate.data.curation.base import KEEP, Block, Dropped, Judgement, Means, RowStep
-from palate.recipes.curation import Length, Limits
+from palate.recipes.curation import Length
+from palate.recipes.schema import LengthUnit, Limits
 
 _PARTS = ("prompt", "chosen", "rejected")
 
@@ -24,16 +25,12 @@ class LengthStep(RowStep):
         unit = self.recipe.unit
         for part, text in zip(_PARTS, texts, strict=True):
             limits: Limits | None = getattr(self.recipe, part)
-            if limits is None:
-                continue
-            size = length_of(text, unit)
-            if limits.min is not None and size < limits.min:
-                return Dropped(f"{part} under {limits.min} {unit}")
-            if limits.max is not None and size > limits.max:
-                return Dropped(f"{part} over {limits.max} {unit}")
+            broken = None if limits is None else limits.broken_by(length_of(text, unit))
+            if broken is not None:
+                return Dropped(f"{part} {broken} {unit}")
         return KEEP
 
 
-def length_of(text: str, unit: str) -> int:
+def length_of(text: str, unit: LengthUnit) -> int:
     """Characters (code points) or words of a text."""
     return len(text) if unit == "characters" else len(text.split())

@@ -65,6 +65,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("instruction",),
     specificity=3,
     hub=("tatsu-lab/alpaca_eval",),
     licence="CC-BY-NC-4.0",

@@ -12,13 +12,10 @@ Instruction and input are one turn of the user, with a blank line between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import Verdict, assistant, compared, numeral, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.base import Context, Reader, RowError, having
+from palate.data.readers.compared import Verdict, assistant, compared, user
+from palate.data.readers.fields import numeral, required, text
 from palate.data.readers.instructions import instruction
 from palate.data.schema import Preference, Response
 
@@ -36,10 +33,10 @@ def answers(record: Record) -> tuple[str, str]:
 
 def preference(record: Record) -> float:
     """The field `preference` as a number."""
-    found = numeral(record.value.get("preference"), "preference")
-    if found is None:
+    value = numeral(record.value.get("preference"), "preference")
+    if value is None:
         raise RowError("preference", "null" if "preference" in record.value else "missing")
-    return found
+    return value
 
 
 def _read(record: Record, context: Context) -> Preference:
@@ -58,18 +55,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns instruction, output_1, output_2 and preference"
-    return None
-
-
 READER = Reader(
     name="alpaca_farm",
     shape="instruction, input, output_1, output_2, preference (1 or 2)",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns instruction, output_1, output_2 and preference"),
     read=_read,
+    reads=("instruction", "input"),
     specificity=2,
     hub=("tatsu-lab/alpaca_farm",),
     licence="CC-BY-NC-4.0",

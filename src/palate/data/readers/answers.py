@@ -16,7 +16,6 @@ from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import (
     check_response,
     prompt_or_instruction,
-    refuse_unread,
     required,
     text,
     turns,
@@ -25,7 +24,6 @@ from palate.data.schema import Content, Message, Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = prompt_or_instruction(record)
     if record.value.get("responses") is None:
         listed, fields = [required(record, "response")], ["response"]
@@ -36,25 +34,18 @@ def _read(record: Record, context: Context) -> Preference:
         if not listed:
             raise RowError("responses", "an empty list")
         fields = [f"responses.{i}" for i in range(len(listed))]
-    found, faults = [], []
+    usable, faults = [], []
     for value, field in zip(listed, fields, strict=True):
         try:
-            found.append(Response(content=_answer(value, field, prompt)))
+            usable.append(Response(content=_answer(value, field, prompt)))
         except RowError as error:
             faults.append(error)
-    if not found:
+    if not usable:
         raise faults[0]
     for fault in faults:
         # One bad answer of many costs itself, not the row.
         context.leave_out(fault.field or "responses", fault.reason)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="answers",
-        prompt=prompt,
-        responses=tuple(found),
-        row=record.row,
-    )
+    return context.row(record, "answers", prompt=prompt, responses=tuple(usable))
 
 
 def _answer(value: Any, field: str, prompt: Content) -> Content:
@@ -65,19 +56,19 @@ def _answer(value: Any, field: str, prompt: Content) -> Content:
         answer = turns(value, field)
         check_response(answer, field)
         return answer
-    said = text(value, field)
-    reply: list[Message] = [{"role": "assistant", "content": said}]
-    return said if isinstance(prompt, str) else reply
+    answer_text = text(value, field)
+    reply: list[Message] = [{"role": "assistant", "content": answer_text}]
+    return answer_text if isinstance(prompt, str) else reply
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
     asked = next((c for c in ("prompt", "instruction") if c in columns), None)
-    said = next((c for c in ("responses", "response") if c in columns), None)
-    if asked is None or said is None:
+    answers = next((c for c in ("responses", "response") if c in columns), None)
+    if asked is None or answers is None:
         return None
-    if said == "responses" and not any(_is_answers(row.get(said)) for row in sample):
+    if answers == "responses" and not any(_is_answers(row.get(answers)) for row in sample):
         return None
-    return f"columns {asked} and {said}"
+    return f"columns {asked} and {answers}"
 
 
 def _is_answers(value: Any) -> bool:

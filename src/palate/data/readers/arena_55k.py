@@ -12,11 +12,8 @@ rest is counted. "Both bad" is not told from a tie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import (
     PARTED,
     Verdict,
@@ -41,8 +38,8 @@ def _read(record: Record, context: Context) -> Preference:
     verdict = _verdict(record)
     asked = _texts(record, "prompt")
     first, second = _texts(record, "response_a"), _texts(record, "response_b")
-    for name, said in (("response_a", first), ("response_b", second)):
-        if len(said) != len(asked):
+    for name, answers in (("response_a", first), ("response_b", second)):
+        if len(answers) != len(asked):
             raise RowError(name, "not one answer for each turn of the prompt")
     if first[:-1] != second[:-1]:
         raise RowError(None, PARTED)
@@ -64,14 +61,14 @@ def _read(record: Record, context: Context) -> Preference:
 
 
 def _texts(record: Record, name: str) -> list[str]:
-    found = []
+    texts = []
     for i, item in enumerate(listed(required(record, name), name)):
         if item is None:
             raise RowError(f"{name}.{i}", "null")
-        found.append(text(item, f"{name}.{i}"))
-    if not found:
+        texts.append(text(item, f"{name}.{i}"))
+    if not texts:
         raise RowError(name, "empty")
-    return found
+    return texts
 
 
 def _verdict(record: Record) -> Verdict:
@@ -81,20 +78,16 @@ def _verdict(record: Record) -> Verdict:
     return won[0]
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return (
-            "columns response_a and response_b, and winner_model_a, winner_model_b and winner_tie"
-        )
-    return None
-
-
 READER = Reader(
     name="arena_55k",
     shape="prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        COLUMNS,
+        "columns response_a and response_b, and winner_model_a, winner_model_b and winner_tie",
+    ),
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("lmarena-ai/arena-human-preference-55k", "lmsys/lmsys-arena-human-preference-55k"),
     licence="Apache-2.0",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.schema import Kind, Preference
+from palate.data.containers.base import shape_of
+from palate.data.schema import Content, Kind, Preference, Response
 
 
 class RowError(Exception):
-    """A record that is no row of its format; never seen by the user as such.
+    """A record that cannot be read as a row of its format; it is counted, not shown as an error.
 
     Attributes:
         field: dotted, None where no one field is at fault.
@@ -38,6 +39,56 @@ class Context:
     id: str
     leave_out: Callable[[str, str], None]
 
+    def row(
+        self,
+        record: Record,
+        kind: Kind,
+        *,
+        prompt: Content,
+        responses: Sequence[Response],
+        margin: float | None = None,
+        tie: bool = False,
+        extra: dict[str, Any] | None = None,
+        conversation: bool = False,
+    ) -> Preference:
+        """The row of a record, named by its source."""
+        return Preference(
+            id=self.id,
+            source=self.source,
+            kind=kind,
+            prompt=prompt,
+            responses=tuple(responses),
+            margin=margin,
+            tie=tie,
+            row=record.row,
+            extra=extra,
+            conversation=conversation,
+        )
+
+    def usable(
+        self, entries: Any, field: str, parse: Callable[[Any, str], Response], scored: str
+    ) -> list[Response]:
+        """The answers of a list that can be used; the others are left out, the row is not.
+
+        Args:
+            parse: makes a response of an entry and the name of its field.
+            scored: how answers are told apart, for the reason.
+
+        Raises:
+            RowError: no list, or fewer than two of them.
+        """
+        if not isinstance(entries, list):
+            raise RowError(field, f"{shape_of(entries)}, not a list")
+        responses = []
+        for i, entry in enumerate(entries):
+            try:
+                responses.append(parse(entry, f"{field}.{i}"))
+            except RowError as error:
+                self.leave_out(error.field or field, error.reason)
+        if len(responses) < 2:
+            raise RowError(field, f"fewer than two usable {scored} answers")
+        return responses
+
 
 Recognise = Callable[[set[str], Sequence[dict[str, Any]]], str | None]
 """Columns and some records -> why they are of this format; None where they are not."""
@@ -53,6 +104,8 @@ class Reader:
         kind: of its rows.
         recognise: tells the format by columns and some records.
         read: makes a row of a record, or raises RowError; never alters text.
+        reads: the columns of `MEANING`, and of images of one answer, that it reads, or leaves
+            aside as its description says.
         specificity: of two readers that recognise a file, the higher one reads it.
         hub: hub names, "owner/name", of data in this format: a source of such a name, or in a
             folder of it, goes to this reader if it recognises the columns too.
@@ -67,8 +120,22 @@ class Reader:
     kind: Kind
     recognise: Recognise
     read: Callable[[Record, Context], Preference]
+    reads: tuple[str, ...] = ()
     specificity: int = 0
     hub: tuple[str, ...] = ()
     licence: str = ""
     grouped: bool = False
     declared: Callable[[Path, set[str]], str | None] | None = None
+
+
+def having(names: Collection[str], words: str) -> Recognise:
+    """Tells a format by columns that are all there.
+
+    Args:
+        words: why, for people.
+    """
+
+    def recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
+        return words if columns.issuperset(names) else None
+
+    return recognise

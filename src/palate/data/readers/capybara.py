@@ -11,11 +11,8 @@ one pair both answers are the same text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.chat_pairs import chat_pair
 from palate.data.readers.compared import notes
 from palate.data.schema import Preference
@@ -33,18 +30,16 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if {"chosen", "rejected", "conversation", *_SCORES} <= columns:
-        return "columns conversation, rating_chosen and rating_rejected beside chosen and rejected"
-    return None
-
-
 READER = Reader(
     name="capybara",
     shape="chosen, rejected, rating_chosen, rating_rejected, conversation",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        {"chosen", "rejected", "conversation", *_SCORES},
+        "columns conversation, rating_chosen and rating_rejected beside chosen and rejected",
+    ),
     read=_read,
+    reads=("prompt", "conversation"),
     specificity=3,
     hub=("argilla/distilabel-capybara-dpo-7k-binarized",),
     licence="Apache-2.0",

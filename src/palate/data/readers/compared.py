@@ -8,7 +8,7 @@ from typing import Any, Literal
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
-from palate.data.readers.fields import check_prompt, finite, refuse_unread
+from palate.data.readers.fields import check_prompt, numeral
 from palate.data.schema import Content, Message, Preference, Response
 
 Verdict = Literal["first", "second", "tie"]
@@ -17,14 +17,14 @@ PARTED = "the conversations differ before the last answer"
 """Counted for conversations of several turns in which each side had its own."""
 
 
-def user(said: str) -> list[Message]:
+def user(content: str) -> list[Message]:
     """One turn of the user."""
-    return [{"role": "user", "content": said}]
+    return [{"role": "user", "content": content}]
 
 
-def assistant(said: str) -> list[Message]:
+def assistant(content: str) -> list[Message]:
     """One turn of the assistant."""
-    return [{"role": "assistant", "content": said}]
+    return [{"role": "assistant", "content": content}]
 
 
 def compared(
@@ -45,19 +45,16 @@ def compared(
         field: the second answer's, named where both are the same.
         margin: 0 or more; of a tie it is 0.
     """
-    refuse_unread(record)
     first, second = sides
     if first.content == second.content:
         raise RowError(field, "identical to the other answer")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=prompt,
         responses=(second, first) if verdict == "second" else (first, second),
         margin=margin,
         tie=verdict == "tie",
-        row=record.row,
         extra=extra,
     )
 
@@ -98,18 +95,6 @@ def last_answers(
     return first[:-1], str(first[-1]["content"]), str(second[-1]["content"])
 
 
-def numeral(value: Any, field: str) -> float | None:
-    """A finite number, also one written out as text; None of null and of blank text."""
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = float(value)
-        except ValueError:
-            raise RowError(field, "text, not a number") from None
-    return None if value is None else finite(value, field)
-
-
 def listed(value: Any, field: str) -> list[Any]:
     """A list, also one that is written out as JSON in a text."""
     if isinstance(value, str):
@@ -136,9 +121,9 @@ def named(value: Any) -> str | None:
 
 
 def notes(record: Record, *names: str) -> dict[str, Any] | None:
-    """Fields that a row keeps for reports, those that are names; None where none is."""
-    found = {name: said for name in names if (said := named(record.value.get(name))) is not None}
-    return found or None
+    """Those fields that hold a text, for the row to keep; None where no field does."""
+    kept = {name: note for name in names if (note := named(record.value.get(name))) is not None}
+    return kept or None
 
 
 def has(sample: Any, column: str, *keys: str) -> bool:

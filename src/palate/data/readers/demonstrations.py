@@ -11,17 +11,17 @@ from palate.data.readers.fields import (
     check_prompt,
     check_response,
     content,
-    refuse_unread,
     required,
     text,
     turns,
 )
+from palate.data.readers.meaning import LABELS, refuse
 from palate.data.schema import Content, Message, Preference, Response
 
 
-def prompt_and_completion(record: Record) -> tuple[Content, Content]:
-    """The fields prompt and completion, each text or chat turns, brought to one form."""
-    prompt, completion = content(record, "prompt"), content(record, "completion")
+def prompt_and_completion(record: Record, answer: str = "completion") -> tuple[Content, Content]:
+    """The fields prompt and `answer`, each text or chat turns, brought to one form."""
+    prompt, completion = content(record, "prompt"), content(record, answer)
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt, completion
     asked: list[Message]
@@ -31,33 +31,34 @@ def prompt_and_completion(record: Record) -> tuple[Content, Content]:
     elif completion[: len(asked)] == asked:
         completion = completion[len(asked) :]
     check_prompt(asked, "prompt")
-    check_response(completion, "completion")
+    check_response(completion, answer)
     return asked, completion
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt: Content
     response: Content
+    if "completion" in record.value or "messages" in record.value:
+        refuse(record, *LABELS)
     if "completion" in record.value:
         prompt, response = prompt_and_completion(record)
     elif "messages" in record.value:
         chat = turns(required(record, "messages"), "messages")
-        # Of several answers the last is learnt; the earlier ones are its context.
+        # Of several answers the last; a recipe may ask for the earlier ones, too.
         prompt, response = chat[:-1], chat[-1:]
         check_response(response, "messages")
         check_prompt(prompt, "messages")
     elif "text" in record.value:
+        # A label beside a text is its class, no verdict on an answer.
         prompt, response = "", text(required(record, "text"), "text")
     else:
         raise RowError("completion", "missing")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="demonstration",
+    return context.row(
+        record,
+        "demonstration",
         prompt=prompt,
         responses=(Response(content=response),),
-        row=record.row,
+        conversation="completion" not in record.value and "messages" in record.value,
     )
 
 
@@ -79,4 +80,5 @@ READER = Reader(
     kind="demonstration",
     recognise=_recognise,
     read=_read,
+    reads=LABELS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
@@ -12,9 +13,22 @@ from palate.data.schema import Content, Message, text_in
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIRST_ONLY = ("system", "developer")
-_UNREAD = ("images", "image", "videos", "video", "tools", "chat_template_kwargs")
-_TRUE = ("true", "1", "1.0")
-_FALSE = ("false", "0", "0.0")
+_YES = ("true", "1", "1.0")
+_NO = ("false", "0", "0.0")
+TRUE: tuple[Any, ...] = (1, *_YES)
+FALSE: tuple[Any, ...] = (0, *_NO)
+REASONING = ("reasoning", "reasoning_content", "thinking")
+WEIGHTS = ("weight", "sample_weight", "loss_weight")
+_TURN_NOTES = frozenset(
+    (
+        *("id", "uuid", "turn", "turn_id", "turn_identifier", "index", "message_id", "parent_id"),
+        *("timestamp", "created_at", "create_time", "time", "date", "hash", "hashed_ip", "header"),
+        *("language", "lang", "country", "state", "redacted", "toxic", "moderation", "num_tokens"),
+        *("token_count", "tokens", "model", "model_name", "generator", "source", "dataset"),
+        *("category", "topic", "rating", "score", "rank", "markdown", "text", "url", "status"),
+    )
+)
+_TRAINED = frozenset((*WEIGHTS, "loss", "train", "training", "trainable", "train_on_turn"))
 
 
 def required(record: Record, name: str) -> Any:
@@ -46,7 +60,7 @@ def turns(value: Any, field: str) -> list[Message]:
         raise RowError(field, f"{shape_of(value)}, not a list of turns")
     if not value:
         raise RowError(field, "empty")
-    found: list[Message] = []
+    chat: list[Message] = []
     for i, turn in enumerate(value):
         at = f"{field}.{i}"
         if not isinstance(turn, dict):
@@ -54,15 +68,51 @@ def turns(value: Any, field: str) -> list[Message]:
         for name in ("role", "content"):
             if turn.get(name) is None:
                 raise RowError(f"{at}.{name}", "null" if name in turn else "missing")
-        if turn.get("tool_calls"):
-            raise RowError(f"{at}.tool_calls", "tool calls are not read")
         role = turn["role"]
+        answer = role == "assistant" and i == len(value) - 1
+        if len(turn) > 2:
+            check_turn(turn, at, ("role", "content"), answer=answer)
         if role not in ROLES:
             raise RowError(f"{at}.role", f"not one of {', '.join(ROLES)}")
         if role in _FIRST_ONLY and i:
             raise RowError(f"{at}.role", f"a {role} turn that is not the first")
-        found.append({"role": role, "content": _turn_text(turn["content"], f"{at}.content")})
-    return found
+        chat.append({"role": role, "content": _turn_text(turn["content"], f"{at}.content")})
+    return chat
+
+
+def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer: bool) -> None:
+    """Raises RowError for a field of a turn that says more of it than is read.
+
+    Tool calls, reasoning, names of speakers, media and whatever is not known to be a mere note are
+    such. A weight of 1 is what every answer has; with 0 a turn may be context, no answer.
+
+    Args:
+        read: the fields of role and text. answer: whether it is the answer that ends a chat.
+    """
+    for name in sorted(turn.keys() - _TURN_NOTES, key=str):
+        value = turn[name]
+        if name in read or not holds(value):
+            continue
+        if name in ("tool_calls", "function_call", "function_calls"):
+            raise RowError(f"{field}.{name}", "tool calls are not read")
+        if name in REASONING:
+            raise RowError(f"{field}.{name}", "reasoning apart from the answer is not read")
+        if name not in _TRAINED:
+            raise RowError(f"{field}.{name}", "a field of a turn that is not read")
+        if value in FALSE and answer:
+            raise RowError(f"{field}.{name}", "an answer that is not to be trained on")
+        if value not in FALSE and value not in TRUE:
+            raise RowError(f"{field}.{name}", "a weight other than 0 and 1")
+
+
+def check_entry(value: Any, field: str, *names: str) -> dict[str, Any]:
+    """`value`, which must be an object with these fields."""
+    if not isinstance(value, dict):
+        raise RowError(field, f"{shape_of(value)}, not an object")
+    for name in names:
+        if value.get(name) is None:
+            raise RowError(f"{field}.{name}", "null" if name in value else "missing")
+    return value
 
 
 def content(record: Record, name: str) -> Content:
@@ -88,14 +138,22 @@ def prompt_or_instruction(record: Record) -> Content:
 def number(record: Record, name: str) -> float | None:
     """A finite number, None where the field is absent or null."""
     value = record.value.get(name)
-    if record.textual and isinstance(value, str):
+    if record.textual or not isinstance(value, str):
+        return numeral(value, name)
+    return finite(value, name)
+
+
+def numeral(value: Any, field: str) -> float | None:
+    """A finite number, also one written out as text; None of null and of blank text."""
+    if isinstance(value, str):
         if not value.strip():
             return None
         try:
-            value = float(value)
+            # Python's own float() also reads 1_0 and the digits of every script.
+            value = float(value if value.isascii() and "_" not in value else "")
         except ValueError:
-            raise RowError(name, "text, not a number") from None
-    return None if value is None else finite(value, name)
+            raise RowError(field, "text, not a number") from None
+    return None if value is None else finite(value, field)
 
 
 def finite(value: Any, field: str) -> float:
@@ -103,12 +161,12 @@ def finite(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowError(field, f"{shape_of(value)}, not a number")
     try:
-        found = float(value)
+        converted = float(value)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+        converted = math.inf
+    if not math.isfinite(converted):
         raise RowError(field, "not a finite number")
-    return found
+    return converted
 
 
 def flag(record: Record, name: str) -> bool:
@@ -116,14 +174,19 @@ def flag(record: Record, name: str) -> bool:
     value = required(record, name)
     if record.textual and isinstance(value, str):
         word = value.strip().lower()
-        if word in _TRUE or word in _FALSE:
-            return word in _TRUE
+        if word in _YES or word in _NO:
+            return word in _YES
         raise RowError(name, "neither true nor false")
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and value in (0, 1):
-        return value == 1
+    if is_flag(value) and not isinstance(value, str):
+        return bool(value)
     raise RowError(name, f"{shape_of(value)}, not true or false")
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value is true or false, or what is taken for them."""
+    if isinstance(value, str):
+        return value.strip().lower() in (*_YES, *_NO)
+    return isinstance(value, (bool, int, float)) and value in (0, 1)
 
 
 def check_prompt(prompt: list[Message], field: str) -> None:
@@ -147,12 +210,9 @@ def check_response(response: list[Message], field: str) -> None:
         raise RowError(field, "empty")
 
 
-def refuse_unread(record: Record) -> None:
-    """Fields that change what the model sees must not be dropped in silence."""
-    for name in _UNREAD:
-        value = record.value.get(name)
-        if value is not None and value != [] and value != {} and value != "":
-            raise RowError(name, "not read by this format")
+def holds(value: Any) -> bool:
+    """Whether a column holds anything: neither null, nor empty, nor blank text."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 
 
 def _turn_text(value: Any, field: str) -> str:

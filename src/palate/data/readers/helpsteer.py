@@ -19,13 +19,11 @@ Quirks:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import assistant
-from palate.data.readers.fields import check_prompt, number, refuse_unread, required, text
+from palate.data.readers.fields import check_prompt, number, required, text
 from palate.data.schema import Message, Preference, Response
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -37,47 +35,42 @@ _ROLES = {"User": "user", "Assistant": "assistant"}
 def dialogue(prompt: str, field: str) -> list[Message]:
     """The turns of a prompt; those after the first begin with a marker line."""
     first, *rest = _BORDER.split(prompt)
-    found: list[Message] = [{"role": "user", "content": first}]
-    for role, said in zip(rest[::2], rest[1::2], strict=True):
-        found.append({"role": _ROLES[role], "content": said})
-    if any(_MARK in str(turn["content"]) for turn in found):
+    chat: list[Message] = [{"role": "user", "content": first}]
+    for role, content in zip(rest[::2], rest[1::2], strict=True):
+        chat.append({"role": _ROLES[role], "content": content})
+    if any(_MARK in str(turn["content"]) for turn in chat):
         raise RowError(field, "a turn marker that does not stand in a line of its own")
-    check_prompt(found, field)
-    return found
+    check_prompt(chat, field)
+    return chat
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = dialogue(text(required(record, "prompt"), "prompt"), "prompt")
-    said = text(required(record, "response"), "response")
+    answer = text(required(record, "response"), "response")
     aspects: dict[str, float] = {}
     for name in ASPECTS:
         rating = number(record, name)
         if rating is None:
             raise RowError(name, "missing")
         aspects[name] = rating
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
+    return context.row(
+        record,
+        "rated",
         prompt=prompt,
-        responses=(Response(content=assistant(said), aspects=aspects),),
-        row=record.row,
+        responses=(Response(content=assistant(answer), aspects=aspects),),
     )
-
-
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if {"prompt", "response", *ASPECTS} <= columns:
-        return "columns prompt and response with the five aspects from helpfulness to verbosity"
-    return None
 
 
 READER = Reader(
     name="helpsteer",
     shape=f"prompt, response, {', '.join(ASPECTS)}: an answer a record",
     kind="rated",
-    recognise=_recognise,
+    recognise=having(
+        {"prompt", "response", *ASPECTS},
+        "columns prompt and response with the five aspects from helpfulness to verbosity",
+    ),
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("nvidia/HelpSteer", "nvidia/HelpSteer2"),
     licence="CC-BY-4.0",

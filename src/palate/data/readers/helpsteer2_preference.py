@@ -11,11 +11,8 @@ column `split`, which is kept for reports. Prompts may be dialogues, as in the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, compared, notes, strength
 from palate.data.readers.fields import required, text
 from palate.data.readers.helpsteer import dialogue
@@ -41,18 +38,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns response_1, response_2 and preference_strength"
-    return None
-
-
 READER = Reader(
     name="helpsteer2_preference",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns response_1, response_2 and preference_strength"),
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("nvidia/HelpSteer2",),
     licence="CC-BY-4.0",

@@ -11,11 +11,8 @@ Quirks: the margin is the preference's size, 1 to 3; 0 is a tie. The other confi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, compared, listed, notes, strength
 from palate.data.readers.fields import check_prompt, required, text, turns
 from palate.data.schema import Preference, Response
@@ -41,18 +38,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns context, response1, response2 and overall_preference"
-    return None
-
-
 READER = Reader(
     name="helpsteer3",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns context, response1, response2 and overall_preference"),
     read=_read,
+    reads=("context",),
     specificity=2,
     hub=("nvidia/HelpSteer3",),
     licence="CC-BY-4.0",

@@ -19,7 +19,7 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import check_prompt, check_response, refuse_unread, required, text
+from palate.data.readers.fields import check_prompt, check_response, required, text
 from palate.data.schema import Message, Preference, Response
 
 HUMAN = "\n\nHuman:"
@@ -34,13 +34,12 @@ def parse_dialogue(dialogue: str, field: str) -> list[Message]:
         raise RowError(field, "does not begin with a Human: or Assistant: turn")
     pieces = _MARKER.split(dialogue)[1:]
     return [
-        {"role": _ROLES[role], "content": said.removeprefix(" ")}
-        for role, said in zip(pieces[::2], pieces[1::2], strict=True)
+        {"role": _ROLES[role], "content": content.removeprefix(" ")}
+        for role, content in zip(pieces[::2], pieces[1::2], strict=True)
     ]
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     chosen = text(required(record, "chosen"), "chosen")
     rejected = text(required(record, "rejected"), "rejected")
     if chosen == rejected:
@@ -62,14 +61,7 @@ def _read(record: Record, context: Context) -> Preference:
         sides.append(Response(content=response))
     if sides[0] == sides[1]:
         raise RowError("rejected", "identical to chosen")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
-        prompt=prompt,
-        responses=(sides[0], sides[1]),
-        row=record.row,
-    )
+    return context.row(record, "pair", prompt=prompt, responses=(sides[0], sides[1]))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

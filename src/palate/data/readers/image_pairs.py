@@ -8,9 +8,9 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, RowError
-from palate.data.readers.compared import Verdict
-from palate.data.readers.fields import check_prompt, check_response, turns
-from palate.data.readers.pictures import PLACE, image_refs, place_images, refuse_media
+from palate.data.readers.compared import Verdict, compared
+from palate.data.readers.fields import check_prompt, check_response, check_turn, turns
+from palate.data.readers.pictures import PLACE, image_refs, place_images
 from palate.data.schema import ImageRef, Message, Preference, Response, text_in
 
 _ROLES = {
@@ -35,12 +35,12 @@ def images_of(
     """
     names = fields or _FIELDS
     for name in names:
-        found = image_refs(record.value.get(name), name)
-        if any((image.path or "").lower().endswith(_VIDEOS) for image in found):
+        images = image_refs(record.value.get(name), name)
+        if any((image.path or "").lower().endswith(_VIDEOS) for image in images):
             raise RowError(name, "a video, not read by this format")
-        if found:
+        if images:
             _refuse_others(record, name)
-            return found, name
+            return images, name
     if needed:
         there = next((name for name in names if name in record.value), None)
         raise RowError(there or names[0], "missing" if there is None else "no image")
@@ -81,24 +81,19 @@ def image_pair(
         fields: of the prompt, of the images and of the second answer, for messages.
         place: what stands for an image.
     """
-    refuse_media(record)
-    asked, pictured, other = fields
+    asked, pictured, second_field = fields
     if not images and any(place in text_in(turn["content"]) for turn in prompt):
         raise RowError(pictured, f"none, where the turns have {place}")
     placed = place_images(prompt, images, pictured, place=place)
     check_prompt(placed, asked)
-    first, second = sides
-    if first.content == second.content:
-        raise RowError(other, "identical to the other answer")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return compared(
+        record,
+        context,
         prompt=placed,
-        responses=(second, first) if verdict == "second" else (first, second),
+        sides=sides,
+        verdict=verdict,
+        field=second_field,
         margin=margin,
-        tie=verdict == "tie",
-        row=record.row,
         extra=extra,
     )
 
@@ -107,7 +102,7 @@ def by_from(value: Any, field: str) -> list[Message]:
     """Turns of {from, value}, as LLaVA and its kin have them."""
     if not isinstance(value, list):
         raise RowError(field, f"{shape_of(value)}, not a list of turns")
-    found = []
+    chat = []
     for i, turn in enumerate(value):
         if not isinstance(turn, dict):
             raise RowError(f"{field}.{i}", f"{shape_of(turn)}, not a turn with from and value")
@@ -117,8 +112,10 @@ def by_from(value: Any, field: str) -> list[Message]:
             raise RowError(f"{field}.{i}.from", "nobody who is known")
         if turn.get("value") is None:
             raise RowError(f"{field}.{i}.value", "null" if "value" in turn else "missing")
-        found.append({"role": role, "content": turn["value"]})
-    return turns(found, field)
+        answer = role == "assistant" and i == len(value) - 1
+        check_turn(turn, f"{field}.{i}", ("from", "value"), answer=answer)
+        chat.append({"role": role, "content": turn["value"]})
+    return turns(chat, field)
 
 
 def answered(

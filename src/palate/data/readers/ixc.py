@@ -11,11 +11,8 @@ question. `image` may name a video: such rows are refused and counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import named, notes
 from palate.data.readers.fields import required
 from palate.data.readers.image_pairs import answered, by_from, image_pair, images_of
@@ -45,16 +42,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    return "columns conversations_a and conversations_b" if set(COLUMNS) <= columns else None
-
-
 READER = Reader(
     name="ixc",
     shape="conversations_a, conversations_b as turns of {from, value}, image",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns conversations_a and conversations_b"),
     read=_read,
+    reads=("image", "images"),
     specificity=2,
     hub=("ChrisDing1105/MMIF-23k",),
     licence="see source",

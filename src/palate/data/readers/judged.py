@@ -65,17 +65,17 @@ class Shown(NamedTuple):
 
 
 def compared_by(prompt: str, reply: str) -> tuple[Shown, Verdict | None] | None:
-    """A comparison of two answers and its verdict (None: none that is understood).
+    """A comparison of two answers and its verdict (None where the reply is not understood).
 
     None where the prompt is not a known layout of two answers.
     """
     shown = _bracketed(prompt)
     if shown is not None:
-        return shown, _said(reply)
+        return shown, _verdict_in(reply)
     shown = _between(prompt, _ARENA)
     if shown is not None:
-        found = _ARENA_VERDICT.findall(reply)
-        return shown, _arena(found[-1]) if found else None
+        verdicts = _ARENA_VERDICT.findall(reply)
+        return shown, _arena(verdicts[-1]) if verdicts else None
     shown = _between(prompt, _BENCH)
     if shown is not None:
         scores = _SCORES.match(reply.lstrip())
@@ -87,17 +87,17 @@ def r1_prompt(prompt: str) -> Shown | None:
     """What R1-Reward's template shows; None where it is not that template, or ambiguous."""
     if any(prompt.count(border) != 1 for border in _R1_BORDERS):
         return None
-    found = _R1.search(prompt)
-    return None if found is None else Shown(*found.groups())
+    match = _R1.search(prompt)
+    return None if match is None else Shown(*match.groups())
 
 
 def tagged(reply: str) -> Verdict | None:
     """The verdict in `<answer>` tags, if there is one and no other."""
-    found = set(_TAGGED.findall(reply))
-    return _SIDES[found.pop()] if len(found) == 1 else None
+    verdicts = set(_TAGGED.findall(reply))
+    return _SIDES[verdicts.pop()] if len(verdicts) == 1 else None
 
 
-def _said(reply: str) -> Verdict | None:
+def _verdict_in(reply: str) -> Verdict | None:
     better = {word.lower() for word in _BETTER.findall(reply)}
     if better:
         sides = {_SIDES.get(word) for word in better}
@@ -115,15 +115,15 @@ def _bracketed(prompt: str) -> Shown | None:
         borders = ("Question: [", f"{first}: [", f"{second}: [")
         if any(prompt.count(border) != 1 for border in borders):
             continue
-        found = re.search(
+        match = re.search(
             rf"Question: \[(.*)\]\s*\n\s*{first}: \[(.*)\]\s*\n\s*{second}: \[(.*)\][^\[\]]*\Z",
             prompt,
             re.DOTALL,
         )
         # What the judge is to reply may be said after the answers, in brackets as well.
-        if found is None or _ASKED_FOR in found.group(3):
+        if match is None or _ASKED_FOR in match.group(3):
             return None
-        return Shown(*found.groups())
+        return Shown(*match.groups())
     return None
 
 

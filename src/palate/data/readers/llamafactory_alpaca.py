@@ -7,7 +7,8 @@ Licence: that of the source.
 
 Quirks: instruction and input are one turn of the user, with a line break between them, as
 LLaMA-Factory has them. `<image>` in a text is the place of the next image. Rows with tools, videos
-or audios are refused.
+or audios are refused. Columns that dataset_info.json does not name are counted where they hold a
+system prompt or the like.
 """
 
 from __future__ import annotations
@@ -19,63 +20,74 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, user
-from palate.data.readers.dataset_info import Layout, layout_of
+from palate.data.readers.dataset_info import (
+    Layout,
+    declared_as,
+    images_named,
+    layout_of,
+    whole_row,
+)
 from palate.data.readers.fields import number, required, text
 from palate.data.readers.instructions import instruction
+from palate.data.readers.meaning import MEANING, refuse
 from palate.data.readers.ms_swift import spoken
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
-from palate.data.schema import Message, Preference, Response
+from palate.data.readers.pictures import place_images
+from palate.data.schema import ImageRef, Message, Preference, Response
 
 _DEFAULT = Layout("", "alpaca", None, {})
 
 
 def _read(record: Record, context: Context) -> Preference:
-    layout = layout_of(record.file)
-    if layout is None or layout.formatting != "alpaca":
-        layout = _DEFAULT
-    refuse_media(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
-    names = (layout.column("prompt", "instruction"), layout.optional("query", "input"))
-    prompt: list[Message] = []
-    system = layout.optional("system", "system")
-    if system is not None and record.value.get(system) is not None:
-        said = text(record.value[system], system, blank=True)
-        prompt += [{"role": "system", "content": said}] if said.strip() else []
-    history = layout.optional("history", "history")
-    if history is not None:
-        prompt += spoken(record.value.get(history), history)
-    prompt += user(instruction(record, between="\n", names=names))
+    layout = alpaca_layout(record)
+    prompt, images = alpaca_prompt(record, layout)
     sides = [layout.column(what, what) for what in ("chosen", "rejected")]
     chosen, rejected = (text(required(record, name), name) for name in sides)
     if chosen == rejected:
         raise RowError(sides[1], "identical to chosen")
-    field = layout.optional("images", "images")
-    if field is None:
-        refuse_media(record, "images", "image")
-    images = () if field is None else image_refs(record.value.get(field), field)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
-        prompt=place_images(prompt, images, field or "images"),
+    row = context.row(
+        record,
+        "pair",
+        prompt=place_images(prompt, *images),
         responses=(Response(content=assistant(chosen)), Response(content=assistant(rejected))),
         margin=number(record, "margin"),
-        row=record.row,
     )
+    return whole_row(record, row, layout, context)
+
+
+def alpaca_layout(record: Record) -> Layout:
+    """What dataset_info.json says of the record's file; the usual columns where it says nothing."""
+    layout = layout_of(record.file)
+    return _DEFAULT if layout is None or layout.formatting != "alpaca" else layout
+
+
+def alpaca_prompt(
+    record: Record, layout: Layout
+) -> tuple[list[Message], tuple[tuple[ImageRef, ...], str]]:
+    """The turns before the answer, and the images that go among them with their column."""
+    refuse(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
+    prompt: list[Message] = []
+    system = layout.optional("system", "system")
+    if system is not None and record.value.get(system) is not None:
+        instructions = text(record.value[system], system, blank=True)
+        prompt += [{"role": "system", "content": instructions}] if instructions.strip() else []
+    history = layout.optional("history", "history")
+    if history is not None:
+        prompt += spoken(record.value.get(history), history)
+    names = (layout.column("prompt", "instruction"), layout.optional("query", "input"))
+    prompt += user(instruction(record, between="\n", names=names))
+    return prompt, images_named(record, layout)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if {"instruction", "chosen", "rejected"} <= columns:
+    texts = any(isinstance(row.get("chosen"), str) for row in sample)
+    if texts and {"instruction", "chosen", "rejected"} <= columns:
         return "columns instruction, chosen and rejected"
     return None
 
 
 def _declared(file: Path, columns: set[str]) -> str | None:
-    layout = layout_of(str(file))
-    if layout is None or layout.formatting != "alpaca":
-        return None
-    names = [layout.column("prompt", "instruction")]
-    names += [layout.column(what, what) for what in ("chosen", "rejected")]
-    return f"{layout.name} in dataset_info.json beside it" if set(names) <= columns else None
+    needed = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    return declared_as(file, columns, ("alpaca",), needed, ranking=True)
 
 
 READER = Reader(
@@ -84,6 +96,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=tuple(MEANING),
     specificity=2,
     licence="see source",
     declared=_declared,

@@ -19,16 +19,24 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.dataset_info import Layout, layout_of
+from palate.data.readers.dataset_info import (
+    Layout,
+    declared_as,
+    images_named,
+    layout_of,
+    whole_row,
+)
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
+    check_turn,
     number,
     required,
     text,
     turns,
 )
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
+from palate.data.readers.meaning import MEANING, refuse
+from palate.data.readers.pictures import place_images
 from palate.data.schema import Message, Preference, Response
 
 FORMATS = ("sharegpt", "openai")
@@ -60,16 +68,9 @@ _ROLES = {
 
 
 def _read(record: Record, context: Context) -> Preference:
-    layout = layout_of(record.file)
-    if layout is None or layout.formatting not in FORMATS:
-        layout = _DEFAULT
-    refuse_media(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
+    layout = sharegpt_layout(record)
     messages = layout.column("messages", "conversations")
-    said = required(record, messages)
-    if not isinstance(said, list):
-        raise RowError(messages, f"{shape_of(said)}, not a list of turns")
-    tags = _tags(layout, said)
-    prompt = _system(record, layout, turns(_turns(said, messages, tags), messages))
+    prompt, tags = sharegpt_chat(record, layout)
     check_prompt(prompt, messages)
     sides = []
     for what in ("chosen", "rejected"):
@@ -79,34 +80,46 @@ def _read(record: Record, context: Context) -> Preference:
         sides.append(turn)
     if sides[0] == sides[1]:
         raise RowError(layout.column("rejected", "rejected"), "identical to chosen")
-    field = layout.optional("images", "images")
-    if field is None:
-        refuse_media(record, "images", "image")
-    images = () if field is None else image_refs(record.value.get(field), field)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
-        prompt=place_images(prompt, images, field or "images"),
+    row = context.row(
+        record,
+        "pair",
+        prompt=place_images(prompt, *images_named(record, layout)),
         responses=(Response(content=sides[0]), Response(content=sides[1])),
         margin=number(record, "margin"),
-        row=record.row,
     )
+    return whole_row(record, row, layout, context)
 
 
-def _tags(layout: Layout, said: list[Any]) -> dict[str, str]:
+def sharegpt_layout(record: Record) -> Layout:
+    """What dataset_info.json says of the record's file; the usual columns where it says nothing."""
+    layout = layout_of(record.file)
+    return _DEFAULT if layout is None or layout.formatting not in FORMATS else layout
+
+
+def sharegpt_chat(record: Record, layout: Layout) -> tuple[list[Message], dict[str, str]]:
+    """The turns of the messages, the system prompt at their head, and the tags of turns."""
+    refuse(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
+    messages = layout.column("messages", "conversations")
+    conversation = required(record, messages)
+    if not isinstance(conversation, list):
+        raise RowError(messages, f"{shape_of(conversation)}, not a list of turns")
+    tags = _tags(layout, conversation)
+    return _system(record, layout, turns(_turns(conversation, messages, tags), messages)), tags
+
+
+def _tags(layout: Layout, conversation: list[Any]) -> dict[str, str]:
     # Without tags, turns say themselves in which of the two ways they are written.
-    first = said[0] if said else None
+    first = conversation[0] if conversation else None
     openai = layout.formatting == "openai" or (
         not layout.tags and isinstance(first, dict) and "role" in first
     )
     return (_OPENAI if openai else _SHAREGPT) | dict(layout.tags)
 
 
-def _turns(said: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
+def _turns(conversation: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
     roles = {tags[tag]: role for tag, role in _ROLES.items()}
-    found = []
-    for i, turn in enumerate(said):
+    chat = []
+    for i, turn in enumerate(conversation):
         if not isinstance(turn, dict):
             raise RowError(f"{field}.{i}", f"{shape_of(turn)}, not a turn")
         who = turn.get(tags["role_tag"])
@@ -114,8 +127,10 @@ def _turns(said: list[Any], field: str, tags: dict[str, str]) -> list[Any]:
             raise RowError(f"{field}.{i}.{tags['role_tag']}", "tool calls are not read")
         if not isinstance(who, str) or who not in roles:
             raise RowError(f"{field}.{i}.{tags['role_tag']}", "nobody who is known")
-        found.append({"role": roles[who], "content": turn.get(tags["content_tag"])})
-    return found
+        answer = i == len(conversation) - 1 and roles[who] == "assistant"
+        check_turn(turn, f"{field}.{i}", (tags["role_tag"], tags["content_tag"]), answer=answer)
+        chat.append({"role": roles[who], "content": turn.get(tags["content_tag"])})
+    return chat
 
 
 def _system(record: Record, layout: Layout, chat: list[Message]) -> list[Message]:
@@ -123,8 +138,8 @@ def _system(record: Record, layout: Layout, chat: list[Message]) -> list[Message
     value = None if name is None else record.value.get(name)
     if name is None or value is None or chat[0]["role"] == "system":
         return chat
-    said = text(value, name, blank=True)
-    return [{"role": "system", "content": said}, *chat] if said.strip() else chat
+    instructions = text(value, name, blank=True)
+    return [{"role": "system", "content": instructions}, *chat] if instructions.strip() else chat
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -136,12 +151,8 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
 
 
 def _declared(file: Path, columns: set[str]) -> str | None:
-    layout = layout_of(str(file))
-    if layout is None or layout.formatting not in FORMATS:
-        return None
-    names = [layout.column("messages", "conversations")]
-    names += [layout.column(what, what) for what in ("chosen", "rejected")]
-    return f"{layout.name} in dataset_info.json beside it" if set(names) <= columns else None
+    needed = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    return declared_as(file, columns, FORMATS, needed, ranking=True)
 
 
 READER = Reader(
@@ -150,6 +161,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=tuple(MEANING),
     specificity=2,
     licence="see source",
     declared=_declared,

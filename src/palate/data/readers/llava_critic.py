@@ -48,16 +48,16 @@ def _read(record: Record, context: Context) -> Preference:
     if [turn["role"] for turn in talk] != ["user", "assistant"]:
         raise RowError("conversations", "not one prompt and its reply")
     prompt, reply = (text_in(turn["content"]) for turn in talk)
-    found = compared_by(prompt, reply)
-    if found is None:
+    comparison = compared_by(prompt, reply)
+    if comparison is None:
         if any(words in prompt for words in _OF_IMAGES):
             raise RowError("conversations", "a comparison of images, not of answers")
         raise RowError("conversations", "no two answers: a score of one, or an unknown layout")
-    shown, verdict = found
+    shown, verdict = comparison
     if verdict is None:
         raise RowError("conversations", "no verdict that is understood")
     question = text(shown.question, "conversations.0.value")
-    sides = [text(said, "conversations.0.value") for said in (shown.first, shown.second)]
+    sides = [text(answer, "conversations.0.value") for answer in (shown.first, shown.second)]
     return image_pair(
         record,
         context,
@@ -78,8 +78,8 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
     for row in sample:
         talk = row.get("conversations")
         first = talk[0] if isinstance(talk, list) and talk else None
-        said = first.get("value") if isinstance(first, dict) else None
-        if isinstance(said, str) and any(border in said for border in _BORDERS):
+        judge_prompt = first.get("value") if isinstance(first, dict) else None
+        if isinstance(judge_prompt, str) and any(border in judge_prompt for border in _BORDERS):
             return "column conversations, with a judge's prompts, beside images"
     return None
 
@@ -90,6 +90,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("conversations", "image", "images"),
     specificity=3,
     hub=("lmms-lab/llava-critic-113k", "CodeGoat24/LLaVA-Critic-113k"),
     licence="Apache-2.0",

@@ -13,11 +13,8 @@ are refused and counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, user
 from palate.data.readers.fields import flag, required, text
 from palate.data.readers.image_pairs import image_pair, images_of
@@ -42,18 +39,15 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns prompt, chosen and rejected, with chosen_reason and rejected_reason"
-    return None
-
-
 READER = Reader(
     name="mm_rlhf",
     shape="prompt, chosen, rejected, chosen_reason, rejected_reason, image[, is_tie]",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        COLUMNS, "columns prompt, chosen and rejected, with chosen_reason and rejected_reason"
+    ),
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=2,
     hub=("yifanzhang114/MM-RLHF", "yifanzhang114/MM-RLHF-RewardBench"),
     licence="see source",

@@ -89,13 +89,13 @@ def _sources(path: Path) -> list[tuple[str, str]]:
         entries = read_json(path)
     except (OSError, ValueError, RecursionError, PalateError):
         return []
-    found = []
+    sources = []
     for entry in entries.values() if isinstance(entries, dict) else ():
         if isinstance(entry, dict):
             file, root = entry.get("annotation"), entry.get("root")
             if isinstance(file, str) and isinstance(root, str) and root.strip("/"):
-                found.append((file.rpartition("/")[2], root.rstrip("/")))
-    return found
+                sources.append((file.rpartition("/")[2], root.rstrip("/")))
+    return sources
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -110,6 +110,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "image", "images"),
     specificity=2,
     hub=("OpenGVLab/MMPR", "OpenGVLab/MMPR-v1.1", "OpenGVLab/MMPR-v1.2"),
     licence="MIT",

@@ -29,7 +29,8 @@ from palate.data.readers.fields import (
     text,
     turns,
 )
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
+from palate.data.readers.meaning import refuse
+from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.trl_preference import shared_turns
 from palate.data.schema import Message, Preference, Response
 
@@ -37,31 +38,29 @@ _REJECTED = ("rejected_response", "rejected_messages", "rejected_images")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record, "rejected_videos", "rejected_audios", "rejected_tools")
+    refuse(record, "rejected_videos", "rejected_audios", "rejected_tools")
     chat, field = _chat(record)
     prompt, chosen = chat[:-1], chat[-1:]
     check_response(chosen, field)
     check_prompt(prompt, field)
-    rejected, other = _rejected(record, chat)
+    rejected, rejected_field = _rejected(record, chat)
     images = image_refs(record.value.get("images"), "images")
     others = image_refs(record.value.get("rejected_images"), "rejected_images")
     if others and len(others) != len(images):
         raise RowError("rejected_images", "not as many as images")
     if rejected == chosen and (not others or others == images):
-        raise RowError(other, "identical to chosen")
+        raise RowError(rejected_field, "identical to chosen")
     asked = place_images(prompt, images, "images")
     seen = place_images(prompt, others, "rejected_images") if others else asked
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=asked,
         responses=(
             Response(content=chosen),
             Response(content=rejected, prompt=None if seen == asked else seen),
         ),
         margin=number(record, "margin"),
-        row=record.row,
     )
 
 
@@ -69,11 +68,7 @@ def _chat(record: Record) -> tuple[list[Message], str]:
     """The chat that ends with the chosen answer, and the field to blame."""
     if "messages" in record.value or "response" not in record.value:
         return turns(required(record, "messages"), "messages"), "messages"
-    system, history = record.value.get("system"), record.value.get("history")
-    chat: list[Message] = []
-    if system is not None and text(system, "system", blank=True).strip():
-        chat.append({"role": "system", "content": system})
-    return [*chat, *spoken(history, "history"), *_last(record)], "response"
+    return [*spoken(record.value.get("history"), "history"), *_last(record)], "response"
 
 
 def spoken(history: Any, field: str) -> list[Message]:
@@ -82,13 +77,13 @@ def spoken(history: Any, field: str) -> list[Message]:
         return []
     if not isinstance(history, list):
         raise RowError(field, f"{shape_of(history)}, not a list")
-    found: list[Message] = []
+    chat: list[Message] = []
     for i, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError(f"{field}.{i}", "not a question and an answer")
-        question, answer = (text(said, f"{field}.{i}.{j}") for j, said in enumerate(pair))
-        found += [*user(question), *assistant(answer)]
-    return found
+        question, answer = (text(turn_text, f"{field}.{i}.{j}") for j, turn_text in enumerate(pair))
+        chat += [*user(question), *assistant(answer)]
+    return chat
 
 
 def _last(record: Record) -> list[Message]:
@@ -100,11 +95,11 @@ def _rejected(record: Record, chat: list[Message]) -> tuple[list[Message], str]:
     """The rejected answer, and the field that it is from."""
     if record.value.get("rejected_messages") is not None:
         field = "rejected_messages"
-        other = turns(record.value[field], field)
-        if other != chat and shared_turns(chat, other) != len(chat) - 1:
+        rejected = turns(record.value[field], field)
+        if rejected != chat and shared_turns(chat, rejected) != len(chat) - 1:
             raise RowError(field, "differs from messages in more than the last turn")
-        check_response(other[-1:], field)
-        return other[-1:], field
+        check_response(rejected[-1:], field)
+        return rejected[-1:], field
     field = "rejected_response"
     if record.value.get(field) is None and record.value.get("rejected_images"):
         return chat[-1:], "rejected_images"
@@ -112,13 +107,13 @@ def _rejected(record: Record, chat: list[Message]) -> tuple[list[Message], str]:
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    other = next((name for name in _REJECTED if name in columns), None)
-    if other is None:
+    rejected = next((name for name in _REJECTED if name in columns), None)
+    if rejected is None:
         return None
     if "messages" in columns:
-        return f"columns messages and {other}"
+        return f"columns messages and {rejected}"
     if {"query", "response"} <= columns:
-        return f"columns query, response and {other}"
+        return f"columns query, response and {rejected}"
     return None
 
 
@@ -128,6 +123,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("messages", "query", "history", "images", "rejected_images"),
     specificity=2,
     licence="see source",
 )

@@ -15,44 +15,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, has, named
-from palate.data.readers.fields import check_prompt, finite, refuse_unread, required, text
+from palate.data.readers.fields import check_entry, check_prompt, finite, required, text
 from palate.data.readers.hh_rlhf import parse_dialogue
 from palate.data.schema import Message, Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     prompt = _prompt(text(required(record, "prompt"), "prompt"))
-    listed = required(record, "answers")
-    if not isinstance(listed, list):
-        raise RowError("answers", f"{shape_of(listed)}, not a list")
-    responses = []
-    for i, entry in enumerate(listed):
-        # One bad answer of seven costs itself, not the row.
-        try:
-            responses.append(_response(entry, f"answers.{i}"))
-        except RowError as error:
-            context.leave_out(error.field or "answers", error.reason)
-    if len(responses) < 2:
-        raise RowError("answers", "fewer than two usable ranked answers")
+    responses = context.usable(required(record, "answers"), "answers", _response, "ranked")
     source = record.value.get("source")
     names = [name for item in source if (name := named(item))] if isinstance(source, list) else []
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
+    return context.row(
+        record,
+        "rated",
         prompt=prompt,
-        responses=tuple(responses),
-        row=record.row,
+        responses=responses,
         extra={"source": names} if names else None,
     )
 
 
-def _prompt(said: str) -> list[Message]:
-    chat = parse_dialogue(said, "prompt")
+def _prompt(flat: str) -> list[Message]:
+    chat = parse_dialogue(flat, "prompt")
     last = chat.pop()
     if last["role"] != "assistant" or str(last["content"]).strip():
         raise RowError("prompt", "does not end by opening the assistant's turn")
@@ -61,16 +46,12 @@ def _prompt(said: str) -> list[Message]:
 
 
 def _response(entry: Any, field: str) -> Response:
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
-    for name in ("answer", "rank"):
-        if entry.get(name) is None:
-            raise RowError(f"{field}.{name}", "null" if name in entry else "missing")
+    check_entry(entry, field, "answer", "rank")
     rank = finite(entry["rank"], f"{field}.rank")
     if rank != int(rank) or rank < 1:
         raise RowError(f"{field}.rank", "not a whole number from 1")
-    said = text(entry["answer"], f"{field}.answer")
-    return Response(content=assistant(said), rank=int(rank), generator=named(entry.get("model")))
+    answer = text(entry["answer"], f"{field}.answer")
+    return Response(content=assistant(answer), rank=int(rank), generator=named(entry.get("model")))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -85,6 +66,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=("berkeley-nest/Nectar", "ThWu/filtered_nectar"),
     licence="Apache-2.0",

@@ -28,7 +28,7 @@ from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import Verdict, assistant, compared, user
 from palate.data.readers.fields import finite, required, text
-from palate.data.schema import Message, Preference, Response
+from palate.data.schema import Preference, Response
 
 _QUESTIONS = ("question", "input")
 _STATUSES = ("unchanged", "swapped", "tie")
@@ -47,7 +47,7 @@ def _read(record: Record, context: Context) -> Preference:
     return compared(
         record,
         context,
-        prompt=[*_system(record), *asked],
+        prompt=asked,
         sides=(
             Response(content=assistant(text(required(record, "chosen"), "chosen"))),
             Response(content=assistant(text(required(record, "rejected"), "rejected"))),
@@ -57,12 +57,6 @@ def _read(record: Record, context: Context) -> Preference:
         margin=0.0 if tied else margin,
         extra={"in_gsm8k_train": seen} if isinstance(seen, bool) else None,
     )
-
-
-def _system(record: Record) -> list[Message]:
-    value = record.value.get("system")
-    said = "" if value is None else text(value, "system", blank=True)
-    return [{"role": "system", "content": said}] if said.strip() else []
 
 
 def _distance(value: Any) -> float | None:

@@ -9,13 +9,12 @@ the folder's README.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.content import UNPLACED, with_images
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
@@ -79,28 +78,28 @@ def _content(record: Record, name: str) -> Content:
     for i, turn in enumerate(value):
         if isinstance(turn, dict) and isinstance(turn.get("content"), list):
             parts[i] = _parts(turn["content"], f"{name}.{i}.content")
-            said = "".join(part["text"] for part in parts[i] if part["type"] == "text")
-            turn = {**turn, "content": said}
+            joined = "".join(part["text"] for part in parts[i] if part["type"] == "text")
+            turn = {**turn, "content": joined}
         plain.append(turn)
-    found = turns(plain, name)
+    chat = turns(plain, name)
     for i, several in parts.items():
         if any(part["type"] == "image" for part in several):
-            found[i] = Message(role=found[i]["role"], content=several)
-    return found
+            chat[i] = Message(role=chat[i]["role"], content=several)
+    return chat
 
 
 def _parts(value: list[Any], field: str) -> list[Part]:
-    found: list[Part] = []
+    parts: list[Part] = []
     for i, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "image":
-            found.append({"type": "image", "image": UNPLACED})
+            parts.append({"type": "image", "image": UNPLACED})
         elif kind == "text":
-            said = text(part.get("text"), f"{field}.{i}.text", blank=True)
-            found.append({"type": "text", "text": said})
+            part_text = text(part.get("text"), f"{field}.{i}.text", blank=True)
+            parts.append({"type": "text", "text": part_text})
         else:
             raise RowError(f"{field}.{i}", "neither a text nor an image part")
-    return found
+    return parts
 
 
 def _images(record: Record) -> tuple[ImageRef, ...]:
@@ -109,29 +108,26 @@ def _images(record: Record) -> tuple[ImageRef, ...]:
         return ()
     if not isinstance(value, list):
         raise RowError("images", f"{shape_of(value)}, not a list")
-    found = []
+    images = []
     for i, item in enumerate(value):
         if isinstance(item, str) and item:
-            found.append(ImageRef(path=item))
+            images.append(ImageRef(path=item))
         elif isinstance(item, dict) and isinstance(item.get("bytes"), bytes):
-            found.append(ImageRef(data=item["bytes"]))
+            images.append(ImageRef(data=item["bytes"]))
         else:
             raise RowError(f"images.{i}", f"{shape_of(item)}, neither a path nor an image")
-    return tuple(found)
-
-
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if not set(COLUMNS) <= columns:
-        return None
-    return "the columns that `palate data build` writes, tie, source and id among them"
+    return tuple(images)
 
 
 READER = Reader(
     name="palate_pairs",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        COLUMNS, "the columns that `palate data build` writes, tie, source and id among them"
+    ),
     read=_read,
+    reads=("prompt", "images"),
     specificity=5,
     licence="see source",
 )

@@ -8,11 +8,8 @@ that of the data they were made of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.fields import (
     check_prompt,
     check_response,
@@ -41,29 +38,23 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("rejected_prompt", "text beside chat turns")
     if prompts[0] == prompts[1] and sides[0] == sides[1]:
         raise RowError("rejected", "identical to chosen")
-    other = None if prompts[0] == prompts[1] else prompts[1]
+    rejected_prompt = None if prompts[0] == prompts[1] else prompts[1]
     return Preference(
         id=text(required(record, "id"), "id"),
         source=text(required(record, "source"), "source"),
         kind="pair",
         prompt=prompts[0],
-        responses=(Response(content=sides[0]), Response(content=sides[1], prompt=other)),
+        responses=(Response(content=sides[0]), Response(content=sides[1], prompt=rejected_prompt)),
         tie=flag(record, "tie"),
         row=record.row,
     )
-
-
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if not set(COLUMNS) <= columns:
-        return None
-    return "chosen and rejected, each with a prompt of its own"
 
 
 READER = Reader(
     name="palate_sides",
     shape=", ".join(COLUMNS),
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "chosen and rejected, each with a prompt of its own"),
     read=_read,
     specificity=6,
     licence="see source",

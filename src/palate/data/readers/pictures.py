@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
-from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import text
@@ -19,35 +16,6 @@ PLACE = "<image>"
 _URI = "data:"
 _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGODlh", "R0lGODdh", "UklGR")
 """How files of PNG, JPEG, GIF and WebP begin in base64."""
-_IMAGE = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"))
-_ANSWER = frozenset(
-    (
-        *("chosen", "rejected", "preferred", "winner", "loser", "win", "lose", "a", "b"),
-        *("response", "responses", "answer", "answers", "output", "outputs"),
-        *("completion", "completions", "candidate", "candidates"),
-    )
-)
-_HELD = frozenset(("path", "paths", "file", "files", "bytes"))
-_READ_BY = {"rejected_images": "ms_swift"}
-"""Column of images of one answer -> the format that reads it."""
-_MEDIA = ("videos", "video", "audios", "audio", "tools", "objects", "chat_template_kwargs")
-
-
-def refuse_answer_images(record: Record, format: str) -> None:
-    """Raises RowError for a column with images of one answer, or of numbered ones, that the format
-    does not read: without them its answers would be taken for answers to the same question."""
-    for name, value in record.value.items():
-        if value in (None, "", [], {}) or _READ_BY.get(name) == format:
-            continue
-        if _names_answer_images(name):
-            raise RowError(name, "images of one answer, not read by this format")
-
-
-@cache
-def _names_answer_images(column: str) -> bool:
-    words = set(re.findall(r"[a-z]+|[0-9]+", column.lower()))
-    answers = words & _ANSWER | {word for word in words if word.isdecimal()}
-    return bool(words & _IMAGE and answers) and words <= _IMAGE | _HELD | answers
 
 
 def image_refs(value: Any, field: str) -> tuple[ImageRef, ...]:
@@ -108,7 +76,7 @@ def place_images(
     if not images:
         return turns
     texts = [turn["content"] for turn in turns]
-    places = sum(said.count(place) for said in texts if isinstance(said, str))
+    places = sum(turn_text.count(place) for turn_text in texts if isinstance(turn_text, str))
     if places not in (0, len(images)):
         raise RowError(field, f"not as many as there are {place} in the turns")
     if places:
@@ -118,31 +86,20 @@ def place_images(
     if first is None:
         raise RowError(field, "no turn of the user for them")
     head: list[Part] = [{"type": "image", "image": image} for image in images]
-    said = turns[first]["content"]
-    content = [*head, *_text(said)] if isinstance(said, str) else [*head, *said]
+    turn_text = turns[first]["content"]
+    content = [*head, *_text(turn_text)] if isinstance(turn_text, str) else [*head, *turn_text]
     return [*turns[:first], Message(role="user", content=content), *turns[first + 1 :]]
 
 
-def _parts(said: str | list[Part], place: str, rest: Iterator[ImageRef]) -> str | list[Part]:
-    if not isinstance(said, str) or place not in said:
-        return said
-    before, *after = said.split(place)
+def _parts(content: str | list[Part], place: str, rest: Iterator[ImageRef]) -> str | list[Part]:
+    if not isinstance(content, str) or place not in content:
+        return content
+    before, *after = content.split(place)
     parts = _text(before)
     for piece in after:
         parts += [{"type": "image", "image": next(rest)}, *_text(piece)]
     return parts
 
 
-def _text(said: str) -> list[Part]:
-    return [{"type": "text", "text": said}] if said else []
-
-
-def refuse_media(record: Record, *others: str | None) -> None:
-    """What changes the things a model sees, other than images, must not be dropped in silence.
-
-    Args:
-        others: further fields that are refused where they hold anything.
-    """
-    for name in (*_MEDIA, *others):
-        if name is not None and record.value.get(name) not in (None, "", [], {}):
-            raise RowError(name, "not read by this format")
+def _text(content: str) -> list[Part]:
+    return [{"type": "text", "text": content}] if content else []

@@ -11,11 +11,8 @@ and strips what is left; here it stays where it is. 448 pairs of VL-RewardBench 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.fields import required
 from palate.data.readers.image_pairs import answered, by_from, image_pair, images_of
 from palate.data.schema import Preference, Response
@@ -37,18 +34,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns conversations and rejected_conversations"
-    return None
-
-
 READER = Reader(
     name="povid",
     shape="conversations, rejected_conversations as turns of {from, value}, image",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns conversations and rejected_conversations"),
     read=_read,
+    reads=("conversations", "image", "images"),
     specificity=2,
     hub=("YiyangAiLab/POVID_preference_data_for_VLLMs",),
     licence="CC-BY-4.0",

@@ -28,7 +28,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import assistant, compared, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.fields import check_entry, required, text
 from palate.data.schema import Preference, Response
 
 _NO_ERROR = {
@@ -39,8 +39,8 @@ _NO_ERROR = {
 
 
 def _read(record: Record, context: Context) -> Preference:
-    question = _object(required(record, "question"), "question")
-    label = _object(required(record, "label"), "label")
+    question = check_entry(required(record, "question"), "question")
+    label = check_entry(required(record, "label"), "label")
     outcome = _inside(label, "label", "finish_reason")
     if outcome != "found_error":
         known = _NO_ERROR.get(outcome) if isinstance(outcome, str) else None
@@ -66,16 +66,8 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _object(value: Any, field: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RowError(field, f"{shape_of(value)}, not an object")
-    return value
-
-
 def _inside(value: dict[str, Any], field: str, name: str) -> Any:
-    if value.get(name) is None:
-        raise RowError(f"{field}.{name}", "null" if name in value else "missing")
-    return value[name]
+    return check_entry(value, field, name)[name]
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -99,6 +91,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "label"),
     specificity=2,
     hub=("openai/prm800k", "plaguss/prm800k"),
     licence="MIT",

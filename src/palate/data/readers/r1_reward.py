@@ -31,8 +31,8 @@ COLUMNS = ("message", "question", "answer")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    said, inside = _prompt(required(record, "message"))
-    shown = r1_prompt(said)
+    judge_prompt, inside = _prompt(required(record, "message"))
+    shown = r1_prompt(judge_prompt)
     if shown is None:
         raise RowError("message", "not the prompt of a comparison, or one with two of a border")
     images, field = images_of(record)
@@ -73,10 +73,10 @@ def _verdict(value: Any) -> Verdict:
         value = value[0]
     if not isinstance(value, str):
         raise RowError("answer", f"{shape_of(value)}, not text")
-    found = tagged(value)
-    if found is None:
+    verdict = tagged(value)
+    if verdict is None:
         raise RowError("answer", "neither <answer>1</answer> nor <answer>2</answer>")
-    return found
+    return verdict
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -93,6 +93,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("question", "image", "images"),
     specificity=2,
     hub=("yifanzhang114/R1-Reward-RL",),
     licence="see source",

@@ -11,34 +11,34 @@ cannot be used is left out and counted. Rows with videos are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader, RowError
+from palate.data.readers.base import Context, Reader, RowError, having
 from palate.data.readers.compared import assistant, listed, named, notes, user
 from palate.data.readers.fields import check_prompt, finite, required, text, turns
-from palate.data.readers.pictures import image_refs, place_images, refuse_media
+from palate.data.readers.pictures import image_refs, place_images
 from palate.data.schema import Message, Preference, Response
 
 COLUMNS = ("prompt", "responses", "rankings")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record)
     field = "images" if record.value.get("images") is not None else "image"
     images = image_refs(record.value.get(field), field)
     prompt = place_images(_prompt(record), images, field)
-    said = listed(required(record, "responses"), "responses")
+    answers = listed(required(record, "responses"), "responses")
     ranks = listed(required(record, "rankings"), "rankings")
-    if len(said) != len(ranks):
+    if len(answers) != len(ranks):
         raise RowError("rankings", "not one for each response")
     writers = record.value.get("models")
     makers = (
-        writers if isinstance(writers, list) and len(writers) == len(said) else [None] * len(said)
+        writers
+        if isinstance(writers, list) and len(writers) == len(answers)
+        else [None] * len(answers)
     )
     responses = []
-    for i, (answer, rank, maker) in enumerate(zip(said, ranks, makers, strict=True)):
+    for i, (answer, rank, maker) in enumerate(zip(answers, ranks, makers, strict=True)):
         # One bad answer of several costs itself, not the row.
         try:
             content = assistant(text(answer, f"responses.{i}"))
@@ -49,14 +49,8 @@ def _read(record: Record, context: Context) -> Preference:
             responses.append(Response(content=content, rank=place, generator=named(maker)))
     if len(responses) < 2:
         raise RowError("responses", "fewer than two usable ranked answers")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
-        prompt=prompt,
-        responses=tuple(responses),
-        row=record.row,
-        extra=notes(record, "source"),
+    return context.row(
+        record, "rated", prompt=prompt, responses=responses, extra=notes(record, "source")
     )
 
 
@@ -76,16 +70,13 @@ def _rank(value: Any, field: str) -> int:
     return int(rank)
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    return "columns prompt, responses and rankings" if set(COLUMNS) <= columns else None
-
-
 READER = Reader(
     name="ranked",
     shape="prompt, responses as a list of texts, rankings (1 is best)[, images]",
     kind="rated",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns prompt, responses and rankings"),
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=2,
     licence="see source",
 )

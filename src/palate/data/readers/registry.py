@@ -20,8 +20,8 @@ _PACKAGE = "palate.data.readers"
 def readers() -> dict[str, Reader]:
     """The readers by name, the most specific first."""
     modules = iter_modules(import_module(_PACKAGE).__path__)
-    found = [getattr(import_module(f"{_PACKAGE}.{m.name}"), "READER", None) for m in modules]
-    known = [reader for reader in found if isinstance(reader, Reader)]
+    members = [getattr(import_module(f"{_PACKAGE}.{m.name}"), "READER", None) for m in modules]
+    known = [reader for reader in members if isinstance(reader, Reader)]
     return {r.name: r for r in sorted(known, key=lambda r: (-r.specificity, r.name))}
 
 
@@ -44,7 +44,7 @@ def recognise(
 ) -> tuple[Reader, str]:
     """The reader of records like these, and why it is the one.
 
-    What is said beside the data goes first, then the hub's name for it, then its columns.
+    What a file beside the data declares goes first, then the hub's name for it, then its columns.
 
     Args:
         file: path or hub name of the source.
@@ -54,13 +54,17 @@ def recognise(
         DataError: of no known format, or of two that are equally likely.
     """
     columns = {str(name) for row in sample for name in row}
-    said = [(r, r.declared(files[0], columns)) for r in readers().values() if r.declared and files]
-    if told := [(r, why) for r, why in said if why]:
+    declared = [
+        (r, r.declared(files[0], columns)) for r in readers().values() if r.declared and files
+    ]
+    if told := [(r, why) for r, why in declared if why]:
         return told[0]
-    found = [(r, why) for r in readers().values() if (why := r.recognise(columns, sample))]
-    own = [(r, f"{why}; named as {hub}") for r, why in found if (hub := _published(file, r.hub))]
-    found = own or found
-    best = [(r, why) for r, why in found if r.specificity == found[0][0].specificity]
+    candidates = [(r, why) for r in readers().values() if (why := r.recognise(columns, sample))]
+    named = [
+        (r, f"{why}; named as {hub}") for r, why in candidates if (hub := _published(file, r.hub))
+    ]
+    candidates = named or candidates
+    best = [(r, why) for r, why in candidates if r.specificity == candidates[0][0].specificity]
     if len(best) == 1:
         return best[0]
     there = ", ".join(sorted(columns)) or "none"

@@ -11,11 +11,8 @@ authors' and is not read. 233 pairs of VL-RewardBench are from here: decontamina
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, notes, user
 from palate.data.readers.fields import required, text
 from palate.data.readers.image_pairs import image_pair, images_of
@@ -39,18 +36,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns question, chosen, rejected and image, with origin_dataset"
-    return None
-
-
 READER = Reader(
     name="rlaif_v",
     shape="image, question, chosen, rejected, origin_dataset",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns question, chosen, rejected and image, with origin_dataset"),
     read=_read,
+    reads=("question", "image", "images"),
     specificity=3,
     hub=("openbmb/RLAIF-V-Dataset",),
     licence="CC-BY-NC-4.0",

@@ -27,15 +27,15 @@ KEYS = ("question", "chosen", "rejected")
 
 def _read(record: Record, context: Context) -> Preference:
     images, field = images_of(record, "image", needed=True)
-    said = _inside(required(record, "text"))
-    if said is None:
+    inner = _inside(required(record, "text"))
+    if inner is None:
         raise RowError("text", f"{shape_of(record.value['text'])}, not an object in JSON")
-    found = []
+    texts = []
     for name in KEYS:
-        if said.get(name) is None:
-            raise RowError(f"text.{name}", "null" if name in said else "missing")
-        found.append(text(said[name], f"text.{name}"))
-    question, chosen, rejected = found
+        if inner.get(name) is None:
+            raise RowError(f"text.{name}", "null" if name in inner else "missing")
+        texts.append(text(inner[name], f"text.{name}"))
+    question, chosen, rejected = texts
     return image_pair(
         record,
         context,
@@ -59,7 +59,7 @@ def _inside(value: Any) -> dict[str, Any] | None:
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
     if not {"text", "image"} <= columns:
         return None
-    if any((said := _inside(row.get("text"))) and set(KEYS) <= said.keys() for row in sample):
+    if any((fields := _inside(row.get("text"))) and set(KEYS) <= fields.keys() for row in sample):
         return "columns image and text, with question, chosen and rejected in the text"
     return None
 
@@ -70,6 +70,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("image", "images"),
     specificity=3,
     hub=("openbmb/RLHF-V-Dataset",),
     licence="CC-BY-NC-4.0",

@@ -14,11 +14,8 @@ that a loss could use, so there is none. Each post makes many pairs. `domain` ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, compared, notes, user
 from palate.data.readers.fields import flag, number, required, text
 from palate.data.schema import Preference, Response
@@ -44,18 +41,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns history, human_ref_A, human_ref_B and labels"
-    return None
-
-
 READER = Reader(
     name="shp",
     shape="history, human_ref_A, human_ref_B, labels[, score_A, score_B]",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns history, human_ref_A, human_ref_B and labels"),
     read=_read,
+    reads=("history", "labels"),
     specificity=2,
     hub=("stanfordnlp/SHP", "stanfordnlp/SHP-2"),
     licence="see source",

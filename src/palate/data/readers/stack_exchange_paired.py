@@ -10,11 +10,8 @@ question, shuffled over all: pairs of one question do not stand together, and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import assistant, compared, user
 from palate.data.readers.fields import required, text
 from palate.data.schema import Preference, Response
@@ -36,18 +33,13 @@ def _read(record: Record, context: Context) -> Preference:
     )
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns question, response_j and response_k"
-    return None
-
-
 READER = Reader(
     name="stack_exchange_paired",
     shape="question, response_j, response_k",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns question, response_j and response_k"),
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("lvwerra/stack-exchange-paired",),
     licence="CC-BY-SA-4.0",

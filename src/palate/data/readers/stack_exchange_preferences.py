@@ -15,48 +15,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, has, numeral, user
-from palate.data.readers.fields import refuse_unread, required, text
+from palate.data.readers.compared import assistant, has, user
+from palate.data.readers.fields import check_entry, numeral, required, text
 from palate.data.schema import Preference, Response
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     question = text(required(record, "question"), "question")
-    listed = required(record, "answers")
-    if not isinstance(listed, list):
-        raise RowError("answers", f"{shape_of(listed)}, not a list")
-    responses = []
-    for i, entry in enumerate(listed):
-        # One bad answer of many costs itself, not the row.
-        try:
-            responses.append(_response(entry, f"answers.{i}"))
-        except RowError as error:
-            context.leave_out(error.field or "answers", error.reason)
-    if len(responses) < 2:
-        raise RowError("answers", "fewer than two usable scored answers")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
-        prompt=user(question),
-        responses=tuple(responses),
-        row=record.row,
-    )
+    responses = context.usable(required(record, "answers"), "answers", _response, "scored")
+    return context.row(record, "rated", prompt=user(question), responses=responses)
 
 
 def _response(entry: Any, field: str) -> Response:
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
-    if entry.get("text") is None:
-        raise RowError(f"{field}.text", "null" if "text" in entry else "missing")
-    said = text(entry["text"], f"{field}.text")
+    check_entry(entry, field, "text")
+    answer = text(entry["text"], f"{field}.text")
     score = numeral(entry.get("pm_score"), f"{field}.pm_score")
     if score is None:
         raise RowError(f"{field}.pm_score", "missing")
-    return Response(content=assistant(said), rating=score)
+    return Response(content=assistant(answer), rating=score)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -71,6 +48,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("HuggingFaceH4/stack-exchange-preferences",),
     licence="CC-BY-SA-4.0",

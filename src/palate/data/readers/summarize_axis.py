@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import notes
-from palate.data.readers.fields import finite, refuse_unread, required
+from palate.data.readers.fields import check_entry, finite, required
 from palate.data.readers.summarize_comparisons import HUB, LICENCE, post, summary
 from palate.data.schema import Preference, Response
 
@@ -28,12 +27,10 @@ ASPECTS = ("accuracy", "coverage", "coherence")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     entry = required(record, "summary")
-    found = summary(entry, "summary")
+    answer = summary(entry, "summary")
     axes = entry.get("axes")
-    if not isinstance(axes, dict):
-        raise RowError("summary.axes", f"{shape_of(axes)}, not an object")
+    check_entry(axes, "summary.axes")
     if axes.get("overall") is None:
         raise RowError("summary.axes.overall", "null" if "overall" in axes else "missing")
     aspects = {
@@ -42,19 +39,13 @@ def _read(record: Record, context: Context) -> Preference:
         if axes.get(name) is not None
     }
     rated = Response(
-        content=found.content,
+        content=answer.content,
         rating=finite(axes["overall"], "summary.axes.overall"),
         aspects=aspects or None,
-        generator=found.generator,
+        generator=answer.generator,
     )
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
-        prompt=post(record),
-        responses=(rated,),
-        row=record.row,
-        extra=notes(record, "batch"),
+    return context.row(
+        record, "rated", prompt=post(record), responses=(rated,), extra=notes(record, "batch")
     )
 
 

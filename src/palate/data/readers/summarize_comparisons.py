@@ -22,7 +22,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import Verdict, compared, has, named, notes
-from palate.data.readers.fields import required, text
+from palate.data.readers.fields import check_entry, required, text
 from palate.data.schema import Preference, Response
 
 HUB = "openai/summarize_from_feedback"
@@ -54,27 +54,23 @@ def _read(record: Record, context: Context) -> Preference:
 def post(record: Record) -> str:
     """The prompt: the post or the article in the authors' form."""
     info = required(record, "info")
-    if not isinstance(info, dict):
-        raise RowError("info", f"{shape_of(info)}, not an object")
+    check_entry(info, "info")
     if info.get("post") is None and info.get("article") is not None:
         return f"Article:\n{text(info['article'], 'info.article')}\n\nTL;DR:"
     for name in ("post", "title", "subreddit"):
         if info.get(name) is None:
             raise RowError(f"info.{name}", "null" if name in info else "missing")
-    said = text(info["post"], "info.post")
+    body = text(info["post"], "info.post")
     title = text(info["title"], "info.title", blank=True)
     subreddit = text(info["subreddit"], "info.subreddit", blank=True)
-    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {said}\n\nTL;DR:"
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {body}\n\nTL;DR:"
 
 
 def summary(entry: Any, field: str) -> Response:
     """A summary and the policy that wrote it."""
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
-    if entry.get("text") is None:
-        raise RowError(f"{field}.text", "null" if "text" in entry else "missing")
-    said = text(entry["text"], f"{field}.text")
-    return Response(content=said, generator=named(entry.get("policy")))
+    check_entry(entry, field, "text")
+    summary_text = text(entry["text"], f"{field}.text")
+    return Response(content=summary_text, generator=named(entry.get("policy")))
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

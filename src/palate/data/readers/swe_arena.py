@@ -23,7 +23,7 @@ from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.compared import Verdict, assistant, compared, last_answers, named
-from palate.data.readers.fields import required, turns
+from palate.data.readers.fields import check_entry, required, turns
 from palate.data.schema import Message, Preference, Response
 
 _SIDES = ("model_A", "model_B")
@@ -41,14 +41,13 @@ _ROLES = {"human": "user", "user": "user", "assistant": "assistant", "system": "
 def _read(record: Record, context: Context) -> Preference:
     vote = _vote(record)
     states = required(record, "states")
-    if not isinstance(states, dict):
-        raise RowError("states", f"{shape_of(states)}, not an object")
+    check_entry(states, "states")
     fields = [f"states.{side}.messages" for side in _SIDES]
     chats = [_chat(states.get(side), field) for side, field in zip(_SIDES, fields, strict=True)]
     prompt, *answers = last_answers(chats[0], chats[1], (fields[0], fields[1]))
     first, second = (
-        Response(content=assistant(str(said)), generator=_writer(record, side))
-        for said, side in zip(answers, _SIDES, strict=True)
+        Response(content=assistant(str(answer)), generator=_writer(record, side))
+        for answer, side in zip(answers, _SIDES, strict=True)
     )
     return compared(
         record,
@@ -65,8 +64,7 @@ def _vote(record: Record) -> str:
     name, vote = "human_vote", record.value.get("human_vote")
     if "human_vote" not in record.value:
         name, feedback = "feedback.vote_type", required(record, "feedback")
-        if not isinstance(feedback, dict):
-            raise RowError("feedback", f"{shape_of(feedback)}, not an object")
+        check_entry(feedback, "feedback")
         vote = feedback.get("vote_type")
     if not isinstance(vote, str) or vote not in _VERDICTS:
         raise RowError(name, "no vote that is known")
@@ -81,22 +79,22 @@ def _chat(state: Any, field: str) -> list[Message]:
     known = dict(_ROLES)
     if isinstance(names, list) and len(names) == 2 and all(isinstance(n, str) for n in names):
         known |= {names[0].lower(): "user", names[1].lower(): "assistant"}
-    found = []
+    chat = []
     for i, entry in enumerate(messages):
         if not isinstance(entry, list) or len(entry) != 2:
             raise RowError(f"{field}.{i}", "not a pair of a name and a text")
-        who, said = entry
+        who, turn_text = entry
         role = known.get(who.lower()) if isinstance(who, str) else None
         if role is None:
             raise RowError(f"{field}.{i}.0", "nobody who is known")
-        found.append({"role": role, "content": said})
-    return turns(found, field)
+        chat.append({"role": role, "content": turn_text})
+    return turns(chat, field)
 
 
 def _writer(record: Record, side: str) -> str | None:
     models = record.value.get("models")
-    own = models.get(side) if isinstance(models, dict) else None
-    return named(record.value.get(side)) or named(own)
+    model = models.get(side) if isinstance(models, dict) else None
+    return named(record.value.get(side)) or named(model)
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -115,6 +113,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("instruction",),
     specificity=2,
     hub=(
         "bigcode/swe-arena-preference-5k",

@@ -1,18 +1,24 @@
 """TRL's preference format: chosen and rejected, text or chat turns, prompt explicit or implicit.
 
-Shape: chosen, rejected, and where there are any prompt, margin (or score_chosen, score_rejected),
-tie, probability (the share that prefers chosen) and images (or image). Hub: many; trl-lib/rlaif-v
-and HuggingFaceH4/rlaif-v_formatted have images. Licence: that of the source.
+Shape: chosen, rejected, and where there are any prompt, margin (or score_chosen, score_rejected,
+also as chosen_score, chosen_rating or rating_chosen), tie, probability (the share that prefers
+chosen) and images (or image). Hub: many; trl-lib/rlaif-v and HuggingFaceH4/rlaif-v_formatted have
+images. Licence: that of the source.
 
 With images, the content of a turn is a list of parts, {"type": "image"} among them, each the place
 of the next image of the column; a part may also hold its image. Turns that are texts have the
 images at their `<image>`, as many as there are, or before the first question, as TRL puts them. A
 text prompt about images is something said to a model and becomes a user turn; UnifiedReward's rows
 (id, image, prompt, chosen, rejected) are such. Answers hold no images.
+
+Without `prompt`, a question in a column of its own (question, query, instruction, input, problem)
+is a turn of the user, and `messages` are the turns before answers of one turn each. With neither,
+the prompt is what both answers begin with, unless another column holds text that would be unread.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,14 +29,35 @@ from palate.data.readers.fields import (
     check_prompt,
     check_response,
     flag,
+    holds,
     number,
+    numeral,
     required,
     text,
 )
 from palate.data.readers.image_pairs import images_of
-from palate.data.readers.pictures import place_images, refuse_media
+from palate.data.readers.meaning import QUESTIONS
+from palate.data.readers.pictures import place_images
 from palate.data.readers.typed import filled, typed_turns
 from palate.data.schema import Content, ImageRef, Message, Preference, Response, text_in
+
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+_OWN = frozenset(
+    ("chosen", "rejected", "prompt", "margin", "tie", "probability", "image", "images")
+).union(*_SCORES)
+_NOTES = re.compile(
+    r"(.*[_-])?(id|ids|idx|index|uuid|hash|models?|source|sources|dataset|datasets|generator|name"
+    r"|split|subset|category|categories|type|kind|domain|topics?|tags?|lang|language|licen[cs]e|url"
+    r"|date|time|timestamp|version|annotators?|difficulty|reasons?|rationale|critique|feedback"
+    r"|statement|metadata|meta)([_-](chosen|rejected))?"
+)
+"""Names of columns that say something of a pair and ask nothing."""
+_NUMBER = re.compile(r"\s*(?:[-+]?[\d.]+(?:[eE][-+]?\d+)?|true|false|nan)?\s*", re.IGNORECASE)
 
 
 def shared_text(chosen: str, rejected: str) -> str:
@@ -61,15 +88,12 @@ def shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record)
     images, field = images_of(record, "images", "image")
     chosen, rejected = (_side(required(record, name), name) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise RowError("rejected", "identical to chosen")
-    prompt = record.value.get("prompt")
-    if record.textual and prompt == "":
-        prompt = None
-    asked, answers, places = _parted(prompt, chosen, rejected)
+    prompt = _prompt(record, chosen[0])
+    asked, answers, places = _parted(record, prompt, chosen, rejected)
     if images or places:
         if isinstance(asked, str):
             asked, answers = [{"role": "user", "content": asked}], [_answer(a) for a in answers]
@@ -80,10 +104,9 @@ def _read(record: Record, context: Context) -> Preference:
             check_prompt(asked, "prompt")
     share = _share(record)
     votes = (None, None) if share is None else (share, 1.0 - share)
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="pair",
+    return context.row(
+        record,
+        "pair",
         prompt=asked,
         responses=(
             Response(content=answers[0], votes=votes[0]),
@@ -91,7 +114,6 @@ def _read(record: Record, context: Context) -> Preference:
         ),
         margin=_margin(record),
         tie=record.value.get("tie") is not None and flag(record, "tie"),
-        row=record.row,
     )
 
 
@@ -101,29 +123,50 @@ Places = list[ImageRef | None]
 Side = tuple[Content, Places]
 
 
+def _prompt(record: Record, chosen: Content) -> Any:
+    """What stands before the answers: a text, turns, or None where the answers begin with it."""
+    prompt = record.value.get("prompt")
+    if prompt is not None and not (record.textual and prompt == ""):
+        return prompt
+    answer = isinstance(chosen, str) or chosen[0]["role"] == "assistant"
+    if answer and holds(record.value.get("messages")):
+        return record.value["messages"]
+    name = next((name for name in QUESTIONS if holds(record.value.get(name))), None)
+    if name is None:
+        return None
+    question = text(record.value[name], name)
+    return [{"role": "user", "content": question}] if answer else question
+
+
 def _side(value: Any, field: str) -> Side:
+    if isinstance(value, dict):
+        return typed_turns([value], field)
     if isinstance(value, list):
         return typed_turns(value, field)
     return text(value, field), []
 
 
-def _parted(prompt: Any, chosen: Side, rejected: Side) -> tuple[Content, list[Content], Places]:
+def _parted(
+    record: Record, prompt: Any, chosen: Side, rejected: Side
+) -> tuple[Content, list[Content], Places]:
     """The prompt, the two answers, and the image parts of the prompt."""
     first, second = chosen[0], rejected[0]
     if isinstance(first, str) and isinstance(second, str):
-        return _texts(prompt, first, second)
+        return _texts(record, prompt, first, second)
     if isinstance(first, str) or isinstance(second, str):
         raise RowError("rejected", "text beside chat turns")
     asked, places = typed_turns(prompt, "prompt") if isinstance(prompt, list) else (None, chosen[1])
-    found, one, other, repeated = _chats(prompt, asked, first, second)
+    turns_asked, first_answer, second_answer, repeated = _chats(prompt, asked, first, second)
     # What is repeated at the head of the answers must be the same images as well.
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
         if side[1] != (places if repeated else []):
             raise RowError(name, "with other images than the prompt")
-    return found, [one, other], places
+    return turns_asked, [first_answer, second_answer], places
 
 
-def _texts(prompt: Any, chosen: str, rejected: str) -> tuple[Content, list[Content], Places]:
+def _texts(
+    record: Record, prompt: Any, chosen: str, rejected: str
+) -> tuple[Content, list[Content], Places]:
     if isinstance(prompt, list):
         asked, places = typed_turns(prompt, "prompt")
         check_prompt(asked, "prompt")
@@ -133,6 +176,9 @@ def _texts(prompt: Any, chosen: str, rejected: str) -> tuple[Content, list[Conte
     shared = shared_text(chosen, rejected)
     if not shared.strip():
         raise RowError("prompt", "missing, and chosen and rejected begin with no common text")
+    for name, value in record.value.items():
+        if _may_be_asked(name, value, record) and value not in (chosen, rejected):
+            raise RowError(name, "not read, and without a prompt it may be what was asked")
     return shared, [chosen[len(shared) :], rejected[len(shared) :]], []
 
 
@@ -160,8 +206,8 @@ def _chats(
         else:
             n = shared_turns(chosen, rejected)
             asked, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
-            said = [text_in(turn["content"]) for turn in asked if turn["role"] == "user"]
-            if question not in said:
+            questions = [text_in(turn["content"]) for turn in asked if turn["role"] == "user"]
+            if question not in questions:
                 raise RowError("prompt", "not a turn that chosen and rejected share")
     check_prompt(asked, "prompt")
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
@@ -171,12 +217,24 @@ def _chats(
     return asked, chosen, rejected, repeated
 
 
+def _may_be_asked(name: str, value: Any, record: Record) -> bool:
+    """Whether a column may hold the prompt of answers that come without one."""
+    if name in _OWN or _NOTES.fullmatch(name.lower()) is not None:
+        return False
+    if isinstance(value, str) and record.textual and _NUMBER.fullmatch(value) is not None:
+        return False
+    return isinstance(value, (str, list, dict)) and holds(value)
+
+
 def _margin(record: Record) -> float | None:
     margin = number(record, "margin")
     if margin is not None:
         return margin
-    chosen, rejected = number(record, "score_chosen"), number(record, "score_rejected")
-    return None if chosen is None or rejected is None else chosen - rejected
+    for names in _SCORES:
+        chosen, rejected = (numeral(record.value.get(name), name) for name in names)
+        if chosen is not None and rejected is not None:
+            return chosen - rejected
+    return None
 
 
 def _share(record: Record) -> float | None:
@@ -193,7 +251,10 @@ def _answer(answer: Content) -> Content:
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
     if not {"chosen", "rejected"} <= columns:
         return None
+    asked = [name for name in ("messages", *QUESTIONS) if name in columns]
     prompt = "a prompt" if "prompt" in columns else "the prompt they share"
+    if "prompt" not in columns and asked:
+        prompt = f"the column {asked[0]}"
     return f"columns chosen and rejected, with {prompt}"
 
 
@@ -203,5 +264,6 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "image", "images"),
     licence="see source",
 )

@@ -85,6 +85,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt",),
     specificity=2,
     hub=(
         *(_TULU3.format(size) for size in ("8b", "70b", "405b")),

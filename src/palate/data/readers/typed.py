@@ -30,15 +30,15 @@ def typed_turns(value: Any, field: str) -> tuple[list[Message], list[ImageRef | 
     images: list[ImageRef | None] = []
     for i, turn in enumerate(value):
         if isinstance(turn, dict) and _has_image(turn.get("content")):
-            contents[i], own = _parts(turn["content"], f"{field}.{i}.content")
-            images += own
+            contents[i], part_images = _parts(turn["content"], f"{field}.{i}.content")
+            images += part_images
             # Roles and the like are checked on turns without images.
             turn = {**turn, "content": ""}
         plain.append(turn)
-    found = turns(plain, field)
+    chat = turns(plain, field)
     for i, parts in contents.items():
-        found[i] = Message(role=found[i]["role"], content=parts)
-    return found, images
+        chat[i] = Message(role=chat[i]["role"], content=parts)
+    return chat, images
 
 
 def filled(
@@ -62,25 +62,25 @@ def _has_image(content: Any) -> bool:
 
 
 def _parts(content: list[Any], field: str) -> tuple[list[Part], list[ImageRef | None]]:
-    found: list[Part] = []
+    parts: list[Part] = []
     images: list[ImageRef | None] = []
     for i, part in enumerate(content):
         at = f"{field}.{i}"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
-            said = text(part.get("text"), f"{at}.text", blank=True)
-            found.append({"type": "text", "text": said})
+            part_text = text(part.get("text"), f"{at}.text", blank=True)
+            parts.append({"type": "text", "text": part_text})
         elif kind in ("image", "image_url"):
             if part.get("text"):
                 raise RowError(f"{at}.text", "a text in an image part")
-            found.append({"type": "image", "image": UNPLACED})
-            images.append(_own(part, at))
+            parts.append({"type": "image", "image": UNPLACED})
+            images.append(_image_in(part, at))
         else:
             raise RowError(at, "neither a text nor an image part")
-    return found, images
+    return parts, images
 
 
-def _own(part: dict[str, Any], field: str) -> ImageRef | None:
+def _image_in(part: dict[str, Any], field: str) -> ImageRef | None:
     """The image that a part holds."""
     for name in ("image", "image_url", "path", "url"):
         value = part.get(name)
@@ -90,7 +90,7 @@ def _own(part: dict[str, Any], field: str) -> ImageRef | None:
             value = value.get("url")
         if isinstance(value, list):
             raise RowError(f"{field}.{name}", f"{shape_of(value)}, not an image")
-        found = image_refs(value, f"{field}.{name}")
-        if found:
-            return found[0]
+        refs = image_refs(value, f"{field}.{name}")
+        if refs:
+            return refs[0]
     return None

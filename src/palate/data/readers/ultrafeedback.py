@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from palate.data.containers import Record
-from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, named, notes, numeral, user
-from palate.data.readers.fields import refuse_unread, required, text
+from palate.data.readers.compared import assistant, named, notes, user
+from palate.data.readers.fields import check_entry, numeral, required, text
 from palate.data.schema import Preference, Response
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -36,37 +36,25 @@ _NOT_APPLICABLE = ("n/a", "na", "none")
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_unread(record)
     asked = text(required(record, "instruction"), "instruction")
-    listed = required(record, "completions")
-    if not isinstance(listed, list):
-        raise RowError("completions", f"{shape_of(listed)}, not a list")
-    responses = []
-    for i, entry in enumerate(listed):
-        # One bad answer of four costs itself, not the row.
-        try:
-            responses.append(_response(entry, f"completions.{i}", context))
-        except RowError as error:
-            context.leave_out(error.field or "completions", error.reason)
-    if len(responses) < 2:
-        raise RowError("completions", "fewer than two usable rated answers")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
+    responses = context.usable(
+        required(record, "completions"),
+        "completions",
+        partial(_response, context=context),
+        "rated",
+    )
+    return context.row(
+        record,
+        "rated",
         prompt=user(asked),
-        responses=tuple(responses),
-        row=record.row,
+        responses=responses,
         extra=notes(record, "source"),
     )
 
 
 def _response(entry: Any, field: str, context: Context) -> Response:
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
-    if entry.get("response") is None:
-        raise RowError(f"{field}.response", "null" if "response" in entry else "missing")
-    said = text(entry["response"], f"{field}.response")
+    check_entry(entry, field, "response")
+    answer = text(entry["response"], f"{field}.response")
     aspects = _aspects(entry.get("annotations"), f"{field}.annotations", context)
     rating = numeral(entry.get("overall_score"), f"{field}.overall_score")
     if rating is not None and rating >= _HIGHEST and aspects and _mean(aspects) <= _LOW:
@@ -76,7 +64,7 @@ def _response(entry: Any, field: str, context: Context) -> Response:
     if rating is None and not aspects:
         raise RowError(field, "neither annotations nor an overall_score")
     return Response(
-        content=assistant(said),
+        content=assistant(answer),
         rating=rating,
         aspects=aspects or None,
         generator=named(entry.get("model")),
@@ -86,9 +74,8 @@ def _response(entry: Any, field: str, context: Context) -> Response:
 def _aspects(value: Any, field: str, context: Context) -> dict[str, float]:
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        raise RowError(field, f"{shape_of(value)}, not an object")
-    found: dict[str, float] = {}
+    check_entry(value, field)
+    aspects: dict[str, float] = {}
     for name in ASPECTS:
         if value.get(name) is None:
             continue
@@ -98,20 +85,19 @@ def _aspects(value: Any, field: str, context: Context) -> dict[str, float]:
         except RowError as error:
             context.leave_out(error.field or at, error.reason)
         else:
-            found[name] = rating
-    return found
+            aspects[name] = rating
+    return aspects
 
 
 def _rating(value: Any, field: str) -> float:
-    if not isinstance(value, dict):
-        raise RowError(field, f"{shape_of(value)}, not an object")
+    check_entry(value, field)
     rating = value.get("Rating")
     if isinstance(rating, str) and rating.strip().lower() in _NOT_APPLICABLE:
         raise RowError(f"{field}.Rating", "not applicable")
-    found = numeral(rating, f"{field}.Rating")
-    if found is None:
+    numeric = numeral(rating, f"{field}.Rating")
+    if numeric is None:
         raise RowError(f"{field}.Rating", "missing")
-    return found
+    return numeric
 
 
 def _mean(aspects: dict[str, float]) -> float:
@@ -136,6 +122,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("instruction",),
     specificity=3,
     hub=("openbmb/UltraFeedback", "argilla/ultrafeedback-curated"),
     licence="MIT",

@@ -10,17 +10,14 @@ Quirks: chosen has the best mean of four aspects, rejected is any lower one, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.readers.base import Context, Reader
+from palate.data.readers.base import Context, Reader, having
 from palate.data.readers.compared import notes
 from palate.data.readers.ultrafeedback_binarized import scored_chats
 from palate.data.schema import Preference
 
 _SCORES = ("chosen-rating", "rejected-rating")
-_MODELS = ("chosen-model", "rejected-model")
+_MODELS = (("chosen-model",), ("rejected-model",))
 
 
 def _read(record: Record, context: Context) -> Preference:
@@ -28,18 +25,16 @@ def _read(record: Record, context: Context) -> Preference:
     return scored_chats(record, context, scores=_SCORES, models=_MODELS, extra=extra)
 
 
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if not {"prompt", "chosen", "rejected", *_SCORES} <= columns:
-        return None
-    return "columns chosen-rating and rejected-rating beside chosen and rejected chats"
-
-
 READER = Reader(
     name="ultrafeedback_argilla",
     shape="prompt, chosen, chosen-rating, rejected, rejected-rating",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(
+        {"prompt", "chosen", "rejected", *_SCORES},
+        "columns chosen-rating and rejected-rating beside chosen and rejected chats",
+    ),
     read=_read,
+    reads=("prompt",),
     specificity=3,
     hub=(
         "argilla/ultrafeedback-binarized-preferences-cleaned",

@@ -18,10 +18,11 @@ from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import compared, named, notes
-from palate.data.readers.fields import check_prompt, check_response, number, required, text, turns
-from palate.data.readers.trl_preference import shared_turns
-from palate.data.schema import Preference, Response
+from palate.data.readers.chat_pairs import chat_pair
+from palate.data.readers.compared import notes
+from palate.data.readers.fields import required, text
+from palate.data.readers.meaning import chat_of
+from palate.data.schema import Preference
 
 COLUMNS = ("prompt", "prompt_id", "chosen", "rejected", "score_chosen", "score_rejected")
 
@@ -31,42 +32,16 @@ def scored_chats(
     context: Context,
     *,
     scores: tuple[str, str],
-    models: tuple[str, str] | None = None,
+    models: tuple[Sequence[str], Sequence[str]] = ((), ()),
     extra: dict[str, Any] | None = None,
 ) -> Preference:
-    """The pair of the chats `chosen` and `rejected`; a tie where their scores are equal.
-
-    Args:
-        scores, models: the fields of chosen and rejected.
-    """
+    """As `chat_pair`, of records that also have the question as `prompt`."""
     question = text(required(record, "prompt"), "prompt")
-    chosen = turns(required(record, "chosen"), "chosen")
-    rejected = turns(required(record, "rejected"), "rejected")
-    if chosen == rejected:
-        raise RowError("rejected", "identical to chosen")
-    n = shared_turns(chosen, rejected)
-    prompt = chosen[:n]
-    check_prompt(prompt, "chosen")
-    check_response(chosen[n:], "chosen")
-    check_response(rejected[n:], "rejected")
-    if all(turn["content"] != question for turn in prompt if turn["role"] == "user"):
+    row = chat_pair(record, context, scores=scores, models=models, extra=extra)
+    turns = chat_of(row.prompt, "user")
+    if not any(turn["content"] == question for turn in turns if turn["role"] == "user"):
         raise RowError("prompt", "not a turn that chosen and rejected share")
-    first, second = (number(record, name) for name in scores)
-    margin = None if first is None or second is None else first - second
-    makers = (None, None) if models is None else [named(record.value.get(m)) for m in models]
-    return compared(
-        record,
-        context,
-        prompt=prompt,
-        sides=(
-            Response(content=chosen[n:], rating=first, generator=makers[0]),
-            Response(content=rejected[n:], rating=second, generator=makers[1]),
-        ),
-        verdict="tie" if margin == 0 else "first",
-        field="rejected",
-        margin=margin,
-        extra=extra,
-    )
+    return row
 
 
 def _read(record: Record, context: Context) -> Preference:
@@ -88,6 +63,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "messages"),
     specificity=3,
     hub=("HuggingFaceH4/ultrafeedback_binarized",),
     licence="MIT",

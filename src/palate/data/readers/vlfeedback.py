@@ -14,15 +14,16 @@ are no numbers are left out and counted. Part of VL-RewardBench is made in this 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from palate.data.containers import Record
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import assistant, named, numeral, user
-from palate.data.readers.fields import check_prompt, required, text
+from palate.data.readers.compared import assistant, named, user
+from palate.data.readers.fields import check_entry, check_prompt, numeral, required, text
 from palate.data.readers.image_pairs import images_of
-from palate.data.readers.pictures import place_images, refuse_media
+from palate.data.readers.pictures import place_images
 from palate.data.schema import Preference, Response
 
 ASPECTS = {
@@ -33,28 +34,17 @@ ASPECTS = {
 
 
 def _read(record: Record, context: Context) -> Preference:
-    refuse_media(record)
     images, field = images_of(record, "image", "img_path", needed=True)
     asked = user(text(required(record, "prompt"), "prompt"))
     prompt = place_images(asked, images, field)
     check_prompt(prompt, "prompt")
-    responses = []
-    for i, entry in enumerate(_entries(required(record, "completions"))):
-        # One bad answer of four costs itself, not the row.
-        try:
-            responses.append(_response(entry, f"completions.{i}", context))
-        except RowError as error:
-            context.leave_out(error.field or "completions", error.reason)
-    if len(responses) < 2:
-        raise RowError("completions", "fewer than two usable rated answers")
-    return Preference(
-        id=context.id,
-        source=context.source,
-        kind="rated",
-        prompt=prompt,
-        responses=tuple(responses),
-        row=record.row,
+    responses = context.usable(
+        _entries(required(record, "completions")),
+        "completions",
+        partial(_response, context=context),
+        "rated",
     )
+    return context.row(record, "rated", prompt=prompt, responses=responses)
 
 
 def _entries(value: Any) -> list[Any]:
@@ -73,33 +63,28 @@ def _entries(value: Any) -> list[Any]:
 
 
 def _response(entry: Any, field: str, context: Context) -> Response:
-    if not isinstance(entry, dict):
-        raise RowError(field, f"{shape_of(entry)}, not an object")
-    if entry.get("response") is None:
-        raise RowError(f"{field}.response", "null" if "response" in entry else "missing")
-    said = text(entry["response"], f"{field}.response")
+    check_entry(entry, field, "response")
+    answer = text(entry["response"], f"{field}.response")
     aspects: dict[str, float] = {}
     ratings = entry.get("annotations")
-    if not isinstance(ratings, dict):
-        raise RowError(f"{field}.annotations", f"{shape_of(ratings)}, not an object")
-    for name, ours in ASPECTS.items():
+    check_entry(ratings, f"{field}.annotations")
+    for name, aspect in ASPECTS.items():
         at = f"{field}.annotations.{name}"
         try:
-            aspects[ours] = _rating(ratings.get(name), at)
+            aspects[aspect] = _rating(ratings.get(name), at)
         except RowError as error:
             context.leave_out(error.field or at, error.reason)
     if not aspects:
         raise RowError(f"{field}.annotations", "no rating")
-    return Response(content=assistant(said), aspects=aspects, generator=named(entry.get("model")))
+    return Response(content=assistant(answer), aspects=aspects, generator=named(entry.get("model")))
 
 
 def _rating(value: Any, field: str) -> float:
-    if not isinstance(value, dict):
-        raise RowError(field, f"{shape_of(value)}, not an object")
-    found = numeral(value.get("Rating"), f"{field}.Rating")
-    if found is None:
+    check_entry(value, field)
+    rating = numeral(value.get("Rating"), f"{field}.Rating")
+    if rating is None:
         raise RowError(f"{field}.Rating", "missing")
-    return found
+    return rating
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
@@ -123,6 +108,7 @@ READER = Reader(
     kind="rated",
     recognise=_recognise,
     read=_read,
+    reads=("prompt", "image", "images"),
     specificity=3,
     hub=("MMInstruction/VLFeedback",),
     licence="see source",

@@ -10,14 +10,10 @@ the prompt. Many questions occur more than once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from palate.data.containers import Record
-from palate.data.containers.base import shape_of
-from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.compared import Verdict, assistant, compared, named, numeral, user
-from palate.data.readers.fields import required, text
+from palate.data.readers.base import Context, Reader, RowError, having
+from palate.data.readers.compared import Verdict, assistant, compared, named, user
+from palate.data.readers.fields import check_entry, numeral, required, text
 from palate.data.schema import Preference, Response
 
 COLUMNS = ("question", "answer_0", "answer_1", "score_0", "score_1")
@@ -25,8 +21,7 @@ COLUMNS = ("question", "answer_0", "answer_1", "score_0", "score_1")
 
 def _read(record: Record, context: Context) -> Preference:
     question = required(record, "question")
-    if not isinstance(question, dict):
-        raise RowError("question", f"{shape_of(question)}, not an object")
+    check_entry(question, "question")
     if question.get("full_text") is None:
         raise RowError("question.full_text", "null" if "full_text" in question else "missing")
     asked = text(question["full_text"], "question.full_text")
@@ -48,25 +43,20 @@ def _read(record: Record, context: Context) -> Preference:
 
 def _side(record: Record, number: int) -> Response:
     name, score = f"answer_{number}", f"score_{number}"
-    said = text(required(record, name), name)
+    answer = text(required(record, name), name)
     rating = numeral(required(record, score), score)
     if rating is None:
         raise RowError(score, "empty")
-    return Response(content=assistant(said), rating=rating)
-
-
-def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:
-    if set(COLUMNS) <= columns:
-        return "columns question, answer_0, answer_1, score_0 and score_1"
-    return None
+    return Response(content=assistant(answer), rating=rating)
 
 
 READER = Reader(
     name="webgpt",
     shape="question {full_text}, answer_0, answer_1, score_0, score_1",
     kind="pair",
-    recognise=_recognise,
+    recognise=having(COLUMNS, "columns question, answer_0, answer_1, score_0 and score_1"),
     read=_read,
+    reads=("question",),
     specificity=2,
     hub=("openai/webgpt_comparisons",),
     licence="see source",

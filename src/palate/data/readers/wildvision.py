@@ -72,6 +72,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
+    reads=("image", "images"),
     specificity=3,
     hub=("WildVision/wildvision-battle", "WildVision/wildvision-arena-data"),
     licence="see source",

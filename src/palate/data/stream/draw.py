@@ -91,8 +91,7 @@ def _taken(records: Records, places: Sequence[int]) -> Iterator[Span]:
 
 
 class Least(Generic[T]):
-    """Of values that come one after another, the `limit` whose numbers have the least keys; no
-    other is held."""
+    """Keeps, of a stream of values, the `limit` values whose numbers have the smallest keys."""
 
     def __init__(self, limit: int, seed: int, name: str) -> None:
         self._limit, self._seed, self._name = limit, seed, name

@@ -1,4 +1,4 @@
-"""A piece of a source becomes rows, with what gives none: in this process or in another."""
+"""Parses a piece of a source into rows and rejections, in this process or in another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from palate.data.containers import Record, Rejection
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.pictures import refuse_answer_images
+from palate.data.readers.meaning import read_row
 from palate.data.readers.registry import reader_named
 from palate.data.schema import Preference
 from palate.data.stream.draw import Span
@@ -102,11 +102,11 @@ class RowParser:
                     row = self._with_columns(row, record)
                 rows.append(Row(row, place, 1, tuple(parts)) if parts else Row(row, place))
         if reader.grouped and rows:
-            found = groups(rows, chunk.file)
+            grouped = groups(rows, chunk.file)
             chunk.rows = []
-            chunk.head = found[0]
-            chunk.tail = found[-1] if len(found) > 1 else None
-            for group in found[1:-1]:
+            chunk.head = grouped[0]
+            chunk.tail = grouped[-1] if len(grouped) > 1 else None
+            for group in grouped[1:-1]:
                 chunk.add(self.merged(group))
         return chunk
 
@@ -137,8 +137,7 @@ def parse_record(
         leave_out=lambda field, reason: parts.append(_rejection(record, field, reason)),
     )
     try:
-        refuse_answer_images(record, reader.name)
-        return reader.read(record, context)
+        return read_row(reader, record, context)
     except RowError as error:
         return _rejection(record, error.field, error.reason)
 

@@ -53,26 +53,26 @@ def read_source(source: DataSource, *, seed: int, keep: Sequence[str] = ()) -> R
         RecipeError: as `RowStream`.
     """
     stream = RowStream(source, seed=seed, keep=tuple(keep))
-    found: list[Row] = []
+    drawn: list[Row] = []
     rejected: list[Rejection] = []
     read = merged = not_drawn = 0
     for chunk in stream.chunks():
-        found += chunk.rows
+        drawn += chunk.rows
         rejected += chunk.rejected
         read += chunk.read
         merged += chunk.merged
         not_drawn += chunk.not_drawn.rows
-    if not found:
+    if not drawn:
         raise DataError(f"no usable row of {read} as {stream.reader.name}; {rejected[0]}")
-    found.sort(key=lambda row: row.place)
+    drawn.sort(key=lambda row: row.place)
     return ReadResult(
-        rows=_unique([row.row for row in found]),
+        rows=_unique([row.row for row in drawn]),
         format=stream.reader.name,
         why=stream.why,
         read=read,
         available=stream.available,
         rejected=rejected,
-        left_out=[part for row in found for part in row.left_out],
+        left_out=[part for row in drawn for part in row.left_out],
         files=stream.records.files,
         merged=merged,
         not_drawn=not_drawn,

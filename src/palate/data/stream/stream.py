@@ -6,19 +6,23 @@ evaluating.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from palate.data.containers import Record, Records, Rejection, open_records, source_name
 from palate.data.readers.base import Reader
+from palate.data.readers.fields import holds
 from palate.data.readers.registry import reader_named, recognise
 from palate.data.stream.draw import Draw, Least
 from palate.data.stream.grouping import OpenGroup, Row
-from palate.data.stream.parse import Chunk, NotDrawn, RowParser
+from palate.data.stream.parse import Chunk, NotDrawn, RowParser, parse_record
 from palate.errors import DataError, RecipeError
 from palate.recipes.schema import DataSource
 
 _SAMPLE_ROWS = 100
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 8, 40
 
 
 class RowStream:
@@ -30,7 +34,7 @@ class RowStream:
 
     Attributes:
         name: of the source. path: as the user gave it.
-        reader: of its format. why: how that was found.
+        reader: of its format. why: how that was found, and which columns are not read.
         parser: makes rows of its pieces.
     """
 
@@ -139,18 +143,51 @@ class RowStream:
 
 
 def reader_of(source: DataSource, records: Records) -> tuple[Reader, str]:
-    """The reader of a source, and how it was found.
+    """The reader of a source, how it was found, and the columns that it does not read, in words.
 
     Raises:
         DataError: of no known format, or without one record to tell it by.
         RecipeError: an unknown `format`.
     """
+    first_records = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
+    sample = [record for record in first_records if isinstance(record, Record)]
     if source.format is not None:
-        return reader_named(source.format), "named by the recipe"
-    found = records.fetch(range(min(len(records), _SAMPLE_ROWS)))
-    sample = [record.value for record in found if isinstance(record, Record)]
-    if not sample:
-        first = next((r for r in [*found, *records.damage] if isinstance(r, Rejection)), None)
-        reason = "no usable row" if first is None else f"no usable row; {first}"
+        reader, why = reader_named(source.format), "named by the recipe"
+    elif sample:
+        reader, why = recognise([record.value for record in sample], source.path, records.files)
+    else:
+        faults = [r for r in [*first_records, *records.damage] if isinstance(r, Rejection)]
+        reason = f"no usable row; {faults[0]}" if faults else "no usable row"
         raise DataError(reason, file=source.path)
-    return recognise(sample, source.path, records.files)
+    return reader, why + _not_read(reader, sample)
+
+
+class _Watched(dict[str, Any]):
+    """The columns of a record; `read` gets those that somebody looks at."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        super().__init__(columns)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def _not_read(reader: Reader, records: Sequence[Record]) -> str:
+    """In words, the columns that the rows of these records do without."""
+    read: set[str] = set()
+    filled: set[str] = set()
+    for record in records:
+        columns = _Watched(record.value)
+        row = parse_record(reader, dataclasses.replace(record, value=columns), "", [])
+        if not isinstance(row, Rejection):
+            read |= columns.read
+            filled |= {name for name, value in record.value.items() if holds(value)}
+    names = [" ".join(str(name).split())[:_SHOWN_CHARACTERS] for name in sorted(filled - read)]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"; not read: {', '.join(names[:_SHOWN_NAMES])}{more}" if names else ""

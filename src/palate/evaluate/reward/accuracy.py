@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from palate.evaluate.reward.items import Array, Comparisons
 from palate.intervals import Interval, wilson
@@ -58,6 +59,24 @@ def share_interval(
     return (low, high), effective
 
 
+def difference_interval(
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], confidence: float = 0.95
+) -> tuple[float, Interval]:
+    """Mean of values that may come in groups, and its t interval by groups, as `share_interval`."""
+    n = len(values)
+    if n == 0:
+        return 0.0, (0.0, 0.0)
+    mean = float(values.mean())
+    _, inverse = np.unique(groups, return_inverse=True)
+    residual = np.bincount(inverse, weights=values - mean)
+    clusters = len(residual)
+    if clusters < 2:
+        return mean, (mean, mean)
+    error = float(np.sqrt(clusters / (clusters - 1) * (residual @ residual))) / n
+    half = float(stats.t.ppf(0.5 + confidence / 2, clusters - 1)) * error
+    return mean, (mean - half, mean + half)
+
+
 def weighted_interval(
     share: float, counts: Sequence[int], weights: Sequence[float], confidence: float = 0.95
 ) -> Interval:
@@ -81,7 +100,8 @@ def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
         n, prompts, right, ties, unscored, tie_rate, accuracy, accuracy_ci, effective_n,
         accuracy_ties_half (ties one half, unscored still wrong), accuracy_of_scored (None without
         any), length_baseline (accuracy of "the longer one wins", equal lengths wrong) and
-        length_baseline_ci, shorter_baseline, margin (mean over scored pairs, None without any).
+        length_baseline_ci, shorter_baseline, over_length and over_length_ci (accuracy less the
+        greater of these two, pair by pair), margin (mean over scored pairs, None without any).
     """
     n = len(pairs)
     scored = ~np.isnan(pairs.margin)
@@ -90,6 +110,9 @@ def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
     ci, effective = share_interval(right.astype(float), pairs.group, confidence)
     longer = pairs.longer > 0
     longer_ci, _ = share_interval(longer.astype(float), pairs.group, confidence)
+    shorter = pairs.longer < 0
+    rule = longer if longer.sum() >= shorter.sum() else shorter
+    over, over_ci = difference_interval(right.astype(float) - rule, pairs.group, confidence)
     n_scored = int(scored.sum())
     return {
         "n": n,
@@ -105,7 +128,9 @@ def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
         "accuracy_of_scored": int(right.sum()) / n_scored if n_scored else None,
         "length_baseline": float(longer.mean()) if n else 0.0,
         "length_baseline_ci": longer_ci,
-        "shorter_baseline": float((pairs.longer < 0).mean()) if n else 0.0,
+        "shorter_baseline": float(shorter.mean()) if n else 0.0,
+        "over_length": over,
+        "over_length_ci": over_ci,
         "margin": float(pairs.margin[scored].mean()) if n_scored else None,
     }
 

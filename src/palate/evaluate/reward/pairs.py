@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from palate.data.containers.open import named
 from palate.data.ledger import Ledger
-from palate.data.pairing import OWN_PROMPTS, construct, needs_pairing, refuse_needless
+from palate.data.pairing import OWN_PROMPTS, needs_pairing, pair_row, refuse_needless
 from palate.data.schema import Preference
 from palate.data.scorer import HAS_IMAGES
 from palate.data.stream import read_source
@@ -86,7 +86,7 @@ class Pairs:
                 raise needs_pairing(row.source)
         # Ties are kept for what a model says of them; they are no part of any accuracy.
         recipe = self.pairing or PairingRecipe(ties="as_ties")
-        made = construct(row, recipe, seed)
+        made = pair_row(row, recipe, seed)
         ledger.flips.update(made.flips)
         if not made.pairs:
             ledger.drop(row.row, made.dropped[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response, text_in
+from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
@@ -43,6 +44,7 @@ class LocalModel:
                 f"{recipe.path}: has no chat template, and a judge is asked in chats: set "
                 "`chat_template`"
             )
+        self._template = encoder.template
         self._encoder = encoder if _trains(encoder) else None
         self.tokenizer.chat_template = encoder.template.text
         self.model: Any = load_model(model).eval()
@@ -193,13 +195,13 @@ class LocalModel:
 
     def _ids(self, question: list[Message]) -> list[int] | str:
         """Ids of a question, the assistant's turn opened; or why it is not to be asked."""
-        if self._encoder is None:
-            ids = self._tokenised([self._rendered(question)])[0]
-        else:
-            try:
+        try:
+            if self._encoder is None:
+                ids = self._tokenised([self._rendered(question)])[0]
+            else:
                 ids = list(self._encoder.encode_prompt(question))
-            except DataError as error:
-                return error.reason
+        except (DataError, Refused) as error:
+            return error.reason
         return ids if len(ids) < self._context else self._too_long
 
     def _with_options(
@@ -209,8 +211,11 @@ class LocalModel:
         each option behind it."""
         asked, start = question[:-1], text_in(question[-1]["content"])
         texts = [start, *(start + option for option in options)]
+        try:
+            shown = self._rendered(asked) if self._encoder is None else self._lead(asked, start)
+        except Refused:
+            return None, []
         if self._encoder is None:
-            shown = self._rendered(asked)
             begun, *whole = self._tokenised([shown + text for text in texts])
             before: list[int] = []
         else:
@@ -218,9 +223,8 @@ class LocalModel:
             if isinstance(ids, str):
                 return None, []
             before = ids
-            lead = self._lead(asked, start)
-            table = self._encoder.tokens.continuations([lead + text for text in texts])
-            begun, *whole = (list(table[lead + text]) for text in texts)
+            table = self._encoder.tokens.continuations([shown + text for text in texts])
+            begun, *whole = (list(table[shown + text]) for text in texts)
         head = [*before, *begun]
         tails = []
         for option, ids in zip(options, whole, strict=True):
@@ -241,13 +245,8 @@ class LocalModel:
         return text[: max(0, text.find(start))]
 
     def _rendered(self, asked: list[Message]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": turn["role"], "content": text_in(turn["content"])} for turn in asked],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        assert isinstance(text, str)
-        return text
+        texts = [Message(role=turn["role"], content=text_in(turn["content"])) for turn in asked]
+        return self._template.whole(texts, open_turn=True)
 
     def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]

@@ -20,8 +20,8 @@ from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,
     TIE,
-    construct,
     needs_pairing,
+    pair_row,
     refuse_needless,
 )
 from palate.data.schema import Content, Preference, Response
@@ -214,7 +214,7 @@ def _items(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> list[Any]:
     if pairing is None:
         keeps = isinstance(recipe.judge, PairwiseKind) and recipe.judge.ties
         pairing = PairingRecipe(ties="as_ties" if keeps else "drop")
-    made = construct(row, pairing, recipe.seed)
+    made = pair_row(row, pairing, recipe.seed)
     ledger.flips.update(made.flips)
     if made.scored_by is not None:
         ledger.scored_by[made.scored_by] += 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import yaml
-
 from palate.data.encode import Drop, Encoder
 from palate.data.schema import Message, Preference, Response
 from palate.errors import DataError, ModelError
@@ -16,12 +14,13 @@ from palate.recipes import scorers
 from palate.recipes.judge import CriticKind, JudgeRecipe, PairwiseKind, PointwiseKind
 from palate.recipes.reward import RewardDataRecipe, RewardLengthRecipe, RewardRecipe
 from palate.recipes.schema import (
-    DataRecipe,
     LengthRecipe,
     ModelRecipe,
+    SftDataRecipe,
     SftRecipe,
     TuneRecipe,
 )
+from palate.recipes.yaml import dump_yaml
 from palate.rewards.questions import FIRST, SECOND, TIE, opened
 from palate.store.folder import is_finished
 from palate.store.folders import whole_folder
@@ -83,7 +82,7 @@ def stage_recipe(
             train=own.train,
         )
     # A verdict that is cut off teaches nothing.
-    data = DataRecipe(
+    data = SftDataRecipe(
         train=files.train, eval=files.eval, length=LengthRecipe(**limits, response="drop")
     )
     if verb == "sft":
@@ -206,7 +205,7 @@ def judge_yaml(scorer: scorers.ScorerBase) -> str:
     return (
         "# The trained judge as a scorer: `palate serve judge.yaml`, or `palate score judge.yaml`\n"
         "# with `data` and `output_dir` set. What is below `scorer:` is an entry of `models` of\n"
-        "# `palate eval reward`.\n" + yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+        "# `palate eval reward`.\n" + dump_yaml(section)
     )
 
 

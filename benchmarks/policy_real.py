@@ -70,17 +70,18 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     """Trains one loss and writes what it makes of every held-out pair."""
+    from palate.evaluate.material import build_material
     from rich.console import Console
 
     from palate import TuneRecipe, tune
     from palate.data.encode import Encoder
     from palate.evaluate.loading import Shelf
-    from palate.evaluate.material import build_material
     from palate.evaluate.preference import score_pairs
     from palate.evaluate.progress import task
     from palate.evaluate.targets import find_targets, read_runs
     from palate.models.loading import load_tokenizer
-    from palate.recipes.schema import DataRecipe, EvalRecipe
+    from palate.recipes.evaluation import EvalRecipe
+    from palate.recipes.schema import DataRecipe
 
     recipe = recipe_of(args)
     run = tune(TuneRecipe.model_validate(recipe))

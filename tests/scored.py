@@ -31,6 +31,15 @@ class Numbers:
         return regrouped(scores, groups)
 
 
+class Alike(Numbers):
+    """Scores everything alike."""
+
+    name = "alike"
+
+    def numbers(self, prompts: list[Any], responses: list[Any]) -> list[float]:
+        return [0.5] * len(responses)
+
+
 def groups_of(prompts: Sequence[Any], responses: Sequence[Sequence[Any]]) -> list[Group]:
     """Several responses to each prompt."""
     return [Group(p, tuple(group)) for p, group in zip(prompts, responses, strict=True)]

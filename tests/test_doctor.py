@@ -298,7 +298,7 @@ def test_the_writer_of_a_judges_texts_and_the_reward_of_samples(
     }
     found = examine(write_recipe(tmp_path / "r.yaml", evaluation, "eval"))
     (problem,) = [check for check in found if check.state == "problem"]
-    assert problem.name == "reward" and "no readable classifier" in problem.text
+    assert problem.name == "scorer" and "no readable classifier" in problem.text
 
 
 def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

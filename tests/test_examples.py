@@ -17,11 +17,12 @@ from pydantic import TypeAdapter
 from build_cases import rows_of
 from palate.data.construct.build import build
 from palate.recipes.construct import DataBuildRecipe
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import Texts
 from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import EvalRecipe, TuneRecipe
+from palate.recipes.schema import TuneRecipe
 from palate.recipes.yaml import parse_yaml
 from tiny_runs import write_pairs
 from tiny_text import save_tiny

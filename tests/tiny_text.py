@@ -7,9 +7,15 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from tiny import CONFIGS
+from tiny import COMMON, CONFIGS
 
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 
@@ -49,3 +55,15 @@ def save_tiny(folder: Path, family: str = "llama", *, seed: int = 0) -> Path:
     tiny_text_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_classifier(folder: Path, labels: list[str]) -> str:
+    """A sequence classifier on a tiny decoder; its path."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**COMMON | {"vocab_size": len(tiny_tokenizer())})
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: i for i, name in enumerate(labels)}
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)

@@ -26,11 +26,12 @@ from palate.cli_parts import (
 )
 from palate.data_cli import app as data_app
 from palate.errors import RecipeError
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, Dtype, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DemoRecipe, Dtype, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.store.versions import __version__
 

@@ -10,7 +10,7 @@ from palate.data.construct.inspect import Inspection, inspect
 from palate.data.scorer import Scorer
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.curation import LogRatioScores
-from palate.recipes.schema import ClassifierReward, LexiconReward
+from palate.recipes.scorers import ClassifierScorer, LexiconScorer
 from palate.store.versions import code_version
 
 
@@ -69,8 +69,8 @@ def _report(folder: Path) -> None:
     write_audit_report(folder)
 
 
-def _make_scorer(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Scorer:
+def _make_scorer(recipe: LexiconScorer | ClassifierScorer | LogRatioScores) -> Scorer:
     # Models are loaded for recipes that score, and for no other.
-    from palate.rewards import make_reward
+    from palate.rewards import make_scorer
 
-    return make_reward(recipe)
+    return make_scorer(recipe)

@@ -15,7 +15,8 @@ from palate.demo import run as run_module
 from palate.demo.presets import METHODS, Preset
 from palate.errors import RunError
 from palate.recipes import load_recipe
-from palate.recipes.schema import DemoRecipe, EvalRecipe, TuneRecipe
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.schema import DemoRecipe, TuneRecipe
 from palate.rewards import Lexicon
 from palate.store.files import read_json
 from tiny_text import save_tiny

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 
 import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from palate.errors import RecipeError, RunError
 from palate.evaluate import evaluate
 from palate.evaluate import run as run_module
 from palate.recipes import load_recipe
-from palate.recipes.schema import EvalRecipe, TuneRecipe
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.schema import TuneRecipe
 from palate.store.files import read_json
 from palate.train import tune
-from tiny_text import save_tiny
+from tiny_text import save_classifier, save_tiny, tiny_tokenizer
 
 WORDS = [
     "the",
@@ -208,13 +214,13 @@ def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatc
     lost.unlink()
     (out / "evaluation.json").unlink()
     measured = []
-    whole = run_module._Own.measure
+    whole = run_module.EvaluationContext.measure
 
     def counting(self, target, policy, reference):
         measured.append(target.name)
         return whole(self, target, policy, reference)
 
-    monkeypatch.setattr(run_module._Own, "measure", counting)
+    monkeypatch.setattr(run_module.EvaluationContext, "measure", counting)
     resumed = evaluate(recipe_of(runs, out, resume=True))
     assert measured == ["dpo@2"]
     assert resumed.evaluation == result.evaluation
@@ -222,7 +228,7 @@ def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatc
 
 def test_an_interrupted_evaluation_says_so_and_goes_on(runs, result, tmp_path, monkeypatch):
     out = tmp_path / "evaluation"
-    whole = run_module._Own.measure
+    whole = run_module.EvaluationContext.measure
 
     def stopping(self, target, policy, reference):
         if target.name == "dpo@2":
@@ -230,7 +236,7 @@ def test_an_interrupted_evaluation_says_so_and_goes_on(runs, result, tmp_path, m
         return whole(self, target, policy, reference)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Own, "measure", stopping)
+        patch.setattr(run_module.EvaluationContext, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
             evaluate(recipe_of(runs, out))
     assert read_json(out / "status.json")["state"] == "interrupted"
@@ -273,6 +279,89 @@ def test_a_model_alone_needs_a_reference_for_rewards_and_none_for_samples(runs, 
     assert "kl" not in found["policies"][0]["samples"]
     with pytest.raises(RunError, match="set `reference`"):
         evaluate(EvalRecipe.model_validate(values | {"output_dir": str(tmp_path / "b")}))
+
+
+def test_any_scorer_may_score_the_samples(runs, tmp_path):
+    rule = {"type": "rule", "pattern": "[aeiou]"}
+    short = {"scorer": {"type": "length", "prefer": "shorter"}, "weight": 0.5}
+    values = {
+        "checkpoints": "last",
+        "runs": [str(runs / "dpo")],
+        "preference": False,
+        "reward": {"type": "mixture", "members": [{"scorer": rule, "weight": 3.0}, short]},
+    }
+    result = evaluate(recipe_of(runs, tmp_path / "out", **values))
+    rows = rows_of(result.path)
+    expected = [
+        3.0 * bool(re.search("[aeiou]", row["response"])) - 0.5 * len(row["response"])
+        for row in rows
+    ]
+    assert [row["reward"] for row in rows] == pytest.approx(expected) and len(set(expected)) > 1
+
+
+def test_a_reward_model_scores_chats_as_chats_and_its_weights_are_part_of_the_key(
+    runs, tmp_path, monkeypatch
+):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"the film {word}"}],
+            "chosen": [{"role": "assistant", "content": " good"}],
+            "rejected": [{"role": "assistant", "content": " bad"}],
+        }
+        for word in WORDS[:3]
+    ]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = save_classifier(tmp_path / "reward", ["LABEL_0"])
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(path)
+    values = {
+        "checkpoints": "last",
+        "runs": [],
+        "preference": False,
+        "reward": {"type": "classifier", "path": path},
+        "data": [{"path": str(data)}],
+        "model": {"path": str(runs / "base"), "dtype": "float32", "chat_template": "plain"},
+    }
+    out = tmp_path / "out"
+    result = evaluate(recipe_of(runs, out, **values))
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    by_prompt = {row["prompt"][0]["content"]: row["prompt"] for row in rows}
+    for row in rows_of(result.path):
+        (prompt,) = [p for text, p in by_prompt.items() if text in row["prompt"]]
+        answer = {"role": "assistant", "content": row["response"]}
+        ids = tokenizer.apply_chat_template([*prompt, answer], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            assert row["reward"] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
+    measured = []
+
+    def counting(self, target, policy, reference):
+        measured.append(target.name)
+        return measure(self, target, policy, reference)
+
+    measure = run_module.EvaluationContext.measure
+    monkeypatch.setattr(run_module.EvaluationContext, "measure", counting)
+    again = recipe_of(runs, out, **values, resume=True)
+    evaluate(again)
+    assert measured == []
+    weights = load_file(tmp_path / "reward" / "model.safetensors")
+    save_file(
+        {name: -tensor for name, tensor in weights.items()},
+        tmp_path / "reward" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    evaluate(again)
+    assert measured == ["base"]
+
+
+def test_a_reward_that_compares_is_refused(runs, tmp_path):
+    chat = {"type": "server", "url": "http://127.0.0.1:9/v1", "model": "judge"}
+    judge = {"type": "pairwise", "chat": chat}
+    members = [{"scorer": judge}, {"scorer": {"type": "length"}}]
+    for reward in (judge, {"type": "mixture", "members": members}):
+        with pytest.raises(ValidationError, match="compares the responses to one prompt"):
+            recipe_of(runs, tmp_path / "out", reward=reward)
 
 
 def test_mistakes_are_one_line(runs, tmp_path):

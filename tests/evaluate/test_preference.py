@@ -11,7 +11,7 @@ from scipy import stats
 from palate.data.items import Tokens
 from palate.errors import RunError
 from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.models.model import Model
 from palate.models.reference import FrozenCopy
 from palate.recipes.losses import D2poWeights, Dpo, Kto, Mixture, Sft, SimPo, Tdpo1, Tdpo2

@@ -11,8 +11,8 @@ from palate.evaluate.statistics import (
     group_means,
     mean_interval,
     percentile_interval,
-    wilson,
 )
+from palate.intervals import wilson
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (10, 10), (480, 805)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from palate.evaluate.reward.accuracy import difference_interval
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.report.reward_notes import gap_interval, reward_notes
 from palate.store.reward_records import RewardEvaluation
 

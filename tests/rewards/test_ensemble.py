@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from palate.errors import ModelError
 from palate.rewards.combined import Member
 from palate.rewards.ensemble import Ensemble, combine, validate
 from palate.rewards.length import Length
-from palate.rewards.spread import SpreadSums, dominance, spreads
+from palate.rewards.spread import Spread, SpreadSums, dominance
 from scored import Numbers, flat_values, values
 
 
@@ -43,6 +44,13 @@ C = Fixed("c", {"x": 3.0, "y": 2.0, "z": 0.0})
 
 def members(**more):
     return [Member(scorer=s, **more) for s in (A, B, C)]
+
+
+def spreads(names: Any, scores: Any, groups: Any = None, *, asked: Any = None) -> list[Spread]:
+    """Of all responses at once; default: all of one prompt."""
+    sums = SpreadSums(names)
+    sums.add(scores, [0] * scores.shape[1] if groups is None else groups, asked=asked)
+    return sums.spreads()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +292,7 @@ def test_spreads_in_parts_are_those_of_the_whole(scores, cut):
     sums = SpreadSums(["a", "b", "c"])
     for g in (0, 1):
         sums.add(scores[:, groups == g], groups[groups == g])
-    for part, whole in zip(sums.found(), spreads(["a", "b", "c"], scores, groups), strict=True):
+    for part, whole in zip(sums.spreads(), spreads(["a", "b", "c"], scores, groups), strict=True):
         assert (part.n, part.unscored) == (whole.n, whole.unscored)
         for key in ("mean", "deviation", "within"):
             assert getattr(part, key) == pytest.approx(getattr(whole, key), abs=1e-6)

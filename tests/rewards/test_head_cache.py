@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from palate.models.model import Model
-from palate.rewards import head_cache, model
+from palate.rewards import model
 from palate.rewards.groups import score_groups
-from palate.rewards.head_cache import HeadScoreCache
 from palate.rewards.model import ModelScorer
 from palate.rewards.rendered import score_rendered
 from scored import groups_of
@@ -32,27 +31,8 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return out
 
     monkeypatch.setattr(Model, "forward", counted)
-    monkeypatch.setattr(head_cache, "MOST_KNOWN", FEW)
+    monkeypatch.setattr(model, "MOST_KNOWN", FEW)
     return found
-
-
-def test_what_was_asked_about_last_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_cache, "MOST_KNOWN", 3)
-    memory = HeadScoreCache()
-    for name in "abc":
-        memory.put(name, (1.0, 2.0))
-    assert memory.get("a") == (1.0, 2.0) and memory.get("z") is None
-    memory.put("d", (3.0, 4.0))
-    memory.put("c", (5.0, 6.0))
-    assert memory.get("b") is None and memory.get("a") and memory.get("d")
-    assert memory.get("c") == (5.0, 6.0) and len(memory) == 3
-    memory.expect(5)
-    for name in "efgh":
-        memory.put(name, (0.0, 0.0))
-    assert len(memory) == 5
-    memory.expect(1)
-    memory.put("i", (0.0, 0.0))
-    assert len(memory) == 3 and memory.get("h") and memory.get("g")
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -88,7 +68,8 @@ def test_calls_beyond_number_leave_little(heads: bool, sequences: list[int]) -> 
     for n in range(6):
         said = groups_of(["say"], [[f"word {n} {k}" for k in range(5)]])
         score_groups(scorer, said, exact=n % 2 == 0)
-        assert len(model._HEAD_CACHES[inner]) <= FEW
+        # What was known before a call, and what the call asked about.
+        assert len(model._KNOWN_HEADS[inner]) <= FEW + 5
     # Three passes would be three times as many; the check of the layout has two of four.
     assert 30 <= sum(sequences) < 45
 
@@ -108,7 +89,7 @@ def test_a_server_of_heads_keeps_nothing(exact: bool, sequences: list[int]) -> N
             text = first.encoder.template.render([{"role": "user", "content": "say"}], []).prompt
             found = await c.post("/get_reward", json={"query": [text + "it", text + "more"]})
             assert len(found.json()["rewards"]) == 2
-            assert not model._HEAD_CACHES[first.model]
+            assert not model._KNOWN_HEADS.get(first.model)
 
     run(test)
     # Two responses three times, and perhaps the check of the layout with its two.

@@ -12,7 +12,7 @@ from palate.data.curation.base import Block, Means
 from palate.data.schema import Preference, Response
 from palate.errors import ModelError
 from palate.recipes.curation import LogRatioScores, LossFilter
-from palate.rewards import make_reward
+from palate.rewards import make_scorer
 from scored import groups_of
 from tiny_text import save_tiny, tiny_text_model, tiny_tokenizer
 
@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_two_models(tmp_path: Path, average: bool) -> No
         max_tokens=80,
     )
     asked = groups_of([r.prompt for r in ROWS], [[o.content for o in r.responses] for r in ROWS])
-    scores = [[s.value for s in own] for own in make_reward(recipe).score(asked)]
+    scores = [[s.value for s in own] for own in make_scorer(recipe).score(asked)]
     for row, found in zip(ROWS[:2], scores, strict=False):
         for response, score in zip(row.responses, found, strict=True):
             text = str(response.content)
@@ -71,7 +71,7 @@ def test_a_loss_filter_uses_them(tmp_path: Path) -> None:
     policy = str(save_tiny(tmp_path / "p"))
     scores = LogRatioScores(policy=policy, dtype="float32", max_tokens=80)
     recipe = LossFilter(scores=scores, max=0.7)
-    (step,) = build_steps([recipe], Means(make_scorer=make_reward))
+    (step,) = build_steps([recipe], Means(make_scorer=make_scorer))
     judged = step.judge(Block(first=0, index=[0, 1, 2], rows=ROWS))
     # The shorter response is the more probable one under any model.
     assert [isinstance(j, Dropped) for j in judged] == [False, True, True]
@@ -86,4 +86,4 @@ def test_vocabularies_must_be_the_same(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "r")
     recipe = LogRatioScores(policy=str(policy), reference=str(tmp_path / "r"), dtype="float32")
     with pytest.raises(ModelError, match="has a vocabulary of 300"):
-        make_reward(recipe)
+        make_scorer(recipe)

@@ -15,7 +15,6 @@ from palate.data.scorer import HAS_IMAGES, TEXT_AND_IMAGES, Group, Score, Traits
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward import evaluate_rewards, score_files
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.identity import key_of
 from palate.evaluate.reward.score_cache import ScoreCache
 from palate.recipes.load import check_recipe
 from palate.recipes.reward_eval import RewardEvalRecipe
@@ -23,6 +22,7 @@ from palate.recipes.scorers import MixtureScorer
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.combined import Member
 from palate.rewards.groups import score_groups
+from palate.rewards.identity import key_of
 from palate.rewards.mixture import NO_STATISTICS, Gate, WeightedSum
 from palate.rewards.rendered import reads_rendered, why_not_rendered
 from scored import Numbers, flat_values, groups_of, values

@@ -13,12 +13,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from palate.data.schema import Content, Message
 from palate.data.scorer import Score, part_values
+from palate.recipes.scorers import RuleScorer as RuleRecipe
 from palate.rewards.classifier import TOO_LONG, ClassifierScorer
 from palate.rewards.combined import NO_MEMBER, Member
 from palate.rewards.ensemble import Ensemble
 from palate.rewards.groups import score_groups
 from palate.rewards.length import Length
 from palate.rewards.members import Rule
+from palate.rewards.mixture import Gate
 from palate.rewards.model import ModelScorer
 from palate.rewards.rendered import (
     NO_RESPONSE,
@@ -27,7 +29,8 @@ from palate.rewards.rendered import (
     score_rendered,
     why_not_rendered,
 )
-from scored import flat_values, groups_of
+from palate.rewards.rule import RuleScorer
+from scored import Alike, flat_values, groups_of
 from tiny import CONFIGS
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
 from tiny_scorer import SAID, conversation, heads_of, scorer_of, spaced
@@ -170,15 +173,15 @@ def test_an_ensemble_is_read_by_those_members_that_score_texts() -> None:
     model = scorer_of(byte_tokenizer(adds_bos=True, template=CHATML))
     asked, said = texts(model)
 
-    def together(modality: Any, other: Any = Length) -> Ensemble:
+    def together(modality: Any, other: Any = Alike) -> Ensemble:
         return Ensemble([Member(scorer=model), Member(scorer=other(), modality=modality)])
 
     mixed = together("text")
     assert not reads_rendered(mixed)
-    assert "tiny reads conversations" in str(why_not_rendered(mixed)) and "longer wins" in str(
+    assert "tiny reads conversations" in str(why_not_rendered(mixed)) and "alike" in str(
         why_not_rendered(mixed)
     )
-    nested = Ensemble([Member(scorer=mixed), Member(scorer=Length())])
+    nested = Ensemble([Member(scorer=mixed), Member(scorer=Alike())])
     assert not reads_rendered(nested) and why_not_rendered(nested) is not None
     # Who scores nothing but images is asked about no text.
     beside = together("image")
@@ -190,6 +193,42 @@ def test_an_ensemble_is_read_by_those_members_that_score_texts() -> None:
     assert score_rendered(nobody, [asked + said], [asked]) == [Score(None, NO_MEMBER)]
     plain = Ensemble([Member(scorer=Length()), Member(scorer=Length("shorter"))])
     assert not reads_rendered(plain) and why_not_rendered(plain) is None
+
+
+@pytest.mark.parametrize("reader", ["model", "classifier"])
+def test_a_rule_before_a_model_reads_the_response_without_the_templates_marks(
+    reader: str, tmp_path: Path
+) -> None:
+    model: Any = scorer_of(byte_tokenizer(adds_bos=True, template=CHATML))
+    if reader == "classifier":
+        model = classifier(tmp_path, CHATML)
+        render = model.tokenizer.apply_chat_template
+        prompt, _ = conversation(True)
+        asked = str(render(prompt, tokenize=False, add_generation_prompt=True))
+    else:
+        asked = texts(model)[0]
+    # No longer than what is said, and no mark of the template.
+    words = {"unit": "characters", "max": len(SAID)}
+    rule = RuleScorer(
+        RuleRecipe.model_validate({"pattern": "^[^<>]*$", "length": words, "broken": -1})
+    )
+    gated = Gate(rule, model, threshold=0.5)
+    assert reads_rendered(gated) and why_not_rendered(gated) is None
+    (right,) = score_rendered(model, [asked + SAID], [asked])
+    sent = [asked + SAID + "<eos>", asked + SAID + "!", asked + SAID + "<end>\n", asked]
+    scores = score_rendered(gated, sent, [asked] * 4)
+    assert scores[0].value == scores[2].value == pytest.approx(right.value, **PLACES)
+    assert scores[1].value == -1.0 and list(scores[1].parts) == [rule.name]
+    assert scores[3].reason == NO_RESPONSE
+    # Without the prompt nobody knows where the response begins.
+    (unknown,) = score_rendered(gated, [asked + SAID])
+    assert unknown.value is None and "`prompts`" in str(unknown.reason)
+    # One that looks at prompts would read the template's marks as words.
+    answers = RuleScorer(
+        RuleRecipe.model_validate({"answers": [{"path": "a.jsonl"}]}), {"What?": "So."}
+    )
+    assert not reads_rendered(Gate(answers, model))
+    assert "which looks at prompts" in str(why_not_rendered(Gate(answers, model)))
 
 
 def classifier(folder: Path, template: str, **more: Any) -> ClassifierScorer:

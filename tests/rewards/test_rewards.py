@@ -12,32 +12,17 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
 )
 
 from palate.data.templates import ChatTemplate
 from palate.errors import ModelError, PalateError
 from palate.recipes import scorers as recipes
-from palate.recipes.schema import ClassifierReward, LexiconReward
-from palate.rewards import Scorer, make_reward, make_scorer
+from palate.rewards import Scorer, make_scorer
 from palate.rewards.classifier import TOO_LONG
 from palate.rewards.groups import score_groups
 from scored import flat_values, groups_of
 from tiny import COMMON
-from tiny_text import tiny_tokenizer
-
-
-def classifier(folder, labels):
-    torch.manual_seed(0)
-    config = LlamaConfig(**COMMON | {"vocab_size": len(tiny_tokenizer())})
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: i for i, name in enumerate(labels)}
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
+from tiny_text import save_classifier, tiny_tokenizer
 
 TEXTS = (
     ["I went in. ", "I went in. ", "So. "],
@@ -47,7 +32,7 @@ TEXTS = (
 
 def test_lexicon_ranks_and_ignores_the_prompt():
     pytest.importorskip("vaderSentiment")
-    reward = make_reward(LexiconReward())
+    reward = make_scorer(recipes.LexiconScorer())
     good, bad, neutral = flat_values(reward, *TEXTS)
     assert isinstance(reward, Scorer)
     assert 0.5 < good <= 1 and -1 <= bad < -0.4 and neutral == 0
@@ -58,12 +43,12 @@ def test_lexicon_names_the_extra_when_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
     with pytest.raises(PalateError, match=r"pip install 'palate\[demo\]'"):
-        make_reward(LexiconReward())
+        make_scorer(recipes.LexiconScorer())
 
 
 def test_classifier_gives_the_labels_probability_whatever_the_batch(tmp_path):
-    path = classifier(tmp_path, ["bad", "good"])
-    reward = make_reward(ClassifierReward(path=path, label="good"))
+    path = save_classifier(tmp_path, ["bad", "good"])
+    reward = make_scorer(recipes.ClassifierScorer(path=path, label="good"))
     scores = flat_values(reward, *TEXTS)
     reward.batch_size = 1
     assert flat_values(reward, *TEXTS) == pytest.approx(scores, abs=1e-5)
@@ -74,7 +59,7 @@ def test_classifier_gives_the_labels_probability_whatever_the_batch(tmp_path):
 
 
 def test_classifier_without_label_gives_the_logit(tmp_path):
-    reward = make_reward(ClassifierReward(path=classifier(tmp_path, ["LABEL_0"])))
+    reward = make_scorer(recipes.ClassifierScorer(path=save_classifier(tmp_path, ["LABEL_0"])))
     ids = torch.tensor([tiny_tokenizer()(TEXTS[0][0] + TEXTS[1][0])["input_ids"]])
     with torch.no_grad():
         expected = reward.model(ids).logits[0, 0]
@@ -91,22 +76,22 @@ def test_classifier_without_label_gives_the_logit(tmp_path):
 )
 def test_classifier_refuses_what_it_cannot_mean(tmp_path, labels, label, message):
     with pytest.raises(ModelError, match=message):
-        make_reward(ClassifierReward(path=classifier(tmp_path, labels), label=label))
+        make_scorer(recipes.ClassifierScorer(path=save_classifier(tmp_path, labels), label=label))
 
 
 def test_a_model_without_a_classifiers_head_is_none(tmp_path):
-    folder = Path(classifier(tmp_path, ["LABEL_0"]))
+    folder = Path(save_classifier(tmp_path, ["LABEL_0"]))
     weights = load_file(folder / "model.safetensors")
     kept = {name: own for name, own in weights.items() if not name.startswith("score.")}
     assert len(kept) < len(weights)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"no weights score\."):
-        make_reward(ClassifierReward(path=str(folder)))
+        make_scorer(recipes.ClassifierScorer(path=str(folder)))
 
 
 def test_an_unreadable_classifier_is_one_line(tmp_path):
     with pytest.raises(ModelError, match="no readable classifier") as caught:
-        make_reward(ClassifierReward(path=str(tmp_path / "nothing")))
+        make_scorer(recipes.ClassifierScorer(path=str(tmp_path / "nothing")))
     assert "\n" not in str(caught.value)
 
 
@@ -142,7 +127,7 @@ def test_a_cross_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
 
 
 def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
-    path = classifier(tmp_path, ["LABEL_0"])
+    path = save_classifier(tmp_path, ["LABEL_0"])
     with pytest.raises(ModelError, match="no chat template"):
         make_scorer(recipes.ClassifierScorer(path=path, input="chat"))
     tokenizer = tiny_tokenizer()
@@ -165,7 +150,7 @@ def test_a_classifier_with_a_template_reads_a_chat(tmp_path):
 
 
 def test_what_a_reward_of_texts_cuts_is_logged(tmp_path, caplog):
-    reward = make_reward(ClassifierReward(path=encoder(tmp_path)))
+    reward = make_scorer(recipes.ClassifierScorer(path=encoder(tmp_path), truncate=True))
     flat_values(reward, ["", ""], ["A" * 80, "B"])
     assert "of 1 texts longer than 64 tokens only the beginning was scored" in caplog.text
 

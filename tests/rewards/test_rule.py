@@ -13,11 +13,11 @@ from palate.data.scorer import Group, Span
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import score_files
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.identity import key_of
 from palate.recipes.load import check_recipe
 from palate.recipes.scorers import RuleScorer as Recipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
+from palate.rewards.identity import key_of
 from palate.rewards.rule import NO_ANSWER_KNOWN
 from scored import flat_values
 from tiny_serve import client, run

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.data.pairing import OWN_PROMPTS
 from palate.data.readers import registry
 from palate.data.scorer import Score, Traits
 from palate.errors import DataError, ModelError, RunError
@@ -380,3 +381,38 @@ def test_files_without_a_usable_row_end_with_what_the_first_lacks() -> None:
     for resume in (False, True):
         with pytest.raises(DataError, match=wanted + "out/quarantine.jsonl$"):
             score_files(recipe(data=[{"path": "bad.jsonl"}], resume=resume))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"chosen_image": "cat.png", "rejected_image": "dog.png"},
+        {"rejected_images": ["dog.png"]},
+        {"images_a": ["cat.png"], "images_b": ["dog.png"]},
+        {"answer_0_image_path": "cat.png"},
+    ],
+)
+def test_answers_that_saw_other_images_are_refused_and_counted(columns: dict[str, Any]) -> None:
+    asked = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    notes = {"image_id": 7, "answer_length": 3, "chosen_images": []}
+    rows = [asked | columns, asked | notes]
+    Path("seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score_files(recipe(data=[{"path": "seen.jsonl"}]))
+    assert [line["row"] for line in lines()] == [2, 2]
+    (source,) = json.loads(Path("out/data.json").read_text())["sources"]
+    assert source["kept"] == 1 and sum(source["rejected"].values()) == 1
+    (fault,) = lines("out/quarantine.jsonl")
+    assert fault["field"] == next(iter(columns)) and "not read by this format" in fault["reason"]
+    assert result.summary["responses"] == 2
+
+
+def test_an_answer_to_another_picture_has_no_score_and_is_counted() -> None:
+    turns = [
+        {"role": "user", "content": "<image>What is this?"},
+        {"role": "assistant", "content": "A kitten."},
+    ]
+    row = {"messages": turns, "images": ["kitten.png"], "rejected_images": ["noise.png"]}
+    Path("seen.jsonl").write_text(json.dumps(row) + "\n")
+    result = score_files(recipe(data=[{"path": "seen.jsonl"}]))
+    assert [line["score"] for line in lines()] == [None, None]
+    assert result.summary["unscored"] == {OWN_PROMPTS: 2} and result.summary["scored"] == 0

@@ -89,14 +89,14 @@ def test_an_error_is_of_whoever_made_it(
             headers = {"authorization": "Bearer t"}
             down = await c.post("/score", json=ask("down"), headers=headers)
             message = down.json()["error"]["message"]
-            assert message == "the judge's own server failed: answers 503"
+            assert message == "the scorer's own server failed: answers 503"
 
     with logged(caplog):
         run(test)
     lines = [json.loads(Lines().format(record)) for record in dict.fromkeys(caplog.records)]
     events = [(line["event"], line.get("reason")) for line in lines if line["event"] != "request"]
     assert events.count(("unscorable", "ModelError")) == 1
-    assert events.count(("judge_failed", "answers 503")) == 2
+    assert events.count(("server_failed", "answers 503")) == 2
     (fault,) = [line for line in lines if line["event"] == "failed"]
     assert "in score" in fault["traceback"] and fault["traceback"].endswith("ZeroDivisionError\n")
     assert events.count(("unscorable", "TemplateError")) == 1

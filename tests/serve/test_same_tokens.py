@@ -18,8 +18,7 @@ from palate.evaluate.reward import score_files
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.combined import Member
 from palate.rewards.ensemble import Ensemble
-from palate.rewards.length import Length
-from scored import flat_values
+from scored import Alike, flat_values
 from tiny_chat import CHATML, DOUBLE_END, NO_END, STRICT, byte_tokenizer
 from tiny_scorer import conversation, heads_of, scorer_of, spaced
 from tiny_serve import client, run
@@ -126,7 +125,7 @@ def test_an_ensemble_gives_one_score_on_every_route() -> None:
 
 def test_an_ensemble_of_readers_and_others_is_given_no_rendered_text() -> None:
     model = scorer_of(MAKE["ml"]())
-    scorer = Ensemble([Member(scorer=model), Member(scorer=Length())], name="both")
+    scorer = Ensemble([Member(scorer=model), Member(scorer=Alike())], name="both")
 
     async def served() -> None:
         async with client(scorer, exact=True) as c:
@@ -136,7 +135,9 @@ def test_an_ensemble_of_readers_and_others_is_given_no_rendered_text() -> None:
             assert found.status_code == 422 and message.startswith(
                 "both: of its members tiny reads"
             )
-            assert message.endswith("longer wins does not: use /score or /rank")
+            assert message.endswith(
+                "alike, which looks at prompts, too, does not: use /score or /rank"
+            )
             body = {"prompt": "p", "responses": ["a"]}
             assert (await c.post("/score", json=body)).json()["scores"][0] is not None
 

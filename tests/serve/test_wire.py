@@ -21,7 +21,7 @@ from palate.data.scorer import Score
 from palate.errors import RunError
 from palate.recipes.serving import ServeRecipe
 from palate.serve.bodies import parsed
-from palate.serve.messages import Asked, ChatCompletion, GetReward
+from palate.serve.messages import ChatCompletion, GetReward, ScoreRequest
 from palate.serve.metrics import MOST_REASONS, OTHER, Metrics
 from palate.serve.run import bind, serve
 from tiny_serve import (
@@ -93,11 +93,11 @@ def test_a_request_full_of_mistakes_is_refused_at_the_first() -> None:
     """Else an error of each: a gigabyte of them for a megabyte of request."""
     many = [1] * 50_000
     shapes: list[tuple[Any, dict[str, Any]]] = [
-        (Asked, {"prompt": "p", "responses": many}),
-        (Asked, {"prompt": many, "responses": ["a"]}),
-        (Asked, {"prompt": "p", "responses": [many]}),
-        (Asked, {"items": many}),
-        (Asked, {"items": [{"prompt": "p", "responses": many}] * 100}),
+        (ScoreRequest, {"prompt": "p", "responses": many}),
+        (ScoreRequest, {"prompt": many, "responses": ["a"]}),
+        (ScoreRequest, {"prompt": "p", "responses": [many]}),
+        (ScoreRequest, {"items": many}),
+        (ScoreRequest, {"items": [{"prompt": "p", "responses": many}] * 100}),
         (GetReward, {"query": many}),
         (GetReward, {"query": ["a"], "prompts": many}),
         (ChatCompletion, {"model": "m", "messages": many}),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from palate.evaluate.preference import PairScore, summarise_pairs
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.train.reward_summary import held_out
 
 
@@ -51,7 +51,7 @@ def test_comparisons_that_all_agree_within_a_prompt_count_once() -> None:
     entry = held_out(found)["all"]
     assert entry["n"] == 120 and entry["accuracy"] == 0.75 and entry["prompts"] == 12
     assert entry["effective_n"] == pytest.approx(11)
-    assert entry["accuracy_ci"] == pytest.approx(wilson(0.75 * 11, 11))  # type: ignore[arg-type]
+    assert entry["accuracy_ci"] == pytest.approx(wilson(0.75 * 11, 11))
     assert "p_value" not in entry
 
 

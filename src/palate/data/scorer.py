@@ -33,11 +33,13 @@ class Traits:
         independent: every bit of a score is the same whatever else is in the call. Of a model on
             this machine it is not: passes of other shapes round differently.
         modalities: what prompts may hold. A scorer that looks at no prompt at all takes images.
+        reads_prompt: whether a score depends on the prompt at all.
     """
 
     relative: bool = False
     independent: bool = False
     modalities: frozenset[Modality] = TEXT
+    reads_prompt: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from palate.evaluate.statistics import Interval, bootstrap_rows, percentile_interval
+from palate.evaluate.statistics import bootstrap_rows, percentile_interval
+from palate.intervals import Interval
 
 RESAMPLES = 4000
 GRID = 21

@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from palate.recipes.evaluation import EvalRecipe, SamplingRecipe
 from palate.recipes.losses import Dpo, Loss, Tdpo1, Tdpo2
 from palate.recipes.schema import (
     DataRecipe,
     DataSource,
-    EvalRecipe,
     LengthRecipe,
-    LexiconReward,
     LoraRecipe,
     ModelRecipe,
     PairingRecipe,
     ReferenceRecipe,
-    SamplingRecipe,
     TrainRecipe,
     TuneRecipe,
 )
+from palate.recipes.scorers import LexiconScorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,5 +124,5 @@ def eval_recipe(root: Path, *, preset: Preset, seed: int, resume: bool) -> EvalR
             max_new_tokens=preset.new_tokens,
             batch_size=SAMPLES_PER_BATCH,
         ),
-        reward=LexiconReward(),
+        reward=LexiconScorer(),
     )

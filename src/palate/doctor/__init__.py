@@ -6,7 +6,6 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -15,24 +14,21 @@ from palate.doctor.check import Check
 from palate.doctor.data import data_checks
 from palate.doctor.machine import disk_check, machine_checks
 from palate.doctor.models import model_checks, reward_model_checks
-from palate.doctor.scorers import chat_checks, reward_check, scorer_checks, server_checks
+from palate.doctor.scorers import scoring_checks, server_checks
 from palate.errors import PalateError, RecipeError
 from palate.recipes import trl
 from palate.recipes.document import read_document
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
 from palate.recipes.losses import Strict, members
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import (
-    ClassifierReward,
-    EvalRecipe,
-    LexiconReward,
     ModelRecipe,
     RunRecipe,
     SftRecipe,
     TuneRecipe,
 )
-from palate.recipes.scorers import LocalChat, ScorerBase, ServerChat
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.store.folder import RunFolder
 
@@ -57,7 +53,7 @@ def examine(target: str | None = None) -> list[Check]:
         return checks + [Check("recipe", "problem", line) for line in str(error).splitlines()]
     checks.append(Check("recipe", "ok", f"{recipe[1]} (palate {VERBS[recipe[0]]})"))
     if isinstance(loaded, ServeRecipe):
-        return [*checks, *server_checks(loaded), *_scoring(loaded)]
+        return [*checks, *server_checks(loaded), *scoring_checks(loaded)]
     assert isinstance(loaded, RunRecipe)
     return checks + list(_run(loaded))
 
@@ -144,20 +140,4 @@ def _run(recipe: RunRecipe) -> Iterator[Check]:
         )
     if isinstance(recipe, RewardRecipe):
         yield from reward_model_checks(recipe)
-    yield from _scoring(recipe)
-
-
-def _scoring(part: Any) -> Iterator[Check]:
-    """Whatever scores or is asked, wherever in a recipe it is named."""
-    if isinstance(part, ScorerBase):
-        yield from scorer_checks(part)
-    elif isinstance(part, LocalChat | ServerChat):
-        yield from chat_checks(part)
-    elif isinstance(part, LexiconReward | ClassifierReward):
-        yield reward_check(part)
-    elif isinstance(part, Strict):
-        for name in type(part).model_fields:
-            yield from _scoring(getattr(part, name))
-    elif isinstance(part, tuple):
-        for item in part:
-            yield from _scoring(item)
+    yield from scoring_checks(recipe)

@@ -8,6 +8,7 @@ from pathlib import Path
 from palate.doctor.check import Check, State
 from palate.errors import PalateError
 from palate.recipes.construct import DataBuildRecipe
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import (
@@ -18,7 +19,7 @@ from palate.recipes.reward_eval import (
     RewardBenchRecipe,
     RewardEvalRecipe,
 )
-from palate.recipes.schema import DataSource, EvalRecipe, RunRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DataSource, RunRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe
 from palate.report.words import count
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from palate.doctor.check import Check
 from palate.doctor.data import source_check
@@ -12,44 +13,41 @@ from palate.doctor.machine import EXTRAS
 from palate.doctor.models import model_checks
 from palate.errors import PalateError
 from palate.recipes import scorers
-from palate.recipes.schema import ClassifierReward, LexiconReward, ModelRecipe
+from palate.recipes.schema import ModelRecipe
 from palate.recipes.serving import ServeRecipe
 
 
-def scorer_checks(recipe: scorers.ScorerBase) -> Iterator[Check]:
-    """What would stop a scorer from being loaded, its members' and their data included."""
-    if isinstance(recipe, scorers.EnsembleScorer):
-        for member in recipe.members:
-            yield from scorer_checks(member.scorer)
-        for source in recipe.validation:
+def scoring_checks(recipe: Any) -> Iterator[Check]:
+    """What would stop whatever scores or is asked, wherever in a recipe it is named."""
+    for _, part in scorers.parts_of(recipe):
+        try:
+            yield from _part_checks(part)
+        except PalateError as error:
+            yield Check("scorer", "problem", str(error))
+
+
+def _part_checks(part: Any) -> Iterator[Check]:
+    """Of one scorer, without those that it is made of."""
+    from palate.rewards.build import make_scorer, members_of
+
+    if isinstance(part, scorers.EnsembleScorer):
+        for source in part.validation:
             yield source_check(source, 0, kinds=("pair", "rated"))
-        return
-    if isinstance(recipe, scorers.MixtureScorer):
-        for term in recipe.members:
-            yield from scorer_checks(term.scorer)
-        if isinstance(recipe.zscores, Path) and not recipe.zscores.is_file():
-            yield Check("scorer", "problem", f"`zscores`: no file {recipe.zscores}")
-        return
-    try:
-        if isinstance(recipe, scorers.CriticScorer):
-            yield from scorer_checks(recipe.scorer)
-        elif isinstance(recipe, scorers.HeadsScorer):
-            from palate.rewards.build import members_of
-
-            yield from scorer_checks(members_of(recipe).members[0].scorer)
-        elif isinstance(recipe, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):
-            from palate.rewards import make_scorer
-
-            yield Check("scorer", "ok", make_scorer(recipe).name)
-        elif isinstance(recipe, scorers.ModelScorer | scorers.ClassifierScorer):
-            from palate.rewards import make_scorer
-
-            make_scorer(recipe)
-            yield Check("scorer", "ok", f"{recipe.path} ({recipe.type})")
-    except PalateError as error:
-        yield Check("scorer", "problem", str(error))
-    if isinstance(recipe, scorers.JudgeBase | scorers.CriticScorer):
-        yield from chat_checks(recipe.chat)
+    elif isinstance(part, scorers.MixtureScorer):
+        if isinstance(part.zscores, Path) and not part.zscores.is_file():
+            yield Check("scorer", "problem", f"`zscores`: no file {part.zscores}")
+    elif isinstance(part, scorers.HeadsScorer):
+        yield from _part_checks(members_of(part).members[0].scorer)
+    elif isinstance(part, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):
+        yield Check("scorer", "ok", make_scorer(part).name)
+    elif isinstance(part, scorers.RemoteScorer):
+        make_scorer(part)
+        yield Check("scorer", "note", f"{part.url}: not asked")
+    elif isinstance(part, scorers.ModelScorer | scorers.ClassifierScorer):
+        make_scorer(part)
+        yield Check("scorer", "ok", f"{part.path} ({part.type})")
+    elif isinstance(part, scorers.LocalChat | scorers.ServerChat):
+        yield from chat_checks(part)
 
 
 def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Check]:
@@ -65,16 +63,6 @@ def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Chec
         yield Check("server", "note", f"{recipe.model} at {recipe.url}: not asked")
     except PalateError as error:
         yield Check("server", "problem", str(error))
-
-
-def reward_check(recipe: LexiconReward | ClassifierReward) -> Check:
-    """What would stop a reward from being loaded."""
-    from palate.rewards import make_reward
-
-    try:
-        return Check("reward", "ok", make_reward(recipe).name)
-    except PalateError as error:
-        return Check("reward", "problem", str(error))
 
 
 def server_checks(recipe: ServeRecipe) -> Iterator[Check]:

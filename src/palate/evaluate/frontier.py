@@ -56,7 +56,7 @@ def sample_stats(
         range(len(samples)),
         key=lambda i: -len(samples[i].prompt_ids) - len(samples[i].response_ids),
     )
-    found: dict[int, SampleStats] = {}
+    stats_by_sample: dict[int, SampleStats] = {}
     with evaluating(policy):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
@@ -77,7 +77,7 @@ def sample_stats(
             entropy, logp = total(tokens.entropy), total(tokens.logp)
             for j, i in enumerate(chunk):
                 n = len(samples[i].response_ids)
-                found[i] = SampleStats(
+                stats_by_sample[i] = SampleStats(
                     kl=reverse[j],
                     forward_kl=forward[j],
                     entropy=(entropy[j] or 0.0) / n,
@@ -85,8 +85,8 @@ def sample_stats(
                     tokens=n,
                 )
             if progress is not None:
-                progress(len(found), len(samples))
-    return [found[i] for i in range(len(samples))]
+                progress(len(stats_by_sample), len(samples))
+    return [stats_by_sample[i] for i in range(len(samples))]
 
 
 def frontier_point(

@@ -12,7 +12,8 @@ from scipy import stats as scipy_stats
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import RunError
-from palate.evaluate.statistics import mean_interval, wilson
+from palate.evaluate.statistics import mean_interval
+from palate.intervals import wilson
 from palate.losses import Member, combined_needs, compute
 from palate.models.aggregate import sequence_stats
 from palate.models.model import Ask, Model, evaluating
@@ -42,17 +43,13 @@ class PairScore:
     cut_even: bool = False
 
 
-def loss_members(loss: Loss | None) -> list[Member]:
+def reward_members(loss: Loss | None) -> list[Member]:
     """The members that define the implicit reward; without a loss, DPO's log-ratio with beta 1.
 
     Unpaired losses (kto) and likelihoods rank by the log-ratio too.
     """
     singles = [] if loss is None else list(members(loss))
-    found = [
-        Member(type=m.type, options=m.model_dump(exclude={"type", "weight"}), weight=m.weight)
-        for m in singles
-    ]
-    ranking = [m for m in found if m.spec.ranks and m.spec.inputs == "pair"]
+    ranking = [m for m in map(Member.of, singles) if m.spec.ranks and m.spec.inputs == "pair"]
     if ranking:
         return ranking
     beta = next((float(m.beta) for m in singles if m.type == "kto"), 1.0)
@@ -81,7 +78,7 @@ def score_pairs(
     Raises:
         RunError: the loss has a reference and none is given.
     """
-    chosen_members = loss_members(loss)
+    chosen_members = reward_members(loss)
     needs = combined_needs(chosen_members)
     if needs.reference and reference is None:
         raise RunError(f"the reward of {chosen_members[0].type} needs a reference: set `reference`")
@@ -179,7 +176,7 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
     lengths = _wins([float(r.longer) for r in rows])
     gains = [_wins([r.margin]) - _wins([float(r.longer)]) for r in rows]
     over, over_ci = mean_interval(gains, confidence) if n else (0.0, (0.0, 0.0))
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "n": n,
         "accuracy": right / n if n else 0.0,
         "accuracy_ci": wilson(right, n, confidence),
@@ -198,13 +195,13 @@ def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
     ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]
     if ratios:
         mean, interval = mean_interval(ratios, confidence)
-        found |= {
+        summary |= {
             "log_ratio_accuracy": _wins(ratios) / len(ratios),
             "log_ratio_accuracy_ci": wilson(_wins(ratios), len(ratios), confidence),
             "log_ratio_margin": mean,
             "log_ratio_margin_ci": interval,
         }
-    return found
+    return summary
 
 
 def _wins(margins: Sequence[float]) -> float:

@@ -13,26 +13,28 @@ from rich.console import Console
 from palate.data.encode import Encoder
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
+from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
 from palate.evaluate.frontier import frontier_point, sample_stats
 from palate.evaluate.loading import PolicyLoader, grouped
-from palate.evaluate.material import Material, build_material, check_data_keys, data_recipe
 from palate.evaluate.preference import evaluate_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import sample
-from palate.evaluate.targets import Target, find_targets, read_runs, weights_identity
+from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
 from palate.models.reference import Reference
-from palate.recipes.schema import EvalRecipe
-from palate.rewards import make_reward
+from palate.recipes.evaluation import EvalRecipe
+from palate.rewards import make_scorer
+from palate.rewards.identity import identities, key_of, weights_identity
+from palate.rewards.names import name_of
 from palate.store.digests import sha256_json
 from palate.store.folder import RunFolder
 from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Results, Stage, run_stages
 
-VERSION = 2
+VERSION = 3
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
@@ -60,10 +62,10 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     """
     console = console or Console(stderr=True)
     check_data_keys(recipe)
-    runs = read_runs(recipe.runs)
+    runs = trained_runs(recipe.runs)
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
-    reward = None if recipe.reward is None else make_reward(recipe.reward)
+    reward = None if recipe.reward is None else make_scorer(recipe.reward, seed=recipe.seed)
     with RunFolder.open(recipe) as folder, kept_memory():
         results: dict[str, Result] = {}
         references: list[Result] = []
@@ -72,15 +74,15 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             model = group[0].model
             tokenizer = load_tokenizer(model)
             encoder = Encoder(tokenizer, model.chat_template, data.length)
-            material = build_material(recipe, data, seed, part, encoder)
-            folder.write(Data.of(material.report))
-            folder.write_quarantine(material.quarantine)
-            sources = material.report["sources"]
+            eval_data = build_eval_data(recipe, data, seed, part, encoder)
+            folder.write(Data.of(eval_data.report))
+            folder.write_quarantine(eval_data.quarantine)
+            sources = eval_data.report["sources"]
             loader = PolicyLoader(model, group[0].reference)
-            own = _Own(recipe, material, tokenizer, reward, console)
+            context = EvaluationContext(recipe, eval_data, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             measured = [*([shown] if shown else []), *group]
-            stages = {target.name: own.stage(target, loader) for target in measured}
+            stages = {target.name: context.stage(target, loader) for target in measured}
             # Two targets may be the same weights.
             once = {stage.name: stage for stage in stages.values()}
             records = run_stages(list(once.values()), folder.path, console=console)
@@ -89,6 +91,11 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             results |= given
             folder.models.append(
                 model_entry(model, loader.digest) | {"reference": group[0].reference}
+            )
+        if recipe.reward is not None:
+            folder.models.append(
+                {"role": "reward", "name": name_of(recipe.reward), "type": recipe.reward.type}
+                | {"weights": identities(recipe.reward)}
             )
         document = evaluation_document(
             [_named(t, results[t.name]) for t in targets],
@@ -138,11 +145,11 @@ def evaluation_document(
 
 
 @dataclass(frozen=True)
-class _Own:
+class EvaluationContext:
     """What all policies of one base model share in an evaluation."""
 
     recipe: EvalRecipe
-    material: Material
+    eval_data: EvalData
     tokenizer: Any
     reward: Scorer | None
     console: Console
@@ -158,7 +165,7 @@ class _Own:
             ((result),) = [self.measure(*loaded) for loaded in loader.policies([target])]
             return result
 
-        depends_on = _depends_on(self.recipe, target, self.material)
+        depends_on = _depends_on(self.recipe, target, self.eval_data)
         return Stage(
             name=sha256_json(depends_on)[:24],
             title=f"evaluating {target.name}",
@@ -172,10 +179,10 @@ class _Own:
         samples: list[dict[str, Any]] = []
         # The reference's implicit rewards are all 0.
         if self.recipe.preference and target.label != "reference":
-            with task("  pairs", len(self.material.pairs), self.console) as progress:
+            with task("  pairs", len(self.eval_data.pairs), self.console) as progress:
                 entry["preference"] = evaluate_pairs(
                     policy,
-                    self.material.pairs,
+                    self.eval_data.pairs,
                     loss=target.loss,
                     reference=reference,
                     token_weights=target.token_weights,
@@ -192,7 +199,7 @@ class _Own:
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         s = self.recipe.sampling
         assert s is not None
-        prompts = self.material.prompts
+        prompts = self.eval_data.prompts
         with task("  sampling", len(prompts) * s.samples_per_prompt, self.console) as progress:
             drawn = sample(
                 policy,
@@ -212,7 +219,7 @@ class _Own:
             )
         rewards = None
         if self.reward is not None:
-            groups = [Group(prompts[d.prompt].text, (d.text,)) for d in drawn]
+            groups = [Group(prompts[d.prompt].content, (d.text,)) for d in drawn]
             rewards = [score.value for (score,) in ask(self.reward, groups)]
         entry = frontier_point(drawn, stats, rewards, confidence=self.recipe.confidence)
         entry["diversity"] = diversity(
@@ -257,14 +264,15 @@ def _reference_target(target: Target, n: int) -> Target | None:
     )
 
 
-def _depends_on(recipe: EvalRecipe, target: Target, material: Material) -> dict[str, Any]:
+def _depends_on(recipe: EvalRecipe, target: Target, eval_data: EvalData) -> dict[str, Any]:
     """Everything a policy's results depend on."""
     model = target.model
     return {
         "recipe": recipe.model_dump(
             mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
         ),
-        "material": material.digest,
+        "reward": None if recipe.reward is None else key_of(recipe.reward),
+        "eval_data": eval_data.digest,
         "base": weights_identity(model.path, model.revision),
         "model": [model.dtype, model.attn_implementation, str(model.chat_template)],
         "weights": None if target.folder is None else weights_identity(target.folder),

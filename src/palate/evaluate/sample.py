@@ -75,7 +75,7 @@ def sample(
     # Alike lengths together: less padding. The longest first: memory peaks at once.
     tasks.sort(key=lambda task: -len(prompts[task[0]]))
     ends = stop_tokens(policy.base) | {int(tokenizer.eos_token_id)}
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for start in range(0, len(tasks), batch_size):
         chunk = tasks[start : start + batch_size]
         ids = [prompts[i] for i, _ in chunk]
@@ -104,10 +104,10 @@ def sample(
                     ),
                 )
             )
-        found += batch
+        samples += batch
         if on_batch is not None:
             on_batch(batch)
-    return sorted(found, key=lambda s: (s.prompt, s.index))
+    return sorted(samples, key=lambda s: (s.prompt, s.index))
 
 
 def _uniform(seed: int, prompt: tuple[int, ...], index: int, n: int) -> np.ndarray:
@@ -216,12 +216,12 @@ def _generate(
 def _settings(policy: Model, settings: GenerationConfig) -> Iterator[None]:
     # `generate` fills what a call leaves open from the model's own file: top-k 50, penalties ...
     model: Any = policy.base
-    own = model.generation_config
+    settings_before = model.generation_config
     model.generation_config = settings
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = settings_before
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Intervals: Wilson for shares, t for means, paired and clustered by prompt where samples are."""
+"""Intervals of means: t, paired and clustered by prompt where samples are."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-Interval = tuple[float, float]
-
-
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a share; ties may count half (Wilson 1927, JASA 22:209).
-
-    Returns:
-        (low, high) within 0..1; (0, 1) when n is 0.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+from palate.intervals import Interval
 
 
 def mean_interval(

@@ -11,10 +11,11 @@ from typing import Any
 from palate.errors import RunError
 from palate.models.adapters import holds_adapters
 from palate.recipes import load_recipe
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
-from palate.recipes.schema import EvalRecipe, ModelRecipe, SftRecipe, TuneRecipe
-from palate.store.digests import sha256_tree
+from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
+from palate.store.names import path_names
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -50,8 +51,8 @@ class Target:
     @property
     def beta(self) -> float | None:
         """Of the loss, where it is one loss."""
-        found = [] if self.loss is None else members(self.loss)
-        return float(found[0].beta) if len(found) == 1 and hasattr(found[0], "beta") else None
+        singles = [] if self.loss is None else members(self.loss)
+        return float(singles[0].beta) if len(singles) == 1 and hasattr(singles[0], "beta") else None
 
     def entry(self) -> dict[str, Any]:
         """How evaluation.json names it."""
@@ -66,7 +67,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A finished (or stopped) run of `tune` or `sft`."""
 
     path: Path
@@ -74,48 +75,46 @@ class Run:
     label: str
 
 
-def read_run(path: Path, label: str | None = None) -> Run:
-    """Reads a run folder's recipe.
+def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
+    """Reads the recipes of run folders; labels are the shortest ends of their paths that differ.
 
     Raises:
-        RunError: not a run folder of tune or sft.
+        RunError: not a run folder of tune or sft, or one that is given twice.
     """
-    file = path / "recipe.yaml"
+    labels = path_names(paths)
+    if len(set(labels)) < len(labels):
+        raise RunError(f"runs: a folder is given twice: {', '.join(map(str, paths))}")
+    return [
+        TrainedRun(path=path, recipe=_recipe(path), label=label)
+        for path, label in zip(paths, labels, strict=True)
+    ]
+
+
+def _recipe(run: Path) -> TuneRecipe | SftRecipe:
+    file = run / "recipe.yaml"
     if not file.exists():
-        raise RunError(f"{path}: not a run folder (no recipe.yaml)")
+        raise RunError(f"{run}: not a run folder (no recipe.yaml)")
     first = file.read_text(encoding="utf-8").partition("\n")[0]
-    recipe: TuneRecipe | SftRecipe
     if first.startswith("# palate tune"):
-        recipe = load_recipe(TuneRecipe, file)
-    elif first.startswith("# palate sft"):
-        recipe = load_recipe(SftRecipe, file)
-    else:
-        raise RunError(f"{path}: not a run of tune or sft")
-    return Run(path=path, recipe=recipe, label=label or path.name)
+        return load_recipe(TuneRecipe, file)
+    if first.startswith("# palate sft"):
+        return load_recipe(SftRecipe, file)
+    raise RunError(f"{run}: not a run of tune or sft")
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads run folders; labels are the shortest ends of their paths that differ."""
-    for depth in range(1, 6):
-        labels = ["/".join(p.resolve().parts[-depth:]) for p in paths]
-        if len(set(labels)) == len(labels):
-            return [read_run(p, label) for p, label in zip(paths, labels, strict=True)]
-    raise RunError(f"runs: a folder is given twice: {', '.join(map(str, paths))}")
-
-
-def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
+def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]:
     """The policies of a recipe, each run's in order of training.
 
     Raises:
         RunError: a run without a model.
     """
-    found: list[Target] = []
+    targets: list[Target] = []
     for run in runs:
         tuned = run.recipe if isinstance(run.recipe, TuneRecipe) else None
-        own = None if tuned is None else tuned.reference
-        base = run.recipe.model.path if own is None or own.path is None else own.path
+        trained_with = None if tuned is None else tuned.reference
+        base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
-            found.append(
+            targets.append(
                 Target(
                     name=run.label if step is None else f"{run.label}@{step}",
                     label=run.label,
@@ -130,7 +129,7 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
             )
     if recipe.model is not None:
         label = recipe.model.path.rstrip("/").rsplit("/", 1)[-1]
-        found.append(
+        targets.append(
             Target(
                 name=label,
                 label=label,
@@ -143,16 +142,7 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[Run]) -> list[Target]:
                 reference=recipe.reference,
             )
         )
-    return found
-
-
-def weights_identity(path: str | Path, revision: str | None = None) -> str:
-    """What changes with the weights: content of a local folder, name and revision of a hub one."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"hub:{path}@{revision}"
-    files = [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
-    return sha256_tree(files)
+    return targets
 
 
 def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:
@@ -165,8 +155,8 @@ def _models(run: Path, *, all_: bool) -> list[tuple[int | None, Path]]:
     status = read_json(run / "status.json") if (run / "status.json").exists() else {}
     last = status.get("step")
     if final.is_dir():
-        found = {step: path for step, path in steps.items() if step != last} if all_ else {}
-        return [*sorted(found.items()), (last, final)]
+        earlier = {step: path for step, path in steps.items() if step != last} if all_ else {}
+        return [*sorted(earlier.items()), (last, final)]
     if not steps:
         raise RunError(f"{run}: has no model yet: the run has not finished or has failed")
     # An interrupted run has checkpoints only.

@@ -203,6 +203,12 @@ class Member:
     options: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
 
+    @classmethod
+    def of(cls, recipe: Any) -> Member:
+        """The member that a recipe of a loss describes: its `type`, `weight` and options."""
+        options = recipe.model_dump(exclude={"type", "weight"})
+        return cls(type=recipe.type, options=options, weight=recipe.weight)
+
     @property
     def spec(self) -> LossSpec:
         """The row of the table.

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 _POSITIONS = frozenset({"wpe", "embed_positions", "position_embeddings"})
 """Modules that hold a state a position, as transformers' decoders name them."""
 
+NO_LIMIT = 1 << 30
+"""Tokens, of a model that names no longest sequence."""
+
 
 def embeddings_of(model: PreTrainedModel) -> int:
     """Tokens that the model has embeddings of."""
@@ -22,6 +25,13 @@ def positions_of(model: PreTrainedModel) -> int | None:
     if _POSITIONS.isdisjoint(names):
         return None
     return int(model.config.get_text_config().max_position_embeddings)
+
+
+def context_of(config: Any) -> int:
+    """Most tokens of a sequence by a model's configuration; `NO_LIMIT` where it names no number."""
+    longest = getattr(config, "max_position_embeddings", None)
+    # Families without a limit say so by None or -1.
+    return int(longest) if longest and longest > 0 else NO_LIMIT
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:

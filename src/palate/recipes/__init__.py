@@ -1,12 +1,13 @@
 """Typed recipes: one YAML file, dotted overrides, one line for every mistake. Imports no torch."""
 
 from palate.recipes.construct import BuildSource, DataBuildRecipe
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.help import help_for
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from palate.recipes.losses import Positive, Strict
-from palate.recipes.schema import ClassifierReward, Dtype, LengthUnit, LexiconReward, Limits
+from palate.recipes.schema import Dtype, LengthUnit, Limits
+from palate.recipes.scorers import ClassifierScorer, LexiconScorer
 
 Side = Literal["prompt", "chosen", "rejected"]
 Normalise = Literal["none", "whitespace", "words"]
@@ -49,7 +50,7 @@ class LogRatioScores(Strict):
 
 
 Scores = Annotated[
-    LexiconReward | ClassifierReward | LogRatioScores | ColumnScores,
+    LexiconScorer | ClassifierScorer | LogRatioScores | ColumnScores,
     Field(discriminator="type"),
 ]
 

@@ -21,12 +21,13 @@ from palate.errors import RecipeError, in_one_line
 from palate.recipes import messages, trl
 from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.document import Document, apply_override, parse_document, read_document
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.keys import is_list, models_in, takes_null
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, EvalRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.recipes.yaml import dump_yaml
 

@@ -83,6 +83,9 @@ class ClassifierScorer(ScorerBase):
     """How it reads prompt and response: chat: through its chat template; pair: as two texts, the
     way cross-encoders are trained; joined: as one. auto: joined for a label; for a single logit
     chat where there is a template, and pair otherwise."""
+    truncate: bool = False
+    """Of texts that are too long score the beginning, which is logged; otherwise they have no
+    score."""
     trust_remote_code: bool = False
     """Run code that comes with the model; only where you have read it."""
 

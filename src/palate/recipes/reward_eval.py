@@ -137,7 +137,7 @@ class RewardEvalRecipe(RunRecipe):
     """Go on with an interrupted evaluation of the same recipe: scores that are there are kept."""
     models: Annotated[tuple[Scorer, ...], Field(min_length=1)]
     """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, rule,
-    pointwise, pairwise, critic, ensemble or mixture. Several are compared with one another."""
+    remote, pointwise, pairwise, critic, ensemble or mixture. Several are compared."""
     benchmarks: tuple[Benchmark, ...] = ()
     """On what, each by its `type`: rewardbench, rewardbench2, rm_bench or pairs."""
     robustness: RobustnessRecipe | None = None

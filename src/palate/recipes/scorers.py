@@ -1,11 +1,11 @@
-"""What scores responses, as recipes: reward models, classifiers, rules, judges, critics, ensembles
-and mixtures."""
+"""What scores responses, as recipes: reward models, classifiers, rules, servers, judges, critics,
+ensembles and mixtures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,11 +37,15 @@ __all__ = [
     "ModelScorer",
     "PairwiseJudge",
     "PointwiseJudge",
+    "RemoteScorer",
     "RuleScorer",
     "Scorer",
     "ScorerBase",
+    "ServerBase",
     "ServerChat",
     "TermRecipe",
+    "compares",
+    "parts_of",
 ]
 
 
@@ -60,14 +64,10 @@ class LocalChat(Strict):
     """Conversations of one forward pass."""
 
 
-class ServerChat(Strict):
-    """A model behind an OpenAI-compatible server."""
+class ServerBase(Strict):
+    """How a server is asked."""
 
-    type: Literal["server"] = "server"
     url: str
-    """Up to the version: http://127.0.0.1:8000/v1."""
-    model: str
-    """Its name there."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself is written nowhere."""
     timeout_seconds: Positive = 60.0
@@ -76,6 +76,16 @@ class ServerChat(Strict):
     """After a refused connection, a timeout or an answer of 429 or 5xx."""
     concurrency: Count = 8
     """Requests under way at once."""
+
+
+class ServerChat(ServerBase):
+    """A model behind an OpenAI-compatible server."""
+
+    type: Literal["server"] = "server"
+    url: str
+    """Up to the version: http://127.0.0.1:8000/v1."""
+    model: str
+    """Its name there."""
 
 
 Chat = Annotated[LocalChat | ServerChat, Field(discriminator="type")]
@@ -143,12 +153,36 @@ class CriticScorer(ScorerBase):
     """Of a critique; one that is cut is scored as it is, and counted."""
 
 
+class RemoteScorer(ScorerBase, ServerBase):
+    """A scorer behind a server: one of `palate serve`, or one that OpenRLHF's clients ask."""
+
+    type: Literal["remote"] = "remote"
+    url: str
+    """Without the route: http://127.0.0.1:8000."""
+    route: Literal["score", "get_reward"] = "score"
+    """score: prompts and responses as they are; get_reward: conversations as one text each, as
+    OpenRLHF's remote reward client sends them."""
+    tokenizer: str | None = None
+    """Hub name or folder whose chat template makes a conversation one text; default: turns one
+    after another under their roles. Only with `route: get_reward`."""
+    relative: bool = False
+    """Its scores mean something only beside those of the same prompt, as a judge's that compares:
+    all responses to a prompt are sent together."""
+    request_responses: Count = 64
+    """Most responses of one request, but for those that must go together."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.tokenizer is not None and self.route != "get_reward":
+            yield "tokenizer", "only with `route: get_reward`"
+
+
 Member = Annotated[
     ModelScorer
     | ClassifierScorer
     | LexiconScorer
     | LengthScorer
     | RuleScorer
+    | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer,
@@ -273,6 +307,7 @@ Scorer = Annotated[
     | LexiconScorer
     | LengthScorer
     | RuleScorer
+    | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
     | CriticScorer
@@ -284,3 +319,27 @@ Scorer = Annotated[
 
 TermRecipe.model_rebuild()
 MixtureScorer.model_rebuild()
+
+
+def parts_of(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of a recipe, of all recipes inside it and of their fields, outermost first.
+
+    Data sources are given whole.
+    """
+    yield key, recipe
+    if isinstance(recipe, Strict) and not isinstance(recipe, DataSource):
+        for name in type(recipe).model_fields:
+            yield from parts_of(getattr(recipe, name), name)
+    elif isinstance(recipe, tuple):
+        for item in recipe:
+            yield from parts_of(item, key)
+
+
+def compares(recipe: Scorer) -> bool:
+    """Whether its scores mean something only beside those of other responses to the same prompt."""
+    return any(
+        isinstance(part, PairwiseJudge)
+        or (isinstance(part, RemoteScorer) and part.relative)
+        or (isinstance(part, MixtureScorer) and part.zscores == "group")
+        for _, part in parts_of(recipe)
+    )

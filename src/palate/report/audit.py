@@ -90,7 +90,7 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
     """The report as text."""
     try:
         built = Built.model_validate(data)
-        evaluation_sets = contamination(built)
+        testeds = contamination(built)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -117,8 +117,8 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
             changes=changes(built),
             drawn=_drawn(built),
             named=_named(findings),
-            contamination=evaluation_sets,
-            contaminated=_by_source(evaluation_sets),
+            contamination=testeds,
+            contaminated=_by_source(testeds),
             examples=_examples(findings),
             parts=(("prompt", PROMPT), ("chosen", CHOSEN), ("rejected", REJECTED)),
             styles={"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED},
@@ -151,38 +151,39 @@ def _named(findings: Findings) -> list[tuple[str, Summary]]:
 
 
 def _drawn(built: Built) -> list[Drawn]:
-    found = []
+    series = []
     before = built.audit.before if built.audit.after and not built.inspects else None
-    for number, (name, one) in enumerate(_named(built.findings)[: _DRAWN_SOURCES + 1]):
-        if not one.pairs:
+    for number, (name, summary) in enumerate(_named(built.findings)[: _DRAWN_SOURCES + 1]):
+        if not summary.pairs:
             continue
         earlier: tuple[LengthGroup, ...] = ()
         if before is not None:
             of_all = name not in before.sources
             past = before.overall if of_all else before.sources[name]
-            if past.label.by_difference != one.label.by_difference:
+            if past.label.by_difference != summary.label.by_difference:
                 earlier = past.label.by_difference
         key = f"d{number}"
-        found.append(
+        series.append(
             Drawn(
                 title=name,
-                summary=one,
-                lengths=lengths_svg(one, key=f"{key}-lengths", name=name),
+                summary=summary,
+                lengths=lengths_svg(summary, key=f"{key}-lengths", name=name),
                 bias=length_bias_svg(
-                    one.label.by_difference, earlier, key=f"{key}-bias", name=name
+                    summary.label.by_difference, earlier, key=f"{key}-bias", name=name
                 ),
-                margins=margins_svg(one.margin, key=f"{key}-margins", name=name),
+                margins=margins_svg(summary.margin, key=f"{key}-margins", name=name),
                 faint=bool(earlier),
             )
         )
-    return found
+    return series
 
 
 def _by_source(sets: list[tuple[str, Any]]) -> list[tuple[str, list[int]]]:
     """Pairs of each source (rows) that hold a prompt of each evaluation set (columns)."""
-    names = dict.fromkeys(name for _, one in sets for name in one.by_source)
+    names = dict.fromkeys(name for _, tested in sets for name in tested.by_source)
     return [
-        (name, [sum(one.by_source.get(name, {}).values()) for _, one in sets]) for name in names
+        (name, [sum(tested.by_source.get(name, {}).values()) for _, tested in sets])
+        for name in names
     ]
 
 
@@ -192,11 +193,11 @@ def _examples(findings: Findings) -> list[tuple[str, list[Shown]]]:
             name,
             [
                 Shown(example=e, difference=difference(e.chosen.text, e.rejected.text))
-                for e in one.examples
+                for e in source.examples
             ],
         )
-        for name, one in findings.sources.items()
-        if one.examples
+        for name, source in findings.sources.items()
+        if source.examples
     ]
 
 

@@ -24,15 +24,15 @@ _PARTS = (("prompt", PROMPT), ("chosen", CHOSEN), ("rejected", REJECTED))
 
 def lengths_svg(summary: Summary, *, key: str, name: str) -> Markup | None:
     """Share of texts by length, a line a part, on a scale of doublings."""
-    found = summary.length.get("characters", {})
-    parts = [(part, style) for part, style in _PARTS if part in found and found[part].histogram]
+    lengths = summary.length.get("characters", {})
+    parts = [(part, style) for part, style in _PARTS if part in lengths and lengths[part].histogram]
     if not parts:
         return None
     with page_style(for_page=True):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for part, style in parts:
-            _stairs(axes, found[part].histogram, style)
+            _stairs(axes, lengths[part].histogram, style)
         axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("characters")

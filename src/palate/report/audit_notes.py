@@ -33,12 +33,12 @@ def audit_notes(built: Built, data: dict[str, Any]) -> list[str]:
 
 def contamination(built: Built) -> list[tuple[str, EvaluationSet]]:
     """(name, result) of every evaluation set that was looked for."""
-    found = []
+    sets_by_name = []
     for step in built.steps:
         sets = step.account.get("sets")
         if isinstance(sets, dict):
-            found += [(str(n), EvaluationSet.model_validate(one)) for n, one in sets.items()]
-    return found
+            sets_by_name += [(str(n), EvaluationSet.model_validate(s)) for n, s in sets.items()]
+    return sets_by_name
 
 
 def _inside(data: dict[str, Any]) -> list[str]:
@@ -68,18 +68,19 @@ def _contamination(built: Built) -> Iterator[str]:
         else "they are dropped"
     )
     verb = "are" if built.inspects else "were"
-    for name, one in contamination(built):
-        if one.prompts_found:
-            of = "" if one.prompts is None else f" of its {number(one.prompts)}"
+    for name, tested in contamination(built):
+        if tested.prompts_found:
+            of = "" if tested.prompts is None else f" of its {number(tested.prompts)}"
             yield (
                 f"Prompts of the evaluation set {name} {verb} in the data: "
-                f"{number(one.prompts_found)}{of}, in {count(sum(one.pairs.values()), 'pair')} "
-                f"({listed(_sources(one))}); {gone}."
+                f"{number(tested.prompts_found)}{of}, "
+                f"in {count(sum(tested.pairs.values()), 'pair')} "
+                f"({listed(_sources(tested))}); {gone}."
             )
 
 
-def _sources(one: EvaluationSet) -> list[str]:
-    return [f"{name} {sum(rules.values()):,}" for name, rules in one.by_source.items()]
+def _sources(tested: EvaluationSet) -> list[str]:
+    return [f"{name} {sum(rules.values()):,}" for name, rules in tested.by_source.items()]
 
 
 def _steps(built: Built) -> Iterator[str]:

@@ -187,7 +187,7 @@ class Margin(Record):
 
 class Template(Record):
     problems: Counts = Field(default_factory=dict)
-    found: Counts = Field(default_factory=dict)
+    marks: Counts = Field(default_factory=dict, alias="found")
 
 
 class Scripts(Record):

@@ -52,10 +52,10 @@ class Change:
 
 def bars(built: Built) -> list[Bar]:
     """One bar a source, the one of all first where there are several."""
-    found = [_bar(source.name, [source]) for source in built.sources if source.read]
-    if len(found) > 1:
-        found.insert(0, _bar("all sources", list(built.sources)))
-    return found
+    bars = [_bar(source.name, [source]) for source in built.sources if source.read]
+    if len(bars) > 1:
+        bars.insert(0, _bar("all sources", list(built.sources)))
+    return bars
 
 
 def _bar(title: str, sources: list[Source]) -> Bar:
@@ -97,7 +97,7 @@ def stages(built: Built) -> list[Stage]:
     refused: Counter[str] = Counter()
     for source in built.sources:
         refused.update(source.pairs_refused)
-    found = [
+    rows = [
         Stage(
             title="pairs made of the rows",
             pairs=made,
@@ -109,14 +109,14 @@ def stages(built: Built) -> list[Stage]:
     left = made
     for step in built.steps:
         reasons = Counter(step.dropped).most_common(_SHOWN_REASONS)
-        found.append(
+        rows.append(
             Stage(title=step.title, pairs=step.after, lost=step.lost, reasons=tuple(reasons))
         )
         left = step.after
     written = sum(source.pairs or 0 for source in built.sources)
     if written != left:
         title = "mixture" if built.mixture else "limits of sources"
-        found.append(
+        rows.append(
             Stage(
                 title=title,
                 pairs=written,
@@ -124,32 +124,32 @@ def stages(built: Built) -> list[Stage]:
                 reasons=(("not drawn", left - written),),
             )
         )
-    return found
+    return rows
 
 
 def tiles(built: Built) -> list[tuple[str, str, str]]:
     """(what, number, aside) of the numbers to see first."""
-    one = built.findings.overall
+    overall = built.findings.overall
     read = sum(source.read for source in built.sources)
     kept = sum(source.kept for source in built.sources)
     lost = f"{percent(kept / read, 1)} kept" if read else ""
-    pairs = one.pairs if built.train is None else built.train.pairs
+    pairs = overall.pairs if built.train is None else built.train.pairs
     held = f"{number(built.eval.pairs)} held out" if built.eval else ""
-    found = [
+    rows = [
         ("rows read", number(read), lost),
         ("pairs" if built.train is None else "pairs to train on", number(pairs), held),
-        ("prompts", number(one.prompts.distinct), _repeated(one)),
+        ("prompts", number(overall.prompts.distinct), _repeated(overall)),
     ]
-    if one.pairs:
-        found += [
-            ("longer is chosen", percent(one.label.share, 1), _interval(one)),
-            ("duplicate pairs", number(one.duplicates.pairs), _share(one.duplicates.pairs, one)),
-            ("labelled both ways", number(one.contradictions.pairs), ""),
-            ("ties", number(one.ties), _share(one.ties, one)),
+    if overall.pairs:
+        rows += [
+            ("longer is chosen", percent(overall.label.share, 1), _interval(overall)),
+            ("duplicate pairs", *_part(overall.duplicates.pairs, overall)),
+            ("labelled both ways", number(overall.contradictions.pairs), ""),
+            ("ties", *_part(overall.ties, overall)),
         ]
-        if one.images.pairs:
-            found.append(("with images", number(one.images.pairs), _share(one.images.pairs, one)))
-    return found
+        if overall.images.pairs:
+            rows.append(("with images", *_part(overall.images.pairs, overall)))
+    return rows
 
 
 def changes(built: Built) -> list[Change]:
@@ -161,20 +161,20 @@ def changes(built: Built) -> list[Change]:
     return [Change(item=a[0], before=a[1], after=b[1]) for a, b in rows]
 
 
-def _numbers(one: Summary) -> Iterator[tuple[str, str]]:
-    yield "pairs", number(one.pairs)
-    yield "prompts", number(one.prompts.distinct)
-    yield "longer response is the chosen one", percent(one.label.share)
-    together = one.style.together
+def _numbers(summary: Summary) -> Iterator[tuple[str, str]]:
+    yield "pairs", number(summary.pairs)
+    yield "prompts", number(summary.prompts.distinct)
+    yield "longer response is the chosen one", percent(summary.label.share)
+    together = summary.style.together
     yield "told by length and style alone", percent(together.share) if together else DASH
     for part in ("chosen", "rejected"):
-        lengths = one.length.get("characters", {}).get(part)
+        lengths = summary.length.get("characters", {}).get(part)
         yield f"mean length of {part}, characters", fixed(lengths.mean, 0) if lengths else DASH
-    yield "copies of another pair", number(one.duplicates.pairs)
-    yield "pairs labelled both ways", number(one.contradictions.pairs)
-    yield "pairs of two equal responses", number(one.identical)
-    yield "ties", number(one.ties)
-    yield "traces of chat templates", number(sum(one.template.problems.values()))
+    yield "copies of another pair", number(summary.duplicates.pairs)
+    yield "pairs labelled both ways", number(summary.contradictions.pairs)
+    yield "pairs of two equal responses", number(summary.identical)
+    yield "ties", number(summary.ties)
+    yield "traces of chat templates", number(sum(summary.template.problems.values()))
 
 
 def headline(built: Built) -> str:
@@ -189,16 +189,22 @@ def headline(built: Built) -> str:
     return f"{count(train, 'pair')} to train on{held}, from {number(read)} rows of {sources}."
 
 
-def _repeated(one: Summary) -> str:
-    return f"{number(one.prompts.repeated)} in several pairs" if one.prompts.repeated else ""
+def _repeated(summary: Summary) -> str:
+    repeated = summary.prompts.repeated
+    return f"{number(repeated)} in several pairs" if repeated else ""
 
 
-def _interval(one: Summary) -> str:
-    ci = one.label.ci
+def _interval(summary: Summary) -> str:
+    ci = summary.label.ci
     if ci is None or ci[0] is None or ci[1] is None:
         return ""
     return f"{100 * ci[0]:.1f} to {100 * ci[1]:.1f}%"
 
 
-def _share(n: int, one: Summary) -> str:
-    return percent(n / one.pairs) if n and one.pairs else ""
+def _part(n: int, summary: Summary) -> tuple[str, str]:
+    """A number of pairs, and the share of all that it is."""
+    return number(n), _share(n, summary)
+
+
+def _share(n: int, summary: Summary) -> str:
+    return percent(n / summary.pairs) if n and summary.pairs else ""

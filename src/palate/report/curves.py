@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from palate.report.words import plain
-from palate.store.records import MetricsLine
+from palate.store.records import MetricsLine, read_lines
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +22,6 @@ MAX_POINTS = 400
 
 SMOOTH_FROM = 40
 """Curves of fewer points are drawn as they are."""
-
-_NOT_METRICS = frozenset(MetricsLine.model_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,74 +73,40 @@ class Metrics:
         return self.eval.get(name) or self.train.get(name)
 
 
-def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], bool, int]:
-    """The objects of a JSONL file, whether its last line is cut off, and how many others are bad.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    rows: list[dict[str, Any]] = []
-    bad: list[int] = []
-    number = 0
-    closed = True
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            closed = line.endswith(b"\n")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                bad.append(number)
-    cut_off = not closed and bad[-1:] == [number]
-    return rows, cut_off, len(bad) - cut_off
-
-
 def read_metrics(path: Path) -> Metrics:
     """Reads metrics.jsonl; of steps logged twice (a resumed run) the later line counts."""
-    rows, cut_off, unreadable = read_jsonl(path)
-    by_step: dict[tuple[str, float], dict[str, Any]] = {}
-    for row in rows:
-        step = _number(row.get("step"))
-        if math.isfinite(step):
-            by_step[(str(row.get("split", "train")), step)] = row
-        else:
-            unreadable += 1
+    log = read_lines(path, MetricsLine, plain)
+    by_step = {(line.split, line.step): line for line in log.records}
     not_finite: Counter[str] = Counter()
-    splits = {
-        split: _curves([by_step[key] for key in sorted(by_step) if key[0] == split], not_finite)
-        for split in ("train", "eval")
+    curves = {
+        name: _curves([by_step[key] for key in sorted(by_step) if key[0] == name], not_finite)
+        for name in ("train", "eval")
     }
     return Metrics(
-        train=splits["train"],
-        eval=splits["eval"],
-        lines=len(rows),
-        cut_off=cut_off,
-        unreadable=unreadable,
+        **curves,
+        lines=len(log.records),
+        cut_off=log.cut_off,
+        unreadable=log.unreadable,
         not_finite=not_finite,
     )
 
 
-def _curves(rows: list[dict[str, Any]], not_finite: Counter[str]) -> dict[str, Curve]:
+def _curves(lines: list[MetricsLine], not_finite: Counter[str]) -> dict[str, Curve]:
     columns: dict[str, list[tuple[float, float, float]]] = {}
-    for row in rows:
-        at = (_number(row["step"]), _number(row.get("examples")))
-        for name, value in row.items():
-            if name in _NOT_METRICS or not _is_metric(value):
+    for line in lines:
+        examples = math.nan if line.examples is None else line.examples
+        for name, value in (line.model_extra or {}).items():
+            if not _is_metric(value):
                 continue
             number = _number(value)
             if not math.isfinite(number):
                 not_finite[name] += 1
-            columns.setdefault(name, []).append((*at, number))
+            columns.setdefault(name, []).append((line.step, examples, number))
     curves = {}
     for name, points in columns.items():
-        step, examples, value = np.asarray(points, dtype=np.float64).T
-        known = bool(np.isfinite(examples).all())
-        curves[plain(name)] = Curve(step=step, examples=examples if known else None, value=value)
+        step, examples_seen, values = np.asarray(points, dtype=np.float64).T
+        known = bool(np.isfinite(examples_seen).all())
+        curves[name] = Curve(step=step, examples=examples_seen if known else None, value=values)
     return curves
 
 
@@ -156,7 +119,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """The number, NaN for anything that is none or not finite."""
+    """The number; NaN for every other value and for infinities."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:

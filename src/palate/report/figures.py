@@ -216,13 +216,11 @@ def figure_png(runs: Sequence[str | Path], path: str | Path, kind: Kind = "front
     Raises:
         RunError: a folder that is no run, or nothing in them to draw.
     """
-    found = read_runs(runs)
-    styles = Styles.of(found, evaluated_losses(found))
+    read = read_runs(runs)
+    styles = Styles.of(read, evaluated_losses(read))
     with page_style(for_page=False):
-        if kind == "frontier":
-            figure = _frontier_figure(found, styles)
-        else:
-            figure = _kl_figure(found, styles)
+        make = _frontier_figure if kind == "frontier" else _kl_figure
+        figure = make(read, styles)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())

@@ -55,11 +55,11 @@ def write_report(
         if len(runs) > 1:
             raise RunError(f"{data[0]} holds built data, no run: report it alone")
         return write_audit_report(data[0], out, title)
-    found = read_runs(runs)
-    target = _default_out([run.path for run in found]) if out is None else Path(out)
+    read = read_runs(runs)
+    target = _default_out([run.path for run in read]) if out is None else Path(out)
     if target.is_dir():
         target /= NAME
-    write_text(target, render(found, title))
+    write_text(target, render(read, title))
     return target
 
 
@@ -111,7 +111,7 @@ def _default_out(folders: Sequence[Path]) -> Path:
         return folders[0] / NAME
     resolved = [folder.resolve() for folder in folders]
     for folder in resolved:
-        if all(folder in (other, *other.parents) for other in resolved):
+        if all(folder in (folder_of_run, *folder_of_run.parents) for folder_of_run in resolved):
             return folder / NAME
     if len({folder.parent for folder in resolved}) == 1:
         return folders[0].parent / NAME

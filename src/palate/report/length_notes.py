@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from palate.data.audit.sketches import wilson
+from palate.data.audit.sketches import share_interval
 from palate.report.words import percent
 from palate.store.records import Preference, Split
 from palate.store.reward_records import Accuracy
@@ -24,7 +24,7 @@ def length_verdict(share: float, n: int) -> tuple[Verdict, tuple[float, float]]:
     Args:
         n: pairs, taken as independent; at least 1.
     """
-    interval = wilson(share * n, n)
+    interval = share_interval(share * n, n)
     assert interval is not None, "a share of no pairs"
     low, high = interval
     if abs(share - 0.5) > EFFECT and not low <= 0.5 <= high:

@@ -27,13 +27,13 @@ def notes(runs: Sequence[Run]) -> list[str]:
         _layout,
         _rewards,
     )
-    found: dict[str, list[str]] = {}
+    runs_by_note: dict[str, list[str]] = {}
     for check in checks:
         for run in runs:
             for text in check(run):
-                found.setdefault(text, []).append(run.name)
+                runs_by_note.setdefault(text, []).append(run.name)
     sentences = [*_differences(runs), *_displacement(runs)]
-    for text, names in found.items():
+    for text, names in runs_by_note.items():
         if len(runs) == 1:
             sentences.append(text[:1].upper() + text[1:] + ".")
         elif len(names) == len([run for run in runs if run.trains]) > 2:

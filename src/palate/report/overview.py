@@ -177,12 +177,12 @@ def _cells(run: Run) -> Iterator[tuple[str, Cell]]:
 
 
 def _accuracy(run: Run) -> Cell:
-    found: Preference | None = None
+    preference: Preference | None = None
     if run.evaluation is not None and len(run.evaluation.policies) == 1:
-        found = run.evaluation.policies[0].preference.get("all")
-    if found is not None and found.accuracy is not None:
-        ci = interval(found.accuracy_ci)
-        return Cell(text=percent(found.accuracy), aside=span(ci, share=True))
+        preference = run.evaluation.policies[0].preference.get("all")
+    if preference is not None and preference.accuracy is not None:
+        ci = interval(preference.accuracy_ci)
+        return Cell(text=percent(preference.accuracy), aside=span(ci, share=True))
     found_in = run.metrics.eval
     curve = found_in.get("rewards/accuracies") or found_in.get("accuracy")
     return Cell(text=percent(None if curve is None else curve.last()))

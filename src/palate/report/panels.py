@@ -139,16 +139,17 @@ def metric_groups(runs: Sequence[Run], styles: Styles) -> list[Group]:
 
 def kl_panels(runs: Sequence[Run], styles: Styles) -> list[Panel]:
     """Sequence KL of chosen and of rejected responses on one scale, and their difference."""
-    found = {p.title: p for p in _panels(("kl/chosen", "kl/rejected", "kl/margin"), runs, styles)}
-    both = [p for title in ("kl/chosen", "kl/rejected") if (p := found.get(TITLES[title][0]))]
-    values = [line.curve.value for panel in both for line in panel.lines]
+    panels = _panels(("kl/chosen", "kl/rejected", "kl/margin"), runs, styles)
+    by_title = {panel.title: panel for panel in panels}
+    sides = [p for title in ("kl/chosen", "kl/rejected") if (p := by_title.get(TITLES[title][0]))]
+    values = [line.curve.value for panel in sides for line in panel.lines]
     finite = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.array([])
     if len(finite):
         low, high = min(0.0, float(finite.min())), float(finite.max())
         pad = 0.04 * ((high - low) or 1.0)
-        for panel in both:
-            found[panel.title] = replace(panel, limits=(low - pad, high + pad))
-    return list(found.values())
+        for panel in sides:
+            by_title[panel.title] = replace(panel, limits=(low - pad, high + pad))
+    return list(by_title.values())
 
 
 def _panels(names: Sequence[str], runs: Sequence[Run], styles: Styles) -> list[Panel]:

@@ -60,7 +60,7 @@ class Frontier:
         if end is None:
             return []
         points = {s.label: [p for run in s.runs for p in run] for s in self.series}
-        return [name for name, own in points.items() if any(p.kl > end for p in own)]
+        return [name for name, of_series in points.items() if any(p.kl > end for p in of_series)]
 
 
 def interval(value: Interval | None) -> tuple[float, float] | None:
@@ -118,9 +118,9 @@ def frontier_of(runs: Sequence[Run], styles: Styles) -> Frontier | None:
     series = []
     for i, (key, members) in enumerate(grouped.items()):
         if by_run:
-            own = run_of(next(iter(members.values()))[0], runs)
+            run_of_policy = run_of(next(iter(members.values()))[0], runs)
             fallback = Style(colour=i % len(PALETTE), dash=i % len(DASHES))
-            style = styles.by_run.get(own.name, fallback) if own else fallback
+            style = styles.by_run.get(run_of_policy.name, fallback) if run_of_policy else fallback
         else:
             style = styles.by_loss[key]
         lines = []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +11,20 @@ from pydantic import ValidationError
 
 from palate.errors import RecipeError, RunError
 from palate.recipes.yaml import parse_yaml
-from palate.report.curves import Metrics, read_jsonl, read_metrics
+from palate.report.curves import Metrics, read_metrics
 from palate.report.words import plain
 from palate.store.files import read_json
-from palate.store.records import Conclusion, Data, Evaluation, Lineage, Record, Sample, Status
+from palate.store.names import path_names
+from palate.store.records import (
+    Conclusion,
+    Data,
+    Evaluation,
+    Lineage,
+    Record,
+    Sample,
+    Status,
+    read_lines,
+)
 from palate.store.reward_records import KIND, RewardEvaluation
 
 FILES = (
@@ -30,6 +39,7 @@ FILES = (
 """A folder with one of these is a run folder."""
 
 L = TypeVar("L", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
             raise RunError(f"{folders[i]} is given twice")
-    names = plain(_names(resolved))
+    names = plain(path_names(resolved))
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
@@ -150,17 +160,6 @@ def _check(folder: Path) -> None:
     raise RunError(f"{folder} is no run folder: it has none of {', '.join(FILES[:3])}{hint}")
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest tails of the paths that tell them apart."""
-    depth = 1
-    while depth < max(len(folder.parts) for folder in folders):
-        tails = [os.path.join(*folder.parts[-depth:]) for folder in folders]
-        if len(set(tails)) == len(tails):
-            return tails
-        depth += 1
-    return [str(folder) for folder in folders]
-
-
 def _recipe(path: Path, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
     if not path.is_file():
         return None, {}
@@ -199,33 +198,27 @@ def _is_of_rewards(path: Path) -> bool:
 
 
 def _metrics(path: Path, problems: list[str]) -> Metrics:
-    if not path.is_file():
-        return Metrics()
-    try:
-        metrics = read_metrics(path)
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read: {error.strerror or error}")
+    metrics = _read(path, read_metrics, problems)
+    if metrics is None:
         return Metrics()
     _note_lines(path.name, metrics.cut_off, metrics.unreadable, problems)
     return metrics
 
 
 def _samples(path: Path, problems: list[str]) -> tuple[Sample, ...]:
-    if not path.is_file():
+    lines = _read(path, lambda file: read_lines(file, Sample, plain), problems)
+    if lines is None:
         return ()
+    _note_lines(path.name, lines.cut_off, lines.unreadable, problems)
+    return lines.records
+
+
+def _read(path: Path, read: Callable[[Path], T], problems: list[str]) -> T | None:
     try:
-        rows, cut_off, bad = read_jsonl(path)
+        return read(path) if path.is_file() else None
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror or error}")
-        return ()
-    samples = []
-    for row in rows:
-        try:
-            samples.append(Sample.model_validate(plain(row)))
-        except ValidationError:
-            bad += 1
-    _note_lines(path.name, cut_off, bad, problems)
-    return tuple(samples)
+        return None
 
 
 def _note_lines(name: str, cut_off: bool, bad: int, problems: list[str]) -> None:

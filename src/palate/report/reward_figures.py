@@ -29,9 +29,9 @@ def reliability_svg(
     """Accuracy against stated confidence; the diagonal is a calibrated model."""
     series = {
         name: [
-            one
-            for one in (r.calibration.bins_tempered if tempered else r.calibration.bins)
-            if one.n >= SHOWN_PAIRS
+            bin
+            for bin in (r.calibration.bins_tempered if tempered else r.calibration.bins)
+            if bin.n >= SHOWN_PAIRS
         ]
         for name, r in results.items()
     }
@@ -205,14 +205,14 @@ def _binned_svg(
         for name, bins in series.items():
             style = styles[name]
             colour = series_colour(style.colour)
-            for one in bins:
-                if one.accuracy_ci is not None and None not in one.accuracy_ci:
-                    at = _number(x(one))
-                    ends = [_number(end) for end in one.accuracy_ci]
+            for bin in bins:
+                if bin.accuracy_ci is not None and None not in bin.accuracy_ci:
+                    at = _number(x(bin))
+                    ends = [_number(end) for end in bin.accuracy_ci]
                     axes.plot([at, at], ends, color=colour, linewidth=1, alpha=0.45)
             axes.plot(
-                [_number(x(one)) for one in bins],
-                [_number(one.accuracy) for one in bins],
+                [_number(x(bin)) for bin in bins],
+                [_number(bin.accuracy) for bin in bins],
                 color=colour,
                 linewidth=1.6,
                 dashes=DASHES[style.dash] or (None, None),

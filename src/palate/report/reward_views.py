@@ -89,8 +89,8 @@ class BenchmarkView:
     @property
     def asides(self) -> list[tuple[str, str]]:
         """Key and heading of what some model's score has beside it."""
-        found = [official for _, _, official in self.official]
-        return [(k, word) for k, word in ASIDES.items() if any(self.aside(o, k) for o in found)]
+        officials = [official for _, _, official in self.official]
+        return [(k, word) for k, word in ASIDES.items() if any(self.aside(o, k) for o in officials)]
 
     def aside(self, official: Official, key: str) -> float | None:
         """What stands beside a score."""
@@ -104,13 +104,13 @@ class BenchmarkView:
     @property
     def matrices(self) -> list[tuple[str, Style | None, list[tuple[str, list[float | None]]]]]:
         """Name, style and rows (style of the right answer, accuracies against each) of RM-Bench."""
-        found = []
+        matrices = []
         for name, style, official in self.official:
             styles, rows = official.detail.get("styles"), official.detail.get("matrix")
             if isinstance(styles, list) and isinstance(rows, list) and len(styles) == len(rows):
                 shares = [[_real(v) for v in row] if isinstance(row, list) else [] for row in rows]
-                found.append((name, style, list(zip(map(str, styles), shares, strict=True))))
-        return found
+                matrices.append((name, style, list(zip(map(str, styles), shares, strict=True))))
+        return matrices
 
     @property
     def ties(self) -> list[tuple[str, Style | None, dict[str, float | None]]]:
@@ -152,8 +152,8 @@ class BenchmarkView:
     @property
     def changes(self) -> list[tuple[str, bool]]:
         """(words, rejected alone) of the robustness checks."""
-        found = [(c.words, c.rejected_only) for _, _, r in self.results for c in r.robustness]
-        return list(dict.fromkeys(found))
+        changes = [(c.words, c.rejected_only) for _, _, r in self.results for c in r.robustness]
+        return list(dict.fromkeys(changes))
 
     def column(self, official: Official, name: str) -> Column | None:
         return next((c for c in official.columns if c.name == name), None)
@@ -180,7 +180,7 @@ class RewardView:
 
 def reward_views(runs: Sequence[Run]) -> list[RewardView]:
     """Views of the runs that are reward evaluations."""
-    found = []
+    views = []
     for number, run in enumerate(runs):
         if run.rewards is None:
             continue
@@ -188,7 +188,7 @@ def reward_views(runs: Sequence[Run]) -> list[RewardView]:
             model.name: Style(colour=i % len(PALETTE), dash=i % len(DASHES))
             for i, model in enumerate(run.rewards.models)
         }
-        found.append(
+        views.append(
             RewardView(
                 name=run.name,
                 evaluation=run.rewards,
@@ -200,7 +200,7 @@ def reward_views(runs: Sequence[Run]) -> list[RewardView]:
                 best_of_n=tuple(_choices(run.rewards, styles, f"reward-{number}")),
             )
         )
-    return found
+    return views
 
 
 def _benchmark(benchmark: Benchmark, styles: dict[str, Style], key: str) -> BenchmarkView:
@@ -225,9 +225,9 @@ def _benchmark(benchmark: Benchmark, styles: dict[str, Style], key: str) -> Benc
     ]
     ends = [0.5]
     for result in results.values():
-        for one in result.accuracy.values():
-            ends += [end for end in one.accuracy_ci or () if end is not None]
-            ends += [one.length_baseline] if one.length_baseline is not None else []
+        for accuracy in result.accuracy.values():
+            ends += [end for end in accuracy.accuracy_ci or () if end is not None]
+            ends += [accuracy.length_baseline] if accuracy.length_baseline is not None else []
     low, high = min(ends), max(ends)
     pad = 0.02 + 0.05 * (high - low)
     return BenchmarkView(
@@ -264,5 +264,5 @@ def reward_summary(evaluation: RewardEvaluation) -> str:
 
 
 def _real(value: object) -> float | None:
-    """A number, or None for what is none: details are not checked when they are read."""
+    """The number, or None for any other value: details are not checked when they are read."""
     return float(value) if isinstance(value, int | float) else None

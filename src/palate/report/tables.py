@@ -15,7 +15,7 @@ from palate.report.words import DASH, number
 from palate.store.records import Data, Evaluation, Policy, Preference, Sample
 
 SHOWN_PROMPTS = 8
-"""Side-by-side samples: the first prompts of the file, so that nobody chose them."""
+"""Prompts of the side-by-side samples: the first of the file, not a selection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,14 @@ class EvaluationView:
 
     def preferences(self, rows: Sequence[PolicyRow]) -> list[tuple[PolicyRow, str, Preference]]:
         """(policy, source, result), `all` last and only where there are several sources."""
-        found = []
+        results = []
         for row in rows:
             sources = [name for name in row.policy.preference if name != "all"]
             names = sources if len(sources) == 1 else [*sources, "all"]
             for name in names:
                 if name in row.policy.preference:
-                    found.append((row, name, row.policy.preference[name]))
-        return found
+                    results.append((row, name, row.policy.preference[name]))
+        return results
 
     def sampled(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
         return [row for row in rows if row.policy.samples is not None]
@@ -147,9 +147,9 @@ def recipe_differences(runs: Sequence[Run]) -> list[Row]:
 
 def lineage_rows(runs: Sequence[Run]) -> list[Row]:
     """What each run was made from. Items that no run has are left out."""
-    found = [dict(_lineage(run)) for run in runs]
-    keys = dict.fromkeys(key for items in found for key in items)
-    rows = [Row(item=k, values=tuple(items.get(k, DASH) for items in found)) for k in keys]
+    lineages = [dict(_lineage(run)) for run in runs]
+    keys = dict.fromkeys(key for items in lineages for key in items)
+    rows = [Row(item=k, values=tuple(items.get(k, DASH) for items in lineages)) for k in keys]
     return [row for row in rows if set(row.values) != {DASH}]
 
 
@@ -214,14 +214,16 @@ def evaluation_views(runs: Sequence[Run], styles: Styles) -> list[EvaluationView
                     title=run.name, confidence=e.confidence, rows=rows, reference=reference
                 )
             )
-    own: dict[float, list[PolicyRow]] = {}
+    by_confidence: dict[float, list[PolicyRow]] = {}
     for run in runs:
         if run.evaluation is not None and run.trains:
-            own.setdefault(run.evaluation.confidence, []).extend(_own_rows(run, styles))
-    for confidence, found in own.items():
+            by_confidence.setdefault(run.evaluation.confidence, []).extend(_own_rows(run, styles))
+    for confidence, policy_rows in by_confidence.items():
         title = "measured by the run itself" if len(runs) == 1 else "measured by each run itself"
         views.append(
-            EvaluationView(title=title, confidence=confidence, rows=tuple(found), reference=None)
+            EvaluationView(
+                title=title, confidence=confidence, rows=tuple(policy_rows), reference=None
+            )
         )
     return [view for view in views if view.rows or view.reference]
 
@@ -235,11 +237,11 @@ def _own_rows(run: Run, styles: Styles) -> Iterator[PolicyRow]:
 
 
 def _policy_row(policy: Policy, runs: Sequence[Run], styles: Styles) -> PolicyRow:
-    own = run_of(policy, runs)
+    policy_run = run_of(policy, runs)
     title = policy.title
     if policy.checkpoint is not None:
         title += f", step {number(policy.checkpoint)}"
-    style = styles.by_run.get(own.name) if own else None
+    style = styles.by_run.get(policy_run.name) if policy_run else None
     if style is None and policy.loss is not None:
         style = styles.by_loss.get(policy.loss)
     return PolicyRow(policy=policy, title=title, style=style)
@@ -267,10 +269,10 @@ def samples_views(runs: Sequence[Run], shown: int = SHOWN_PROMPTS) -> list[Sampl
                 title=run.name,
                 prompts=tuple(
                     Prompt(
-                        text=next(iter(found.values())).prompt,
-                        responses=tuple((policy, found.get(policy)) for policy in last),
+                        text=next(iter(by_policy.values())).prompt,
+                        responses=tuple((policy, by_policy.get(policy)) for policy in last),
                     )
-                    for found in first
+                    for by_policy in first
                 ),
                 of=len(prompts),
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import Any
+
+from palate.store.durations import duration
 
 MINUS, DASH = "\u2212", "\u2013"
 """A true minus sign, and what stands for a value that is not there."""
@@ -74,17 +75,10 @@ def span(ci: Sequence[float | None] | None, places: int = 2, *, share: bool = Fa
 
 def seconds(value: float | None) -> str:
     """
-    >>> seconds(4000), seconds(75.4), seconds(3.21)
-    ('1 h 6 min', '1 min 15 s', '3.2 s')
+    >>> seconds(4000)
+    '1 h 6 min'
     """
-    if value is None or not math.isfinite(value) or value < 0:
-        return DASH
-    if value < 60:
-        return f"{value:.1f} s"
-    whole = int(timedelta(seconds=value).total_seconds())
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {secs} s"
+    return DASH if value is None or not 0 <= value < math.inf else duration(value)
 
 
 def listed(words: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from palate.data.scorer import Group, Score, Scorer, Span, Traits
-from palate.rewards.build import make_reward, make_scorer
+from palate.rewards.build import make_scorer
 from palate.rewards.ensemble import Ensemble
 from palate.rewards.groups import score_groups
 from palate.rewards.lexicon import Lexicon
@@ -21,7 +21,6 @@ __all__ = [
     "Span",
     "Traits",
     "WeightedSum",
-    "make_reward",
     "make_scorer",
     "score_groups",
 ]

@@ -15,7 +15,7 @@ from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
-from palate.recipes.schema import ClassifierReward, DataSource, LexiconReward
+from palate.recipes.schema import DataSource
 from palate.rewards.combined import Combined, Member
 from palate.rewards.ensemble import Ensemble, Validation, validate
 from palate.rewards.length import Length
@@ -31,7 +31,9 @@ _Triple = tuple[Content, Content, Content]
 """Prompt, chosen, rejected."""
 
 
-def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = None) -> Scorer:
+def make_scorer(
+    recipe: recipes.Scorer | LogRatioScores, *, seed: int = 0, make: Make | None = None
+) -> Scorer:
     """The scorer that a recipe describes, loaded and ready.
 
     Args:
@@ -42,6 +44,10 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
     Raises:
         PalateError: a model, an extra or data that is missing or unfit.
     """
+    if isinstance(recipe, LogRatioScores):
+        from palate.rewards.log_ratio import LogRatio
+
+        return LogRatio(recipe)
     make = make or partial(make_scorer, seed=seed)
     scorer: Scorer
     if isinstance(recipe, recipes.HeadsScorer):
@@ -54,25 +60,6 @@ def make_scorer(recipe: recipes.Scorer, *, seed: int = 0, make: Make | None = No
         scorer = _single(recipe, seed)
     scorer.name = name_of(recipe)
     return scorer
-
-
-def make_reward(recipe: LexiconReward | ClassifierReward | LogRatioScores) -> Scorer:
-    """What an evaluation of policies, or a step of curation, scores with.
-
-    A classifier reads prompt and response as one text, of which it takes as much as it can.
-
-    Raises:
-        PalateError: something it needs is missing.
-    """
-    if isinstance(recipe, LexiconReward):
-        return Lexicon()
-    if isinstance(recipe, LogRatioScores):
-        from palate.rewards.log_ratio import LogRatio
-
-        return LogRatio(recipe)
-    from palate.rewards.classifier import ClassifierScorer
-
-    return ClassifierScorer(recipe.path, label=recipe.label, input="joined", truncate=True)
 
 
 def members_of(recipe: recipes.HeadsScorer) -> recipes.EnsembleScorer:
@@ -126,14 +113,7 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
     if isinstance(recipe, recipes.ClassifierScorer):
         from palate.rewards.classifier import ClassifierScorer
 
-        return ClassifierScorer(
-            recipe.path,
-            label=recipe.label,
-            input=recipe.input,
-            dtype=recipe.dtype,
-            revision=recipe.revision,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+        return ClassifierScorer(recipe.path, **_options(recipe))
     if isinstance(recipe, recipes.LexiconScorer):
         return Lexicon()
     if isinstance(recipe, recipes.LengthScorer):
@@ -144,6 +124,10 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         from palate.rewards.critic import Critic
 
         return Critic(recipe, _model(recipe.scorer))
+    if isinstance(recipe, recipes.RemoteScorer):
+        from palate.rewards.remote import Remote
+
+        return Remote(recipe)
     from palate.rewards.judge import Pairwise, Pointwise
 
     return Pointwise(recipe) if isinstance(recipe, recipes.PointwiseJudge) else Pairwise(recipe)
@@ -152,15 +136,12 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
 def _model(recipe: recipes.ModelScorer) -> Scorer:
     from palate.rewards.model import ModelScorer
 
-    return ModelScorer(
-        recipe.path,
-        revision=recipe.revision,
-        dtype=recipe.dtype,
-        head=recipe.head,
-        normalised=recipe.normalised,
-        batch_tokens=recipe.batch_tokens,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    return ModelScorer(recipe.path, **_options(recipe))
+
+
+def _options(recipe: recipes.ModelScorer | recipes.ClassifierScorer) -> dict[str, Any]:
+    """The fields that its scorer takes under the same names."""
+    return recipe.model_dump(exclude={"type", "name", "path"})
 
 
 def _ensemble(recipe: recipes.EnsembleScorer, seed: int, make: Make) -> Ensemble:
@@ -255,29 +236,29 @@ def _fitting(
 ) -> list[_Triple]:
     """The validation pairs that a member would be asked about."""
     asked = Member(scorer=scorer, modality=member.modality)
-    found = []
+    fitting = []
     for pair in pairs:
         image = has_images(pair[0])
         if asked.fits(image) and (not image or "image" in scorer.traits.modalities):
-            found.append(pair)
-    if not found:
+            fitting.append(pair)
+    if not fitting:
         what = {"image": "prompts with images", "text": "prompts without images"}
         raise ModelError(
             f"{scorer.name}: the validation data has no pair for it: it scores "
             f"{what.get(member.modality, 'no prompt with images')}"
         )
-    return found
+    return fitting
 
 
 def _validation_pairs(sources: Sequence[DataSource], seed: int) -> list[_Triple]:
-    found = []
+    triples = []
     for source in sources:
         for row in read_source(source, seed=seed).rows:
             if row.kind not in ("pair", "rated") or row.has_own_prompts:
                 continue
             made = pairs_of(row, PairingRecipe(), seed)
             if not isinstance(made, str):
-                found += [(p.prompt, p.chosen.content, p.rejected.content) for p in made]
-    if not found:
+                triples += [(p.prompt, p.chosen.content, p.rejected.content) for p in made]
+    if not triples:
         raise DataError(f"{sources[0].path}: no pair to measure an ensemble's members on")
-    return found
+    return triples

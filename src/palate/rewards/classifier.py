@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from palate.data.schema import Content, Message
 from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.data.templates import ChatTemplate, Refused, freeze_clock
 from palate.errors import ModelError
+from palate.models.limits import context_of
 from palate.models.loading import DTYPES, check_weights, check_whole
 from palate.recipes.schema import Dtype
 from palate.rewards.names import short_name
@@ -25,6 +27,8 @@ _UNUSED = r"pooler\.|position_ids$|^cls\.|^lm_head"
 """Weights of pre-training that published classifiers keep and never use."""
 _Text = str | tuple[str, str]
 """One text, or two that the tokenizer joins as the model's own pairs."""
+_Row = dict[str, list[int]]
+"""Ids, mask and token types of one text, as far as the model takes them."""
 
 
 class ClassifierScorer:
@@ -81,12 +85,8 @@ class ClassifierScorer:
         self.model.eval()
         labels = {str(name): int(index) for index, name in self.model.config.id2label.items()}
         _check_label(path, label, labels)
-        if self.tokenizer.pad_token_id is None:
-            # Padding is masked; classifiers on decoders find the last token by this id.
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         config = self.model.config.get_text_config()
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        self._pad = _padding(config)
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
         self.name = short_name(path) + ("" if label is None else f" P({label})")
@@ -95,11 +95,9 @@ class ClassifierScorer:
         self.template = ChatTemplate(self.tokenizer, "model")
         self.input = _input(path, input, label, has_template=bool(self.tokenizer.chat_template))
         self.truncate = truncate
-        self.batch_size = batch_size
-        self.longest = min(
-            self.tokenizer.model_max_length,
-            getattr(config, "max_position_embeddings", None) or 1_000_000,
-        )
+        self.batch_size = 1 if self._pad is None else batch_size
+        self._batch_checked = False
+        self.longest = min(self.tokenizer.model_max_length, context_of(config))
         self._index = None if label is None else labels[label]
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
@@ -143,24 +141,68 @@ class ClassifierScorer:
         Args:
             special: add the tokenizer's own beginning and end; a rendered chat has them already.
         """
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            *map(list, zip(*map(_parts, texts), strict=True)),
+            truncation=True,
+            max_length=self.longest,
+            add_special_tokens=special,
+        )
+        names = [name for name in encoded if name in self.tokenizer.model_input_names]
+        rows = [{name: encoded[name][i] for name in names} for i in range(len(texts))]
         scores = [0.0] * len(texts)
         # Alike lengths together: less padding.
-        order = sorted(range(len(texts)), key=lambda i: sum(map(len, _parts(texts[i]))))
-        for start in range(0, len(order), self.batch_size):
+        order = sorted(range(len(texts)), key=lambda i: len(rows[i]["input_ids"]))
+        start = 0
+        while start < len(order):
             chunk = order[start : start + self.batch_size]
-            inputs = self.tokenizer(
-                *map(list, zip(*(_parts(texts[i]) for i in chunk), strict=True)),
-                return_tensors="pt",
-                padding=True,
-                padding_side="right",
-                truncation=True,
-                max_length=self.longest,
-                add_special_tokens=special,
-            ).to(self.model.device)
-            logits = self.model(**inputs).logits.float()
-            values = logits[:, 0] if self._index is None else logits.softmax(-1)[:, self._index]
-            for i, value in zip(chunk, values.tolist(), strict=True):
+            for i, value in zip(chunk, self._run([rows[i] for i in chunk]), strict=True):
                 scores[i] = value
+            start += len(chunk)
+        return scores
+
+    def _run(self, rows: Sequence[_Row]) -> list[float]:
+        """Scores of one pass; rows one by one where the model reads them otherwise in a batch.
+
+        Where a classifier reads its score is its own affair: at the last token that is not padding,
+        at the last of all, at an end token that all rows must have as often. So the first batch
+        with padding is compared with the model's own reading of its shortest row alone.
+        """
+        try:
+            values = self._forward(rows)
+        except ValueError:
+            if len(rows) == 1:
+                raise
+            values = None
+        short, long = (len(row["input_ids"]) for row in (rows[0], rows[-1]))
+        if values is not None and short < long and not self._batch_checked:
+            (alone,) = self._forward(rows[:1])
+            tolerance = torch.finfo(self.model.dtype).eps ** 0.5 * max(1.0, abs(alone))
+            self._batch_checked = abs(values[0] - alone) <= tolerance
+            values = values if self._batch_checked else None
+        if values is not None:
+            return values
+        logging.getLogger("palate").warning(
+            "%s: reads rows otherwise in a batch: they are scored one by one", self.name
+        )
+        self.batch_size = 1
+        return [value for row in rows for value in self._forward([row])]
+
+    def _forward(self, rows: Sequence[_Row]) -> list[float]:
+        """The score of each row, padded behind with what the model itself takes for padding."""
+        width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": self._pad or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
+        inputs = {
+            name: torch.tensor(
+                [[*row[name], *[fill.get(name, 0)] * (width - len(row[name]))] for row in rows],
+                device=self.model.device,
+            )
+            for name in rows[0]
+        }
+        logits = self.model(**inputs).logits.float()
+        values = logits[:, 0] if self._index is None else logits.softmax(-1)[:, self._index]
+        scores: list[float] = values.tolist()
         return scores
 
     def _text(self, prompt: Content, response: Content) -> _Text:
@@ -173,6 +215,18 @@ class ClassifierScorer:
             answer = [Message(role="assistant", content=response)]
         turns = [*as_chat(prompt), *answer]
         return self.template.whole(turns)
+
+
+def _padding(config: Any) -> int | None:
+    """The token that the model takes for padding; None where it has none, and reads the score at
+    the last token whatever that is.
+
+    A tokenizer's padding is another matter: classifiers on decoders look for the id in their
+    configuration, and to name one that a text may end with moves the place of the score.
+    """
+    pad = getattr(config, "pad_token_id", None)
+    known = getattr(config, "vocab_size", None) or math.inf
+    return pad if pad is not None and 0 <= pad < known else None
 
 
 def _check_label(path: str, label: str | None, labels: dict[str, int]) -> None:

@@ -19,8 +19,8 @@ from palate.data.scorer import (
     ask,
     has_images,
 )
-from palate.rewards.members import Numbers
-from palate.rewards.names import unique_names
+from palate.rewards.members import MixtureRule, Numbers, Rule
+from palate.store.names import unique_names
 
 Parts = dict[str, Score]
 """Scores of the members that were asked about one response, by name."""
@@ -67,7 +67,7 @@ class Combined(ABC):
             raise ValueError(f"{name}: made of two members or more")
         self.members = tuple(members)
         self.name = name
-        self.names = unique_names([member.scorer.name for member in members])
+        self.names = tuple(unique_names(member.scorer.name for member in members))
 
     @property
     def traits(self) -> Traits:
@@ -75,8 +75,8 @@ class Combined(ABC):
         put to it."""
         traits = [member.scorer.traits for member in self.members]
         return Traits(
-            relative=self.by_group or any(own.relative for own in traits),
-            independent=all(own.independent for own in traits),
+            relative=self.by_group or any(trait.relative for trait in traits),
+            independent=all(trait.independent for trait in traits),
             modalities=TEXT_AND_IMAGES,
         )
 
@@ -94,6 +94,17 @@ class Combined(ABC):
     def numbers(self) -> Numbers:
         """What is known of the members."""
 
+    def _numbers(self, rule: Rule | MixtureRule, *, standardised: bool) -> Numbers:
+        return Numbers(
+            names=self.names,
+            rule=rule,
+            standardised=standardised,
+            by_group=self.by_group,
+            means=tuple(member.mean for member in self.members),
+            deviations=tuple(member.deviation for member in self.members),
+            weights=tuple(member.weight for member in self.members),
+        )
+
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Scores with those of the members as parts, and what they wrote under their names."""
         return self.score_by(ask, groups)
@@ -107,7 +118,7 @@ class Combined(ABC):
             for i, group in enumerate(groups):
                 if not member.fits(has_images(group.prompt)):
                     continue
-                js = [j for j, own in enumerate(parts[i]) if self.asks(number, own)]
+                js = [j for j, before in enumerate(parts[i]) if self.asks(number, before)]
                 if js:
                     asked.append(group.part(js))
                     places.append((i, js))

@@ -130,35 +130,28 @@ class Ensemble(Combined):
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """See `combine`."""
-        flat = [own for group in parts for own in group]
-        values = [{name: part.value for name, part in own.items()} for own in flat]
+        flat = [of_response for group in parts for of_response in group]
+        values = [{name: part.value for name, part in of_response.items()} for of_response in flat]
         scores, asked = as_arrays(self.names, values)
         combined = combine(
             scores,
             self.rule,
             fits=asked,
-            means=self._numbers("mean"),
-            deviations=self._numbers("deviation"),
-            weights=self._numbers("weight"),
+            means=self._of_members("mean"),
+            deviations=self._of_members("deviation"),
+            weights=self._of_members("weight"),
             standardise=self.standardise,
             penalty=self.penalty,
         )
-        found = iter(map(score_of, combined.tolist(), flat))
-        return [[next(found) for _ in group] for group in parts]
+        scored = iter(map(score_of, combined.tolist(), flat))
+        return [[next(scored) for _ in group] for group in parts]
 
     @property
     def numbers(self) -> Numbers:
         """What the rule knows of its members."""
-        return Numbers(
-            names=self.names,
-            rule=self.rule,
-            standardised=self.uses_zscores,
-            means=tuple(member.mean for member in self.members),
-            deviations=tuple(member.deviation for member in self.members),
-            weights=tuple(member.weight for member in self.members),
-        )
+        return self._numbers(self.rule, standardised=self.uses_zscores)
 
-    def _numbers(self, field: str) -> Array | None:
+    def _of_members(self, field: str) -> Array | None:
         values = [getattr(member, field) for member in self.members]
         return None if None in values else np.asarray(values, dtype=np.float64)
 

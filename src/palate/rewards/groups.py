@@ -29,13 +29,13 @@ def score_groups(
         has a reason, and is put to no scorer.
     """
     traits = scorer.traits
-    found: list[list[Score]] = []
+    scored: list[list[Score]] = []
     parts: list[tuple[int, list[int]]] = []
     for i, group in enumerate(groups):
         if _is_answered(group.prompt):
-            found.append([Score(None, NO_QUESTION)] * len(group.responses))
+            scored.append([Score(None, NO_QUESTION)] * len(group.responses))
             continue
-        found.append([Score(None, NO_ANSWER)] * len(group.responses))
+        scored.append([Score(None, NO_ANSWER)] * len(group.responses))
         places = [j for j, response in enumerate(group.responses) if _is_answer(response)]
         step = max(1, len(places)) if traits.relative else 1 if exact else MOST_TOGETHER
         parts += [(i, places[start : start + step]) for start in range(0, len(places), step)]
@@ -51,8 +51,8 @@ def score_groups(
         asked = [groups[i].part(js) for i, js in call]
         for (i, js), scores in zip(call, ask(scorer, asked), strict=True):
             for j, score in zip(js, scores, strict=True):
-                found[i][j] = score
-    return found
+                scored[i][j] = score
+    return scored
 
 
 def _is_answered(prompt: Content) -> bool:

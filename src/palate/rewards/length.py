@@ -13,7 +13,7 @@ from palate.rewards.texts import response_text
 class Length:
     """Characters of a response, or less its characters where the shorter is to win."""
 
-    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
+    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES, reads_prompt=False)
 
     def __init__(self, prefer: Literal["longer", "shorter"] = "longer") -> None:
         self.name = f"{prefer} wins"

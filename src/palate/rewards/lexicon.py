@@ -21,7 +21,7 @@ class Lexicon:
         PalateError: the `demo` extra is not installed.
     """
 
-    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
+    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES, reads_prompt=False)
 
     def __init__(self) -> None:
         try:

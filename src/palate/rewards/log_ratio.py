@@ -92,8 +92,8 @@ class LogRatio:
         if self.recipe.average:
             sizes = [len(item.responses[0]) for item in items]
             values = values / torch.tensor(sizes, dtype=torch.float64)
-        found: list[float] = (self.recipe.beta * values).tolist()
-        return found
+        rewards: list[float] = (self.recipe.beta * values).tolist()
+        return rewards
 
     def _log_probs(self, policy: Model, items: list[Item]) -> torch.Tensor:
         """[B] sums over each response's tokens, float64 on the processor."""

@@ -77,15 +77,15 @@ def zscores_by_group(scores: Array, group: npt.NDArray[Any]) -> Array:
     Where all scores of a group are equal they are 0; NaN where there is no score, and of a group
     that has one score, which has no deviation.
     """
-    found = np.full(scores.shape, np.nan)
+    zscores = np.full(scores.shape, np.nan)
     for name in np.unique(group):
         places = np.flatnonzero((group == name) & np.isfinite(scores))
         if len(places) > 1:
             values = scores[places]
             # The deviation of equal numbers may come out a little above zero.
             equal = values.min() == values.max()
-            found[places] = 0.0 if equal else (values - values.mean()) / values.std()
-    return found
+            zscores[places] = 0.0 if equal else (values - values.mean()) / values.std()
+    return zscores
 
 
 def as_arrays(
@@ -123,4 +123,4 @@ class MemberSums:
 
     def described(self) -> dict[str, Any]:
         """Of all that was taken; see `Numbers.described`."""
-        return self.numbers.described(self._raw.found(), self._entering.found())
+        return self.numbers.described(self._raw.spreads(), self._entering.spreads())

@@ -51,33 +51,25 @@ class WeightedSum(Combined):
     @property
     def numbers(self) -> Numbers:
         """What is known of the members."""
-        return Numbers(
-            names=self.names,
-            rule="weighted_sum",
-            standardised=self.zscores != "none",
-            by_group=self.by_group,
-            means=tuple(member.mean for member in self.members),
-            deviations=tuple(member.deviation for member in self.members),
-            weights=tuple(member.weight for member in self.members),
-        )
+        return self._numbers("weighted_sum", standardised=self.zscores != "none")
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """See the module's head."""
         return [self._sums(group) for group in parts]
 
     def _sums(self, group: Sequence[Parts]) -> list[Score]:
-        values = [{name: part.value for name, part in own.items()} for own in group]
+        values = [{name: part.value for name, part in of_response.items()} for of_response in group]
         scores, _ = as_arrays(self.names, values)
         sums = self.numbers.entering(scores).sum(axis=0).tolist()
         otherwise = NO_STATISTICS if self.by_group else NOT_FINITE
-        return [score_of(value, own, otherwise) for value, own in zip(sums, group, strict=True)]
+        return [score_of(value, parts, otherwise) for value, parts in zip(sums, group, strict=True)]
 
 
 class Gate(Combined):
     """A scorer before another one: what it scores below a threshold is not put to the other.
 
-    The score is that of the gate where it is below the threshold, and the other's elsewhere, with
-    its text and spans; where the gate gives none there is none.
+    The score is the gate's where that is below the threshold, and the other scorer's elsewhere,
+    with its text and spans; a response without a score by the gate has none.
 
     Args:
         gate: asked first. threshold: it lets through what it scores so or higher.
@@ -93,14 +85,7 @@ class Gate(Combined):
     @property
     def numbers(self) -> Numbers:
         """The names alone: nothing else is known, or needed."""
-        return Numbers(
-            names=self.names,
-            rule="gate",
-            standardised=False,
-            means=(None, None),
-            deviations=(None, None),
-            weights=(None, None),
-        )
+        return self._numbers("gate", standardised=False)
 
     def asks(self, number: int, before: Parts) -> bool:
         """The second one is asked about what the first lets through."""
@@ -109,4 +94,4 @@ class Gate(Combined):
 
     def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
         """The last score that there is."""
-        return [[replace(list(own.values())[-1], parts=own) for own in group] for group in parts]
+        return [[replace(list(p.values())[-1], parts=p) for p in group] for group in parts]

@@ -18,18 +18,17 @@ from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.check import layout_check
-from palate.models.limits import padding_id
+from palate.models.limits import context_of, padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
-from palate.rewards.head_cache import HeadScoreCache
 from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat
 
-NO_LIMIT = 1_000_000
-"""Tokens, of a backbone that names no longest context."""
+MOST_KNOWN = 65_536
+"""Responses whose rewards by all heads are kept between calls, some 25 MB."""
 _Ids = tuple[int, ...]
 Encoded = tuple[_Ids, _Ids] | str
 """Ids of a prompt and of a response to it, or why there are none."""
@@ -88,10 +87,12 @@ class ModelScorer:
         self.counts: Counter[str] = Counter()
         spec = self.model.spec
         saved = _has_tokenizer(path)
-        own = spec.model
+        tokenizer_recipe = spec.model
         if saved:
-            own = ModelRecipe(path=path, revision=revision, trust_remote_code=trust_remote_code)
-        self.tokenizer = tokenizer or load_tokenizer(own)
+            tokenizer_recipe = ModelRecipe(
+                path=path, revision=revision, trust_remote_code=trust_remote_code
+            )
+        self.tokenizer = tokenizer or load_tokenizer(tokenizer_recipe)
         # A saved tokenizer carries the template of the training.
         template = "model" if saved or tokenizer is not None else spec.model.chat_template
         self.encoder = Encoder(self.tokenizer, template, self._limits())
@@ -124,42 +125,41 @@ class ModelScorer:
         Args:
             groups: responses to one prompt each, every one with the ids of its prompt.
         """
-        found: dict[tuple[int, int], Score] = {}
-        cache = self._head_cache()
-        cache.expect(sum(map(len, groups)))
+        scores: dict[tuple[int, int], Score] = {}
+        known = self._known_heads([ids for group in groups for ids in group])
         wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
         for i, group in enumerate(groups):
             by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
-                    found[i, j] = Score(None, ids)
-                elif self.head is not None and (heads := cache.get(_key(*ids))):
-                    found[i, j] = Score.of(self._scaled(heads[self.head]))
+                    scores[i, j] = Score(None, ids)
+                elif self.head is not None and (heads := known.get(_key(*ids))):
+                    scores[i, j] = Score.of(self._scaled(heads[self.head]))
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
-            for prompt, own in by_prompt.items():
+            for prompt, answers in by_prompt.items():
                 if self.model.spec.whole_rendering:
-                    prompt, own = _longer_prompt(prompt, own)
-                wanted.append((i, prompt, own))
+                    prompt, answers = _longer_prompt(prompt, answers)
+                wanted.append((i, prompt, answers))
         layout: Layout = "plain"
-        if any(len(own) > 1 for _, _, own in wanted):
+        if any(len(answers) > 1 for _, _, answers in wanted):
             layout = self._sharing()
         items: list[Item] = []
         places: list[list[tuple[int, int]]] = []
-        for i, prompt, own in wanted:
-            for part in self._parts(prompt, own, layout):
+        for i, prompt, answers in wanted:
+            for part in self._parts(prompt, answers, layout):
                 items.append(Item.of(prompt, *(ids for _, ids in part)))
                 places.append([(i, j) for j, _ in part])
         for chunk in self._batches(items, layout):
             rewards = iter(self._rewards([items[k] for k in chunk], layout))
             for k in chunk:
                 for i, j in places[k]:
-                    found[i, j] = Score.of(next(rewards))
-        return [[found[i, j] for j in range(len(group))] for i, group in enumerate(groups)]
+                    scores[i, j] = Score.of(next(rewards))
+        return [[scores[i, j] for j in range(len(group))] for i, group in enumerate(groups)]
 
     def _limits(self) -> LengthRecipe:
         config = self.model.config.get_text_config()
-        context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        context = context_of(config)
         trained = self.model.spec.length
         cuts = trained is not None and trained.prompt != "drop"
         return LengthRecipe(
@@ -189,10 +189,10 @@ class ModelScorer:
             )
             for s in sides
         ]
-        found: list[Encoded] = []
-        for item in (encoded.item for encoded in self.encoder.encode(rows)):
+        encoded: list[Encoded] = []
+        for item in (row.item for row in self.encoder.encode(rows)):
             if isinstance(item, Drop):
-                found.append(item.reason)
+                encoded.append(item.reason)
                 continue
             prompt_ids, response_ids = (tokens.ids for tokens in item.sequences[0])
             end = response_ids[-1]
@@ -201,8 +201,8 @@ class ModelScorer:
                     f"{self.name}: reads its reward at {self._ends()}, and this ends with "
                     f"{self.encoder.tokens.special.get(end, end)!r}"
                 )
-            found.append((prompt_ids, response_ids))
-        return found
+            encoded.append((prompt_ids, response_ids))
+        return encoded
 
     def _rendered(self, prompt: Content, response: Content) -> Encoded:
         """As transformers' classifiers are fed: the whole chat (or text), less trailing padding."""
@@ -212,10 +212,10 @@ class ModelScorer:
         else:
             assert not isinstance(response, str)
             try:
-                both = self.encoder.template.render(prompt, [response])
+                rendered = self.encoder.template.render(prompt, [response])
             except Refused as error:
                 return error.reason
-            text = both.prompt + both.responses[0]
+            text = rendered.prompt + rendered.responses[0]
             ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         pad = self.model.config.get_text_config().pad_token_id
         while len(ids) > 2 and ids[-1] == pad:
@@ -235,19 +235,19 @@ class ModelScorer:
         return self._shared
 
     def _parts(
-        self, prompt: _Ids, own: Sequence[tuple[int, _Ids]], layout: Layout
+        self, prompt: _Ids, answers: Sequence[tuple[int, _Ids]], layout: Layout
     ) -> Iterator[list[tuple[int, _Ids]]]:
         """Responses that share a pass, within the budget of tokens; one always fits."""
         part: list[tuple[int, _Ids]] = []
-        for one in own:
-            lengths = [len(ids) for _, ids in [*part, one]]
+        for answer in answers:
+            lengths = [len(ids) for _, ids in [*part, answer]]
             tokens = len(prompt) + sum(lengths)
             if layout != "shared":
                 tokens = len(lengths) * (len(prompt) + max(lengths))
             if part and tokens > self.batch_tokens:
                 yield part
                 part = []
-            part.append(one)
+            part.append(answer)
         if part:
             yield part
 
@@ -275,30 +275,37 @@ class ModelScorer:
             pad_id=padding_id(self.tokenizer, self.model.base),
             keep_last=True,
         )
-        found = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
+        outputs = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
         if self.head is None:
-            return list(map(self._scaled, found.rewards.tolist()))
-        heads = found.by_head.tolist()
-        cache = self._head_cache()
-        for key, rewards in zip(batch.keys, heads, strict=True):
-            cache.put(key, tuple(rewards))
-        return [self._scaled(own[self.head]) for own in heads]
+            return list(map(self._scaled, outputs.rewards.tolist()))
+        heads = list(map(tuple, outputs.by_head.tolist()))
+        _KNOWN_HEADS.setdefault(self.model, {}).update(zip(batch.keys, heads, strict=True))
+        return [self._scaled(rewards[self.head]) for rewards in heads]
 
     def _scaled(self, reward: float) -> float:
         return (reward - self._scale.mean) / self._scale.deviation
 
-    def _head_cache(self) -> HeadScoreCache:
-        """Rewards of all heads, of what any scorer of one of this model's heads was asked."""
-        return _HEAD_CACHES.setdefault(self.model, HeadScoreCache())
+    def _known_heads(self, asked: Sequence[Encoded]) -> dict[str, tuple[float, ...]]:
+        """Rewards of all heads by content key, of what scorers of this model's heads were asked.
+
+        So the first head's pass is all's. Where there are many, what is asked about now is kept:
+        of one call all heads are asked one after another.
+        """
+        known = _KNOWN_HEADS.setdefault(self.model, {})
+        if len(known) > MOST_KNOWN:
+            keys = {_key(*ids) for ids in asked if not isinstance(ids, str)}
+            kept = {key: known[key] for key in keys & known.keys()}
+            known.clear()
+            known.update(kept)
+        return known
 
 
-_HEAD_CACHES: WeakKeyDictionary[Model, HeadScoreCache] = WeakKeyDictionary()
+_KNOWN_HEADS: WeakKeyDictionary[Model, dict[str, tuple[float, ...]]] = WeakKeyDictionary()
 
 
 def forget() -> None:
     """Lets go of what the heads of models remember of one another's passes."""
-    for cache in _HEAD_CACHES.values():
-        cache.clear()
+    _KNOWN_HEADS.clear()
 
 
 _Source = tuple[str, Dtype | None, str | None, bool]
@@ -319,17 +326,17 @@ def _loaded(source: _Source, *, shared: bool) -> Model:
 
 
 def _longer_prompt(
-    prompt: _Ids, own: Sequence[tuple[int, _Ids]]
+    prompt: _Ids, answers: Sequence[tuple[int, _Ids]]
 ) -> tuple[_Ids, list[tuple[int, _Ids]]]:
     """What all responses begin with goes to the prompt: of texts that were rendered whole it is
     the prompt."""
-    if len(own) < 2:
-        return prompt, list(own)
-    one, other = min(ids for _, ids in own), max(ids for _, ids in own)
+    if len(answers) < 2:
+        return prompt, list(answers)
+    first, last = min(ids for _, ids in answers), max(ids for _, ids in answers)
     # Each response keeps a token to be scored at.
-    most = min(len(ids) for _, ids in own) - 1
-    n = next((k for k in range(most) if one[k] != other[k]), most)
-    return prompt + own[0][1][:n], [(j, ids[n:]) for j, ids in own]
+    most = min(len(ids) for _, ids in answers) - 1
+    n = next((k for k in range(most) if first[k] != last[k]), most)
+    return prompt + answers[0][1][:n], [(j, ids[n:]) for j, ids in answers]
 
 
 def _key(prompt: _Ids, response: _Ids) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palate.recipes import scorers as recipes
+from palate.store.names import unique_names
 
 
 def names_of(given: Sequence[recipes.Scorer]) -> list[str]:
     """Their names, numbered where two would be alike."""
-    return list(unique_names([name_of(recipe) for recipe in given]))
+    return unique_names(map(name_of, given))
 
 
 def name_of(recipe: recipes.Scorer) -> str:
@@ -31,6 +32,8 @@ def name_of(recipe: recipes.Scorer) -> str:
         return f"{recipe.prefer} wins"
     if isinstance(recipe, recipes.RuleScorer):
         return recipe.described
+    if isinstance(recipe, recipes.RemoteScorer):
+        return recipe.url.partition("://")[2].rstrip("/") or recipe.url
     if isinstance(recipe, recipes.HeadsScorer):
         return f"{recipe.combine} of the heads of {short_name(recipe.path)}"
     if isinstance(recipe, recipes.EnsembleScorer):
@@ -48,20 +51,8 @@ def name_of(recipe: recipes.Scorer) -> str:
     return f"{short_name(model)} ({recipe.type}{thought})"
 
 
-def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, numbered where two would be alike."""
-    taken: list[str] = []
-    for name in names:
-        unique, n = name, 1
-        while unique in taken:
-            n += 1
-            unique = f"{name} ({n})"
-        taken.append(unique)
-    return tuple(taken)
-
-
 def short_name(path: str) -> str:
     """What a model's path is called: its run's folder, or its own."""
     folder = Path(path)
-    own = folder.parent.name if folder.name == "model" else folder.name
-    return own or path
+    name = folder.parent.name if folder.name == "model" else folder.name
+    return name or path

@@ -85,12 +85,12 @@ def read_verdict(text: str, allowed: Sequence[str]) -> str | None:
     '2'
     """
     text = text.rpartition(_THOUGHT)[2]
-    found = _ANSWER.findall(text)
-    if len(found) != 1 or text.count(_OPEN) != 1:
+    verdicts = _ANSWER.findall(text)
+    if len(verdicts) != 1 or text.count(_OPEN) != 1:
         return None
     if not text.rstrip().endswith("</answer>"):
         return None
-    verdict = found[0].strip().lower()
+    verdict = verdicts[0].strip().lower()
     return verdict if verdict in allowed else None
 
 

@@ -22,6 +22,7 @@ from palate.rewards.combined import Combined
 from palate.rewards.model import Encoded, ModelScorer
 
 NO_RESPONSE = "no response after the prompt"
+NO_PROMPT = "its prompt is not given beside it (`prompts`), and a rule is about the response alone"
 NOT_ITS_PROMPT = "the text does not begin with its prompt"
 TOO_LONG = "longer than the model's context"
 _ASKED = Message(role="user", content="Which?")
@@ -31,24 +32,32 @@ _SAID = "\u2e28said\u2e29"
 
 def reads_rendered(scorer: Scorer) -> bool:
     """Whether a scorer reads conversations token by token, as they are: a reward model, a
-    classifier that has a chat template, an ensemble or a mixture of such alone, unless it compares
-    responses with one another."""
-    return all(_reads(asked) for asked in _asked(scorer)) and not _compares(scorer)
+    classifier that has a chat template, or an ensemble or a mixture of such, and of rules and
+    others that look at no prompt beside them, unless it compares responses with one another."""
+    members = list(_members(scorer))
+    return (
+        any(map(_reads, members))
+        and all(_reads(member) or not member.traits.reads_prompt for member in members)
+        and not _compares(scorer)
+    )
 
 
 def why_not_rendered(scorer: Scorer) -> str | None:
     """Why a scorer can be given no conversation as one text: some of its members read rendered ones
     as they are, and it compares responses to one prompt, or others would read a template's marks as
     words. None of other scorers."""
-    names = {_reads(asked): asked.name for asked in _asked(scorer)}
-    if True not in names or reads_rendered(scorer):
+    members = list(_members(scorer))
+    reading = [member.name for member in members if _reads(member)]
+    if not reading or reads_rendered(scorer):
         return None
-    if False not in names:
-        return f"{scorer.name}: compares the responses to one prompt: use /score or /rank"
-    return (
-        f"{scorer.name}: of its members {names[True]} reads conversations that went through a chat "
-        f"template, and {names[False]} does not: use /score or /rank"
-    )
+    for member in members:
+        if not _reads(member) and member.traits.reads_prompt:
+            return (
+                f"{scorer.name}: of its members {reading[0]} reads conversations that went through "
+                f"a chat template, and {member.name}, which looks at prompts, too, does not: use "
+                "/score or /rank"
+            )
+    return f"{scorer.name}: compares the responses to one prompt: use /score or /rank"
 
 
 def score_rendered(
@@ -57,8 +66,9 @@ def score_rendered(
     prompts: Sequence[str] | None = None,
     *,
     exact: bool = False,
+    wording: _Wording | None = None,
 ) -> list[Score]:
-    """Scores whole conversations, one a text.
+    """Scores whole conversations, one a text. Who looks at no prompt gets the response alone.
 
     Args:
         scorer: one that `reads_rendered`.
@@ -69,34 +79,41 @@ def score_rendered(
             known. With it the border between the two is a border between tokens, as it was in
             training.
         exact: every text by itself.
+        wording: how texts begin and end; default: as the scorer's first model writes it.
     """
     given = [""] * len(texts) if prompts is None else prompts
     if isinstance(scorer, Combined):
         # Each member reads the texts in its own way.
+        model = next(filter(_reads, _members(scorer)), None)
+        if wording is None and model is not None:
+            wording = _wording(model)
+
         def ask_member(member: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
             asked = [(str(group.responses[0]), str(group.prompt)) for group in groups]
-            scores = score_rendered(member, *zip(*asked, strict=True), exact=exact)
+            scores = score_rendered(member, *zip(*asked, strict=True), exact=exact, wording=wording)
             return [[score] for score in scores]
 
         groups = [Group(prompt, (text,)) for text, prompt in zip(texts, given, strict=True)]
         return [score for (score,) in scorer.score_by(ask_member, groups)]
     if isinstance(scorer, ClassifierScorer):
         return _classified(scorer, texts, given, exact=exact)
-    assert isinstance(scorer, ModelScorer)
+    if not isinstance(scorer, ModelScorer):
+        assert wording is not None
+        return _of_responses(scorer, wording, texts, given)
     reading = _Reading(scorer)
     encoded = [reading.encoded(text, prompt) for text, prompt in zip(texts, given, strict=True)]
     calls = [[item] for item in encoded] if exact else [encoded]
     return [score for call in calls for (score,) in scorer.score_encoded([[item] for item in call])]
 
 
-def _asked(scorer: Scorer) -> Iterator[Scorer]:
+def _members(scorer: Scorer) -> Iterator[Scorer]:
     """The scorers that score texts, members by themselves."""
     if not isinstance(scorer, Combined):
         yield scorer
         return
     for member in scorer.members:
         if member.fits(False):
-            yield from _asked(member.scorer)
+            yield from _members(member.scorer)
 
 
 def _reads(scorer: Scorer) -> bool:
@@ -116,10 +133,7 @@ def _classified(
     scorer: ClassifierScorer, texts: Sequence[str], prompts: Sequence[str], *, exact: bool
 ) -> list[Score]:
     """By a classifier, in the words of its own template."""
-    turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
-    shown = scorer.template.whole(turns)
-    tokens = SequenceTokenizer(scorer.tokenizer)
-    wording = _Wording(scorer.tokenizer, tokens, *shown.split(_SAID, 1))
+    wording = _wording(scorer)
     scores: list[Score] = []
     readable: dict[int, str] = {}
     for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
@@ -139,6 +153,36 @@ def _classified(
     return scores
 
 
+def _of_responses(
+    scorer: Scorer, wording: _Wording, texts: Sequence[str], prompts: Sequence[str]
+) -> list[Score]:
+    """By a scorer that looks at no prompt: the response without what the template put around it."""
+    scores: list[Score] = []
+    responses: dict[int, str] = {}
+    for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        parts = wording.parts(text, prompt) if prompt else NO_PROMPT
+        if isinstance(parts, str):
+            scores.append(Score(None, parts))
+        else:
+            responses[i] = parts[1]
+            scores.append(Score(None, NO_RESPONSE))
+    (scored,) = scorer.score([Group("", tuple(responses.values()))])
+    for i, score in zip(responses, scored, strict=True):
+        scores[i] = score
+    return scores
+
+
+def _wording(scorer: Scorer) -> _Wording:
+    """How the template of a model begins and ends what it renders."""
+    if isinstance(scorer, ModelScorer):
+        return _Reading(scorer).wording
+    assert isinstance(scorer, ClassifierScorer)
+    turns: Any = [_ASKED, Message(role="assistant", content=_SAID)]
+    shown = scorer.template.whole(turns)
+    tokens = SequenceTokenizer(scorer.tokenizer)
+    return _Wording(scorer.tokenizer, tokens, *shown.split(_SAID, 1))
+
+
 class _Wording:
     """How a template begins and ends what it renders, and how that is told in a text.
 
@@ -150,7 +194,8 @@ class _Wording:
         self, tokenizer: Any, tokens: SequenceTokenizer, before: str = "", closing: str = ""
     ) -> None:
         self.tokens = tokens
-        self.pad: str | None = tokenizer.pad_token
+        # A policy whose tokenizer has no padding pads with its end token.
+        self.pad: str | None = tokenizer.pad_token or tokenizer.eos_token
         self.bos: str | None = tokenizer.bos_token
         self.ends = tuple(text for text in tokens.special.values() if text)
         self.closing = closing
@@ -164,13 +209,13 @@ class _Wording:
             prompt = bos + prompt
         if not text.startswith(prompt):
             return NOT_ITS_PROMPT
-        said = self._said(text[len(prompt) :])
-        ids = self.tokens.continuations([said])[said] if said else ()
-        return (prompt, said) if self.tokens.says_something(ids) else NO_RESPONSE
+        response = self._without_ends(text[len(prompt) :])
+        ids = self.tokens.continuations([response])[response] if response else ()
+        return (prompt, response) if self.tokens.says_something(ids) else NO_RESPONSE
 
-    def whole(self, prompt: str, said: str) -> str:
+    def whole(self, prompt: str, response: str) -> str:
         """The conversation as the template renders it."""
-        text = prompt + said + self.closing
+        text = prompt + response + self.closing
         if not self.bos:
             return text
         return self.bos * self.begins + _without(self.bos, text)
@@ -182,7 +227,7 @@ class _Wording:
             return text
         return _without(self.pad, text)
 
-    def _said(self, text: str) -> str:
+    def _without_ends(self, text: str) -> str:
         """A response without what ends it: end tokens, padding, and the blanks between them."""
         # By places: there may be a million of them, and a copy for each takes minutes.
         end = len(text)
@@ -193,7 +238,7 @@ class _Wording:
             if not text.endswith(self.ends, 0, bare):
                 # A template may close a turn without any special token.
                 return text[:end].removesuffix(self.closing)
-            end = bare - len(next(own for own in self.ends if text.endswith(own, 0, bare)))
+            end = bare - len(next(mark for mark in self.ends if text.endswith(mark, 0, bare)))
 
 
 def _without(token: str, text: str) -> str:
@@ -217,8 +262,8 @@ class _Reading:
         self.chat = "chat" in forms if forms else bool(scorer.tokenizer.chat_template)
         before = self.opening = closing = ""
         if self.chat:
-            said = [Message(role="assistant", content=_SAID)]
-            shown = scorer.encoder.template.render([_ASKED], [said])
+            answer = [Message(role="assistant", content=_SAID)]
+            shown = scorer.encoder.template.render([_ASKED], [answer])
             before, self.opening = shown.prompt, shown.tail
             closing = shown.responses[0].rpartition(_SAID)[2]
         self.wording = _Wording(self.tokenizer, self.tokens, before, closing)
@@ -229,14 +274,14 @@ class _Reading:
             return parts
         if self.whole_rendering:
             return self._as_classifier(*parts)
-        prompt, said = parts
+        prompt, response = parts
         asked = self._started(prompt) if prompt else ()
         if not asked:
             # The first token stands for the prompt: the reward is read at the end.
-            ids = self._ended(self._started(said + self.wording.closing))
+            ids = self._ended(self._started(response + self.wording.closing))
             asked, answer = ids[:1], ids[1:]
         else:
-            answer = self._ended(self._continued(said + self.wording.closing))
+            answer = self._ended(self._continued(response + self.wording.closing))
         tail = self._continued(self.opening) if prompt.endswith(self.opening) else ()
         try:
             fitted = truncate(asked, tail, [answer], self.length, bos=self.tokens.bos)
@@ -258,9 +303,9 @@ class _Reading:
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return self.tokens.ended(ids) if self.chat else (*ids, self.tokens.eos)
 
-    def _as_classifier(self, prompt: str, said: str) -> Encoded:
+    def _as_classifier(self, prompt: str, response: str) -> Encoded:
         """The whole text at once, less padding behind it, as other people's models are fed."""
-        text = self.wording.whole(prompt, said) if self.chat else prompt + said
+        text = self.wording.whole(prompt, response) if self.chat else prompt + response
         begins = self.wording.bos
         special = not self.chat and not (begins and text.startswith(begins))
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -24,13 +24,14 @@ class RuleScorer:
         answers: prompt, as one text -> its right answer; needed where the recipe has `answers`.
     """
 
-    traits = Traits(independent=True, modalities=TEXT_AND_IMAGES)
-
     def __init__(self, recipe: Recipe, answers: Mapping[str, str] | None = None) -> None:
         assert (answers is not None) is bool(recipe.answers)
         self.recipe = recipe
         self.name = recipe.name or recipe.described
         self.counts: Counter[str] = Counter()
+        self.traits = Traits(
+            independent=True, modalities=TEXT_AND_IMAGES, reads_prompt=bool(recipe.answers)
+        )
         self._pattern = None if recipe.pattern is None else re.compile(recipe.pattern)
         self._extract = None if recipe.extract is None else re.compile(recipe.extract)
         self._answers = answers

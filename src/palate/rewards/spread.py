@@ -59,7 +59,14 @@ class SpreadSums:
         *,
         asked: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Takes the scores of a part; see `spreads`."""
+        """Takes the scores of a part.
+
+        Args:
+            scores: [M, N] as they enter the rule; NaN where unscored.
+            groups: [N] the prompt of each response.
+            asked: [M, N] where prompts are routed, whether a member was asked; alike within a
+                prompt. Default: everywhere.
+        """
         group = np.asarray(groups)
         wanted = np.ones(scores.shape, dtype=bool) if asked is None else asked
         whole = ~np.any(wanted & np.isnan(scores), axis=0) & wanted.any(axis=0)
@@ -69,10 +76,10 @@ class SpreadSums:
         self._with_total += inner @ total
         self._total += float(total @ total)
         for m in range(len(self.names)):
-            own = wanted[m] & ~np.isnan(scores[m])
-            self._unscored[m] += int((wanted[m] & ~own).sum())
-            if own.any():
-                self._take(m, scores[m, own], group[own])
+            scored = wanted[m] & ~np.isnan(scores[m])
+            self._unscored[m] += int((wanted[m] & ~scored).sum())
+            if scored.any():
+                self._take(m, scores[m, scored], group[scored])
 
     def _take(self, m: int, values: Array, group: npt.NDArray[Any]) -> None:
         before, more = self._n[m], len(values)
@@ -85,7 +92,7 @@ class SpreadSums:
         self._inside[m] += float(inside @ inside)
         self._freedom[m] += len(inside) - len(np.unique(group[_several(group)]))
 
-    def found(self) -> list[Spread]:
+    def spreads(self) -> list[Spread]:
         """Of all that was taken."""
         return [
             Spread(
@@ -102,31 +109,11 @@ class SpreadSums:
         ]
 
 
-def spreads(
-    names: Sequence[str],
-    scores: Array,
-    groups: Sequence[int] | None = None,
-    *,
-    asked: npt.NDArray[np.bool_] | None = None,
-) -> list[Spread]:
-    """How wide each member's scores are, and how much of the mean's spread it makes.
-
-    Args:
-        scores: [M, N] as they enter the rule; NaN where unscored.
-        groups: [N] the prompt of each response; default: all of one prompt.
-        asked: [M, N] where prompts are routed, whether a member was asked; alike within a prompt.
-            Default: everywhere.
-    """
-    sums = SpreadSums(names)
-    sums.add(scores, [0] * scores.shape[1] if groups is None else groups, asked=asked)
-    return sums.found()
-
-
 RAW = "z-scores weigh members alike"
 STANDARDISED = "z-scores divide by deviations that are not those within these prompts"
 
 
-def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | None:
+def dominance(spreads: Sequence[Spread], *, standardised: bool = False) -> str | None:
     """A warning where one member makes most of a mean's spread; None where none does.
 
     Most: more than half way from an equal share, 1 / M, to all of it.
@@ -134,12 +121,12 @@ def dominance(found: Sequence[Spread], *, standardised: bool = False) -> str | N
     Args:
         standardised: the scores are z-scores already.
     """
-    limit = (1 + 1 / len(found)) / 2
-    for spread in found:
+    limit = (1 + 1 / len(spreads)) / 2
+    for spread in spreads:
         if spread.share is not None and spread.share > limit:
             others = ", ".join(
                 f"{s.name} {s.within:.3g}"
-                for s in found
+                for s in spreads
                 if s is not spread and s.within is not None
             )
             return (
@@ -164,10 +151,10 @@ def _several(group: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 def _centred(scores: Array, group: npt.NDArray[Any]) -> Array:
     """[M, n] scores less their prompt's mean, of prompts with two responses or more."""
     keep = _several(group)
-    values, own = scores[:, keep], group[keep]
+    values, groups = scores[:, keep], group[keep]
     if not values.shape[1]:
         return values
-    _, inverse, counts = np.unique(own, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     sums = np.zeros((len(values), len(counts)))
     for m, row in enumerate(values):
         sums[m] = np.bincount(inverse, weights=row, minlength=len(counts))

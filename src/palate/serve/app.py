@@ -20,21 +20,22 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from palate.data.scorer import Group, Score, Scorer, part_values, values_by_part
-from palate.evaluate.reward.identity import identities
 from palate.recipes.serving import ServeRecipe
 from palate.rewards.combined import Combined
+from palate.rewards.identity import identities
 from palate.rewards.judge import ALONE
 from palate.rewards.members import MemberSums
 from palate.rewards.mixture import NO_STATISTICS
 from palate.rewards.names import name_of, short_name
 from palate.rewards.rendered import reads_rendered, why_not_rendered
 from palate.rewards.texts import as_chat
-from palate.serve.batcher import Batcher, Groups, Rendered, Work
+from palate.serve.batcher import Batcher, Groups, Rendered, Request
 from palate.serve.bodies import JsonRoute
 from palate.serve.errors import TooMany, handle_errors
 from palate.serve.guard import App, Guard, error_body
-from palate.serve.messages import Asked, ChatCompletion, GetReward, Item, ModelCard, content
+from palate.serve.messages import ChatCompletion, GetReward, Item, ModelCard, ScoreRequest, content
 from palate.serve.metrics import Metrics
+from palate.store.names import unique_names
 from palate.store.versions import __version__
 
 ROUTES = frozenset(
@@ -177,11 +178,11 @@ class _Server:
         card = ModelCard(id=self.name, created=self.started)
         return {"object": "list", "data": [card.model_dump()]}
 
-    async def score(self, body: Asked) -> dict[str, Any]:
+    async def score(self, body: ScoreRequest) -> dict[str, Any]:
         """Scores of responses, in the order given."""
         return _shaped(body, [_shown(scores) for scores in await self._groups(body)])
 
-    async def rank(self, body: Asked) -> dict[str, Any]:
+    async def rank(self, body: ScoreRequest) -> dict[str, Any]:
         """As `score`, with the places of the responses from best to worst."""
         return _shaped(
             body,
@@ -205,10 +206,10 @@ class _Server:
                     reason += f"; send several queries of one prompt, or use {_SEVERAL}"
                 raise HTTPException(422, f"query.{place}: {reason}")
             rewards.append(score.value)
-        found: dict[str, Any] = {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+        answer: dict[str, Any] = {"rewards": rewards, "scores": rewards, "extra_logs": {}}
         if members := values_by_part(scores):
-            found["members"] = members
-        return found
+            answer["members"] = members
+        return answer
 
     async def chat_completion(self, body: ChatCompletion) -> dict[str, Any]:
         """The reward of the last turn, as a completion."""
@@ -236,7 +237,7 @@ class _Server:
             ],
         }
 
-    async def _groups(self, body: Asked) -> list[list[Score]]:
+    async def _groups(self, body: ScoreRequest) -> list[list[Score]]:
         items = [body] if isinstance(body, Item) else body.items
         scored = await self._work(
             Groups(
@@ -276,7 +277,7 @@ class _Server:
         }
         return [by_place[place] for place in range(len(queries))]
 
-    async def _work(self, work: Work) -> list[list[Score]]:
+    async def _work(self, work: Request) -> list[list[Score]]:
         if len(work) > self.recipe.max_request_responses:
             raise TooMany(
                 f"{len(work)} responses in one request, and "
@@ -287,13 +288,10 @@ class _Server:
 
 def _named(weights: Mapping[str, str]) -> dict[str, str]:
     """Identities of weights under the names of their models, without the folders they are in."""
-    found: dict[str, str] = {}
-    for path, identity in weights.items():
-        name, n = Path(short_name(path)).name if Path(path).is_dir() else path, 1
-        while (own := name if n == 1 else f"{name} ({n})") in found:
-            n += 1
-        found[own] = identity
-    return found
+    names = unique_names(
+        Path(short_name(path)).name if Path(path).is_dir() else path for path in weights
+    )
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def _shown(scores: Sequence[Score]) -> dict[str, Any]:
@@ -320,5 +318,5 @@ def _order(scores: Sequence[Score]) -> list[int]:
     return sorted(range(len(scores)), key=key)
 
 
-def _shaped(body: Asked, found: list[dict[str, Any]]) -> dict[str, Any]:
-    return found[0] if isinstance(body, Item) else {"items": found}
+def _shaped(body: ScoreRequest, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    return answers[0] if isinstance(body, Item) else {"items": answers}

@@ -48,7 +48,7 @@ class Rendered:
         return len(self.texts)
 
 
-Work = Groups | Rendered
+Request = Groups | Rendered
 
 
 class QueueFull(Exception):
@@ -69,7 +69,7 @@ class Stopping(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    work: Work
+    work: Request
     answer: asyncio.Future[Scored]
     since: float = field(default_factory=time.monotonic)
 
@@ -133,7 +133,7 @@ class Batcher:
     async def stop(self) -> None:
         """Answers what is waiting, takes nothing more, and ends.
 
-        What the scorer does for nobody it is left to finish in its thread.
+        A call of the scorer whose requests were all given up is left to end in its thread.
         """
         self._stopping = True
         self._arrived.set()
@@ -149,7 +149,7 @@ class Batcher:
         """Whether anybody waits for an answer."""
         return bool(self._waiting) or not all(job.answer.done() for job in self._batch)
 
-    async def submit(self, work: Work) -> Scored:
+    async def submit(self, work: Request) -> Scored:
         """The scores of a request, when they are there; cancelling takes it out of the queue.
 
         Raises:
@@ -173,8 +173,8 @@ class Batcher:
 
     def _forget(self, job: _Job) -> None:
         # Identity: two requests may hold equal texts.
-        for place, other in enumerate(self._waiting):
-            if other is job:
+        for place, queued in enumerate(self._waiting):
+            if queued is job:
                 del self._waiting[place]
                 self._resize(-len(job.work))
                 return
@@ -238,24 +238,24 @@ class Batcher:
             return sum(self._try([job], loop) for job in wanted)
         if not wanted:
             return 0
-        found: Sequence[Scored | Exception]
+        results: Sequence[Scored | Exception]
         self._since = time.monotonic()
         try:
-            found = self._score([job.work for job in wanted])
+            results = self._score([job.work for job in wanted])
         except Exception as error:
             if len(wanted) > 1:
                 # One request that cannot be scored must not cost the others theirs.
                 return sum(self._try([job], loop) for job in wanted)
-            found = [error]
+            results = [error]
         finally:
             self._since = None
             # Requests share no passes but those of one call, and a server lives for months.
             forget()
-        loop.call_soon_threadsafe(self._deliver, wanted, found)
+        loop.call_soon_threadsafe(self._deliver, wanted, results)
         return sum(len(job.work) for job in wanted)
 
-    def _deliver(self, jobs: Sequence[_Job], found: Sequence[Scored | Exception]) -> None:
-        for job, scored in zip(jobs, found, strict=True):
+    def _deliver(self, jobs: Sequence[_Job], results: Sequence[Scored | Exception]) -> None:
+        for job, scored in zip(jobs, results, strict=True):
             if job.answer.done():
                 continue
             if isinstance(scored, Exception):
@@ -264,7 +264,7 @@ class Batcher:
                 self.metrics.responses(scored)
                 job.answer.set_result(scored)
 
-    def _score(self, works: Sequence[Work]) -> list[Scored]:
+    def _score(self, works: Sequence[Request]) -> list[Scored]:
         groups = [group for work in works if isinstance(work, Groups) for group in work.groups]
         rendered = [work for work in works if isinstance(work, Rendered)]
         scored = iter(score_groups(self.scorer, groups, exact=self.exact))

@@ -17,7 +17,7 @@ _SHOWN_CHARACTERS = 40
 
 
 class JsonRoute(APIRoute):
-    """A route that reads JSON, said to be JSON and packed in nothing, and no other body."""
+    """A route that accepts uncompressed JSON, declared as JSON, and refuses every other body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
@@ -65,14 +65,14 @@ def shown(name: str) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MOST_KEYS:
         raise _error(f"an object of more than {MOST_KEYS} keys")
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    by_name = dict(pairs)
+    if len(by_name) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
                 raise _error(f"the key {shown(name)} twice in one object")
             seen.add(name)
-    return found
+    return by_name
 
 
 def _refuse_constant(name: str) -> Never:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import traceback
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +12,7 @@ from jinja2.exceptions import TemplateError
 from starlette.exceptions import HTTPException
 
 from palate.errors import PalateError
-from palate.rewards.chat import server as chat_server
+from palate.rewards.http import ServerError
 from palate.serve.batcher import QueueFull, Stopping
 from palate.serve.guard import REQUEST_ID, error_body
 from palate.serve.logs import log
@@ -21,7 +20,8 @@ from palate.serve.messages import problem
 
 _KIND = "invalid_request_error"
 _SAFE = re.compile(
-    r"answers \d{3}|no answer|not a chat completion|gives no (?:log-probabilities|alternatives)"
+    r"answers \d{3}|no answer|not a chat completion|not scores"
+    r"|gives no (?:log-probabilities|alternatives)"
 )
 """What of the words about a server's failure cannot be a request's."""
 
@@ -30,17 +30,11 @@ class TooMany(Exception):
     """More responses in one request than are allowed."""
 
 
-def from_a_server(error: BaseException) -> bool:
-    """Whether an error was raised where a judge's own server is asked, whatever scorer asked it."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") == chat_server.__name__ for frame, _ in frames)
-
-
 def handle_errors(app: FastAPI, *, private: bool) -> None:
     """Has the application answer all errors.
 
     Args:
-        private: clients are not told where a judge's server is.
+        private: clients are not told where a server is that the scorer asks.
     """
 
     def answer(status: int, text: str, kind: str = _KIND, **headers: str) -> Response:
@@ -85,14 +79,14 @@ def handle_errors(app: FastAPI, *, private: bool) -> None:
 
     @app.exception_handler(PalateError)
     async def _unfit(request: Request, error: PalateError) -> Response:
-        # What a scorer here cannot score is the request's fault; a judge's server may be down. The
-        # words of either may quote the request, and are for its client alone.
+        # What a scorer here cannot score is the request's fault; a server that it asks may be down.
+        # The words of either may quote the request, and are for its client alone.
         id_, words = request.scope[REQUEST_ID], str(error)
-        if not from_a_server(error):
+        if not isinstance(error, ServerError):
             log("unscorable", logging.WARNING, id=id_, reason=type(error).__name__)
             return answer(422, words)
         safe = _SAFE.search(words)
         reason = safe[0] if safe else type(error).__name__
-        log("judge_failed", logging.WARNING, id=id_, reason=reason)
-        text = f"the judge's own server failed: {reason}" if private else words
+        log("server_failed", logging.WARNING, id=id_, reason=reason)
+        text = f"the scorer's own server failed: {reason}" if private else words
         return answer(502, text, "server_error")

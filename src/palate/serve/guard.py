@@ -221,11 +221,11 @@ class _Request:
         headers: dict[bytes, bytes] | None = None,
     ) -> None:
         body = json.dumps(error_body(message, kind, code)).encode()
-        own = {
+        head = {
             b"content-type": b"application/json",
             b"content-length": str(len(body)).encode(),
             **(headers or {}),
         }
-        start = {"type": "http.response.start", "status": status, "headers": list(own.items())}
+        start = {"type": "http.response.start", "status": status, "headers": list(head.items())}
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})

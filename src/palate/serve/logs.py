@@ -57,14 +57,14 @@ def log_lines() -> None:
     for name, level, handler in (
         ("palate.serve", logging.INFO, worded),
         ("uvicorn.error", logging.WARNING, worded),
-        # What a judge's server says is a note here; a failure that nobody waited for is asyncio's.
+        # Words of a judge's server are logged as notes; asyncio logs errors of abandoned tasks.
         ("palate", logging.WARNING, notes),
         ("asyncio", logging.WARNING, notes),
     ):
-        own = logging.getLogger(name)
-        own.handlers = [handler]
-        own.setLevel(level)
-        own.propagate = False
+        named = logging.getLogger(name)
+        named.handlers = [handler]
+        named.setLevel(level)
+        named.propagate = False
 
 
 def log(event: str, level: int = logging.INFO, *, exc_info: bool = False, **fields: object) -> None:

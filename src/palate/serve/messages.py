@@ -89,7 +89,7 @@ def _which(value: Any) -> str:
     return "batch" if several else "item"
 
 
-Asked = Annotated[
+ScoreRequest = Annotated[
     Annotated[Item, Tag("item")] | Annotated[Batch, Tag("batch")], Discriminator(_which)
 ]
 """One prompt, or several."""
@@ -115,8 +115,8 @@ class GetReward(BaseModel):
         return self
 
 
-def _idle(*values: float) -> AfterValidator:
-    """Of an option of sampling only values that leave things as they are, of which null is one."""
+def _unused(*values: float) -> AfterValidator:
+    """Accepts null and these values of a sampling option: those that change no reward."""
 
     def check(value: float | None) -> float | None:
         if value is not None and value not in values:
@@ -139,11 +139,11 @@ class ChatCompletion(Shape):
     model: Text
     messages: Annotated[list[Turn], Field(min_length=2, fail_fast=True)]
     stream: Literal[False] | None = None
-    n: Annotated[int | None, _idle(1)] = None
-    temperature: Annotated[float | None, _idle(0, 1)] = None
-    top_p: Annotated[float | None, _idle(1)] = None
-    presence_penalty: Annotated[float | None, _idle(0)] = None
-    frequency_penalty: Annotated[float | None, _idle(0)] = None
+    n: Annotated[int | None, _unused(1)] = None
+    temperature: Annotated[float | None, _unused(0, 1)] = None
+    top_p: Annotated[float | None, _unused(1)] = None
+    presence_penalty: Annotated[float | None, _unused(0)] = None
+    frequency_penalty: Annotated[float | None, _unused(0)] = None
     logprobs: Literal[False] | None = None
     max_tokens: _Limit = None
     """A reward is never cut: any limit is kept."""

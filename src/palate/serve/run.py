@@ -23,8 +23,8 @@ def serve(recipe: ServeRecipe) -> None:
     """Serves a recipe's scorer until the process is told to stop (SIGINT, SIGTERM).
 
     Prints the address when it answers. When told to stop, it takes no new connection, answers what
-    it has accepted, and returns; where the scorer is still at work for nobody by then, it ends the
-    process.
+    it has accepted, and returns; where the scorer still works on requests that were given up, it
+    ends the process.
 
     Raises:
         RecipeError: the variable of the token is not set.
@@ -48,7 +48,7 @@ def serve(recipe: ServeRecipe) -> None:
     # Lines of JSON go to stderr, and progress bars do not belong among them.
     transformers.utils.logging.disable_progress_bar()
     # Bound before the model is loaded, so that a port that is taken is said at once; it does not
-    # listen yet, and nobody waits in vain.
+    # listen yet, so that no client connects before the model is there.
     bound = bind(recipe)
     with bound:
         app: App = make_app(make_scorer(recipe.scorer, seed=recipe.seed), recipe, token)
@@ -107,13 +107,13 @@ def bind(recipe: ServeRecipe) -> socket.socket:
         RunError: the address cannot be had.
     """
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             recipe.host, recipe.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
         raise _unheard(recipe, error) from None
     # A name may stand for an address that this machine does not have, such as IPv6's loopback.
-    for family, kind, number, _, address in found:
+    for family, kind, number, _, address in addresses:
         bound = socket.socket(family, kind, number)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -6,8 +6,11 @@ optional, and what a version does not know is kept as it is.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -57,6 +60,46 @@ def read_record(path: Path, kind: type[R]) -> R:
 def write_record(path: Path, record: Record) -> None:
     """Writes a record's file, whole or not at all."""
     write_json(path, record.document())
+
+
+@dataclass(frozen=True)
+class Lines(Generic[R]):
+    """The records of a file of lines.
+
+    Attributes:
+        cut_off: the last line is unfinished, as a killed run leaves it.
+        unreadable: how many others are no record of the kind.
+    """
+
+    records: tuple[R, ...]
+    cut_off: bool
+    unreadable: int
+
+
+def read_lines(
+    path: Path, kind: type[R], clean: Callable[[Any], Any] = lambda row: row
+) -> Lines[R]:
+    """Reads a file of one record a line.
+
+    Args:
+        clean: changes each JSON value before it is made a record.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    records: list[R] = []
+    faults: list[int] = []
+    number, closed = 0, True
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            closed = line.endswith(b"\n")
+            if line.strip():
+                try:
+                    records.append(kind.of(clean(json.loads(line.decode("utf-8")))))
+                except ValueError:  # pydantic's errors are of this kind, too
+                    faults.append(number)
+    cut_off = not closed and faults[-1:] == [number]
+    return Lines(tuple(records), cut_off, len(faults) - cut_off)
 
 
 class Source(Record):

@@ -15,7 +15,7 @@ from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import rewardbench, rewardbench2, rm_bench
 from palate.evaluate.reward.items import Item
 from palate.evaluate.reward.pairs import Pairs
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 

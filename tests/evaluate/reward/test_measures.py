@@ -23,7 +23,7 @@ from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.calibration import calibration, ece, fit_temperature, nll, reliability
 from palate.evaluate.reward.items import Item, compare
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 
 NAN = math.nan
 

@@ -13,7 +13,6 @@ from palate.data.schema import Content
 from palate.data.scorer import NOT_FINITE, Group, Score, Traits, part_values
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward.candidates import NOT_RATED, own_gold, read_candidates
-from palate.evaluate.reward.identity import key_of
 from palate.evaluate.reward.items import Item, as_groups, values_of
 from palate.evaluate.reward.score_cache import CachedScorer, ScoreCache
 from palate.recipes.pairing import PairingRecipe
@@ -31,6 +30,7 @@ from palate.recipes.scorers import (
 )
 from palate.rewards.build import _fitting, make_scorer
 from palate.rewards.ensemble import Ensemble
+from palate.rewards.identity import key_of
 from palate.rewards.names import name_of, names_of
 
 

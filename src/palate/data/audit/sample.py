@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palate.data.audit.repeats import Keys
-from palate.data.audit.sketches import wilson
+from palate.data.audit.sketches import share_interval
 from palate.data.audit.style import FEATURES, features, opening
 from palate.data.curation.shingles import Hashes, mix
 
@@ -140,7 +140,7 @@ def _share(more: int, less: int, effective: float) -> dict[str, Any]:
         "more": more,
         "less": less,
         "share": share,
-        "ci": wilson(more * effective, n * effective),
+        "ci": share_interval(more * effective, n * effective),
     }
 
 
@@ -153,7 +153,7 @@ def _openings(rows: npt.NDArray[Any], effective: float) -> list[dict[str, Any]]:
     for text in sides[0] | sides[1]:
         more, less = sides[0][text], sides[1][text]
         if text and more + less >= _FEWEST:
-            ends = wilson(more * effective, (more + less) * effective)
+            ends = share_interval(more * effective, (more + less) * effective)
             assert ends is not None
             # How far even the nearer end of the interval is from one half.
             clear = max(ends[0] - 0.5, 0.5 - ends[1])
@@ -215,7 +215,7 @@ def _together(rows: npt.NDArray[Any], effective: float) -> dict[str, Any] | None
     return {
         "pairs": len(x),
         "share": round(right / len(x), 6),
-        "ci": wilson(right * effective, len(x) * effective),
+        "ci": share_interval(right * effective, len(x) * effective),
     }
 
 

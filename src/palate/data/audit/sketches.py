@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from palate.intervals import wilson
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -322,12 +324,6 @@ class Growing:
         return np.concatenate([*self._parts[:-1], self._parts[-1][: self._used]])
 
 
-def wilson(successes: float, n: float) -> list[float] | None:
-    """95% Wilson score interval of a share; `n` may be a number of effective observations."""
-    if n <= 0:
-        return None
-    z = 1.959963984540054
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [round(max(0.0, middle - half), 6), round(min(1.0, middle + half), 6)]
+def share_interval(successes: float, n: float) -> list[float] | None:
+    """95% interval of a share, for JSON; `n` may be a number of effective observations."""
+    return [round(end, 6) for end in wilson(successes, n)] if n > 0 else None

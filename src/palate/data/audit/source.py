@@ -11,7 +11,7 @@ from palate.data.audit.characters import FAULT_NAMES, NAMES, look_at
 from palate.data.audit.examples import Examples
 from palate.data.audit.repeats import Repeats, keys
 from palate.data.audit.sample import Sample, priorities
-from palate.data.audit.sketches import Ints, Lengths, Margins, separation, wilson
+from palate.data.audit.sketches import Ints, Lengths, Margins, separation, share_interval
 from palate.data.audit.sketches import Names as NameCounts
 from palate.data.audit.traces import PROBLEMS, traces
 from palate.data.curation.base import Block
@@ -221,7 +221,7 @@ class SourceAudit:
         names = []
         for name, (wins, losses) in self.generators.items():
             share = round(wins / (wins + losses), 6)
-            ci = wilson(wins * effective, (wins + losses) * effective)
+            ci = share_interval(wins * effective, (wins + losses) * effective)
             entry = {"name": name, "wins": wins, "losses": losses, "share": share, "ci": ci}
             names.append(entry)
         return {
@@ -237,7 +237,7 @@ def _label(longer: int, shorter: int, effective: float) -> dict[str, Any]:
         "longer": longer,
         "shorter": shorter,
         "share": round(longer / n, 6) if n else None,
-        "ci": wilson(longer * effective, n * effective),
+        "ci": share_interval(longer * effective, n * effective),
     }
 
 

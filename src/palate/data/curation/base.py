@@ -130,7 +130,7 @@ class RowStep:
 
 
 MakeScorer = Callable[[Any], Scorer]
-"""From the `reward` of a step's recipe to what scores; `palate.rewards.make_reward` is one."""
+"""From the `reward` of a step's recipe to what scores; `palate.rewards.make_scorer` is one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,8 @@ class Reader:
         kind: of its rows.
         recognise: tells the format by columns and some records.
         read: makes a row of a record, or raises RowError; never alters text.
-        reads: the columns of `MEANING` that it reads, or leaves aside as its description says.
+        reads: the columns of `MEANING`, and of images of one answer, that it reads, or leaves
+            aside as its description says.
         specificity: of two readers that recognise a file, the higher one reads it.
         hub: hub names, "owner/name", of data in this format: a source of such a name, or in a
             folder of it, goes to this reader if it recognises the columns too.

@@ -7,8 +7,10 @@ has anyway. A system prompt in a column of its own goes before the turns of ever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from palate.data.containers import Record
@@ -36,6 +38,17 @@ ANSWER = frozenset(("reasoning_content", "thinking", *_MEDIA, *_TOOLS))
 """What carries meaning in an answer that is an object."""
 
 
+_IMAGE = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"))
+_OF_ANSWER = frozenset(
+    (
+        *("chosen", "rejected", "preferred", "winner", "loser", "win", "lose", "a", "b"),
+        *("response", "responses", "answer", "answers", "output", "outputs"),
+        *("completion", "completions", "candidate", "candidates"),
+    )
+)
+_HELD = frozenset(("path", "paths", "file", "files", "bytes"))
+
+
 def read_row(reader: Reader, record: Record, context: Context) -> Preference:
     """The row of a record, with all that carries meaning in it.
 
@@ -43,8 +56,20 @@ def read_row(reader: Reader, record: Record, context: Context) -> Preference:
         RowError: the record is no row of the format, or holds what the format does not read.
     """
     unread = MEANING.intersection(record.value).difference(reader.reads)
+    refuse(record, *sorted(filter(_holds_answer_images, record.value.keys() - reader.reads)))
     row = reader.read(record, context)
     return checked(record, row, unread) if unread else row
+
+
+@cache
+def _holds_answer_images(column: str) -> bool:
+    """Whether a column is named as one of the images of one answer, or of numbered images.
+
+    Without them its answers would be taken for answers to the same question.
+    """
+    words = set(re.findall(r"[a-z]+|[0-9]+", column.lower()))
+    of_answer = words & _OF_ANSWER | {word for word in words if word.isdecimal()}
+    return bool(words & _IMAGE and of_answer) and words <= _IMAGE | _HELD | of_answer
 
 
 def checked(record: Record, row: Preference, unread: Collection[str]) -> Preference:

@@ -123,7 +123,7 @@ READER = Reader(
     kind="pair",
     recognise=_recognise,
     read=_read,
-    reads=("messages", "query", "history", "images"),
+    reads=("messages", "query", "history", "images", "rejected_images"),
     specificity=2,
     licence="see source",
 )

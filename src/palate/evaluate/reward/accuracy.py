@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from palate.evaluate.reward.items import Array, Comparisons
-from palate.evaluate.statistics import Interval, wilson
+from palate.intervals import Interval, wilson
 
 BINS = 5
 _SIDE = ("n", "ties", "accuracy", "accuracy_ci")
@@ -55,8 +55,7 @@ def share_interval(
         elif clusters < n:
             # Nothing to tell the effect by: as many as there are prompts.
             effective = float(clusters)
-    # `wilson` takes a share of any, also of no whole, number.
-    low, high = wilson(mean * effective, effective, confidence)  # type: ignore[arg-type]
+    low, high = wilson(mean * effective, effective, confidence)
     return (low, high), effective
 
 
@@ -91,7 +90,7 @@ def weighted_interval(
     """
     w = np.asarray(weights, dtype=np.float64)
     effective = float(w.sum() ** 2 / (w**2 / np.asarray(counts)).sum())
-    return wilson(share * effective, effective, confidence)  # type: ignore[arg-type]
+    return wilson(share * effective, effective, confidence)
 
 
 def accuracy(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
@@ -145,11 +144,11 @@ def by_source(pairs: Comparisons, confidence: float = 0.95) -> dict[str, dict[st
     instead = "source all"
     while instead in names:
         instead = f"source {instead}"
-    found = {
+    by_name = {
         instead if name == "all" else name: accuracy(pairs.where(pairs.source == name), confidence)
         for name in names
     }
-    return found | {"all": accuracy(pairs, confidence)}
+    return by_name | {"all": accuracy(pairs, confidence)}
 
 
 def binned(
@@ -165,22 +164,22 @@ def binned(
         length_baseline of each bin that holds anything, in order.
     """
     keep = ~np.isnan(values)
-    own, chosen = values[keep], pairs.where(keep)
-    if not len(own):
+    known, chosen = values[keep], pairs.where(keep)
+    if not len(known):
         return []
-    edges = np.unique(np.quantile(own, np.linspace(0, 1, bins + 1)[1:-1]))
-    place = np.searchsorted(edges, own, side="left")
-    found = []
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1]))
+    place = np.searchsorted(edges, known, side="left")
+    filled = []
     for number in np.unique(place):
         inside = place == number
         part = chosen.where(inside)
         right = (part.margin > 0).astype(float)
         ci, _ = share_interval(right, part.group, confidence)
-        found.append(
+        filled.append(
             {
-                "low": float(own[inside].min()),
-                "high": float(own[inside].max()),
-                "mean": float(own[inside].mean()),
+                "low": float(known[inside].min()),
+                "high": float(known[inside].max()),
+                "mean": float(known[inside].mean()),
                 "n": len(part),
                 "ties": int((part.margin == 0).sum()),
                 "accuracy": float(right.mean()),
@@ -188,7 +187,7 @@ def binned(
                 "length_baseline": float((part.longer > 0).mean()),
             }
         )
-    return found
+    return filled
 
 
 def by_length(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
@@ -200,12 +199,12 @@ def by_length(pairs: Comparisons, confidence: float = 0.95) -> dict[str, Any]:
     """
     longer = accuracy(pairs.where(pairs.longer > 0), confidence)
     shorter = accuracy(pairs.where(pairs.longer < 0), confidence)
-    both = longer["n"] and shorter["n"]
+    comparable = longer["n"] and shorter["n"]
     return {
         "bins": binned(pairs.longer, pairs, confidence),
         "longer": {key: longer[key] for key in _SIDE},
         "shorter": {key: shorter[key] for key in _SIDE},
-        "gap": longer["accuracy"] - shorter["accuracy"] if both else None,
+        "gap": longer["accuracy"] - shorter["accuracy"] if comparable else None,
     }
 
 

@@ -33,9 +33,9 @@ def agreement(
     ]
 
 
-def _two(a: Comparisons, b: Comparisons, own: Scores, other: Scores) -> dict[str, Any]:
-    both = ~(np.isnan(a.margin) | np.isnan(b.margin))
-    x, y = a.margin[both], b.margin[both]
+def _two(a: Comparisons, b: Comparisons, scores_a: Scores, scores_b: Scores) -> dict[str, Any]:
+    scored = ~(np.isnan(a.margin) | np.isnan(b.margin))
+    x, y = a.margin[scored], b.margin[scored]
     decided = (x != 0) & (y != 0)
     wrong_a, wrong_b = x <= 0, y <= 0
     either = int((wrong_a | wrong_b).sum())
@@ -46,20 +46,20 @@ def _two(a: Comparisons, b: Comparisons, own: Scores, other: Scores) -> dict[str
         "both_wrong": int((wrong_a & wrong_b).sum()) / either if either else None,
         "kendall": _correlation(stats.kendalltau, x, y),
         "spearman": _correlation(stats.spearmanr, x, y),
-        "kendall_within": _within(own, other),
+        "kendall_within": _within(scores_a, scores_b),
     }
 
 
-def _within(own: Scores, other: Scores) -> float | None:
-    found = []
-    for a, b in zip(own, other, strict=True):
+def _within(scores_a: Scores, scores_b: Scores) -> float | None:
+    taus = []
+    for a, b in zip(scores_a, scores_b, strict=True):
         x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         keep = ~(np.isnan(x) | np.isnan(y))
         if keep.sum() >= 3:
             tau = _correlation(stats.kendalltau, x[keep], y[keep])
             if tau is not None:
-                found.append(tau)
-    return float(np.mean(found)) if found else None
+                taus.append(tau)
+    return float(np.mean(taus)) if taus else None
 
 
 def _correlation(function: Any, x: Array | Sequence[float], y: Array | Sequence[float]) -> Any:

@@ -114,7 +114,7 @@ def read_items(
     Args:
         parse: makes an item of a record, or raises RowError.
         shape: the format in words, for data.json and messages.
-        key: equal for items of which the first alone counts; default: for those that are equal in
+        key: of items with equal keys the first alone counts; default: of those that are equal in
             id, prompt and responses.
 
     Raises:
@@ -129,19 +129,19 @@ def read_items(
         item = parsed(parse, record)
         if isinstance(item, Rejection):
             return item
-        own = (key or _whole)(item)
-        if own in seen:
+        item_key = (key or _whole)(item)
+        if item_key in seen:
             assert isinstance(record, Record)
             return Rejection(file=record.file, row=record.row, field=None, reason=REPEATED)
-        seen.add(own)
+        seen.add(item_key)
         return item
 
     for source in named(sources):
         records = open_records(source)
         name = source_name(source)
-        found = _drawn(records, source.limit, seed, name, item_of)
-        kept = [item for item in found if isinstance(item, Item)]
-        rejected = [item for item in found if isinstance(item, Rejection)] + records.damage
+        drawn_items = _drawn(records, source.limit, seed, name, item_of)
+        kept = [item for item in drawn_items if isinstance(item, Item)]
+        rejected = [item for item in drawn_items if isinstance(item, Rejection)] + records.damage
         if not kept:
             why = f"; {rejected[0]}" if rejected else ""
             raise DataError(f"no usable row of {len(rejected)} as {shape}{why}")
@@ -185,15 +185,15 @@ def _drawn(
     item_of: Callable[[Record | Rejection], Item | Rejection],
 ) -> list[Item | Rejection]:
     """Of all records, or of as many as it takes for `limit` usable ones; in their own order."""
-    found: list[tuple[int, Item | Rejection]] = []
+    by_place: list[tuple[int, Item | Rejection]] = []
     draw = Draw(records, limit, seed, name)
     for batch in draw.batches():
         for span in batch:
             for place, record in zip(span.places, span.piece.records(), strict=True):
                 item = item_of(record)
                 draw.usable += isinstance(item, Item)
-                found.append((place, item))
-    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+                by_place.append((place, item))
+    return [item for _, item in sorted(by_place, key=lambda pair: pair[0])]
 
 
 def _whole(item: Item) -> str:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from palate.evaluate.reward.items import Array
-from palate.evaluate.statistics import Interval, mean_interval
+from palate.evaluate.statistics import mean_interval
+from palate.intervals import Interval
 
 LARGEST = 64
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -30,14 +31,14 @@ def weights(candidates: int, n: int) -> Array:
     """[N] probability that the candidate of rank i, from below, is the best of n drawn of N."""
     if not 1 <= n <= candidates:
         raise ValueError(f"best of {n} of {candidates}")
-    found = np.zeros(candidates)
+    chances = np.zeros(candidates)
     # From the top: C(N-1, n-1) / C(N, n) = n / N, and each next rank by a ratio: no large numbers.
     share = n / candidates
     for rank in range(candidates, n - 1, -1):
-        found[rank - 1] = share
+        chances[rank - 1] = share
         if rank > n:
             share *= (rank - n) / (rank - 1)
-    return found
+    return chances
 
 
 def best_of_n(proxy: Sequence[float] | Array, gold: Sequence[float] | Array, n: int) -> float:
@@ -98,7 +99,7 @@ def curve(
         else:
             kept.append((p[usable], g[usable]))
             prompts.append(owner)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "prompts": len(kept),
         "candidates": sum(len(p) for p, _ in kept),
         "left_out": left_out,
@@ -107,19 +108,19 @@ def curve(
         "points": [],
     }
     if not kept:
-        return found
+        return result
     sizes = [len(p) for p, _ in kept]
-    found |= {"fewest": min(sizes), "most": max(sizes)}
-    most = min(largest, found["fewest"])
+    result |= {"fewest": min(sizes), "most": max(sizes)}
+    most = min(largest, result["fewest"])
     steps = sorted({n for n in _STEPS if n < most} | {most})
     by_n: dict[int, Array] = {}
     for n in steps:
-        own = np.asarray([best_of_n(p, g, n) for p, g in kept])
+        best_golds = np.asarray([best_of_n(p, g, n) for p, g in kept])
         proxy_mean = float(np.mean([best_of_n(p, p, n) for p, _ in kept]))
         ceiling = float(np.mean([best_of_n(g, g, n) for _, g in kept]))
-        by_n[n] = own
-        mean, ci = _mean(own, prompts, confidence)
-        found["points"].append(
+        by_n[n] = best_golds
+        mean, ci = _mean(best_golds, prompts, confidence)
+        result["points"].append(
             {
                 "n": n,
                 "kl": kl_bound(n),
@@ -129,12 +130,12 @@ def curve(
                 "ceiling": ceiling,
             }
         )
-    first, last = found["points"][0], found["points"][-1]
-    peak = max(found["points"], key=lambda point: point["gold"])["n"]
+    first, last = result["points"][0], result["points"][-1]
+    peak = max(result["points"], key=lambda point: point["gold"])["n"]
     fall, fall_ci = _mean(by_n[most] - by_n[peak], prompts, confidence)
     gain, gain_ci = _mean(by_n[most] - by_n[1], prompts, confidence)
     possible = last["ceiling"] - first["gold"]
-    return found | {
+    return result | {
         "largest": most,
         "peak": peak,
         "fall": fall,

@@ -31,10 +31,10 @@ def calibration(pairs: Comparisons, confidence: float = 0.95, seed: int = 0) -> 
     """
     keep = ~np.isnan(pairs.margin)
     margin, group = pairs.margin[keep], pairs.group[keep]
-    found: dict[str, Any] = {"n": len(margin), "temperature": None, "reason": None}
+    result: dict[str, Any] = {"n": len(margin), "temperature": None, "reason": None}
     if not len(margin):
-        return found | {"reason": "no pair has a score"}
-    found |= {
+        return result | {"reason": "no pair has a score"}
+    result |= {
         "ece": ece(margin),
         "nll": nll(margin),
         "bins": reliability(margin, group, confidence),
@@ -42,18 +42,18 @@ def calibration(pairs: Comparisons, confidence: float = 0.95, seed: int = 0) -> 
         "nll_tempered": None,
         "bins_tempered": [],
     }
-    found["temperature"], found["reason"] = fit_temperature(margin)
-    if found["temperature"] is None:
-        return found
+    result["temperature"], result["reason"] = fit_temperature(margin)
+    if result["temperature"] is None:
+        return result
     half = _halves(group, seed)
     fits = [fit_temperature(margin[half == side])[0] for side in (0, 1)]
     if None in fits:
-        return found | {
+        return result | {
             "reason": "on one half of the prompts no temperature fits: none to judge the other at"
         }
     # Each half at the temperature of the other.
     tempered = np.where(half == 0, margin / float(fits[1] or 1), margin / float(fits[0] or 1))
-    return found | {
+    return result | {
         "ece_tempered": ece(tempered),
         "nll_tempered": nll(tempered),
         "bins_tempered": reliability(tempered, group, confidence),
@@ -70,12 +70,12 @@ def reliability(
     """
     sure = expit(np.abs(margin))
     place = _place(sure, bins)
-    found = []
+    filled = []
     for number in np.unique(place):
         inside = place == number
         right = _right(margin[inside])
         ci, _ = share_interval(right, group[inside], confidence)
-        found.append(
+        filled.append(
             {
                 "low": 0.5 + 0.5 * int(number) / bins,
                 "high": 0.5 + 0.5 * (int(number) + 1) / bins,
@@ -85,7 +85,7 @@ def reliability(
                 "accuracy_ci": ci,
             }
         )
-    return found
+    return filled
 
 
 def ece(margin: Sequence[float] | Array, bins: int = BINS) -> float:

@@ -44,16 +44,6 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """The candidates of one source; see `Candidates`."""
-
-    items: list[Item]
-    gold: list[list[float]]
-    entry: dict[str, Any]
-    quarantine: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Sample:
     """One line of samples.jsonl.
 
@@ -89,7 +79,7 @@ def read_candidates(
     return Candidates(
         items=items,
         gold=[values for part in parts for values in part.gold],
-        entries=[part.entry for part in parts],
+        entries=[entry for part in parts for entry in part.entries],
         quarantine=[line for part in parts for line in part.quarantine],
     )
 
@@ -100,7 +90,7 @@ def own_gold(candidates: Candidates) -> list[list[float]]:
     Raises:
         RecipeError: it gives none.
     """
-    if all(math.isnan(value) for own in candidates.gold for value in own):
+    if all(math.isnan(value) for of_item in candidates.gold for value in of_item):
         raise RecipeError(
             "`best_of_n.gold`: the candidates have no rating of their own: name a scorer"
         )
@@ -115,7 +105,7 @@ def _is_samples(source: DataSource) -> bool:
     return isinstance(first, Record) and set(first.value) >= SAMPLE_FIELDS
 
 
-def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part:
+def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Candidates:
     result = read_source(source, seed=seed)
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
@@ -140,10 +130,12 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Part
             )
         )
         gold.append([math.nan if score is None else score for score in scores])
-    return Part(items=items, gold=gold, entry=ledger.entry(), quarantine=ledger.quarantine)
+    return Candidates(
+        items=items, gold=gold, entries=[ledger.entry()], quarantine=ledger.quarantine
+    )
 
 
-def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
+def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Candidates:
     records = open_records(source)
     name = source_name(source)
     rejected: list[Rejection] = list(records.damage)
@@ -158,8 +150,8 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
         else:
             seen.add(known)
             groups.setdefault(sample.group, []).append(sample)
-    few = [own[0] for own in groups.values() if len(own) < 2]
-    whole = [own for own in groups.values() if len(own) > 1]
+    few = [group[0] for group in groups.values() if len(group) < 2]
+    whole = [group for group in groups.values() if len(group) > 1]
     left = 0
     if source.limit is not None and len(whole) > source.limit:
         left = sum(map(len, whole))
@@ -180,22 +172,22 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Part:
         "not_selected": left,
         "truncated": {},
     }
-    return Part(
-        items=[_item(own, name) for own in whole],
-        gold=[[sample.reward for sample in own] for own in whole],
-        entry=entry,
+    return Candidates(
+        items=[_item(group, name) for group in whole],
+        gold=[[sample.reward for sample in group] for group in whole],
+        entries=[entry],
         quarantine=[quarantined(name, item) for item in lines],
     )
 
 
-def _item(own: Sequence[_Sample], source: str) -> Item:
-    policy, checkpoint, prompt_id, prompt = own[0].group
+def _item(group: Sequence[_Sample], source: str) -> Item:
+    policy, checkpoint, prompt_id, prompt = group[0].group
     made_by = f"{policy}@{checkpoint}" if checkpoint else policy
     return Item(
         id=f"{made_by}|{prompt_id}",
         source=f"{source}: {made_by}" if made_by else source,
         prompt=prompt,
-        responses=tuple(sample.response for sample in own),
+        responses=tuple(sample.response for sample in group),
     )
 
 

@@ -1,17 +1,20 @@
-"""What can be told of scorers before they are loaded: one that is missing should not be found out
-after another one has been asked for hours."""
+"""Checks of scorers before any is loaded, so that a missing one is not noticed only after another
+has scored for hours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from palate.data.containers import open_records
 from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent
 from palate.models.reward_config import CONFIG, check_no_run, read_config
 from palate.recipes import scorers as recipes
+from palate.recipes.schema import DataSource
 from palate.rewards.build import make_scorer, members_of
+from palate.rewards.chat import open_chat
 
 _CONFIGS = ("config.json", "adapter_config.json")
 
@@ -21,47 +24,30 @@ def check_scorers(given: Sequence[recipes.Scorer]) -> None:
     validated on and for the keys of servers; no weights are read and no server is asked.
 
     Raises:
-        ModelError: no model where a recipe says there is one, no key in the environment, or a
-            server's address that is none.
+        ModelError: no model where a recipe says there is one, no key in the environment, or
+            something else than a server's address.
         PalateError: an extra that is not installed, or data that is missing.
     """
     for recipe in given:
-        _check(recipe)
+        for key, part in recipes.parts_of(recipe):
+            _check(key, part)
 
 
-def _check(recipe: recipes.Scorer) -> None:
-    if isinstance(recipe, recipes.HeadsScorer):
-        recipe = members_of(recipe)
-    if isinstance(recipe, recipes.EnsembleScorer):
-        for source in recipe.validation:
-            open_records(source)
-        check_scorers([member.scorer for member in recipe.members])
-    elif isinstance(recipe, recipes.MixtureScorer):
-        if isinstance(recipe.zscores, Path) and not recipe.zscores.is_file():
-            raise ModelError(f"`zscores`: no file {recipe.zscores}")
-        check_scorers([member.scorer for member in recipe.members])
-    elif isinstance(recipe, recipes.RuleScorer):
-        for source in recipe.answers:
-            open_records(source)
-    elif isinstance(recipe, recipes.ModelScorer | recipes.ClassifierScorer):
-        _model(recipe.path, recipe.revision)
-    elif isinstance(recipe, recipes.LexiconScorer | recipes.LengthScorer):
-        make_scorer(recipe)
-    else:
-        _chat(recipe.chat)
-        if isinstance(recipe, recipes.CriticScorer):
-            _check(recipe.scorer)
-
-
-def _chat(recipe: recipes.LocalChat | recipes.ServerChat) -> None:
-    if isinstance(recipe, recipes.ServerChat):
-        from palate.rewards.chat.server import Server
-
-        Server(recipe)
-        return
-    _model(recipe.path, recipe.revision)
-    if isinstance(recipe.chat_template, Path) and not recipe.chat_template.is_file():
-        raise ModelError(f"`chat_template`: no file {recipe.chat_template}")
+def _check(key: str, part: Any) -> None:
+    if isinstance(part, DataSource):
+        open_records(part)
+    elif isinstance(part, Path):
+        if not part.is_file():
+            raise ModelError(f"`{key}`: no file {part}")
+    elif isinstance(part, recipes.HeadsScorer):
+        members_of(part)
+        _model(part.path, None)
+    elif isinstance(part, recipes.ModelScorer | recipes.ClassifierScorer | recipes.LocalChat):
+        _model(part.path, part.revision)
+    elif isinstance(part, recipes.LexiconScorer | recipes.RemoteScorer):
+        make_scorer(part)
+    elif isinstance(part, recipes.ServerChat):
+        open_chat(part)
 
 
 def _model(path: str, revision: str | None) -> None:

@@ -15,6 +15,7 @@ from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score
 from palate.rewards.texts import response_text
+from palate.store.names import unique_names
 
 Array = npt.NDArray[np.float64]
 Scores = Sequence[Sequence[float]]
@@ -89,7 +90,7 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
     """All comparisons of the items but those that the annotator called ties."""
     prompts: dict[bytes, int] = {}
     rows: list[tuple[int, int, str, float, int, float]] = []
-    for number, (item, own) in enumerate(zip(items, scores, strict=True)):
+    for number, (item, values) in enumerate(zip(items, scores, strict=True)):
         if item.tie:
             continue
         group = prompts.setdefault(content_key(item.prompt, item.source), len(prompts))
@@ -97,8 +98,8 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
         stated = np.nan if item.margin is None else item.margin
         for i in range(item.correct):
             for j in range(item.correct, len(item.responses)):
-                row = (number, group, item.source, own[i] - own[j], sizes[i] - sizes[j], stated)
-                rows.append(row)
+                margin, longer = values[i] - values[j], sizes[i] - sizes[j]
+                rows.append((number, group, item.source, margin, longer, stated))
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
     return Comparisons(
         item=np.asarray(columns[0], dtype=np.int64),
@@ -112,16 +113,8 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
 
 def unique(items: Sequence[Item]) -> list[Item]:
     """The items; those whose id an earlier one has get a number behind it."""
-    taken: set[str] = set()
-    found = []
-    for item in items:
-        new, n = item.id, 1
-        while new in taken:
-            n += 1
-            new = f"{item.id}#{n}"
-        taken.add(new)
-        found.append(item if new == item.id else dataclasses.replace(item, id=new))
-    return found
+    ids = unique_names((item.id for item in items), "{}#{}")
+    return [dataclasses.replace(item, id=name) for item, name in zip(items, ids, strict=True)]
 
 
 def digest_items(items: Sequence[Item]) -> str:

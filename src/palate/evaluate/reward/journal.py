@@ -19,7 +19,8 @@ QUARANTINE = "quarantine.jsonl"
 JOURNAL = "journal.jsonl"
 
 Inputs = dict[str, dict[str, str | None]]
-"""What scores are made of: kind -> name -> digest of its content, None where there is none here."""
+"""What scores depend on: kind -> name -> digest of its content, None of what is not on this
+machine."""
 
 
 @dataclass
@@ -114,19 +115,19 @@ class Journal:
         journal = path / JOURNAL
         for line in journal.read_bytes().splitlines() if journal.exists() else []:
             try:
-                found = json.loads(line)
+                kept = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill: that block is scored again
-            if (changed := _changed(found.get("inputs", {}), inputs)) is not None:
+            if (changed := _changed(kept.get("inputs", {}), inputs)) is not None:
                 raise RunError(
                     f"{path}: {changed} has changed since its first scores were written; choose "
                     "another output_dir"
                 )
-            state.source, state.place, state.sizes = found["source"], found["place"], found["sizes"]
-            state.account = Counter(found["account"])
-            state.done = found["done"]
-            for number, own in found["tallies"].items():
-                state.tallies[int(number)] = Tally.restored(own)
+            state.source, state.place, state.sizes = kept["source"], kept["place"], kept["sizes"]
+            state.account = Counter(kept["account"])
+            state.done = kept["done"]
+            for number, counted in kept["tallies"].items():
+                state.tallies[int(number)] = Tally.restored(counted)
         if not (state.done and not (path / LINES).exists()):
             for name, size in state.sizes.items():
                 state._cut(name, size)

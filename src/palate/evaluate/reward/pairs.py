@@ -110,13 +110,13 @@ class Pairs:
 
     def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
         """Accuracy over all pairs."""
-        found = accuracy(compare(items, scores), confidence)
+        overall = accuracy(compare(items, scores), confidence)
         column = Column(
             name="accuracy",
-            value=found["accuracy"],
-            n=found["n"],
-            ci=found["accuracy_ci"],
+            value=overall["accuracy"],
+            n=overall["n"],
+            ci=overall["accuracy_ci"],
             of="pairs",
-            ties=found["ties"],
+            ties=overall["ties"],
         )
-        return Official(value=found["accuracy"], columns=(column,))
+        return Official(value=overall["accuracy"], columns=(column,))

@@ -97,7 +97,7 @@ class RewardBench:
         """See `Benchmark.read`; rows of the prior sets come last.
 
         Raises:
-            RecipeError: a source of `prior` that is none of the prior sets.
+            RecipeError: a source of `prior` that is not one of the prior sets.
         """
         core = read_items(sources, _parse, seed, _SHAPE)
         if not self.prior:
@@ -128,10 +128,10 @@ class RewardBench:
                 notes.append(f"{section} lacks {', '.join(missing)}")
             if not present:
                 continue
-            own = [float(np.mean(right[name])) for name in present]
+            meansues = [float(np.mean(right[name])) for name in present]
             column = _column(
                 section,
-                own,
+                meansues,
                 [len(right[name]) for name in present],
                 [WEIGHTS[name] for name in present],
                 sum(ties[name] for name in present),
@@ -140,7 +140,7 @@ class RewardBench:
             columns.append(column)
             values.append(column.value)
             old = [OLD_WEIGHTS[name] for name in present]
-            by_old_counts.append(float(np.average(own, weights=old)))
+            by_old_counts.append(float(np.average(meansues, weights=old)))
             notes += [
                 f"{name} has {len(right[name])} pairs, not {subsets[name]}"
                 for name in present
@@ -148,7 +148,7 @@ class RewardBench:
             ]
         prior = {name: float(np.mean(right[name])) for name in PRIOR if name in right}
         detail: dict[str, Any] = {
-            "subsets": {name: float(np.mean(own)) for name, own in right.items()},
+            "subsets": {name: float(np.mean(of_subset)) for name, of_subset in right.items()},
             "prior": prior,
             "with_prior": None,
             "by_old_counts": None,
@@ -232,9 +232,9 @@ def _prompt(value: Any, field: str) -> Content:
     """Text, which is one turn of the user; or turns."""
     if isinstance(value, str):
         return [Message(role="user", content=text(value, field))]
-    found = turns(value, field)
-    check_prompt(found, field)
-    return found
+    chat = turns(value, field)
+    check_prompt(chat, field)
+    return chat
 
 
 def _prior_parser(name: str) -> Any:

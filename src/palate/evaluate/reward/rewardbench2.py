@@ -29,7 +29,7 @@ from palate.data.readers.fields import required, text
 from palate.data.schema import Message
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
 from palate.evaluate.reward.items import Item, Scores, digest_items
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.recipes.schema import DataSource
 
 SUBSETS = {
@@ -62,7 +62,7 @@ class RewardBench2:
 
     def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
         """Subsets and their mean."""
-        own: dict[str, list[float]] = {}
+        by_subset: dict[str, list[float]] = {}
         shared: Counter[str] = Counter()
         tied: list[tuple[Item, Sequence[float]]] = []
         for item, values in zip(items, scores, strict=True):
@@ -70,7 +70,7 @@ class RewardBench2:
                 tied.append((item, values))
             else:
                 share = top_share(values, item.correct)
-                own.setdefault(item.source, []).append(share)
+                by_subset.setdefault(item.source, []).append(share)
                 shared[item.source] += 0 < share < 1
         columns, notes, detail = [], [], {}
         for name, count in SUBSETS.items():
@@ -78,8 +78,8 @@ class RewardBench2:
                 detail["ties"] = ties_score(tied)
                 value, n, ci = detail["ties"]["score"], len(tied), None
                 ties = sum(_gap(i, s) == 0 for i, s in tied)
-            elif name in own:
-                value, n = float(np.mean(own[name])), len(own[name])
+            elif name in by_subset:
+                value, n = float(np.mean(by_subset[name])), len(by_subset[name])
                 ci, ties = wilson(value * n, n, confidence), shared[name]
             else:
                 notes.append(f"lacks {name}")
@@ -133,15 +133,15 @@ def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
         gap, right = _gap(item, scores), scores[: item.correct]
         gaps[kind][number] = gap, 0.0 if gap == -np.inf else max(right) - min(right)
     tied, ref = gaps["tied"], gaps["ref"]
-    both = [number for number in tied if number in ref]
+    shared = [number for number in tied if number in ref]
     # As published, over an empty part the accuracy is 0.
     tied_accuracy = float(np.mean([gap > 0 for gap, _ in tied.values()])) if tied else 0.0
     ref_accuracy = float(np.mean([gap > 0 for gap, _ in ref.values()])) if ref else 0.0
     preferred = hard = margin = None
-    if both:
-        gap_tied = np.asarray([tied[number][0] for number in both])
-        spread = np.asarray([tied[number][1] for number in both])
-        least = np.minimum(gap_tied, [ref[number][0] for number in both])
+    if shared:
+        gap_tied = np.asarray([tied[number][0] for number in shared])
+        spread = np.asarray([tied[number][1] for number in shared])
+        least = np.minimum(gap_tied, [ref[number][0] for number in shared])
         preferred = float(np.mean(gap_tied > spread))
         hard = float(np.mean(least > spread))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -156,7 +156,7 @@ def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
         "preferred": preferred,
         "preferred_hard": hard,
         "margin": margin,
-        "prompts": len(both),
+        "prompts": len(shared),
         "tied": len(tied),
         "ref": len(ref),
     }

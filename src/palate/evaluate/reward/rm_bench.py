@@ -58,9 +58,9 @@ class RmBench:
         """Domains, levels and the matrix of styles."""
         wins: dict[str, list[Array]] = {}
         equal: dict[str, list[Array]] = {}
-        for item, own in zip(items, scores, strict=True):
-            wins.setdefault(domain_of(item.source), []).append(win_matrix(own))
-            equal.setdefault(domain_of(item.source), []).append(equal_matrix(own))
+        for item, levelsues in zip(items, scores, strict=True):
+            wins.setdefault(domain_of(item.source), []).append(win_matrix(levelsues))
+            equal.setdefault(domain_of(item.source), []).append(equal_matrix(levelsues))
         columns, notes = [], []
         detail: dict[str, Any] = {"styles": STYLES, "domains": {}}
         for name, count in DOMAINS.items():
@@ -78,7 +78,7 @@ class RmBench:
                 notes.append(f"{name} has {n} prompts, not {count}")
         for level in LEVELS:
             # Over domains alike, as the score itself.
-            value = float(np.mean([own[level] for own in detail["domains"].values()]))
+            value = float(np.mean([levels[level] for levels in detail["domains"].values()]))
             per_prompt = [
                 _levels(matrix)[level] for matrices in wins.values() for matrix in matrices
             ]
@@ -132,11 +132,11 @@ def domain_of(source: str) -> str:
 
 
 def _parse(record: Record) -> Item:
-    own = record.value.get("domain")
-    domain = Path(record.file).name.partition("_")[0] if own is None else text(own, "domain")
+    stated = record.value.get("domain")
+    domain = Path(record.file).name.partition("_")[0] if stated is None else text(stated, "domain")
     if domain_of(domain) not in DOMAINS:
         known = ", ".join(DOMAINS)
-        if own is None:
+        if stated is None:
             raise RowError("domain", f"missing, and no file name that begins with one: {known}")
         raise RowError("domain", f"not one of {known}")
     sides = []

@@ -12,7 +12,8 @@ import numpy as np
 from palate.data.schema import Content, Message, text_in
 from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.items import Comparisons, Item, Scores, compare
-from palate.evaluate.statistics import Interval, mean_interval
+from palate.evaluate.statistics import mean_interval
+from palate.intervals import Interval
 
 APPENDED = "\n\nI hope this helps! Let me know if you have any other questions."
 
@@ -60,8 +61,8 @@ def robustness(
         deviations of the scores within a prompt; None where they do not vary).
     """
     old, new = compare(items, before), compare(items, after)
-    both = ~(np.isnan(old.margin) | np.isnan(new.margin))
-    a, b = old.where(both), new.where(both)
+    scored = ~(np.isnan(old.margin) | np.isnan(new.margin))
+    a, b = old.where(scored), new.where(scored)
     n = len(a)
     lost = int((~np.isnan(old.margin) & np.isnan(new.margin)).sum())
     if not n:
@@ -101,9 +102,9 @@ def _shift(before: Scores, after: Scores) -> float | None:
     for a, b in zip(before, after, strict=True):
         x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
         moved += (y - x)[~np.isnan(y - x)].tolist()
-        own = x[~np.isnan(x)]
-        if len(own) > 1:
-            inside.append(float(own.var(ddof=1)))
+        known = x[~np.isnan(x)]
+        if len(known) > 1:
+            inside.append(float(known.var(ddof=1)))
     spread = float(np.sqrt(np.mean(inside))) if inside else 0.0
     return float(np.mean(moved)) / spread if moved and spread > 0 else None
 

@@ -22,7 +22,6 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
-from palate.evaluate.reward.identity import identities
 from palate.evaluate.reward.items import (
     Item,
     as_groups,
@@ -41,12 +40,14 @@ from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.rewards.combined import Combined
+from palate.rewards.identity import identities
 from palate.rewards.length import Length
 from palate.rewards.members import MemberSums
 from palate.rewards.names import name_of, names_of
 from palate.store.files import read_json
 from palate.store.folder import PARTS, RunFolder
 from palate.store.lineage import lineage
+from palate.store.names import unique_names
 from palate.store.records import Data
 from palate.store.reward_records import KIND, RewardEvaluation
 
@@ -56,12 +57,12 @@ SCORES = "scores.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Set:
+class _ReadBenchmark:
     """One benchmark of the recipe, read."""
 
     name: str
     type: str
-    benchmark: Benchmark
+    rules: Benchmark
     read: Read
 
     @property
@@ -84,16 +85,13 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     chosen = recipe.best_of_n
     gold = None if chosen is None else chosen.gold
     check_scorers([*recipe.models, *([] if gold is None else [gold])])
-    sets = [
-        _Set(name, b.type, made, made.read(b.data, recipe.seed))
-        for b, name, made in _benchmarks(recipe)
-    ]
+    benchmarks = _read_benchmarks(recipe)
     candidates = (
         None if chosen is None else read_candidates(chosen.candidates, chosen.pairing, recipe.seed)
     )
     with RunFolder.open(recipe) as folder, kept_memory():
-        entries = [entry for one in sets for entry in one.read.entries]
-        lines = [line for one in sets for line in one.read.quarantine]
+        entries = [entry for benchmark in benchmarks for entry in benchmark.read.entries]
+        lines = [line for benchmark in benchmarks for line in benchmark.read.quarantine]
         if candidates is not None:
             entries += candidates.entries
             lines += candidates.quarantine
@@ -101,7 +99,7 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
         folder.write(Data.of(data))
         folder.write_quarantine(lines)
         cache = ScoreCache(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
-        context = _EvaluationContext(recipe, sets, candidates, cache, console)
+        context = _EvaluationContext(recipe, benchmarks, candidates, cache, console)
         document, rows = context.evaluate(folder)
         folder.write_lines(SCORES, rows)
         folder.write(
@@ -129,7 +127,7 @@ class _EvaluationContext:
     """What all models of an evaluation share."""
 
     recipe: RewardEvalRecipe
-    sets: Sequence[_Set]
+    benchmarks: Sequence[_ReadBenchmark]
     candidates: Candidates | None
     cache: ScoreCache
     console: Console
@@ -140,7 +138,9 @@ class _EvaluationContext:
         models: list[dict[str, Any]] = []
         scorers: list[Scorer] = []
         scores: dict[str, dict[str, list[list[float]]]] = {}
-        results: dict[str, dict[str, dict[str, Any]]] = {one.name: {} for one in self.sets}
+        results: dict[str, dict[str, dict[str, Any]]] = {
+            benchmark.name: {} for benchmark in self.benchmarks
+        }
         choices: dict[str, dict[str, Any]] = {}
         proxies: dict[str, list[list[float]]] = {}
         gold = self._gold(folder)
@@ -149,11 +149,11 @@ class _EvaluationContext:
             scorer = self.cache.scorer(model, name)
             scored: list[list[Score]] = []
             scores[name] = {}
-            for one in self.sets:
-                of_set = self._scores(scorer, one.items, f"  {one.name}")
-                scored += of_set
-                values = scores[name][one.name] = values_of(of_set)
-                results[one.name][name] = self._results(one, scorer, values)
+            for benchmark in self.benchmarks:
+                of_benchmark = self._scores(scorer, benchmark.items, f"  {benchmark.name}")
+                scored += of_benchmark
+                values = scores[name][benchmark.name] = values_of(of_benchmark)
+                results[benchmark.name][name] = self._results(benchmark, scorer, values)
             if self.candidates is not None:
                 assert gold is not None and self.recipe.best_of_n is not None
                 items = self.candidates.items
@@ -188,8 +188,12 @@ class _EvaluationContext:
             "confidence": self.recipe.confidence,
             "models": models,
             "benchmarks": [
-                self._entry(one, results[one.name], {n: scores[n][one.name] for n in names})
-                for one in self.sets
+                self._entry(
+                    benchmark,
+                    results[benchmark.name],
+                    {n: scores[n][benchmark.name] for n in names},
+                )
+                for benchmark in self.benchmarks
             ],
             "best_of_n": None
             if self.candidates is None
@@ -203,65 +207,67 @@ class _EvaluationContext:
         self.cache.progress = None
         return scores
 
-    def _results(self, one: _Set, scorer: Scorer, scores: list[list[float]]) -> dict[str, Any]:
+    def _results(
+        self, benchmark: _ReadBenchmark, scorer: Scorer, scores: list[list[float]]
+    ) -> dict[str, Any]:
         confidence = self.recipe.confidence
-        pairs = compare(one.items, scores)
-        official = one.benchmark.official(one.items, scores, confidence)
+        pairs = compare(benchmark.items, scores)
+        official = benchmark.rules.official(benchmark.items, scores, confidence)
         return {
             "official": _official(official),
             "accuracy": by_source(pairs, confidence),
-            "tied_in_data": _tied(one.items, scores),
+            "tied_in_data": _tied(benchmark.items, scores),
             "calibration": calibration(pairs, confidence, self.recipe.seed),
             "by_length": by_length(pairs, confidence),
             "by_margin": by_margin(pairs, confidence),
-            "robustness": self._robustness(one, scorer, scores),
+            "robustness": self._robustness(benchmark, scorer, scores),
         }
 
     def _robustness(
-        self, one: _Set, scorer: Scorer, scores: list[list[float]]
+        self, benchmark: _ReadBenchmark, scorer: Scorer, scores: list[list[float]]
     ) -> list[dict[str, Any]]:
         wanted = self.recipe.robustness
         if wanted is None:
             return []
-        places = [i for i, item in enumerate(one.items) if not item.tie]
-        draw = random.Random(f"{self.recipe.seed}|robustness|{one.name}")
+        places = [i for i, item in enumerate(benchmark.items) if not item.tie]
+        draw = random.Random(f"{self.recipe.seed}|robustness|{benchmark.name}")
         places = sorted(draw.sample(places, min(wanted.items, len(places))))
-        items, before = [one.items[i] for i in places], [scores[i] for i in places]
-        found = []
+        items, before = [benchmark.items[i] for i in places], [scores[i] for i in places]
+        results = []
         jobs = [(c, False) for c in wanted.changes] + [(c, True) for c in wanted.rejected_only]
         for change, rejected_only in jobs:
             words, function = CHANGES[change]
             new = [changed(item, function, rejected_only=rejected_only) for item in items]
-            after = values_of(self._scores(scorer, new, f"  {one.name}, {change}"))
-            found.append(
+            after = values_of(self._scores(scorer, new, f"  {benchmark.name}, {change}"))
+            results.append(
                 {"change": change, "words": words, "rejected_only": rejected_only}
                 | robustness(items, before, after, self.recipe.confidence)
             )
-        return found
+        return results
 
     def _entry(
         self,
-        one: _Set,
+        benchmark: _ReadBenchmark,
         results: dict[str, dict[str, Any]],
         scores: dict[str, list[list[float]]],
     ) -> dict[str, Any]:
         baselines = {}
         for prefer in ("longer", "shorter"):
-            values = values_of(Length(prefer).score(as_groups(one.items)))
+            values = values_of(Length(prefer).score(as_groups(benchmark.items)))
             baselines[prefer] = _official(
-                one.benchmark.official(one.items, values, self.recipe.confidence)
+                benchmark.rules.official(benchmark.items, values, self.recipe.confidence)
             )
-        pairs = {name: compare(one.items, own) for name, own in scores.items()}
+        pairs = {name: compare(benchmark.items, values) for name, values in scores.items()}
         return {
-            "name": one.name,
-            "type": one.type,
-            "title": one.benchmark.title,
-            "definition": one.benchmark.definition,
-            "version": one.benchmark.version,
-            "digest": digest_items(one.items),
-            "items": len(one.items),
+            "name": benchmark.name,
+            "type": benchmark.type,
+            "title": benchmark.rules.title,
+            "definition": benchmark.rules.definition,
+            "version": benchmark.rules.version,
+            "digest": digest_items(benchmark.items),
+            "items": len(benchmark.items),
             "pairs": len(next(iter(pairs.values()))),
-            "ties": sum(item.tie for item in one.items),
+            "ties": sum(item.tie for item in benchmark.items),
             "baselines": baselines,
             "results": results,
             "agreement": agreement(pairs, scores),
@@ -290,14 +296,17 @@ class _EvaluationContext:
     def _rows(self, scores: dict[str, dict[str, list[list[float]]]]) -> list[dict[str, Any]]:
         return [
             {
-                "benchmark": one.name,
+                "benchmark": benchmark.name,
                 "id": item.id,
                 "source": item.source,
                 "correct": item.correct,
-                "scores": {name: _as_json(own[one.name][i]) for name, own in scores.items()},
+                "scores": {
+                    name: _as_json(by_benchmark[benchmark.name][i])
+                    for name, by_benchmark in scores.items()
+                },
             }
-            for one in self.sets
-            for i, item in enumerate(one.items)
+            for benchmark in self.benchmarks
+            for i, item in enumerate(benchmark.items)
         ]
 
     def _candidate_rows(
@@ -312,7 +321,7 @@ class _EvaluationContext:
                 "id": item.id,
                 "source": item.source,
                 "gold": _as_json(gold[i]),
-                "scores": {name: _as_json(own[i]) for name, own in proxies.items()},
+                "scores": {name: _as_json(values[i]) for name, values in proxies.items()},
             }
             for i, item in enumerate(self.candidates.items)
         ]
@@ -329,21 +338,14 @@ def benchmark_of(recipe: recipes.Benchmark) -> Benchmark:
     return Pairs(recipe.pairing)
 
 
-def _benchmarks(
-    recipe: RewardEvalRecipe,
-) -> list[tuple[recipes.Benchmark, str, Benchmark]]:
-    found: list[tuple[recipes.Benchmark, str, Benchmark]] = []
-    taken: set[str] = set()
-    for one in recipe.benchmarks:
-        made = benchmark_of(one)
-        plain = one.name or made.title
-        name, n = plain, 1
-        while name in taken:
-            n += 1
-            name = f"{plain} ({n})"
-        taken.add(name)
-        found.append((one, name, made))
-    return found
+def _read_benchmarks(recipe: RewardEvalRecipe) -> list[_ReadBenchmark]:
+    made = [benchmark_of(chosen) for chosen in recipe.benchmarks]
+    given = zip(recipe.benchmarks, made, strict=True)
+    names = unique_names(chosen.name or benchmark.title for chosen, benchmark in given)
+    return [
+        _ReadBenchmark(name, chosen.type, benchmark, benchmark.read(chosen.data, recipe.seed))
+        for chosen, benchmark, name in zip(recipe.benchmarks, made, names, strict=True)
+    ]
 
 
 def _members(scorer: Scorer, scored: Sequence[Sequence[Score]]) -> dict[str, Any] | None:
@@ -366,18 +368,19 @@ def _official(official: Official) -> dict[str, Any]:
 def _describe(scores: Any) -> dict[str, Any]:
     """Distribution of all scores of a model."""
     flat = np.asarray(
-        [score for benchmark in scores for own in benchmark for score in own], dtype=np.float64
+        [score for benchmark in scores for values in benchmark for score in values],
+        dtype=np.float64,
     )
     real = flat[~np.isnan(flat)]
-    found: dict[str, Any] = {"n": len(flat), "unscored": len(flat) - len(real)}
+    described: dict[str, Any] = {"n": len(flat), "unscored": len(flat) - len(real)}
     if len(real):
-        found |= {
+        described |= {
             "mean": float(real.mean()),
             "deviation": float(real.std()),
             "min": float(real.min()),
             "max": float(real.max()),
         }
-    return found
+    return described
 
 
 def _tied(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, Any] | None:

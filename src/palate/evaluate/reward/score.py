@@ -28,7 +28,6 @@ from palate.data.stream import NotDrawn, Row, RowStream
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
-from palate.evaluate.reward.identity import VERSION, files_of, identities
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.memory import kept_memory
@@ -36,6 +35,7 @@ from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
+from palate.rewards.identity import VERSION, files_of, identities
 from palate.rewards.names import name_of
 from palate.store.files import write_json
 from palate.store.folder import RunFolder
@@ -95,10 +95,10 @@ def _told(members: dict[str, Any] | None) -> Iterator[str]:
     """What there is to say of an ensemble's members."""
     if members is None:
         return
-    for own in members["raw"]:
-        if own["deviation"] is not None:
-            within = "" if own["within"] is None else f", {own['within']:.3g} within a prompt"
-            yield f"  {own['name']}: scores vary by {own['deviation']:.3g}{within}"
+    for member in members["raw"]:
+        if member["deviation"] is not None:
+            within = "" if member["within"] is None else f", {member['within']:.3g} within a prompt"
+            yield f"  {member['name']}: scores vary by {member['deviation']:.3g}{within}"
     if members["warning"] is not None:
         yield f"  {members['warning']}"
 
@@ -206,10 +206,10 @@ def _nothing(quarantine: Path, first_file: str) -> DataError:
         others = sum(1 for _ in lines)
     if first is None:
         return DataError("no rows", file=first_file)
-    found = json.loads(first)
+    rejected = json.loads(first)
     more = f"; no usable row, {others} more in {quarantine}" if others else "; no usable row"
-    reason = found["reason"] + more
-    return DataError(reason, file=found["file"], row=found["row"], field=found["field"])
+    reason = rejected["reason"] + more
+    return DataError(reason, file=rejected["file"], row=rejected["row"], field=rejected["field"])
 
 
 def _finish(
@@ -291,7 +291,7 @@ def _inputs(recipe: ScoreRecipe, streams: Sequence[RowStream]) -> Inputs:
 
 def _digest(stream: RowStream, state: Journal) -> str | None:
     """Of a source's files, which must be those that the run began with."""
-    found = digest(stream.records.files)
-    if found != state.inputs["data"][stream.name]:
+    digest_now = digest(stream.records.files)
+    if digest_now != state.inputs["data"][stream.name]:
         raise RunError(f"{stream.path}: changed while it was scored; choose another output_dir")
-    return found
+    return digest_now

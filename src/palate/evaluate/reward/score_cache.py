@@ -2,7 +2,7 @@
 
 Scores go to a file of lines, each under a digest of prompt and response, those of a scorer that
 compares under a digest of the whole group; a later call, or a later run over the same folder, asks
-only for what is not there. A line has a number for each score, and the reason where there is none.
+only for what is not there. A line has a number for each score, or the reason why it has none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from palate.data.content import content_key
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score, Scorer, Traits, ask
-from palate.evaluate.reward.identity import key_of
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
 from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
+from palate.rewards.identity import key_of
 from palate.rewards.judge import Judge
 from palate.rewards.names import name_of
 from palate.store.files import append_jsonl
@@ -107,7 +107,7 @@ class CachedScorer:
                 for part in _parts(list(responses))
             ]
         )
-        return [[_score(self._stored[key][0]) for key in own] for own in keys]
+        return [[_score(self._stored[key][0]) for key in of_group] for of_group in keys]
 
     def release(self) -> None:
         """Lets go of the scorer; it is loaded again when it is needed again."""
@@ -177,7 +177,7 @@ class ScoreCache:
                 lambda: self._load(recipe, key),
                 None if self.folder is None else self.folder / f"scores-{key}.jsonl",
                 name=plain,
-                relative=isinstance(recipe, recipes.PairwiseJudge),
+                relative=recipes.compares(recipe),
                 chunk=self.chunk,
                 progress=self._told,
             )
@@ -208,7 +208,7 @@ def counts_of(scorer: Scorer) -> Counter[str]:
     """What a scorer counted; of an ensemble or a mixture all of its members together."""
     total: Counter[str] = Counter()
     # Members may share a cache, and with it their counts.
-    for counts in {id(own.counts): own.counts for own in _single(scorer)}.values():
+    for counts in {id(single.counts): single.counts for single in _single(scorer)}.values():
         total.update(counts)
     return total
 

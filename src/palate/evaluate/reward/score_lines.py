@@ -59,8 +59,8 @@ def members_in(folder: Path, lines: Path, table: Path) -> dict[str, Any] | None:
     part: list[tuple[int, dict[str, float | None]]] = []
     read = _read(lines if lines.exists() else table)
     rows = groupby(read, key=lambda line: (line["source"], line["row"], line["id"]))
-    for number, (_, own) in enumerate(rows):
-        part += [(number, line["members"]) for line in own if line.get("members")]
+    for number, (_, row_lines) in enumerate(rows):
+        part += [(number, line["members"]) for line in row_lines if line.get("members")]
         if len(part) >= BLOCK:
             sums.add(part)
             part = []

@@ -14,14 +14,12 @@ from palate.data.encode import Encoder
 from palate.data.schema import Message, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
-from palate.models.limits import padding_id
+from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.stop_tokens import stop_tokens
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-
-NO_LIMIT = 1 << 30
 
 
 class LocalModel:
@@ -56,8 +54,7 @@ class LocalModel:
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = padding_id(self.tokenizer, self.model)
-        config = self.model.config.get_text_config()
-        self._context = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+        self._context = context_of(self.model.config.get_text_config())
         # Releases of transformers call it either.
         takes = inspect.signature(self.model.forward).parameters
         self._cache = "cache" if "cache" in takes else "past_key_values"
@@ -80,17 +77,17 @@ class LocalModel:
             ((i, k) for i in ready for k in range(samples)),
             key=lambda job: (-len(ready[job[0]]), job),
         )
-        found: dict[tuple[int, int], Reply] = {}
+        replies: dict[tuple[int, int], Reply] = {}
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             generators = [_generator(seed, ready[i], k) for i, k in part]
             rows = [ready[i] for i, _ in part]
             texts = self._write(rows, generators, temperature, max_new_tokens)
-            found.update(zip(part, texts, strict=True))
+            replies.update(zip(part, texts, strict=True))
         return [
             [Reply(text="", finished=True, refused=ids)] * samples
             if isinstance(ids, str)
-            else [found[i, k] for k in range(samples)]
+            else [replies[i, k] for k in range(samples)]
             for i, ids in enumerate(asked)
         ]
 
@@ -103,7 +100,7 @@ class LocalModel:
     ) -> list[Reply]:
         inputs, mask, positions = self._padded(asked)
         ends, device = self._ends(), self.model.device
-        rooms = [min(max_new_tokens, self._context - len(own)) for own in asked]
+        rooms = [min(max_new_tokens, self._context - len(ids)) for ids in asked]
         written: list[list[int]] = [[] for _ in asked]
         ended = [False] * len(asked)
         cache = None
@@ -130,8 +127,8 @@ class LocalModel:
             # Rows that are done are run along with the others, and have no place beyond the last.
             positions = (positions[:, -1:] + 1).clamp_max(self._context - 1)
         return [
-            Reply(text=str(self.tokenizer.decode(own, skip_special_tokens=True)), finished=end)
-            for own, end in zip(written, ended, strict=True)
+            Reply(text=str(self.tokenizer.decode(ids, skip_special_tokens=True)), finished=end)
+            for ids, end in zip(written, ended, strict=True)
         ]
 
     @torch.no_grad()
@@ -146,9 +143,9 @@ class LocalModel:
         heads: list[list[int] | None] = []
         tails: list[list[list[int]]] = []
         for question in questions:
-            head, own = self._with_options(question, options)
+            head, by_optionion_ids = self._with_options(question, options)
             heads.append(head)
-            tails.append(own)
+            tails.append(by_optionion_ids)
         # Options that differ in their last token alone are read off one row.
         wanted = {
             (i, tuple(tail[:-1])): None
@@ -157,7 +154,7 @@ class LocalModel:
             for tail in tails[i]
         }
         jobs = sorted(wanted, key=lambda job: (-len(heads[job[0]] or ()) - len(job[1]), job))
-        found: list[dict[str, float]] = [{} for _ in heads]
+        logps_by_option: list[dict[str, float]] = [{} for _ in heads]
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             inputs, mask, positions = self._padded([[*(heads[i] or ()), *stem] for i, stem in part])
@@ -179,10 +176,10 @@ class LocalModel:
             logps = iter(_at(out.logits, places))
             del out  # rows over the whole vocabulary live for one batch
             for _, i, option, tail in read:
-                found[i][option] = sum(next(logps) for _ in tail)
+                logps_by_option[i][option] = sum(next(logps) for _ in tail)
         return [
-            None if head is None else {option: own[option] for option in options}
-            for head, own in zip(heads, found, strict=True)
+            None if head is None else {option: by_optionion_ids[option] for option in options}
+            for head, by_optionion_ids in zip(heads, logps_by_option, strict=True)
         ]
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,9 +187,9 @@ class LocalModel:
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
-        for row, own in enumerate(rows):
-            ids[row, width - len(own) :] = torch.tensor(own)
-            mask[row, width - len(own) :] = 1
+        for row, row_ids in enumerate(rows):
+            ids[row, width - len(row_ids) :] = torch.tensor(row_ids)
+            mask[row, width - len(row_ids) :] = 1
         device = self.model.device
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         return ids.to(device), mask.to(device), positions.to(device)
@@ -280,8 +277,8 @@ def _at(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> list[float]:
     """Log-probabilities at (row, position, token) of logits [rows, positions, vocabulary]."""
     logps = logits.float().log_softmax(-1)
     rows, positions, tokens = torch.tensor(places, device=logps.device).unbind(-1)
-    found: list[float] = logps[rows, positions, tokens].tolist()
-    return found
+    values: list[float] = logps[rows, positions, tokens].tolist()
+    return values
 
 
 def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
@@ -291,8 +288,8 @@ def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generat
     # The largest is taken off first: a very low temperature would make infinities of them.
     shares = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).cpu()
     return [
-        int(torch.multinomial(own, 1, generator=generator))
-        for own, generator in zip(shares, generators, strict=True)
+        int(torch.multinomial(probabilities, 1, generator=generator))
+        for probabilities, generator in zip(shares, generators, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from palate.data.scorer import Group, Scorer
 from palate.evaluate.reward.accuracy import accuracy, share_interval
 from palate.evaluate.reward.items import Item, as_groups, compare, values_of
-from palate.evaluate.statistics import wilson
+from palate.intervals import wilson
 from palate.recipes import scorers
 from palate.recipes.judge import PointwiseKind
 from palate.rewards.chat import Chat

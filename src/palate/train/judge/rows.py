@@ -38,6 +38,7 @@ from palate.recipes.judge import (
 )
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
+from palate.store.names import unique_names
 
 HAS_IMAGES = "has images, which no judge here reads"
 NO_PAIR = "no pair: a response without another to compare it with"
@@ -347,12 +348,8 @@ def _text(value: Any) -> str | None:
 
 def _unique(items: Sequence[Any]) -> list[Any]:
     """Ids that two sources share are numbered."""
-    seen: dict[str, int] = {}
-    numbered = []
-    for item in items:
-        n = seen[item.id] = seen.get(item.id, 0) + 1
-        numbered.append(item if n == 1 else dataclasses.replace(item, id=f"{item.id}#{n}"))
-    return numbered
+    ids = unique_names((item.id for item in items), "{}#{}")
+    return [dataclasses.replace(item, id=name) for item, name in zip(items, ids, strict=True)]
 
 
 def _drawn(held: Sequence[Any], limit: int, seed: int) -> list[Any]:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from palate.data.items import ItemKind
 from palate.data.layouts import SequenceBatch
-from palate.losses import LossOutput, compute_unpaired
+from palate.losses import LossOutput, Member, compute_unpaired
 from palate.models.aggregate import sequence_stats
 from palate.models.model import Ask, Outputs, evaluating
 from palate.models.reference import Reference
-from palate.recipes.losses import Kto
+from palate.recipes.losses import Kto, members
 from palate.train.meter import Statistics
 from palate.train.objectives.base import Counts, Reduce
-from palate.train.objectives.preference import ask_for, loss_members
+from palate.train.objectives.preference import ask_for
 from palate.train.sources.base import MicroBatch
 from palate.train.statistics import single_statistics
 
@@ -28,7 +28,7 @@ class KtoObjective:
     needs_reference = True
 
     def __init__(self, loss: Kto, *, extra: Sequence[str] = ()) -> None:
-        (self.member,) = loss_members(loss)
+        (self.member,) = map(Member.of, members(loss))
         self._ask = ask_for(kl=False, extra=extra)
 
     def ask(self) -> Ask:

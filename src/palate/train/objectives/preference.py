@@ -20,14 +20,6 @@ from palate.train.sources.base import MicroBatch
 from palate.train.statistics import pair_statistics
 
 
-def loss_members(loss: Loss) -> list[Member]:
-    """The rows of the loss table that a recipe names."""
-    return [
-        Member(type=m.type, options=m.model_dump(exclude={"type", "weight"}), weight=m.weight)
-        for m in members(loss)
-    ]
-
-
 def ask_for(*, kl: bool, extra: Sequence[str]) -> Ask:
     """The loss's own needs, and what the log should show besides.
 
@@ -59,7 +51,7 @@ class PreferenceObjective:
         extra: Sequence[str] = (),
         by_source: bool = False,
     ) -> None:
-        self.members = loss_members(loss)
+        self.members = list(map(Member.of, members(loss)))
         needs = combined_needs(self.members)
         self.needs_reference = needs.reference
         self.by_source = by_source

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from palate.data.build import build
 from palate.data.encode import Encoder
 from palate.data.items import Item, TokenIds, Tokens, sequence_key
+from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
-from palate.evaluate.targets import Run
-from palate.recipes.schema import DataRecipe, EvalRecipe, LengthRecipe
+from palate.evaluate.targets import TrainedRun
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.schema import DataRecipe, LengthRecipe
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -24,16 +26,17 @@ class Prompt:
     """A prompt to sample from.
 
     Attributes:
-        id: of the first pair that has it. text: as people read it.
+        id: of the first pair that has it. text: as people read it. content: as scorers take it.
     """
 
     id: str
     text: str
+    content: Content
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class EvalData:
     """Encoded evaluation data of one tokenizer.
 
     Attributes:
@@ -58,7 +61,7 @@ def check_data_keys(recipe: EvalRecipe) -> None:
         raise RecipeError("`length`: only with `data`: the runs' evaluation data has its own")
 
 
-def data_recipe(recipe: EvalRecipe, runs: Sequence[Run]) -> tuple[DataRecipe, int, Part]:
+def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRecipe, int, Part]:
     """The data of an evaluation, the seed it is read with, and which part of it is meant.
 
     Raises:
@@ -67,27 +70,27 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[Run]) -> tuple[DataRecipe, in
     if recipe.data:
         data = DataRecipe(train=recipe.data, pairing=recipe.pairing, length=recipe.length)
         return data, recipe.seed, "whole"
-    found: list[tuple[DataRecipe, int, Part]] = []
+    choices: list[tuple[DataRecipe, int, Part]] = []
     for run in runs:
-        own = run.recipe.data
-        if not own.holds_out:
+        run_data = run.recipe.data
+        if not run_data.holds_out:
             raise RunError(f"{run.path}: was trained without evaluation data: give `data`")
-        if own.eval and own.pairing is None:
+        if run_data.eval and run_data.pairing is None:
             # The training data need not be read. (With `pairing` it must: which source holds the
             # ratings is not known, and without one the key is refused.)
-            data = DataRecipe(train=own.eval, pairing=own.pairing, length=own.length)
-            found.append((data, run.recipe.seed, "whole"))
+            data = DataRecipe(train=run_data.eval, pairing=run_data.pairing, length=run_data.length)
+            choices.append((data, run.recipe.seed, "whole"))
         else:
-            found.append((own, run.recipe.seed, "held out"))
-    if any(item != found[0] for item in found):
+            choices.append((run_data, run.recipe.seed, "held out"))
+    if any(item != choices[0] for item in choices):
         names = ", ".join(run.label for run in runs)
         raise RunError(f"{names} have different evaluation data: give `data` to compare them")
-    return found[0]
+    return choices[0]
 
 
-def build_material(
+def build_eval_data(
     recipe: EvalRecipe, data: DataRecipe, seed: int, part: Part, encoder: Encoder
-) -> Material:
+) -> EvalData:
     """Reads and encodes the data, and draws the prompts with the recipe's seed.
 
     Raises:
@@ -102,7 +105,7 @@ def build_material(
         # A chat is shown as its template writes it.
         ids = pair.prompts[0].ids
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
-        prompts.setdefault(ids, Prompt(id=pair.id, text=text, ids=ids))
+        prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
         distinct = list(prompts.values())
@@ -122,7 +125,7 @@ def build_material(
         # What is read here is evaluated on, whatever part of a recipe it stands in.
         sources = [source | {"split_role": "eval"} for source in report["sources"]]
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
-    return Material(
+    return EvalData(
         pairs=pairs,
         prompts=drawn,
         report=report,

@@ -13,14 +13,18 @@ def unique_names(names: Iterable[str], form: str = "{} ({})") -> list[str]:
     >>> unique_names(["a", "a", "b"]), unique_names(["a", "a"], "{}#{}")
     (['a', 'a (2)', 'b'], ['a', 'a#2'])
     """
-    taken: dict[str, None] = {}
+    # A number a name: it is not looked for from 2 anew where thousands are equal.
+    last: dict[str, int] = {}
+    numbered: list[str] = []
     for name in names:
-        unique, n = name, 1
-        while unique in taken:
+        unique, n = name, last.get(name, 1)
+        while unique in last:
             n += 1
             unique = form.format(name, n)
-        taken[unique] = None
-    return list(taken)
+        last[name] = n
+        last.setdefault(unique, 1)
+        numbered.append(unique)
+    return numbered
 
 
 def path_names(paths: Sequence[Path]) -> list[str]:
@@ -28,7 +32,7 @@ def path_names(paths: Sequence[Path]) -> list[str]:
     named in full."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1)):
-        ends = [os.path.join(*own[-depth:]) for own in parts]
+        ends = [os.path.join(*names[-depth:]) for names in parts]
         if len(set(ends)) == len(ends):
             return ends
     return [str(path.resolve()) for path in paths]

@@ -322,5 +322,5 @@ def test_help_and_recipe(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(cli, ["serve", str(file)])
     assert wrong.exit_code == 2
     assert (
-        "line 2, column 1: unknown key `max_que_responses`; did you mean `max_queue" in wrong.output
+        "line 2, column 1: unknown key `max_que_responses`; did you mean `max_q" in wrong.output
     )

@@ -80,7 +80,7 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
         },
         **VARIANTS[name],
     }
-    Kept(RewardRecipe.model_validate(recipe), quiet=True).do()
+    Kept(RewardRecipe.model_validate(recipe), quiet=True).execute()
     held_out = [margins[f"held-out:test:{k + 1}"] for k in range(len(read_rows(args.test)))]
     (args.out / f"{_slug(name, seed)}.json").write_text(json.dumps(held_out))
     # Each holds a copy of the backbone.

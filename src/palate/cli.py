@@ -19,8 +19,8 @@ from palate.cli_parts import (
     PrintRecipe,
     RecipeFile,
     TwoWordGroup,
+    errors_as_lines,
     finished,
-    one_line,
     recipe_command,
     show,
 )
@@ -82,7 +82,7 @@ def _root(
 @app.command(cls=recipe_command(TuneRecipe))
 def tune(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Preference tuning: DPO, TDPO and their relatives."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(TuneRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -94,7 +94,7 @@ def tune(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe =
 @app.command(cls=recipe_command(SftRecipe))
 def sft(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Supervised fine-tuning on demonstrations or chosen responses."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(SftRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -106,7 +106,7 @@ def sft(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = 
 @app.command(cls=recipe_command(RewardRecipe))
 def reward(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Train a scalar reward model on pairs or ranked lists."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(RewardRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -118,7 +118,7 @@ def reward(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe
 @app.command(cls=recipe_command(JudgeRecipe))
 def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Train a judge or a critic, stage by stage, from preference data."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(JudgeRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -141,7 +141,7 @@ def evaluate(
     With run folders the result goes to `evaluation` beside the first (--set output_dir=... changes
     it).
     """
-    with one_line(""):
+    with errors_as_lines(""):
         recipe, overrides = _eval_targets(targets)
         loaded = load_recipe(EvalRecipe, recipe, [*overrides, *(set_ or [])])
         if print_recipe:
@@ -156,7 +156,7 @@ def evaluate_reward(
     recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False
 ) -> None:
     """Evaluate reward models, judges and ensembles: public benchmarks, pairs, best-of-n."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(RewardEvalRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -181,7 +181,7 @@ def score(
     print_recipe: PrintRecipe = False,
 ) -> None:
     """Score every response in data files with a reward model, a judge or an ensemble."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         recipe, overrides = _score_targets(targets, model, output_dir)
         loaded = load_recipe(ScoreRecipe, recipe, [*overrides, *(set_ or [])])
         if print_recipe:
@@ -194,7 +194,7 @@ def score(
 @app.command(cls=recipe_command(ServeRecipe))
 def serve(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Serve a reward model, a judge or an ensemble over HTTP (extra `serve`)."""
-    with one_line(""):
+    with errors_as_lines(""):
         loaded = load_recipe(ServeRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -251,7 +251,7 @@ def merge(
     ] = False,
 ) -> None:
     """Add LoRA adapters to their base model: one whole policy or reward model."""
-    with one_line(""):
+    with errors_as_lines(""):
         from palate.train.merge import merge_adapters
 
         if dtype is not None and dtype not in get_args(Dtype):
@@ -272,7 +272,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
 ) -> None:
     """One self-contained HTML file from one or more run folders."""
-    with one_line(""):
+    with errors_as_lines(""):
         from palate.report import write_report
 
         typer.echo(str(write_report(runs, out, title)))
@@ -286,7 +286,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what would stop a run before it starts; exit status 1 if something would."""
-    with one_line(""):
+    with errors_as_lines(""):
         from palate.doctor import examine, render
 
         checks = examine(target)
@@ -312,7 +312,7 @@ def demo(
         if value is not None
     ]
     given += [f"seed={seed}"] if seed is not None else []
-    with one_line("", again="the finished parts are kept"):
+    with errors_as_lines("", again="the finished parts are kept"):
         loaded = load_recipe(DemoRecipe, None, [*given, *(set_ or [])])
         if print_recipe:
             return show(loaded)

@@ -89,7 +89,7 @@ def show(recipe: Strict) -> None:
 
 
 @contextmanager
-def one_line(resume: str, again: str = "") -> Iterator[None]:
+def errors_as_lines(resume: str, again: str = "") -> Iterator[None]:
     """Turns mistakes and interruptions into lines on stderr and an exit status.
 
     Args:

@@ -11,8 +11,8 @@ from palate.cli_parts import (
     Overrides,
     PrintRecipe,
     RecipeFile,
+    errors_as_lines,
     finished,
-    one_line,
     recipe_command,
     show,
 )
@@ -57,7 +57,7 @@ def inspect(
 
     The data is only read. Writes report.html and data.json.
     """
-    with one_line("", again="from the beginning"):
+    with errors_as_lines("", again="from the beginning"):
         from palate.data_verbs import inspect_data
 
         options = {
@@ -79,7 +79,7 @@ def inspect(
 @app.command(cls=recipe_command(DataBuildRecipe))
 def build(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Build pairs: read, pair, curate, mix, and write Parquet with a data card and a report."""
-    with one_line("--set resume=true"):
+    with errors_as_lines("--set resume=true"):
         loaded = load_recipe(DataBuildRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)

@@ -294,7 +294,7 @@ def test_answers_too_long_leave_their_lists(tmp_path: Path) -> None:
     ]
     data = recipe(write(tmp_path / "rows.jsonl", rows)).model_copy(update={"length": length})
     encoder = Encoder(byte_tokenizer(template=CHATML), length=length)
-    found = build(data, encoder, kind="ranking", seed=0)
+    found = build(data, encoder, kind="rated", seed=0)
     (entry,) = found.report["sources"]
     assert [item.label for item in found.train] == [Ranks((1, 3)), Ranks((1, 2))]
     assert (entry["kept"], entry["dropped"]) == (2, {LONG_RESPONSE: 1})

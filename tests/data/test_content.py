@@ -23,7 +23,7 @@ from palate.data.pairing import to_unpaired
 from palate.data.schema import Content, ImageRef, Message, images_in
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits
 from palate.data.stream.grouping import Row, groups
-from palate.evaluate.reward.items import Item, as_groups, compare, digest_items
+from palate.evaluate.reward.items import BenchmarkItem, as_groups, compare, digest_items
 from palate.evaluate.reward.score_cache import CachedScorer
 from palate.rewards.chat import Reply
 from palate.train.judge.kept import KeptChat
@@ -45,7 +45,9 @@ def asked(image: ImageRef) -> Content:
         lambda prompt: prompt_digest(pair(prompt, SAID, SAID), "words"),
         lambda prompt: keys([pair(prompt, SAID, SAID)], np.zeros(1, dtype=bool)).prompts.tolist(),
         lambda prompt: keys([pair(prompt, "a", "b")], np.zeros(1, dtype=bool)).pairs.tolist(),
-        lambda prompt: digest_items([Item(id="1", source="s", prompt=prompt, responses=("a",))]),
+        lambda prompt: digest_items(
+            [BenchmarkItem(id="1", source="s", prompt=prompt, responses=("a",))]
+        ),
         lambda prompt: _digest(
             [Comparison(id="1", source="s", prompt=prompt, better=SAID, worse=SAID)]
         ),
@@ -146,7 +148,7 @@ class Looks:
 @pytest.mark.parametrize("relative", [False, True])
 def test_scores_are_kept_by_picture(tmp_path: Path, relative: bool) -> None:
     items = [
-        Item(id=name, source="s", prompt=asked(image), responses=(SAID,))
+        BenchmarkItem(id=name, source="s", prompt=asked(image), responses=(SAID,))
         for name, image in (("cat", CAT), ("dog", DOG))
     ]
     scorer = Looks()
@@ -158,7 +160,7 @@ def test_scores_are_kept_by_picture(tmp_path: Path, relative: bool) -> None:
 
 def test_pictures_of_two_sources_under_one_path_are_two(tmp_path: Path) -> None:
     there = asked(ImageRef(path="1.png"))
-    items = [Item(id=s, source=s, prompt=there, responses=(SAID,)) for s in ("a", "b")]
+    items = [BenchmarkItem(id=s, source=s, prompt=there, responses=(SAID,)) for s in ("a", "b")]
     scorer = Looks()
     CachedScorer(lambda: scorer, tmp_path / "scores.jsonl").score(as_groups(items))
     assert sum(scorer.calls) == 2
@@ -166,7 +168,9 @@ def test_pictures_of_two_sources_under_one_path_are_two(tmp_path: Path) -> None:
 
 def test_prompts_with_other_pictures_are_other_groups() -> None:
     prompts = [asked(CAT), asked(DOG), asked(CAT)]
-    items = [Item(id="", source="s", prompt=prompt, responses=("a", "b")) for prompt in prompts]
+    items = [
+        BenchmarkItem(id="", source="s", prompt=prompt, responses=("a", "b")) for prompt in prompts
+    ]
     pairs = compare(items, [[1.0, 0.0]] * 3)
     assert pairs.group.tolist() == [0, 1, 0]
 

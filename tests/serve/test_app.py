@@ -321,6 +321,4 @@ def test_help_and_recipe(tmp_path: Path) -> None:
     file.write_text("scorer: {type: length}\nmax_que_responses: 300\n")
     wrong = CliRunner().invoke(cli, ["serve", str(file)])
     assert wrong.exit_code == 2
-    assert (
-        "line 2, column 1: unknown key `max_que_responses`; did you mean `max_q" in wrong.output
-    )
+    assert "line 2, column 1: unknown key `max_que_responses`; did you mean `max_q" in wrong.output

@@ -39,7 +39,7 @@ from palate.recipes.schema import DataRecipe, DataSource, SftDataRecipe
 
 _NEEDS = {
     "pair": "pairs or ratings",
-    "ranking": "ratings, ranks or pairs",
+    "rated": "ratings, ranks or pairs",
     "unpaired": "unpaired feedback, pairs or ratings",
     "demonstration": "demonstrations, pairs, ratings or unpaired feedback",
 }
@@ -95,7 +95,7 @@ def build(
     """Reads, pairs, encodes and splits the data of a recipe.
 
     Args:
-        kind: `pair` for preference losses; `ranking` for losses of whole lists; `unpaired` for KTO
+        kind: `pair` for preference losses; `rated` for losses of whole lists; `unpaired` for KTO
             (pairs are taken apart); `demonstration` for supervised fine-tuning (the chosen side of
             pairs).
         seed: of drawing rows, pairing, holding out and KTO's mismatched responses, each of which
@@ -259,7 +259,7 @@ def _made_of(
     pairs, pairing = [row], data.pairing
     if row.kind == "answers":
         raise _unfit(row, kind)
-    if kind == "ranking" and row.kind in ("rated", "pair"):
+    if kind == "rated" and row.kind in ("rated", "pair"):
         ranked = to_ranked(row, pairing or PairingRecipe())
         return ranked if isinstance(ranked, str) else [ranked]
     if row.kind == "rated" and pairing is None:

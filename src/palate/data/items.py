@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 TokenIds = tuple[int, ...]
-ItemKind = Literal["pair", "ranking", "unpaired", "demonstration"]
+ItemKind = Literal["pair", "rated", "unpaired", "demonstration"]
 """What a loss takes: items labelled `PairLabel`, `Ranks`, `Desirable`, or without a label."""
 
 
@@ -171,7 +171,7 @@ class Item:
             case PairLabel():
                 return "pair"
             case Ranks():
-                return "ranking"
+                return "rated"
             case Desirable():
                 return "unpaired"
         return "demonstration"

@@ -224,7 +224,7 @@ def item_fields(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
             probability=_known(label.probability for label in pairs),
             tie=torch.tensor([label.tie for label in pairs]),
         )
-    if kinds == {"ranking"}:
+    if kinds == {"rated"}:
         ranks = [rank for label in labels if isinstance(label, Ranks) for rank in label.ranks]
         fields["rank"] = torch.tensor(ranks)
     feedback = [label for label in labels if isinstance(label, Desirable)]

@@ -134,7 +134,7 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     for place, name in enumerate(names):
         taken = slice(place, place + 1) if kind == "pair" else slice(None)
         sides[name] = [len(response) for item in items for response in item.responses[taken]]
-    counted = {"pair": "pairs", "ranking": "lists"}.get(kind, "examples")
+    counted = {"pair": "pairs", "rated": "lists"}.get(kind, "examples")
     described: dict[str, Any] = {counted: len(items)}
     if kind == "unpaired":
         labels = [item.label for item in items if isinstance(item.label, Desirable)]

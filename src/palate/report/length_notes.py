@@ -7,7 +7,7 @@ from typing import Literal
 
 from palate.data.audit.sketches import share_interval
 from palate.report.words import percent
-from palate.store.records import Preference, Split
+from palate.store.records import PreferenceRecord, Split
 from palate.store.reward_records import Accuracy
 
 EFFECT = 0.05
@@ -55,7 +55,7 @@ def length_sentence(split: Split) -> tuple[Verdict, str] | None:
     return verdict, f"{start}: {ends[verdict]}"
 
 
-def over_length(measured: Preference | Accuracy) -> str | None:
+def over_length(measured: PreferenceRecord | Accuracy) -> str | None:
     """How far an accuracy is from that of length alone, where the interval of the difference, pair
     by pair, does not stand above 0; None where it does, or where nothing is known."""
     value, ends = measured.over_length, measured.over_length_ci

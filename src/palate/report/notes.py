@@ -8,7 +8,7 @@ from palate.report.length_notes import length_note, over_length
 from palate.report.reader import Run
 from palate.report.reward_notes import reward_notes
 from palate.report.words import count, fixed, listed, number, percent
-from palate.store.records import Data, Preference, Split
+from palate.store.records import Data, PreferenceRecord, Split
 
 LEFT_OUT = 0.1
 TRUNCATED = 0.05
@@ -134,7 +134,7 @@ def _held_out(run: Run) -> Iterator[str]:
         yield from _chance(policy.preference.get("all"))
 
 
-def _chance(preference: Preference | None) -> Iterator[str]:
+def _chance(preference: PreferenceRecord | None) -> Iterator[str]:
     if preference is None or preference.accuracy_ci is None or preference.n is None:
         return
     low, high = preference.accuracy_ci

@@ -10,7 +10,7 @@ from palate.report.reader import Run
 from palate.report.reward_views import reward_summary
 from palate.report.style import Style, Styles, loss_name
 from palate.report.words import DASH, count, fixed, listed, number, percent, seconds, span
-from palate.store.records import Preference
+from palate.store.records import PreferenceRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def _cells(run: Run) -> Iterator[tuple[str, Cell]]:
 
 
 def _accuracy(run: Run) -> Cell:
-    preference: Preference | None = None
+    preference: PreferenceRecord | None = None
     if run.evaluation is not None and len(run.evaluation.policies) == 1:
         preference = run.evaluation.policies[0].preference.get("all")
     if preference is not None and preference.accuracy is not None:

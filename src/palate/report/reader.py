@@ -21,7 +21,7 @@ from palate.store.records import (
     Evaluation,
     Lineage,
     Record,
-    Sample,
+    SampleRecord,
     Status,
     read_lines,
 )
@@ -65,7 +65,7 @@ class Run:
     status: Status | None = None
     evaluation: Evaluation | None = None
     rewards: RewardEvaluation | None = None
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampleRecord, ...] = ()
     conclusion: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -205,8 +205,8 @@ def _metrics(path: Path, problems: list[str]) -> Metrics:
     return metrics
 
 
-def _samples(path: Path, problems: list[str]) -> tuple[Sample, ...]:
-    lines = _read(path, lambda file: read_lines(file, Sample, plain), problems)
+def _samples(path: Path, problems: list[str]) -> tuple[SampleRecord, ...]:
+    lines = _read(path, lambda file: read_lines(file, SampleRecord, plain), problems)
     if lines is None:
         return ()
     _note_lines(path.name, lines.cut_off, lines.unreadable, problems)

@@ -12,7 +12,7 @@ from palate.report.points import interval, run_of
 from palate.report.reader import Run
 from palate.report.style import Style, Styles
 from palate.report.words import DASH, number
-from palate.store.records import Data, Evaluation, Policy, Preference, Sample
+from palate.store.records import Data, Evaluation, Policy, PreferenceRecord, SampleRecord
 
 SHOWN_PROMPTS = 8
 """Prompts of the side-by-side samples: the first of the file, not a selection."""
@@ -78,7 +78,9 @@ class EvaluationView:
         finite = [v for v in values if math.isfinite(v)]
         return math.floor(10 * min(finite)) / 10, math.ceil(10 * max(finite)) / 10
 
-    def preferences(self, rows: Sequence[PolicyRow]) -> list[tuple[PolicyRow, str, Preference]]:
+    def preferences(
+        self, rows: Sequence[PolicyRow]
+    ) -> list[tuple[PolicyRow, str, PreferenceRecord]]:
         """(policy, source, result), `all` last and only where there are several sources."""
         results = []
         for row in rows:
@@ -101,7 +103,7 @@ class Prompt:
     """One prompt with a response of each policy, None where a policy has none."""
 
     text: str
-    responses: tuple[tuple[str, Sample | None], ...]
+    responses: tuple[tuple[str, SampleRecord | None], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +258,7 @@ def samples_views(runs: Sequence[Run], shown: int = SHOWN_PROMPTS) -> list[Sampl
             known = last.setdefault(sample.policy, sample.checkpoint)
             if sample.checkpoint is not None and (known is None or sample.checkpoint > known):
                 last[sample.policy] = sample.checkpoint
-        prompts: dict[str, dict[str, Sample]] = {}
+        prompts: dict[str, dict[str, SampleRecord]] = {}
         for sample in run.samples:
             if sample.checkpoint == last[sample.policy]:
                 key = sample.prompt_id or sample.prompt

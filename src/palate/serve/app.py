@@ -33,7 +33,14 @@ from palate.serve.batcher import Batcher, Groups, Rendered, Request
 from palate.serve.bodies import JsonRoute
 from palate.serve.errors import TooMany, handle_errors
 from palate.serve.guard import App, Guard, error_body
-from palate.serve.messages import ChatCompletion, GetReward, Item, ModelCard, ScoreRequest, content
+from palate.serve.messages import (
+    ChatCompletion,
+    GetReward,
+    ModelCard,
+    ScoredPrompt,
+    ScoreRequest,
+    content,
+)
 from palate.serve.metrics import Metrics
 from palate.store.names import unique_names
 from palate.store.versions import __version__
@@ -238,7 +245,7 @@ class _Server:
         }
 
     async def _groups(self, body: ScoreRequest) -> list[list[Score]]:
-        items = [body] if isinstance(body, Item) else body.items
+        items = [body] if isinstance(body, ScoredPrompt) else body.items
         scored = await self._work(
             Groups(
                 groups=[
@@ -319,4 +326,4 @@ def _order(scores: Sequence[Score]) -> list[int]:
 
 
 def _shaped(body: ScoreRequest, answers: list[dict[str, Any]]) -> dict[str, Any]:
-    return answers[0] if isinstance(body, Item) else {"items": answers}
+    return answers[0] if isinstance(body, ScoredPrompt) else {"items": answers}

@@ -27,7 +27,7 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 
 
-class Shape(BaseModel):
+class RequestModel(BaseModel):
     """Base of all requests: a key that is not known is a mistake, not a wish.
 
     The lists of requests fail at their first mistake: a list of them all could be a thousand times
@@ -43,14 +43,14 @@ def _text_only(kind: str) -> str:
     return kind
 
 
-class Part(Shape):
+class Part(RequestModel):
     """A part of a turn, as OpenAI's clients send them."""
 
     type: Annotated[str, AfterValidator(_text_only)]
     text: Text
 
 
-class Turn(Shape):
+class Turn(RequestModel):
     """One chat turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -69,7 +69,7 @@ Prompt = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
 Answer = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
 
 
-class Item(Shape):
+class ScoredPrompt(RequestModel):
     """A prompt with responses to it."""
 
     prompt: Prompt
@@ -78,10 +78,10 @@ class Item(Shape):
     """Each a text, or the turns that follow the prompt."""
 
 
-class Batch(Shape):
+class Batch(RequestModel):
     """Several prompts."""
 
-    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+    items: Annotated[list[ScoredPrompt], Field(min_length=1, fail_fast=True)]
 
 
 def _which(value: Any) -> str:
@@ -90,7 +90,7 @@ def _which(value: Any) -> str:
 
 
 ScoreRequest = Annotated[
-    Annotated[Item, Tag("item")] | Annotated[Batch, Tag("batch")], Discriminator(_which)
+    Annotated[ScoredPrompt, Tag("item")] | Annotated[Batch, Tag("batch")], Discriminator(_which)
 ]
 """One prompt, or several."""
 
@@ -130,7 +130,7 @@ def _unused(*values: float) -> AfterValidator:
 _Limit = Annotated[int, Field(ge=1)] | None
 
 
-class ChatCompletion(Shape):
+class ChatCompletion(RequestModel):
     """A conversation whose last turn is to be scored.
 
     Nothing is drawn and nothing is cut: options of sampling are taken where they say as much.

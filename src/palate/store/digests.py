@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
-from palate.store.files import one_line, read_json, write_json
+from palate.store.files import file_errors, read_json, write_json
 
 _CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
@@ -33,7 +33,7 @@ def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's content."""
     path = Path(path)
     digest = hashlib.sha256()
-    with one_line("read", path), path.open("rb") as file:
+    with file_errors("read", path), path.open("rb") as file:
         while block := file.read(_CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()

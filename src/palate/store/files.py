@@ -27,7 +27,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         RunError: the file cannot be written (disk full, no permission ...); what was there stays.
     """
     path = Path(path)
-    with one_line("write", path):
+    with file_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
@@ -66,7 +66,7 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
     """
     path = Path(path)
     line = (json.dumps(obj, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-    with one_line("write", path):
+    with file_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -87,7 +87,7 @@ def read_json(path: str | Path) -> Any:
         RunError: it cannot be read, is not UTF-8 or is not JSON.
     """
     path = Path(path)
-    with one_line("read", path):
+    with file_errors("read", path):
         data = path.read_bytes()
     try:
         return json.loads(data.decode("utf-8"))
@@ -118,7 +118,7 @@ def _mode_of_new_files() -> int:
 
 
 @contextmanager
-def one_line(action: str, path: Path) -> Iterator[None]:
+def file_errors(action: str, path: Path) -> Iterator[None]:
     """Makes a failure of the file system one line that names what was to be done, and the place."""
     try:
         yield

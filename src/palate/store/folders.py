@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from palate.errors import RunError
-from palate.store.files import one_line, sync_folder
+from palate.store.files import file_errors, sync_folder
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     temporary = partial_path(final)
     replaced = final.parent / f".{final.name}.old"
     try:
-        with one_line("write", final):
+        with file_errors("write", final):
             final.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()

@@ -102,7 +102,7 @@ def read_lines(
     return Lines(tuple(records), cut_off, len(faults) - cut_off)
 
 
-class Source(Record):
+class SourceRecord(Record):
     """One data file: read = kept + rejected + dropped + merged + not selected; truncated rows are
     among the kept, and so are those that do without some responses."""
 
@@ -130,7 +130,7 @@ class Source(Record):
         return self.read == self.kept + self.left_out + self.merged + self.not_selected
 
 
-class Length(Record):
+class LengthRecord(Record):
     """Tokens."""
 
     mean: float | None = None
@@ -143,7 +143,7 @@ class Split(Record):
     pairs: int | None = None
     examples: int | None = None
     tokens: dict[str, int | None] = Field(default_factory=dict)
-    length: dict[str, Length] = Field(default_factory=dict)
+    length: dict[str, LengthRecord] = Field(default_factory=dict)
     longer_is_chosen: float | None = None
     cut_even: int | None = None
 
@@ -155,7 +155,7 @@ class Split(Record):
 class Data(Record):
     """data.json"""
 
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
     train: Split | None = None
     eval: Split | None = None
 
@@ -198,7 +198,7 @@ class MetricsLine(Record):
     examples: int | None = None
 
 
-class Preference(Record):
+class PreferenceRecord(Record):
     """Held-out pairs of one source, or of all."""
 
     n: int | None = None
@@ -244,7 +244,7 @@ class Policy(Record):
     run: str | None = None
     loss: str | None = None
     beta: float | None = None
-    preference: dict[str, Preference] = Field(default_factory=dict)
+    preference: dict[str, PreferenceRecord] = Field(default_factory=dict)
     samples: Samples | None = None
 
     @property
@@ -268,7 +268,7 @@ class JudgeEvaluation(Evaluation):
     stages: tuple[dict[str, Any], ...] = ()
 
 
-class Sample(Record):
+class SampleRecord(Record):
     """A line of samples.jsonl."""
 
     prompt_id: str = ""

@@ -142,7 +142,7 @@ class Members(Record):
     warning: str | None = None
 
 
-class Scores(Record):
+class ScoresRecord(Record):
     n: int = 0
     unscored: int = 0
     mean: float | None = None
@@ -152,7 +152,7 @@ class Scores(Record):
 class Model(Record):
     name: str = "model"
     type: str = ""
-    scores: Scores = Scores()
+    scores: ScoresRecord = ScoresRecord()
     members: Members | None = None
     account: dict[str, int] = Field(default_factory=dict)
 

@@ -96,7 +96,7 @@ def _step(folder: Path) -> int:
 
 
 def _opening(job: Job, batch_size: int, last: Path | None) -> str:
-    items = {"pair": "pairs", "ranking": "lists"}.get(job.objective.kind, "examples")
+    items = {"pair": "pairs", "rated": "lists"}.get(job.objective.kind, "examples")
     start = "" if last is None else f", from step {_step(last)}"
     return (
         f"training on {job.source.n_items} {items} ({len(job.eval)} held out), "

@@ -70,7 +70,7 @@ def choose_layout(
         items: of the run, whose longest sequence is how far the check looks.
         beside: the run folder; verdicts on models are kept beside it.
     """
-    if kind not in ("pair", "ranking"):
+    if kind not in ("pair", "rated"):
         return "plain", {"used": "plain", "check": None, "reason": "single examples"}
     if wanted == "plain":
         return "plain", {"used": "plain", "check": None, "reason": "asked for"}

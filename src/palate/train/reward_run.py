@@ -42,16 +42,16 @@ from palate.train.objectives.reward import (
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
 from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
-from palate.train.run import Run, RunResult
+from palate.train.run import RunResult, TrainingRun
 from palate.train.sources.offline import Collate
 
 
 def reward(recipe: RewardRecipe, *, quiet: bool = False) -> RunResult:
     """Trains a scalar reward model and fills `recipe.output_dir`; otherwise as `palate.tune`."""
-    return RewardRun(recipe, quiet=quiet).do()
+    return RewardRun(recipe, quiet=quiet).execute()
 
 
-class RewardRun(Run):
+class RewardRun(TrainingRun):
     """A reward model on pairs or ranked lists."""
 
     recipe: RewardRecipe

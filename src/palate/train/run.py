@@ -78,15 +78,15 @@ def tune(recipe: TuneRecipe, *, quiet: bool = False) -> RunResult:
         RunError: a folder in use, a resume that does not fit, a write that failed.
         DataError, ModelError: unreadable input.
     """
-    return PolicyRun(recipe, recipe.loss, quiet=quiet).do()
+    return PolicyRun(recipe, recipe.loss, quiet=quiet).execute()
 
 
 def sft(recipe: SftRecipe, *, quiet: bool = False) -> RunResult:
     """Supervised fine-tuning on demonstrations or chosen responses; otherwise as `tune`."""
-    return PolicyRun(recipe, None, quiet=quiet).do()
+    return PolicyRun(recipe, None, quiet=quiet).execute()
 
 
-class Run(ABC):
+class TrainingRun(ABC):
     """One run of a training verb, from an empty folder to a report; every process goes through it.
 
     What is trained, and how, is in `fill`.
@@ -105,7 +105,7 @@ class Run(ABC):
         check_launch(recipe)
         check_trackers(recipe.train.report_to)
 
-    def do(self) -> RunResult:
+    def execute(self) -> RunResult:
         folder = RunFolder(self.recipe, writes=self.main)
         # The main process must not write before the others have looked.
         self.state.wait_for_everyone()
@@ -208,7 +208,7 @@ class Run(ABC):
         self.state.wait_for_everyone()
 
 
-class PolicyRun(Run):
+class PolicyRun(TrainingRun):
     """A policy on preferences or demonstrations.
 
     Args:

@@ -27,13 +27,13 @@ def pair_statistics(
     margins = output.chosen_rewards - output.rejected_rewards
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     statistics |= _rewards(output) | {
-        "rewards/accuracies": _over(right),
-        **{name: _over(values) for name, values in output.statistics.items()},
+        "rewards/accuracies": sum_and_count(right),
+        **{name: sum_and_count(values) for name, values in output.statistics.items()},
     }
     if by_source:
         for source in sorted(set(batch.sources)):
             of_source = torch.tensor([s == source for s in batch.sources], device=right.device)
-            statistics[f"rewards/accuracies/{source}"] = _over(right[of_source])
+            statistics[f"rewards/accuracies/{source}"] = sum_and_count(right[of_source])
     return statistics
 
 
@@ -51,7 +51,7 @@ def single_statistics(
     statistics = _sides(tokens, batch, chosen)
     if output is not None:
         statistics |= _rewards(output)
-        statistics |= {name: _over(values) for name, values in output.statistics.items()}
+        statistics |= {name: sum_and_count(values) for name, values in output.statistics.items()}
     return statistics
 
 
@@ -66,21 +66,21 @@ def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Totals:
     for name, side in (("chosen", chosen), ("rejected", ~chosen)):
         if not side.any():
             continue
-        statistics[f"logps/{name}"] = _over(sums.logp[side])
-        statistics[f"length/{name}"] = _over(n_tokens[side])
+        statistics[f"logps/{name}"] = sum_and_count(sums.logp[side])
+        statistics[f"length/{name}"] = sum_and_count(n_tokens[side])
         if sums.kl is not None:
-            statistics[f"kl/{name}"] = _over(sums.kl[side])
+            statistics[f"kl/{name}"] = sum_and_count(sums.kl[side])
             statistics[f"kl/token_{name}"] = (sums.kl[side].double().sum(), n_tokens[side].sum())
         if tokens.reverse_kl is not None:
             total = _by_sequence(tokens.reverse_kl, batch)[side]
-            statistics[f"reverse_kl/{name}"] = _over(total)
+            statistics[f"reverse_kl/{name}"] = sum_and_count(total)
             statistics[f"reverse_kl/token_{name}"] = (total.sum(), n_tokens[side].sum())
     if sums.ref_logp is not None and chosen.any():
         moved = (sums.logp - sums.ref_logp)[chosen]
-        statistics["displacement/chosen"] = _over(moved)
-        statistics["displacement/fraction"] = _over((moved < 0).double())
+        statistics["displacement/chosen"] = sum_and_count(moved)
+        statistics["displacement/fraction"] = sum_and_count((moved < 0).double())
     if tokens.entropy is not None:
-        statistics["entropy"] = _over(tokens.entropy)
+        statistics["entropy"] = sum_and_count(tokens.entropy)
     return statistics
 
 
@@ -91,10 +91,11 @@ def _by_sequence(values: Tensor, batch: SequenceBatch) -> Tensor:
 
 def _rewards(output: LossOutput) -> _Totals:
     return {
-        "rewards/chosen": _over(output.chosen_rewards),
-        "rewards/rejected": _over(output.rejected_rewards),
+        "rewards/chosen": sum_and_count(output.chosen_rewards),
+        "rewards/rejected": sum_and_count(output.rejected_rewards),
     }
 
 
-def _over(values: Tensor) -> tuple[Tensor, float]:
+def sum_and_count(values: Tensor) -> tuple[Tensor, float]:
+    """What a mean over all batches is made of."""
     return values.detach().double().sum(), float(values.numel())

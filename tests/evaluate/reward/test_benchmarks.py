@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import rewardbench, rewardbench2, rm_bench
-from palate.evaluate.reward.items import Item
+from palate.evaluate.reward.items import BenchmarkItem
 from palate.evaluate.reward.pairs import Pairs
 from palate.intervals import wilson
 from palate.recipes.pairing import PairingRecipe
@@ -31,7 +31,7 @@ def write(path, rows):
 
 
 def pair(subset, n=0):
-    return Item(id=f"{subset}:{n}", source=subset, prompt="p", responses=("a", "b"))
+    return BenchmarkItem(id=f"{subset}:{n}", source=subset, prompt="p", responses=("a", "b"))
 
 
 def test_published_counts():
@@ -191,7 +191,7 @@ def test_best_of_four_and_its_ties():
 
 
 def ties(kind, number, correct):
-    return Item(
+    return BenchmarkItem(
         id=f"{kind}:{number}",
         source="Ties",
         prompt="p",
@@ -303,7 +303,9 @@ def test_rewardbench2_files_and_mean(tmp_path):
 
 
 def rm_item(domain, n=0):
-    return Item(id=f"{domain}:{n}", source=domain, prompt="p", responses=("x",) * 6, correct=3)
+    return BenchmarkItem(
+        id=f"{domain}:{n}", source=domain, prompt="p", responses=("x",) * 6, correct=3
+    )
 
 
 def test_rm_bench_matrix_by_hand():

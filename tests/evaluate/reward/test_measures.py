@@ -21,7 +21,7 @@ from palate.evaluate.reward.accuracy import (
 )
 from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.calibration import calibration, ece, fit_temperature, nll, reliability
-from palate.evaluate.reward.items import Item, compare
+from palate.evaluate.reward.items import BenchmarkItem, compare
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.intervals import wilson
 
@@ -29,7 +29,7 @@ NAN = math.nan
 
 
 def item(n, chosen, rejected, *, prompt=None, source="s", **more):
-    return Item(
+    return BenchmarkItem(
         id=str(n), source=source, prompt=prompt or f"p{n}", responses=(chosen, rejected), **more
     )
 
@@ -50,7 +50,7 @@ def test_comparisons_by_hand():
     assert pairs.margin[:3].tolist() == [1.0, -3.0, 0.0] and math.isnan(pairs.margin[3])
     assert pairs.longer.tolist() == [2, -2, 0, 8]
     assert pairs.stated[:2].tolist() == [1.0, 2.0]
-    several = Item(id="x", source="s", prompt="p", responses=("a", "b", "c"), correct=2)
+    several = BenchmarkItem(id="x", source="s", prompt="p", responses=("a", "b", "c"), correct=2)
     assert compare([several], [[3.0, 1.0, 2.0]]).margin.tolist() == [1.0, -1.0]
 
 
@@ -229,7 +229,7 @@ def test_agreement_by_hand():
     assert found["kendall"] == pytest.approx(1 / 3)
     assert found["spearman"] == pytest.approx(0.5)
     assert found["kendall_within"] is None
-    many = Item(id="m", source="s", prompt="p", responses=("a", "b", "c"))
+    many = BenchmarkItem(id="m", source="s", prompt="p", responses=("a", "b", "c"))
     one = agreement(
         {"a": compare([many], [[3.0, 2.0, 1.0]]), "b": compare([many], [[3.0, 1.0, 2.0]])},
         {"a": [[3.0, 2.0, 1.0]], "b": [[3.0, 1.0, 2.0]]},
@@ -247,7 +247,7 @@ def test_a_model_agrees_with_itself():
 
 
 def test_changes_touch_responses_alone():
-    chat = Item(
+    chat = BenchmarkItem(
         id="c",
         source="s",
         prompt=[{"role": "user", "content": "Hi There"}],

@@ -13,7 +13,7 @@ from palate.data.schema import Content
 from palate.data.scorer import NOT_FINITE, Group, Score, Traits, part_values
 from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward.candidates import NOT_RATED, own_gold, read_candidates
-from palate.evaluate.reward.items import Item, as_groups, values_of
+from palate.evaluate.reward.items import BenchmarkItem, as_groups, values_of
 from palate.evaluate.reward.score_cache import CachedScorer, ScoreCache
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward_eval import RobustnessRecipe
@@ -58,7 +58,7 @@ def scores(scorer, items):
 
 def items(*groups):
     return [
-        Item(id=str(n), source="s", prompt=prompt, responses=tuple(responses))
+        BenchmarkItem(id=str(n), source="s", prompt=prompt, responses=tuple(responses))
         for n, (prompt, *responses) in enumerate(groups)
     ]
 

@@ -9,14 +9,14 @@ from palate.evaluate.reward.accuracy import accuracy, by_length, by_margin, by_s
 from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.best_of_n import best_of_n, curve, kl_bound
 from palate.evaluate.reward.calibration import calibration, fit_temperature
-from palate.evaluate.reward.items import Comparisons, Item, compare
+from palate.evaluate.reward.items import BenchmarkItem, Comparisons, compare
 from palate.evaluate.reward.robustness import robustness
 from palate.evaluate.reward.run import evaluate_rewards
 from palate.evaluate.reward.score import score_files
 
 __all__ = [
+    "BenchmarkItem",
     "Comparisons",
-    "Item",
     "accuracy",
     "agreement",
     "best_of_n",

@@ -18,7 +18,7 @@ from palate.data.containers import (
 from palate.data.ledger import digest
 from palate.data.stream import Draw, parsed
 from palate.errors import DataError
-from palate.evaluate.reward.items import Item, Scores, digest_items, unique
+from palate.evaluate.reward.items import BenchmarkItem, Scores, digest_items, unique
 from palate.recipes.schema import DataSource
 
 REPEATED = "a row that an earlier one gave already"
@@ -67,7 +67,7 @@ class Read:
         entries: one a source, for data.json. quarantine: lines of quarantine.jsonl.
     """
 
-    items: list[Item]
+    items: list[BenchmarkItem]
     entries: list[dict[str, Any]]
     quarantine: list[dict[str, Any]]
 
@@ -92,12 +92,14 @@ class Benchmark(Protocol):
         """
         ...
 
-    def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
+    def official(
+        self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float
+    ) -> Official:
         """Its own score, as published."""
         ...
 
 
-Parse = Callable[[Record], Item]
+Parse = Callable[[Record], BenchmarkItem]
 
 
 def read_items(
@@ -106,7 +108,7 @@ def read_items(
     seed: int,
     shape: str,
     *,
-    key: Callable[[Item], str] | None = None,
+    key: Callable[[BenchmarkItem], str] | None = None,
 ) -> Read:
     """Items of files whose every record is one; one that an earlier row gave already is rejected,
     and others of its id are numbered.
@@ -120,12 +122,12 @@ def read_items(
     Raises:
         DataError: nothing usable in a source.
     """
-    items: list[Item] = []
+    items: list[BenchmarkItem] = []
     entries: list[dict[str, Any]] = []
     quarantine: list[dict[str, Any]] = []
     seen: set[str] = set()
 
-    def item_of(record: Record | Rejection) -> Item | Rejection:
+    def item_of(record: Record | Rejection) -> BenchmarkItem | Rejection:
         item = parsed(parse, record)
         if isinstance(item, Rejection):
             return item
@@ -140,7 +142,7 @@ def read_items(
         records = open_records(source)
         name = source_name(source)
         drawn_items = _drawn(records, source.limit, seed, name, item_of)
-        kept = [item for item in drawn_items if isinstance(item, Item)]
+        kept = [item for item in drawn_items if isinstance(item, BenchmarkItem)]
         rejected = [item for item in drawn_items if isinstance(item, Rejection)] + records.damage
         if not kept:
             why = f"; {rejected[0]}" if rejected else ""
@@ -182,19 +184,19 @@ def _drawn(
     limit: int | None,
     seed: int,
     name: str,
-    item_of: Callable[[Record | Rejection], Item | Rejection],
-) -> list[Item | Rejection]:
+    item_of: Callable[[Record | Rejection], BenchmarkItem | Rejection],
+) -> list[BenchmarkItem | Rejection]:
     """Of all records, or of as many as it takes for `limit` usable ones; in their own order."""
-    by_place: list[tuple[int, Item | Rejection]] = []
+    by_place: list[tuple[int, BenchmarkItem | Rejection]] = []
     draw = Draw(records, limit, seed, name)
     for batch in draw.batches():
         for span in batch:
             for place, record in zip(span.places, span.piece.records(), strict=True):
                 item = item_of(record)
-                draw.usable += isinstance(item, Item)
+                draw.usable += isinstance(item, BenchmarkItem)
                 by_place.append((place, item))
     return [item for _, item in sorted(by_place, key=lambda pair: pair[0])]
 
 
-def _whole(item: Item) -> str:
+def _whole(item: BenchmarkItem) -> str:
     return digest_items([item])

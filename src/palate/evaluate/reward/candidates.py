@@ -17,7 +17,7 @@ from palate.data.scores import scores_of
 from palate.data.stream import drawn, parsed, read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.benchmark import REPEATED, quarantined
-from palate.evaluate.reward.items import Item, unique
+from palate.evaluate.reward.items import BenchmarkItem, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 
@@ -37,7 +37,7 @@ class Candidates:
         entries: one a source, for data.json. quarantine: lines of quarantine.jsonl.
     """
 
-    items: list[Item]
+    items: list[BenchmarkItem]
     gold: list[list[float]]
     entries: list[dict[str, Any]]
     quarantine: list[dict[str, Any]]
@@ -122,7 +122,7 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Cand
             ledger.scored_by[by] += 1
         ledger.keep(1, ())
         items.append(
-            Item(
+            BenchmarkItem(
                 id=row.id,
                 source=row.source,
                 prompt=row.prompt,
@@ -180,10 +180,10 @@ def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Candidat
     )
 
 
-def _item(group: Sequence[_Sample], source: str) -> Item:
+def _item(group: Sequence[_Sample], source: str) -> BenchmarkItem:
     policy, checkpoint, prompt_id, prompt = group[0].group
     made_by = f"{policy}@{checkpoint}" if checkpoint else policy
-    return Item(
+    return BenchmarkItem(
         id=f"{made_by}|{prompt_id}",
         source=f"{source}: {made_by}" if made_by else source,
         prompt=prompt,

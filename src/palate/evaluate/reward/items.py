@@ -23,7 +23,7 @@ Scores = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class BenchmarkItem:
     """A prompt whose first `correct` responses are better than its other ones.
 
     Attributes:
@@ -76,7 +76,7 @@ class Comparisons:
         )
 
 
-def as_groups(items: Sequence[Item]) -> list[Group]:
+def as_groups(items: Sequence[BenchmarkItem]) -> list[Group]:
     """The items as a scorer takes them."""
     return [Group(item.prompt, item.responses, item.source) for item in items]
 
@@ -86,7 +86,7 @@ def values_of(scored: Sequence[Sequence[Score]]) -> list[list[float]]:
     return [[np.nan if s.value is None else s.value for s in scores] for scores in scored]
 
 
-def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
+def compare(items: Sequence[BenchmarkItem], scores: Scores) -> Comparisons:
     """All comparisons of the items but those that the annotator called ties."""
     prompts: dict[bytes, int] = {}
     rows: list[tuple[int, int, str, float, int, float]] = []
@@ -111,13 +111,13 @@ def compare(items: Sequence[Item], scores: Scores) -> Comparisons:
     )
 
 
-def unique(items: Sequence[Item]) -> list[Item]:
+def unique(items: Sequence[BenchmarkItem]) -> list[BenchmarkItem]:
     """The items; those whose id an earlier one has get a number behind it."""
     ids = unique_names((item.id for item in items), "{}#{}")
     return [dataclasses.replace(item, id=name) for item, name in zip(items, ids, strict=True)]
 
 
-def digest_items(items: Sequence[Item]) -> str:
+def digest_items(items: Sequence[BenchmarkItem]) -> str:
     """Changes with anything that scores or results depend on."""
     digest = hashlib.sha256()
     for item in items:

@@ -14,7 +14,7 @@ from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read
-from palate.evaluate.reward.items import Item, Scores, compare, unique
+from palate.evaluate.reward.items import BenchmarkItem, Scores, compare, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 
@@ -51,7 +51,7 @@ class Pairs:
         Raises:
             RecipeError: ratings without `pairing`, or `pairing` without ratings.
         """
-        items: list[Item] = []
+        items: list[BenchmarkItem] = []
         ledgers = []
         rated = False
         for source in named(sources):
@@ -71,7 +71,7 @@ class Pairs:
             quarantine=[line for ledger in ledgers for line in ledger.quarantine],
         )
 
-    def _items(self, row: Preference, ledger: Ledger, seed: int) -> list[Item]:
+    def _items(self, row: Preference, ledger: Ledger, seed: int) -> list[BenchmarkItem]:
         if row.kind not in ("pair", "rated"):
             ledger.drop(row.row, NO_PAIR)
             return []
@@ -97,7 +97,7 @@ class Pairs:
             ledger.scored_by[made.scored_by] += 1
         ledger.keep(len(made.pairs), ())
         return [
-            Item(
+            BenchmarkItem(
                 id=pair.id,
                 source=pair.source,
                 prompt=pair.prompt,
@@ -108,7 +108,9 @@ class Pairs:
             for pair in made.pairs
         ]
 
-    def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
+    def official(
+        self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float
+    ) -> Official:
         """Accuracy over all pairs."""
         overall = accuracy(compare(items, scores), confidence)
         column = Column(

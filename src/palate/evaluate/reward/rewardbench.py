@@ -25,7 +25,7 @@ from palate.data.schema import Content, Message
 from palate.errors import RecipeError
 from palate.evaluate.reward.accuracy import weighted_interval
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
-from palate.evaluate.reward.items import Item, Scores, unique
+from palate.evaluate.reward.items import BenchmarkItem, Scores, unique
 from palate.recipes.schema import DataSource
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -112,7 +112,9 @@ class RewardBench:
             quarantine=[*core.quarantine, *(line for part in parts for line in part.quarantine)],
         )
 
-    def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
+    def official(
+        self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float
+    ) -> Official:
         """Sections, score and, with prior sets, the paper's weighted score."""
         right: dict[str, list[bool]] = {}
         ties: Counter[str] = Counter()
@@ -214,11 +216,11 @@ def prior_name(source: DataSource) -> str:
     )
 
 
-def _parse(record: Record) -> Item:
+def _parse(record: Record) -> BenchmarkItem:
     subset = text(required(record, "subset"), "subset")
     if subset not in WEIGHTS:
         raise RowError("subset", "not one of RewardBench")
-    return Item(
+    return BenchmarkItem(
         id=f"{subset}:{record.value.get('id', record.row)}",
         source=subset,
         prompt=_prompt(required(record, "prompt"), "prompt"),
@@ -238,8 +240,8 @@ def _prompt(value: Any, field: str) -> Content:
 
 
 def _prior_parser(name: str) -> Any:
-    def parse(record: Record) -> Item:
-        return Item(
+    def parse(record: Record) -> BenchmarkItem:
+        return BenchmarkItem(
             id=f"{name}:{record.row}",
             source=name,
             prompt=_prompt(required(record, "prompt"), "prompt"),

@@ -28,7 +28,7 @@ from palate.data.readers.base import RowError
 from palate.data.readers.fields import required, text
 from palate.data.schema import Message
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
-from palate.evaluate.reward.items import Item, Scores, digest_items
+from palate.evaluate.reward.items import BenchmarkItem, Scores, digest_items
 from palate.intervals import wilson
 from palate.recipes.schema import DataSource
 
@@ -60,11 +60,13 @@ class RewardBench2:
         shape = "RewardBench 2 (prompt, chosen[], rejected[])"
         return read_items(sources, _parse, seed, shape, key=_key)
 
-    def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
+    def official(
+        self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float
+    ) -> Official:
         """Subsets and their mean."""
         by_subset: dict[str, list[float]] = {}
         shared: Counter[str] = Counter()
-        tied: list[tuple[Item, Sequence[float]]] = []
+        tied: list[tuple[BenchmarkItem, Sequence[float]]] = []
         for item, values in zip(items, scores, strict=True):
             if item.source == TIES:
                 tied.append((item, values))
@@ -113,14 +115,14 @@ def top_share(scores: Sequence[float], correct: int) -> float:
     return 1.0 / int(top.sum()) if top[:correct].any() else 0.0
 
 
-def _gap(item: Item, scores: Sequence[float]) -> float:
+def _gap(item: BenchmarkItem, scores: Sequence[float]) -> float:
     """Worst correct score less best wrong one; minus infinity where a response has none."""
     if any(np.isnan(scores)):
         return -np.inf
     return min(scores[: item.correct]) - max(scores[item.correct :])
 
 
-def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
+def ties_score(rows: Sequence[tuple[BenchmarkItem, Sequence[float]]]) -> dict[str, Any]:
     """The score of the subset Ties and its five parts.
 
     Returns:
@@ -162,7 +164,7 @@ def ties_score(rows: Sequence[tuple[Item, Sequence[float]]]) -> dict[str, Any]:
     }
 
 
-def _parse(record: Record) -> Item:
+def _parse(record: Record) -> BenchmarkItem:
     subset = text(required(record, "subset"), "subset")
     name = next((known for known in SUBSETS if known.lower() == subset.lower()), None)
     if name is None:
@@ -174,7 +176,7 @@ def _parse(record: Record) -> Item:
     declared = record.value.get("num_correct")
     if declared is not None and declared != len(chosen):
         raise RowError("num_correct", "not as many as chosen has")
-    return Item(
+    return BenchmarkItem(
         id=row_id if name == TIES else f"{name}:{row_id}",
         source=name,
         prompt=[Message(role="user", content=text(required(record, "prompt"), "prompt"))],
@@ -183,7 +185,7 @@ def _parse(record: Record) -> Item:
     )
 
 
-def _key(item: Item) -> str:
+def _key(item: BenchmarkItem) -> str:
     # Ties are matched with their reference prompts by number: two of one number cannot be.
     return item.id if item.source == TIES else digest_items([item])
 

@@ -25,7 +25,7 @@ from palate.data.readers.fields import required, text
 from palate.data.schema import Message
 from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
-from palate.evaluate.reward.items import Array, Item, Scores
+from palate.evaluate.reward.items import Array, BenchmarkItem, Scores
 from palate.recipes.schema import DataSource
 
 DOMAINS = {"chat": 129, "code": 228, "math": 529, "safety": 441}
@@ -54,7 +54,9 @@ class RmBench:
         """See `Benchmark.read`."""
         return read_items(sources, _parse, seed, "RM-Bench (prompt, chosen[3], rejected[3])")
 
-    def official(self, items: Sequence[Item], scores: Scores, confidence: float) -> Official:
+    def official(
+        self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float
+    ) -> Official:
         """Domains, levels and the matrix of styles."""
         wins: dict[str, list[Array]] = {}
         equal: dict[str, list[Array]] = {}
@@ -131,7 +133,7 @@ def domain_of(source: str) -> str:
     return next((name for name in DOMAINS if source.startswith(name)), source)
 
 
-def _parse(record: Record) -> Item:
+def _parse(record: Record) -> BenchmarkItem:
     stated = record.value.get("domain")
     domain = Path(record.file).name.partition("_")[0] if stated is None else text(stated, "domain")
     if domain_of(domain) not in DOMAINS:
@@ -146,7 +148,7 @@ def _parse(record: Record) -> Item:
             given = len(value) if isinstance(value, list) else shape_of(value)
             raise RowError(field, f"{given}, not three responses")
         sides += [text(item, f"{field}.{i}", blank=True) for i, item in enumerate(value)]
-    return Item(
+    return BenchmarkItem(
         id=f"{domain}:{record.value.get('id', record.row)}",
         source=domain,
         prompt=[Message(role="user", content=text(required(record, "prompt"), "prompt"))],

@@ -11,7 +11,7 @@ import numpy as np
 
 from palate.data.schema import Content, Message, text_in
 from palate.evaluate.reward.accuracy import share_interval
-from palate.evaluate.reward.items import Comparisons, Item, Scores, compare
+from palate.evaluate.reward.items import BenchmarkItem, Comparisons, Scores, compare
 from palate.evaluate.statistics import mean_interval
 from palate.intervals import Interval
 
@@ -32,7 +32,9 @@ CHANGES: dict[str, tuple[str, Callable[[str], str]]] = {
 """Name -> what it does in words, and the function; each applies to the last turn of a response."""
 
 
-def changed(item: Item, change: Callable[[str], str], *, rejected_only: bool = False) -> Item:
+def changed(
+    item: BenchmarkItem, change: Callable[[str], str], *, rejected_only: bool = False
+) -> BenchmarkItem:
     """The item with its responses changed, or only those that are not correct."""
     first = item.correct if rejected_only else 0
     responses = [
@@ -43,7 +45,7 @@ def changed(item: Item, change: Callable[[str], str], *, rejected_only: bool = F
 
 
 def robustness(
-    items: Sequence[Item],
+    items: Sequence[BenchmarkItem],
     before: Scores,
     after: Scores,
     confidence: float = 0.95,

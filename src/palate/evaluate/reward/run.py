@@ -23,7 +23,7 @@ from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.items import (
-    Item,
+    BenchmarkItem,
     as_groups,
     compare,
     digest_items,
@@ -66,7 +66,7 @@ class _ReadBenchmark:
     read: Read
 
     @property
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         return self.read.items
 
 
@@ -201,7 +201,9 @@ class _EvaluationContext:
         }
         return document, [*self._rows(scores), *self._candidate_rows(proxies, gold)]
 
-    def _scores(self, scorer: Scorer, items: Sequence[Item], text: str) -> list[list[Score]]:
+    def _scores(
+        self, scorer: Scorer, items: Sequence[BenchmarkItem], text: str
+    ) -> list[list[Score]]:
         with task(text, len(items), self.console) as self.cache.progress:
             scores = scorer.score(as_groups(items))
         self.cache.progress = None
@@ -383,7 +385,9 @@ def _describe(scores: Any) -> dict[str, Any]:
     return described
 
 
-def _tied(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+def _tied(
+    items: Sequence[BenchmarkItem], scores: Sequence[Sequence[float]]
+) -> dict[str, Any] | None:
     """What the model says of pairs that the annotator called ties, beside the others."""
     tied = [abs(s[0] - s[1]) for item, s in zip(items, scores, strict=True) if item.tie]
     tied = [value for value in tied if not math.isnan(value)]

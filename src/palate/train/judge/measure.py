@@ -12,7 +12,7 @@ import numpy as np
 
 from palate.data.scorer import Group, Scorer
 from palate.evaluate.reward.accuracy import accuracy, share_interval
-from palate.evaluate.reward.items import Item, as_groups, compare, values_of
+from palate.evaluate.reward.items import BenchmarkItem, as_groups, compare, values_of
 from palate.intervals import wilson
 from palate.recipes import scorers
 from palate.recipes.judge import PointwiseKind
@@ -98,7 +98,7 @@ def measure_pointwise(
                 continue
             a, b = (i, j) if labels[i] > labels[j] else (j, i)
             sides = (rows[a].response, rows[b].response)
-            item = Item(
+            item = BenchmarkItem(
                 id=rows[a].id, source=rows[a].source, prompt=rows[a].prompt, responses=sides
             )
             items.append(item)
@@ -192,8 +192,8 @@ def _likeliest(shares: dict[str, float] | None) -> str | None:
     return best[0] if len(best) == 1 else None
 
 
-def _item(row: Comparison) -> Item:
-    return Item(
+def _item(row: Comparison) -> BenchmarkItem:
+    return BenchmarkItem(
         id=row.id,
         source=row.source,
         prompt=row.prompt,

@@ -91,7 +91,7 @@ def train_judge(
             console.print(f"{folder.path}: this run is finished already", highlight=False)
         else:
             with folder.running(), kept_memory():
-                lines = _Run(recipe, folder, console, quiet, writer).do()
+                lines = _Run(recipe, folder, console, quiet, writer).execute()
             _report(recipe)
             for line in lines:
                 console.print(line, highlight=False, soft_wrap=True)
@@ -133,7 +133,7 @@ class _Run:
         self.rows: Rows
         self.question_writer: QuestionWriter
 
-    def do(self) -> list[str]:
+    def execute(self) -> list[str]:
         """Runs all stages; returns what is to be told at the end."""
         check_template(self.recipe.model)
         self.rows = read_rows(self.recipe)

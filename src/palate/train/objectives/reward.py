@@ -37,6 +37,7 @@ from palate.recipes.reward import (
 from palate.train.meter import Statistics
 from palate.train.objectives.base import Counts, Reduce
 from palate.train.sources.base import MicroBatch
+from palate.train.statistics import sum_and_count
 
 
 class RewardObjective:
@@ -60,7 +61,7 @@ class RewardObjective:
         seed: int = 0,
         by_source: bool = False,
     ) -> None:
-        self.kind: ItemKind = "ranking" if isinstance(loss, PlackettLuce) else "pair"
+        self.kind: ItemKind = "rated" if isinstance(loss, PlackettLuce) else "pair"
         self.reward_loss = loss
         self.regularise = regularise
         self.ensemble = ensemble
@@ -108,7 +109,7 @@ class RewardObjective:
         if outputs.by_head is None:
             return statistics
         spread = outputs.by_head.detach().double().std(-1, correction=0)
-        return {**statistics, "spread": _over(spread)}
+        return {**statistics, "spread": sum_and_count(spread)}
 
     def _terms_of_heads(
         self, heads: Tensor, batch: SequenceBatch, *, bootstrap: bool
@@ -258,16 +259,16 @@ def reward_statistics(
     margins, item = comparisons(values, batch)
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     statistics: dict[str, tuple[Tensor, Tensor | float]] = {
-        "accuracy": _over(right),
-        "margin": _over(margins),
-        "mean_reward": _over(values),
+        "accuracy": sum_and_count(right),
+        "margin": sum_and_count(margins),
+        "mean_reward": sum_and_count(values),
         "min_reward": (values.min(), 1.0),
         "max_reward": (values.max(), 1.0),
     }
     if by_source:
         for source in sorted(set(batch.sources)):
             of_source = torch.tensor([s == source for s in batch.sources], device=values.device)
-            statistics[f"accuracy/{source}"] = _over(right[of_source[item]])
+            statistics[f"accuracy/{source}"] = sum_and_count(right[of_source[item]])
     return statistics
 
 
@@ -281,7 +282,3 @@ def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
     better = (rank[:, :, None] < rank[:, None, :]) & listed[:, :, None] & listed[:, None, :]
     margins = padded[:, :, None] - padded[:, None, :]
     return margins[better], better.nonzero()[:, 0]
-
-
-def _over(values: Tensor) -> tuple[Tensor, float]:
-    return values.sum(), float(values.numel())

@@ -56,13 +56,13 @@ def read_row(reader: Reader, record: Record, context: Context) -> Preference:
         RowError: the record is no row of the format, or holds what the format does not read.
     """
     unread = MEANING.intersection(record.value).difference(reader.reads)
-    refuse(record, *sorted(filter(_holds_answer_images, record.value.keys() - reader.reads)))
+    refuse(record, *sorted(filter(holds_answer_images, record.value.keys() - reader.reads)))
     row = reader.read(record, context)
     return checked(record, row, unread) if unread else row
 
 
 @cache
-def _holds_answer_images(column: str) -> bool:
+def holds_answer_images(column: str) -> bool:
     """Whether a column is named as one of the images of one answer, or of numbered images.
 
     Without them its answers would be taken for answers to the same question.

@@ -379,7 +379,7 @@ def test_a_round_with_nothing_to_tell_apart_is_left_out(
 ) -> None:
     account = {"questions": 4, "written": 0, "dropped": dropped}
     monkeypatch.setattr(
-        module.Desk,
+        module.QuestionWriter,
         "preference",
         lambda *_: Prepared(train=(), eval=(), account={"train": account, "eval": account}),
     )
@@ -411,7 +411,7 @@ def stops(monkeypatch: pytest.MonkeyPatch, where: str, after: int) -> None:
     if where == "training":
         owner, name = Loop, "train_step"
     elif where == "writing questions":
-        owner, name = module.Desk, "_stage"
+        owner, name = module.QuestionWriter, "_stage"
     elif where == "merging":
         owner, name = module, "trained_model"
     else:

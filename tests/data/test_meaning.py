@@ -282,6 +282,19 @@ def test_labels_are_no_demonstrations(tmp_path: Path) -> None:
     assert len(read(tmp_path, {"text": "a film", "label": 0}).rows) == 1
 
 
+def test_a_column_that_means_nothing_is_left_out_by_the_source(tmp_path: Path) -> None:
+    for suffix, text in (
+        ("jsonl", json.dumps(TEXTS | {"context": "Act 2"}) + "\n"),
+        ("csv", "prompt,chosen,rejected,context\nq,a,b,Act 2\n"),
+    ):
+        file = tmp_path / f"rows.{suffix}"
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"'context': not read by this format"):
+            read_source(DataSource(path=str(file)), seed=0)
+        (row,) = read_source(DataSource(path=str(file), ignore=("context",)), seed=0).rows
+        assert row.prompt in ("q", TEXTS["prompt"])
+
+
 def test_ratings_beside_a_list_of_answers(tmp_path: Path) -> None:
     for name in ("scores", "rewards", "rm_scores"):
         (row,) = read(tmp_path, {"prompt": "q", "responses": ["a", "b"], name: [4.5, -1]}).rows

@@ -70,6 +70,9 @@ class DataSource(Strict):
     """Split of a `datasets` folder or hub data set."""
     limit: Count | None = None
     """Keep this many rows, drawn with the recipe's seed."""
+    ignore: tuple[str, ...] = ()
+    """Columns to do without, as if the file had none of these names: for those that would refuse
+    their row and mean nothing here."""
 
 
 class LengthRecipe(Strict):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from palate.data.containers import hub
-from palate.data.containers.base import Chained, Records
+from palate.data.containers.base import Chained, Piece, Record, Records, Rejection
 from palate.data.containers.files import SUFFIXES, open_file, suffix_of
 from palate.data.containers.tables import dataset
 from palate.errors import DataError, RecipeError, in_one_line
@@ -74,6 +75,11 @@ def open_records(source: DataSource, scratch: Path | None = None) -> Records:
         DataError: nothing there, or nothing readable, in one line.
         RecipeError: `split` or `subset` where there is nothing to choose.
     """
+    records = _all_columns(source, scratch)
+    return _Without(records, frozenset(source.ignore)) if source.ignore else records
+
+
+def _all_columns(source: DataSource, scratch: Path | None) -> Records:
     path = Path(source.path).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -90,6 +96,50 @@ def open_records(source: DataSource, scratch: Path | None = None) -> Records:
     if not _HUB_NAME.fullmatch(source.path) or source.path.startswith("."):
         raise DataError("no such file or folder", file=source.path)
     return _hub(source)
+
+
+class _Without:
+    """Records without some of their columns."""
+
+    def __init__(self, records: Records, columns: frozenset[str]) -> None:
+        self.files = records.files
+        self.damage = records.damage
+        self._records = records
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def fetch(self, indices: Sequence[int]) -> list[Record | Rejection]:
+        return self.take(indices).records()
+
+    def take(self, indices: Sequence[int]) -> Piece:
+        return _PieceWithout(self._records.take(indices), self._columns)
+
+    def pieces(self) -> Iterator[Piece]:
+        for piece in self._records.pieces():
+            yield _PieceWithout(piece, self._columns)
+
+
+@dataclass(frozen=True)
+class _PieceWithout:
+    piece: Piece
+    columns: frozenset[str]
+
+    @property
+    def rows(self) -> int:
+        return self.piece.rows
+
+    def records(self) -> list[Record | Rejection]:
+        return [
+            record
+            if isinstance(record, Rejection)
+            else replace(
+                record,
+                value={k: v for k, v in record.value.items() if k not in self.columns},
+            )
+            for record in self.piece.records()
+        ]
 
 
 def _folder(path: Path, source: DataSource, scratch: Path | None) -> Records:

@@ -41,6 +41,10 @@ def inspect(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     subset: Annotated[str | None, typer.Option(help="Subset of a folder or hub data set.")] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Do without this column; may be given several times."),
+    ] = None,
     limit: Annotated[
         str | None,
         typer.Option(metavar="INTEGER", help="Look at this many rows, drawn by chance."),
@@ -64,6 +68,7 @@ def inspect(
             "format": format,
             "split": split,
             "subset": subset,
+            "ignore": ignore or [],
             "limit": parse_yaml(limit or "null", "--limit", positions=False),
             "image_root": image_root,
         }

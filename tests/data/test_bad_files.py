@@ -61,6 +61,18 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path: Path, suffix: str) ->
     ]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+def test_a_key_given_twice(tmp_path: Path, name: str) -> None:
+    twice = b'{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}'
+    turn = b'[{"role": "assistant", "content": "a", "content": "b"}]'
+    nested = b'{"prompt": "p", "chosen": %s, "rejected": [{"role": "assistant", "content": "c"}]}'
+    rows = [LINE.strip(), twice, nested % turn]
+    text = b"[%s]" % b",\n".join(rows) if name == "rows.json" else b"\n".join(rows)
+    result = read(written(tmp_path / name, text))
+    assert len(result.rows) == 1
+    assert faults(result) == [(2, "prompt: given twice"), (3, "content: given twice")]
+
+
 def test_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbf" + LINE.replace(b"\n", b"\r\n") * 2
     result = read(written(tmp_path / "rows.jsonl", data))

@@ -20,7 +20,7 @@ from palate.data.readers.fields import (
     required,
     text,
 )
-from palate.data.readers.meaning import ANSWER
+from palate.data.readers.meaning import refuse_in_answer
 from palate.data.schema import Message, Preference, Response
 
 _LISTS = ("completions", "responses")
@@ -73,9 +73,7 @@ def _rated(answers: list[Any], ratings: Any, field: str) -> list[Any]:
 
 def _response(entry: Any, field: str, *, chat: bool) -> Response:
     check_entry(entry, field)
-    for name in sorted(ANSWER.intersection(entry)):
-        if holds(entry[name]):
-            raise RowError(f"{field}.{name}", "not read by this format")
+    refuse_in_answer(entry, field)
     key = next((k for k in _TEXTS if k in entry), None)
     if key is None:
         raise RowError(f"{field}.{_TEXTS[0]}", "missing")

@@ -180,6 +180,14 @@ def test_parquet(tmp_path: Path) -> None:
         read(path)
 
 
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    column = pa.array(["a"])
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    pq.write_table(pa.table([column] * 4, names=names), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="two columns have one name, 'chosen'"):
+        read(tmp_path / "rows.parquet")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

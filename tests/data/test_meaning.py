@@ -152,7 +152,7 @@ def test_chats_written_out_as_text(tmp_path: Path, write: Any) -> None:
 def test_answers_that_are_called_bad_are_no_demonstrations(tmp_path: Path, name: str) -> None:
     why = f"{name}: an answer that is not to be imitated"
     for good in (MESSAGES, {"prompt": "q", "completion": "a"}):
-        for value in (False, 0, "false"):
+        for value in (False, 0, "False"):
             assert refusal(tmp_path, good | {name: value}, good | {name: True}) == why
     assert refusal(tmp_path, MESSAGES | {"rationale": "Light."}, MESSAGES).startswith("rationale")
     # The class of a text is no verdict on it; a judge's rationale is a note.

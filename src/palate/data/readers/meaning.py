@@ -144,7 +144,8 @@ def _is_chat(value: str) -> bool:
 def _refuse_bad(record: Record) -> None:
     """Raises RowError for an answer that is not to be imitated, and for its reasoning apart."""
     for name, value in record.value.items():
-        if value in FALSE and _name_of(name) in _VERDICTS:
+        told = value.strip().lower() if isinstance(value, str) else value
+        if told in FALSE and _name_of(name) in _VERDICTS:
             raise RowError(name, "an answer that is not to be imitated")
     refuse(record, "rationale")
 

@@ -180,6 +180,24 @@ def test_parquet(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("key", ["a\nb", "\ud800", "k" * 3000, "\x1b[2J"])
+def test_names_of_fields_are_shown_in_one_line(tmp_path: Path, key: str) -> None:
+    turns = [{"role": "user", "content": "q", key: 1}, {"role": "assistant", "content": "a"}]
+    rows = [json.dumps({"messages": turns}), f"{{{json.dumps(key)}: 1, {json.dumps(key)}: 2}}"]
+    good = json.dumps({"messages": [turns[1] | {"role": "user"}, turns[1]]})
+    result = read(written(tmp_path / "rows.jsonl", "\n".join([*rows, good]).encode()))
+    assert [item.row for item in result.rejected] == [1, 2]
+    for item in result.rejected:
+        assert len(str(item)) < 300 + len(str(tmp_path)) and str(item).isprintable()
+
+
+def test_an_empty_list_of_answers_beside_ratings(tmp_path: Path) -> None:
+    answers = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
+    lines = [json.dumps(row).encode() for row in (answers, answers | {"responses": []})]
+    result = read(written(tmp_path / "rows.jsonl", b"\n".join(lines)))
+    assert faults(result) == [(2, "scores: not a rating for each answer")]
+
+
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     column = pa.array(["a"])
     names = ["prompt", "chosen", "rejected", "chosen"]

@@ -20,7 +20,7 @@ from palate.data.containers.base import (
     Rejection,
     shape_of,
 )
-from palate.errors import DataError, in_one_line
+from palate.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         times = Counter(key for key, _ in pairs)
-        raise _RepeatedKey(in_one_line(times.most_common(1)[0][0]))
+        raise _RepeatedKey(times.most_common(1)[0][0])
     return value
 
 

@@ -38,7 +38,7 @@ def _read(record: Record, context: Context) -> Preference:
     if not isinstance(listed, list):
         raise RowError(name, f"{shape_of(listed)}, not a list")
     ratings = next((n for n in _PARALLEL if holds(record.value.get(n))), None)
-    if ratings is not None and not isinstance(listed[0], dict):
+    if ratings is not None and not isinstance(next(iter(listed), None), dict):
         listed = _rated(listed, record.value[ratings], ratings)
     responses = []
     for i, entry in enumerate(listed):

@@ -189,6 +189,12 @@ def test_names_of_fields_are_shown_in_one_line(tmp_path: Path, key: str) -> None
     assert [item.row for item in result.rejected] == [1, 2]
     for item in result.rejected:
         assert len(str(item)) < 300 + len(str(tmp_path)) and str(item).isprintable()
+    column = written(tmp_path / "column.jsonl", json.dumps(PAIR | {key: 1}).encode())
+    assert read(column).why.isprintable()
+    unknown = written(tmp_path / "unknown.jsonl", json.dumps({key: 1}).encode())
+    with pytest.raises(DataError) as raised:
+        read(unknown)
+    assert str(raised.value).isprintable()
 
 
 def test_an_empty_list_of_answers_beside_ratings(tmp_path: Path) -> None:

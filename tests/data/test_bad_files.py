@@ -61,6 +61,18 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path: Path, suffix: str) ->
     ]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+def test_a_key_given_twice(tmp_path: Path, name: str) -> None:
+    twice = b'{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}'
+    turn = b'[{"role": "assistant", "content": "a", "content": "b"}]'
+    nested = b'{"prompt": "p", "chosen": %s, "rejected": [{"role": "assistant", "content": "c"}]}'
+    rows = [LINE.strip(), twice, nested % turn]
+    text = b"[%s]" % b",\n".join(rows) if name == "rows.json" else b"\n".join(rows)
+    result = read(written(tmp_path / name, text))
+    assert len(result.rows) == 1
+    assert faults(result) == [(2, "prompt: given twice"), (3, "content: given twice")]
+
+
 def test_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbf" + LINE.replace(b"\n", b"\r\n") * 2
     result = read(written(tmp_path / "rows.jsonl", data))
@@ -166,6 +178,38 @@ def test_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="not readable Parquet"):
         read(path)
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\ud800", "k" * 3000, "\x1b[2J"])
+def test_names_of_fields_are_shown_in_one_line(tmp_path: Path, key: str) -> None:
+    turns = [{"role": "user", "content": "q", key: 1}, {"role": "assistant", "content": "a"}]
+    rows = [json.dumps({"messages": turns}), f"{{{json.dumps(key)}: 1, {json.dumps(key)}: 2}}"]
+    good = json.dumps({"messages": [turns[1] | {"role": "user"}, turns[1]]})
+    result = read(written(tmp_path / "rows.jsonl", "\n".join([*rows, good]).encode()))
+    assert [item.row for item in result.rejected] == [1, 2]
+    for item in result.rejected:
+        assert len(str(item)) < 300 + len(str(tmp_path)) and str(item).isprintable()
+    column = written(tmp_path / "column.jsonl", json.dumps(PAIR | {key: 1}).encode())
+    assert read(column).why.isprintable()
+    unknown = written(tmp_path / "unknown.jsonl", json.dumps({key: 1}).encode())
+    with pytest.raises(DataError) as raised:
+        read(unknown)
+    assert str(raised.value).isprintable()
+
+
+def test_an_empty_list_of_answers_beside_ratings(tmp_path: Path) -> None:
+    answers = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
+    lines = [json.dumps(row).encode() for row in (answers, answers | {"responses": []})]
+    result = read(written(tmp_path / "rows.jsonl", b"\n".join(lines)))
+    assert faults(result) == [(2, "scores: not a rating for each answer")]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    column = pa.array(["a"])
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    pq.write_table(pa.table([column] * 4, names=names), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="two columns have one name, 'chosen'"):
+        read(tmp_path / "rows.parquet")
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,11 @@ def test_every_answer_of_a_conversation(tmp_path: Path) -> None:
         SftDataRecipe(train=(source,), length=length, turns="all", eval_fraction=0.34)
     )
     assert len(held) == 4 and {text[1] for text in held} & {text[1] for text in train} == set()
+    weighted = [[{**turn, "weight": int(turn["content"] != "b1")} for turn in c] for c in chats]
+    for more in ({}, {"system": "s"}):
+        source = write(tmp_path / "weighted.jsonl", [{"messages": c, **more} for c in weighted])
+        learnt_texts, _ = learnt(SftDataRecipe(train=(source,), length=length, turns="all"))
+        assert learnt_texts == [f"{x}{n}" for n in range(6) for x in "bd" if f"{x}{n}" != "b1"]
     split = write(tmp_path / "split.jsonl", [{"prompt": c[:3], "completion": c[3:]} for c in chats])
     assert learnt(SftDataRecipe(train=(split,), length=length, turns="all"))[0] == [
         f"d{n}" for n in range(6)

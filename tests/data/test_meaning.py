@@ -71,6 +71,11 @@ def test_a_system_prompt_stands_once(tmp_path: Path) -> None:
     assert same.prompt == [SYSTEM, USER]
     another = column | CHAT | {"prompt": [SYSTEM | {"content": "Be kind."}, USER]}
     assert refusal(tmp_path, another, CHAT) == "system: beside another system prompt"
+    another = column | SHAREGPT
+    another["conversations"] = [{"from": "system", "value": "Be kind."}, *another["conversations"]]
+    result = read(tmp_path, another)
+    assert result.rows[0].prompt == [SYSTEM | {"content": "Be kind."}, USER]
+    assert [p.counted_as for p in result.left_out] == ["system: beside another system prompt"]
     another = column | CHAT | {"system_prompt": "Be kind."}
     assert refusal(tmp_path, another, CHAT) == "system_prompt: beside another system prompt"
     # A blank one is none; all rows of the file are chats alike.
@@ -79,10 +84,27 @@ def test_a_system_prompt_stands_once(tmp_path: Path) -> None:
     assert refusal(tmp_path, TEXTS | {"system": [SYSTEM]}, TEXTS) == "system: a list, not text"
 
 
+@pytest.mark.parametrize("name", ["systemPrompt", "System", "SYSTEM-PROMPT", "sys", "system_msg"])
+def test_a_system_prompt_however_its_column_is_written(tmp_path: Path, name: str) -> None:
+    (row,) = read(tmp_path, {name: SYSTEM["content"], **CHAT}).rows
+    assert row.prompt == [SYSTEM, USER]
+
+
 @pytest.mark.parametrize("row", EVERY)
 @pytest.mark.parametrize(
     ("column", "value"),
     [
+        ("Context", "Selene is what the Greeks called the moon."),
+        ("persona", "A strict librarian."),
+        ("chosen_reasoning", "It reflects light."),
+        ("thinking_rejected", "It shines."),
+        ("rejected_prompt", "Is the sun a star?"),
+        ("chosen_system", "Be kind."),
+        ("rejected_weight", 0.5),
+        ("sample_weights", 0.5),
+        ("image_path", "moon.png"),
+        ("imageUrl", "https://moon.example/moon.png"),
+        ("availableTools", [{"type": "function"}]),
         ("context", "Selene is what the Greeks called the moon."),
         ("documents", [{"text": "Selene."}]),
         ("dialogue", [["hello", "hi"]]),
@@ -100,6 +122,42 @@ def test_columns_that_are_not_read_refuse_the_row(
     assert refusal(tmp_path, row | {column: value}, row) == f"{column}: not read by this format"
     empty = read(tmp_path, row | {column: None}, row | {column: []}, row | {"weight": 1})
     assert not empty.rejected
+
+
+def test_columns_that_say_nothing_more_are_no_fault(tmp_path: Path) -> None:
+    nothing = {"tools": "[]", "chosen_weight": 1, "rejected_prompt": USER["content"]}
+    nothing |= {"chosen_prompt": [USER], "image_id": "a", "prompt_id": "b", "is_tie": False}
+    (row,) = read(tmp_path, CHAT | nothing).rows
+    assert (row.prompt, row.tie) == ([USER], False)
+    (row,) = read(tmp_path, CHAT | {"is_tie": True}).rows
+    assert row.tie
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_chats_written_out_as_text(tmp_path: Path, write: Any) -> None:
+    why = "chat turns written out as text: keep them as a list"
+    for row, good, name in (
+        ({"chosen": write([USER, NO]), "rejected": write([USER, YES])}, WHOLE, "chosen"),
+        (TEXTS | {"prompt": write([USER])}, TEXTS, "prompt"),
+        (TEXTS | {"rejected": write(YES)}, TEXTS, "rejected"),
+        (TEXTS | {"chosen": write([SHAREGPT["chosen"]])}, TEXTS, "chosen"),
+        (SWIFT | {"rejected_response": write([YES])}, SWIFT, "rejected_response"),
+    ):
+        assert refusal(tmp_path, row, good) == f"{name}: {why}"
+    for answer in ('{"role": "king"}', '["user", "content"]', '{"value": 3}', "[role] content"):
+        assert not read(tmp_path, TEXTS | {"chosen": answer}).rejected
+
+
+@pytest.mark.parametrize("name", ["is_desirable", "thumbs_up", "accepted", "isGood", "correct"])
+def test_answers_that_are_called_bad_are_no_demonstrations(tmp_path: Path, name: str) -> None:
+    why = f"{name}: an answer that is not to be imitated"
+    for good in (MESSAGES, {"prompt": "q", "completion": "a"}):
+        for value in (False, 0, "False"):
+            assert refusal(tmp_path, good | {name: value}, good | {name: True}) == why
+    assert refusal(tmp_path, MESSAGES | {"rationale": "Light."}, MESSAGES).startswith("rationale")
+    # The class of a text is no verdict on it; a judge's rationale is a note.
+    assert not read(tmp_path, {"text": "a film", name: False}).rejected
+    assert not read(tmp_path, TEXTS | {"rationale": "The first is right."}).rejected
 
 
 def test_of_several_the_first_in_order_is_named(tmp_path: Path) -> None:
@@ -293,6 +351,16 @@ def test_a_column_that_means_nothing_is_left_out_by_the_source(tmp_path: Path) -
             read_source(DataSource(path=str(file)), seed=0)
         (row,) = read_source(DataSource(path=str(file), ignore=("context",)), seed=0).rows
         assert row.prompt in ("q", TEXTS["prompt"])
+
+
+def test_a_weight_of_a_rated_answer(tmp_path: Path) -> None:
+    answers = [{"text": t, "rating": n, "weight": w} for t, n, w in (("a", 3, 0), ("b", 2, 1))]
+    rated = {"prompt": "q", "completions": [*answers, {"text": "c", "rating": 1}]}
+    result = read(tmp_path, rated)
+    assert [r.content for r in result.rows[0].responses] == ["b", "c"]
+    assert [part.counted_as for part in result.left_out] == [
+        "completions.weight: not read by this format"
+    ]
 
 
 def test_ratings_beside_a_list_of_answers(tmp_path: Path) -> None:

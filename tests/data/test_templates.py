@@ -92,6 +92,40 @@ def test_turns_that_a_template_leaves_out_drop_the_row() -> None:
     assert isinstance(several.encode_row(row([SYSTEM | {"content": " "}, USER])), Item)
 
 
+DROPS_STARS = CHATML.replace("for m in messages", "for m in messages if '*' not in m.content")
+CUTS = CHATML.replace("m.content", "m.content | truncate(20)")
+SHORT_SYSTEM = CHATML.replace(
+    "for m in messages", "for m in messages if m.role != 'system' or m.content | length < 25"
+)
+ESCAPES = CHATML.replace("m.content", "m.content | tojson")
+
+
+@pytest.mark.parametrize(
+    ("template", "turn"),
+    [
+        (DROPS_STARS, USER | {"content": "a * b?"}),
+        (DROPS_STARS, TOOL | {"content": "**"}),
+        (CUTS, USER | {"content": "Is the moon a star or is it not?"}),
+        (SHORT_SYSTEM, SYSTEM | {"content": "Be kind, and be brief, and be right."}),
+    ],
+)
+def test_turns_left_out_for_what_they_say(template: str, turn: Any) -> None:
+    chat = ChatTemplate(byte_tokenizer(template=template), "model")
+    with pytest.raises(Refused, match=f"leaves out a turn of {turn['role']}, or its end"):
+        chat.whole([turn, USER, YES])
+    assert "Hi?" in chat.whole([turn | {"content": "Go on."}, USER, YES])
+    # What is only written otherwise is no turn left out.
+    escaped = ChatTemplate(byte_tokenizer(template=ESCAPES), "model")
+    assert "Say \\nso" in escaped.whole([USER | {"content": 'Say \nso "now"'}])
+
+
+def test_a_template_of_chance_ends_the_run() -> None:
+    chance = "{{ ['a', 'b'] | random }}" + CHATML
+    for _ in range(5):
+        with pytest.raises(ModelError, match=r"differently each time|no prefix"):
+            ChatTemplate(byte_tokenizer(template=chance), "model").check()
+
+
 def test_turns_are_looked_for_at_each_place() -> None:
     late = encoder(LAST_QUESTION)
     assert isinstance(late.encode_row(row([USER])), Item)

@@ -244,6 +244,10 @@ def test_native_overrides_apply_after_the_mapping() -> None:
         ("datasets: [{path: x}]", "give dataset_name or datasets"),
         ("packing: true", "belongs to `palate sft`"),
         ("per_device_train_batch_size: two", "expected a number, got 'two'"),
+        ("max_length: '1024'", "expected a whole number, got '1024'"),
+        ("bf16: 1", "expected true or false, got 1"),
+        ("precompute_ref_log_probs: maybe", "expected true or false, got 'maybe'"),
+        ("push_to_hub: yes", "upload `<output_dir>/model`"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_in_one_line(more: str, expected: str) -> None:
@@ -251,6 +255,16 @@ def test_what_cannot_be_mapped_is_refused_in_one_line(more: str, expected: str) 
     assert len(lines) == 1
     assert expected in lines[0]
     assert lines[0].startswith("t.yaml")
+
+
+@pytest.mark.parametrize("case", [str, str.title, str.upper])
+def test_true_and_false_are_those_of_yaml_1_1(case: Any, caplog: pytest.LogCaptureFixture) -> None:
+    no, off, on = (case(word) for word in ("no", "off", "on"))
+    recipe = load(f"bf16: {off}\nuse_peft: {no}\npush_to_hub: {no}\ngradient_checkpointing: {off}")
+    assert (recipe.model.lora, recipe.train.gradient_checkpointing) == (None, False)
+    assert not caplog.messages
+    assert load(f"precompute_ref_log_probs: {no}").reference is None
+    assert load(f"precompute_ref_log_probs: {on}").reference.kind == "cache"
 
 
 def test_every_refused_key_gets_its_own_line() -> None:

@@ -337,10 +337,11 @@ def _earlier_answers(row: Preference) -> list[Preference]:
     if not row.conversation or isinstance(row.prompt, str):
         return []
     chat = row.prompt
+    places = [i for i, turn in enumerate(chat) if turn["role"] == "assistant"]
     return [
         dataclasses.replace(
             row, id=f"{row.id}/{i}", prompt=chat[:i], responses=(Response(content=chat[i : i + 1]),)
         )
-        for i in range(1, len(chat))
-        if chat[i]["role"] == "assistant" and chat[i - 1]["role"] in ("user", "tool")
+        for n, i in enumerate(places)
+        if n not in row.context_answers and i and chat[i - 1]["role"] in ("user", "tool")
     ]

@@ -157,7 +157,9 @@ class Preference:
         tie: of a pair: the annotator saw no difference, and the order means nothing.
         row: 1-based row in the source file, for messages.
         conversation: prompt and response are one conversation in the source, whose earlier
-            answers are as much to be imitated as the last.
+            answers are as much to be imitated as the last, `context_answers` aside.
+        context_answers: which of the prompt's answers, counted from 0, the source says are not to
+            be trained on.
         extra: fields of the source kept for reports (JSON values only).
     """
 
@@ -170,6 +172,7 @@ class Preference:
     tie: bool = False
     row: int | None = None
     conversation: bool = False
+    context_answers: frozenset[int] = frozenset()
     extra: dict[str, Any] | None = None
 
     @property

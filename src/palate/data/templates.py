@@ -42,10 +42,12 @@ scores nor evaluations of two days could be compared.
 
 NOT_A_PREFIX = "the chat template renders a prompt that its chat does not begin with"
 LEFT_OUT = "the chat template leaves out a turn of {role}"
+LEFT_OUT_PART = "the chat template leaves out a turn of {role}, or its end, for what it says"
 
 PROBE: tuple[Message, ...] = ({"role": "user", "content": "Which colour has the sky?"},)
 PROBE_ANSWER: tuple[Message, ...] = ({"role": "assistant", "content": "Blue."},)
 _SHOWN_CHARACTERS = 24
+_RENDERED_AGAIN = 20
 _BEGINS = re.compile(r"\{\{[-+]?\s*bos_token\s*[-+]?\}\}")
 _CLOCK = "strftime_now"
 _DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", *"aAbBcdDeFGgHhIjmMprRSTuUVwWxXyYZz")
@@ -182,7 +184,28 @@ class ChatTemplate:
         for place in self._places_left_out(tuple(turn["role"] for turn in turns), open_turn):
             if text_in(turns[place]["content"]).strip():
                 raise Refused(LEFT_OUT.format(role=turns[place]["role"]))
+        unseen = [i for i, turn in enumerate(turns) if text_in(turn["content"]).strip() not in text]
+        if unseen:
+            self._check_ends(turns, unseen, open_turn)
         return text
+
+    def _check_ends(self, turns: Sequence[Message], places: Sequence[int], open_turn: bool) -> None:
+        """Raises Refused where the end of one of these turns is not rendered.
+
+        Their texts are not there as they stand: changed (escaped, without thinking), or left out
+        for what they say or how long they are.
+        """
+        marked = list(turns)
+        for i in places:
+            told = text_in(turns[i]["content"]).strip() + _TURN_MARK.format(i)
+            marked[i] = Message(role=turns[i]["role"], content=told)
+        try:
+            text = self._apply(marked, open_turn=open_turn).lower()
+        except Refused:
+            return  # It looks into the texts, as for JSON in a tool's turn.
+        for i in places:
+            if _TURN_MARK.format(i) not in text:
+                raise Refused(LEFT_OUT_PART.format(role=turns[i]["role"]))
 
     def _places_left_out(self, roles: tuple[str, ...], open_turn: bool) -> list[int]:
         """Places of turns that the template does not render in a chat of these roles.
@@ -282,8 +305,11 @@ class ChatTemplate:
         try:
             asked = self.whole(PROBE, open_turn=True)
             full = self.whole([*PROBE, *PROBE_ANSWER])
+            again = {self._apply(PROBE, open_turn=True) for _ in range(_RENDERED_AGAIN)}
         except Refused as error:
             raise ModelError(f"{self._name}: {error.reason}") from error
+        if again != {asked}:
+            raise ModelError(f"{self._name}: renders one chat differently each time, by chance")
         if not full.startswith(asked):
             raise ModelError(_not_a_prefix(asked, full, self._name))
         self._checked = True

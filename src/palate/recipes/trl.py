@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from palate.errors import RecipeError
+from palate.errors import RecipeError, in_one_line
 from palate.recipes.document import Document
 from palate.recipes.trl_keys import MARK, TrlKeys
 from palate.recipes.trl_losses import put_losses
@@ -170,6 +170,8 @@ def _lengths(keys: TrlKeys) -> None:
     if "max_length" in keys.source.value and not keys.has("max_length"):
         keys.refuse("max_length", "a limit is needed: name it")
     limit = keys.take("max_length", 1024)
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        keys.refuse("max_length", f"expected a whole number, got {in_one_line(repr(limit), 60)}")
     keys.put("data.length.max_tokens", limit, "max_length")
     if keys.verb == "reward":
         for side in ("prompt", "response"):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Any
 
 from palate.errors import RecipeError, in_one_line
 from palate.recipes.document import Document, key_path
 from palate.recipes.keys import join
-from palate.recipes.trl_table import BY_KEY, Row
+from palate.recipes.trl_table import BOOLEAN, BY_KEY, Row
 
 MARK = "model_name_or_path"
 """The key that makes a recipe TRL-shaped."""
+
+# What YAML 1.1, in which TRL reads its files, takes for true and false.
+_WORDS_OF_1_1 = {
+    **{case(word): True for word in ("yes", "on") for case in (str, str.title, str.upper)},
+    **{case(word): False for word in ("no", "off") for case in (str, str.title, str.upper)},
+}
 
 NATIVE_SECTIONS = (
     *("model", "data", "loss", "train", "reference", "token_weights"),
@@ -28,7 +35,8 @@ class TrlKeys:
     """
 
     def __init__(self, document: Document, verb: str) -> None:
-        self.source = document
+        value = {key: _as_in_1_1(key, value) for key, value in document.value.items()}
+        self.source = replace(document, value=value)
         self.verb = verb
         self.native = Document({}, name=document.name)
         self.notes: list[str] = []
@@ -95,6 +103,9 @@ class TrlKeys:
             elif row.kind == "fixed":
                 self.left.discard(key)
                 self._check_fixed(row, value)
+            elif key in BOOLEAN and not isinstance(value, bool | None):
+                self.left.discard(key)
+                self.refuse(key, f"expected true or false, got {in_one_line(repr(value), 60)}")
 
     def _unknown(self, key: str) -> str:
         if key in NATIVE_SECTIONS:
@@ -127,3 +138,8 @@ class TrlKeys:
                 )
             )
         return self.native
+
+
+def _as_in_1_1(key: str, value: Any) -> Any:
+    """The value of a key, true or false where YAML 1.1 says so."""
+    return _WORDS_OF_1_1.get(value, value) if key in BOOLEAN and isinstance(value, str) else value

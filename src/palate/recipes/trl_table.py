@@ -357,6 +357,12 @@ TABLE: tuple[Row, ...] = (
 )
 
 BY_KEY = {row.key: row for row in TABLE}
+BOOLEAN = frozenset(
+    row.key
+    for row in TABLE
+    if isinstance(row.default, bool) or any(isinstance(value, bool) for value in row.accepted)
+) | {"bf16", "use_peft", "trust_remote_code", "precompute_ref_log_probs", "assistant_only_loss"}
+"""Keys that are true or false."""
 
 
 def native_key(key: str) -> str | None:

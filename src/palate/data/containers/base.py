@@ -9,6 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from palate.errors import in_one_line
+
 PIECE_ROWS = 2000
 PIECE_BYTES = 4 << 20
 """Most rows and bytes of a piece; one row alone may be longer."""
@@ -35,7 +37,7 @@ class Rejection:
     """A record, or a part of one, that cannot be used.
 
     Attributes:
-        field: dotted, None where the whole record is meant.
+        field: dotted, in one printable line; None where the whole record is meant.
         reason: without values of the record, so that equal reasons can be counted.
     """
 
@@ -43,6 +45,11 @@ class Rejection:
     row: int
     field: str | None
     reason: str
+
+    def __post_init__(self) -> None:
+        # Names of fields are the record's own: they may be anything.
+        if self.field is not None:
+            object.__setattr__(self, "field", in_one_line(self.field))
 
     @property
     def counted_as(self) -> str:

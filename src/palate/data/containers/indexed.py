@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,12 +152,29 @@ class Indexed(ABC):
         return max(start + 1, fitting)
 
 
+class _RepeatedKey(ValueError):
+    """A key that an object has twice: nothing says which of its values is meant."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        times = Counter(key for key, _ in pairs)
+        raise _RepeatedKey(times.most_common(1)[0][0])
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def parsed(text: bytes, file: str, row: int) -> Record | Rejection:
     """A record of one JSON object."""
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = _DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError:
         return Rejection(file=file, row=row, field=None, reason="not UTF-8")
+    except _RepeatedKey as error:
+        return Rejection(file=file, row=row, field=str(error), reason="given twice")
     # ValueError: not JSON, or a number too long to convert.
     except (ValueError, RecursionError) as error:
         return Rejection(file=file, row=row, field=None, reason=not_json(error))

@@ -19,7 +19,7 @@ from palate.data.containers.base import (
     Record,
     Rejection,
 )
-from palate.errors import DataError
+from palate.errors import DataError, in_one_line
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,10 @@ class _Parquet:
         self._path = path
         self._file = file
         with self._opened() as parquet:
+            names = parquet.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                named = in_one_line(twice[0])
+                raise DataError(f"two columns have one name, '{named}'", file=file)
             about = parquet.metadata
             groups = [about.row_group(i) for i in range(about.num_row_groups)]
             self._ends = list(accumulate(group.num_rows for group in groups))

@@ -12,7 +12,7 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.readers.base import Context
 from palate.data.readers.fields import holds
-from palate.data.readers.meaning import MEANING, checked, refuse
+from palate.data.readers.meaning import checked, refuse, with_meaning
 from palate.data.readers.pictures import image_refs
 from palate.data.schema import ImageRef, Preference
 from palate.errors import PalateError
@@ -124,12 +124,12 @@ def whole_row(record: Record, row: Preference, layout: Layout, context: Context)
     """The row with all that carries meaning. What dataset_info.json does not name is counted:
     LLaMA-Factory reads the columns that are named there, and no others."""
     if layout.name and layout.columns is not None:
-        for name in sorted(MEANING.intersection(record.value).difference(layout.columns.values())):
+        for name in sorted(with_meaning(record, layout.columns.values())):
             if holds(record.value[name]):
                 context.leave_out(name, f"not named in {NAME}")
         return row
     usual = _USUAL if layout.columns is None else layout.columns.values()
-    return checked(record, row, MEANING.intersection(record.value).difference(usual))
+    return checked(record, row, with_meaning(record, usual))
 
 
 def _is_of(path: Path, folder: Path, file: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from palate.data.containers import Record
@@ -11,6 +12,7 @@ from palate.data.readers.fields import (
     check_prompt,
     check_response,
     content,
+    is_context,
     required,
     text,
     turns,
@@ -38,12 +40,16 @@ def prompt_and_completion(record: Record, answer: str = "completion") -> tuple[C
 def _read(record: Record, context: Context) -> Preference:
     prompt: Content
     response: Content
+    context_answers: frozenset[int] = frozenset()
     if "completion" in record.value or "messages" in record.value:
         refuse(record, *LABELS)
     if "completion" in record.value:
         prompt, response = prompt_and_completion(record)
     elif "messages" in record.value:
-        chat = turns(required(record, "messages"), "messages")
+        listed = required(record, "messages")
+        chat = turns(listed, "messages")
+        answers = [turn for turn in listed if turn["role"] == "assistant"]
+        context_answers = frozenset(i for i, turn in enumerate(answers) if is_context(turn))
         # Of several answers the last; a recipe may ask for the earlier ones, too.
         prompt, response = chat[:-1], chat[-1:]
         check_response(response, "messages")
@@ -53,13 +59,14 @@ def _read(record: Record, context: Context) -> Preference:
         prompt, response = "", text(required(record, "text"), "text")
     else:
         raise RowError("completion", "missing")
-    return context.row(
+    row = context.row(
         record,
         "demonstration",
         prompt=prompt,
         responses=(Response(content=response),),
         conversation="completion" not in record.value and "messages" in record.value,
     )
+    return replace(row, context_answers=context_answers) if context_answers else row
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

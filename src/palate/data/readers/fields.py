@@ -17,8 +17,11 @@ _YES = ("true", "1", "1.0")
 _NO = ("false", "0", "0.0")
 TRUE: tuple[Any, ...] = (1, *_YES)
 FALSE: tuple[Any, ...] = (0, *_NO)
-REASONING = ("reasoning", "reasoning_content", "thinking")
-WEIGHTS = ("weight", "sample_weight", "loss_weight")
+REASONING = (
+    *("reasoning", "reasoning_content", "thinking", "thought", "thoughts"),
+    *("chain_of_thought", "cot"),
+)
+WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights", "loss_weight")
 _TURN_NOTES = frozenset(
     (
         *("id", "uuid", "turn", "turn_id", "turn_identifier", "index", "message_id", "parent_id"),
@@ -103,6 +106,11 @@ def check_turn(turn: dict[str, Any], field: str, read: Sequence[str], *, answer:
             raise RowError(f"{field}.{name}", "an answer that is not to be trained on")
         if value not in FALSE and value not in TRUE:
             raise RowError(f"{field}.{name}", "a weight other than 0 and 1")
+
+
+def is_context(turn: dict[str, Any]) -> bool:
+    """Whether a turn says of itself that it is not to be trained on."""
+    return any(turn.get(name) in FALSE for name in _TRAINED)
 
 
 def check_entry(value: Any, field: str, *names: str) -> dict[str, Any]:

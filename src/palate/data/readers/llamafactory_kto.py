@@ -53,7 +53,7 @@ def _read(record: Record, context: Context) -> Preference:
         layout = _usual(record)
     if layout.formatting in FORMATS:
         field = layout.column("messages", "conversations")
-        chat, _ = sharegpt_chat(record, layout)
+        chat, _ = sharegpt_chat(record, layout, context)
         prompt, response = chat[:-1], chat[-1:]
         check_response(response, field)
         check_prompt(prompt, field)

@@ -70,7 +70,7 @@ _ROLES = {
 def _read(record: Record, context: Context) -> Preference:
     layout = sharegpt_layout(record)
     messages = layout.column("messages", "conversations")
-    prompt, tags = sharegpt_chat(record, layout)
+    prompt, tags = sharegpt_chat(record, layout, context)
     check_prompt(prompt, messages)
     sides = []
     for what in ("chosen", "rejected"):
@@ -96,7 +96,9 @@ def sharegpt_layout(record: Record) -> Layout:
     return _DEFAULT if layout is None or layout.formatting not in FORMATS else layout
 
 
-def sharegpt_chat(record: Record, layout: Layout) -> tuple[list[Message], dict[str, str]]:
+def sharegpt_chat(
+    record: Record, layout: Layout, context: Context
+) -> tuple[list[Message], dict[str, str]]:
     """The turns of the messages, the system prompt at their head, and the tags of turns."""
     refuse(record, *(layout.optional(what) for what in ("tools", "videos", "audios")))
     messages = layout.column("messages", "conversations")
@@ -104,7 +106,8 @@ def sharegpt_chat(record: Record, layout: Layout) -> tuple[list[Message], dict[s
     if not isinstance(conversation, list):
         raise RowError(messages, f"{shape_of(conversation)}, not a list of turns")
     tags = _tags(layout, conversation)
-    return _system(record, layout, turns(_turns(conversation, messages, tags), messages)), tags
+    chat = turns(_turns(conversation, messages, tags), messages)
+    return _system(record, layout, chat, context), tags
 
 
 def _tags(layout: Layout, conversation: list[Any]) -> dict[str, str]:
@@ -133,13 +136,20 @@ def _turns(conversation: list[Any], field: str, tags: dict[str, str]) -> list[An
     return chat
 
 
-def _system(record: Record, layout: Layout, chat: list[Message]) -> list[Message]:
+def _system(record: Record, layout: Layout, chat: list[Message], context: Context) -> list[Message]:
     name = layout.optional("system", "system")
     value = None if name is None else record.value.get(name)
-    if name is None or value is None or chat[0]["role"] == "system":
+    if name is None or value is None:
         return chat
     instructions = text(value, name, blank=True)
-    return [{"role": "system", "content": instructions}, *chat] if instructions.strip() else chat
+    if not instructions.strip():
+        return chat
+    if chat[0]["role"] != "system":
+        return [{"role": "system", "content": instructions}, *chat]
+    if chat[0]["content"] != instructions:
+        # LLaMA-Factory takes that of the turns.
+        context.leave_out(name, "beside another system prompt")
+    return chat
 
 
 def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | None:

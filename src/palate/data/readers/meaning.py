@@ -10,32 +10,50 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
-from palate.data.readers.fields import REASONING, TRUE, WEIGHTS, holds, text
+from palate.data.readers.fields import FALSE, REASONING, TRUE, WEIGHTS, holds, text
 from palate.data.schema import Content, Message, Preference, Response, text_in
 
-SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
+SYSTEM = (
+    *("system", "system_prompt", "system_message", "system_instruction", "system_instructions"),
+    *("system_msg", "system_text", "systemprompt", "sys", "sys_prompt"),
+)
 """Names of the column of a system prompt."""
 QUESTIONS = ("question", "query", "instruction", "input", "problem")
 """Names of the column of what is said to a model, where it is not `prompt`."""
 ASKED = (
-    *("prompt", *QUESTIONS, "user_prompt", "messages", "conversation", "conversations"),
-    *("dialogue", "dialog", "history", "chat_history", "context", "passage", "article"),
-    *("document", "documents"),
+    *("prompt", *QUESTIONS, "questions", "instructions", "query_text", "question_text"),
+    *("user_prompt", "user_input", "user_message", "user_query", "user_question"),
+    *("messages", "conversation", "conversations", "dialogue", "dialog", "history"),
+    *("chat_history", "conversation_history", "context", "contexts", "passage", "passages"),
+    *("article", "document", "documents", "paragraph", "excerpt", "background", "scenario"),
+    *("premise", "story", "post", "persona", "character", "knowledge", "evidence", "facts"),
+    *("retrieved", "retrieved_documents", "retrieved_passages", "search_results", "preamble"),
+    *("few_shot", "few_shots", "few_shot_examples", "demonstrations", "choices", "options"),
 )
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios", "speech", "objects")
+_MEDIA = (
+    *("image", "images", "video", "videos", "audio", "audios", "speech", "objects"),
+    *("attachment", "attachments"),
+)
 _TOOLS = (
-    *("tools", "functions", "function_call", "function_calls", "tool_calls", "tool_choice"),
-    *("chat_template_kwargs",),
+    *("tool", "tools", "functions", "function_call", "function_calls", "tool_calls"),
+    *("tool_choice", "tool_definitions", "available_tools", "chat_template_kwargs"),
 )
 LABELS = ("label", "labels", "kto_tag")
 MEANING = frozenset((*SYSTEM, "developer", *ASKED, *_MEDIA, *_TOOLS, *REASONING, *LABELS, *WEIGHTS))
-ANSWER = frozenset(("reasoning_content", "thinking", *_MEDIA, *_TOOLS))
+_ANSWER = frozenset(("reasoning_content", "thinking", *_MEDIA, *_TOOLS, *WEIGHTS))
 """What carries meaning in an answer that is an object."""
+_VERDICTS = frozenset(
+    (
+        *("desirable", "is_desirable", "good", "is_good", "chosen", "is_chosen", "preferred"),
+        *("is_preferred", "thumbs_up", "liked", "accepted", "correct", "is_correct", "helpful"),
+    )
+)
+"""What says of a lone answer whether it is a good one."""
 
 
 _IMAGE = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"))
@@ -46,7 +64,54 @@ _OF_ANSWER = frozenset(
         *("completion", "completions", "candidate", "candidates"),
     )
 )
-_HELD = frozenset(("path", "paths", "file", "files", "bytes"))
+_HELD = frozenset(
+    ("path", "paths", "file", "files", "filename", "bytes", "base64", "b64", "url", "urls", "uri")
+)
+_SEEN_OR_HEARD = _IMAGE | {"video", "videos", "audio", "audios"}
+_SIDE = re.compile(r"(?:chosen|rejected)_(\w+)|(\w+)_(?:chosen|rejected)")
+_OF_A_SIDE = frozenset(
+    (*SYSTEM, "prompt", "question", "instruction", *_TOOLS, *REASONING, *WEIGHTS)
+)
+_JOINTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\s.-]+")
+
+
+_TEXTS = frozenset(
+    (
+        *("prompt", "chosen", "rejected", "rejected_response", "completion", "response", "output"),
+        *QUESTIONS,
+    )
+)
+"""Columns whose text would be trained on as it is."""
+_OPENS_TURN = re.compile(r"\s*\[?\s*\{\s*['\"](role|from|content|value)['\"]\s*:")
+_ROLE = re.compile(
+    r"['\"](?:role|from)['\"]\s*:\s*['\"](?:system|developer|user|human|assistant|gpt|tool)['\"]"
+)
+_SAYS = re.compile(r"['\"](?:content|value)['\"]\s*:")
+
+
+@lru_cache(maxsize=4096)
+def meaning_of(column: str) -> str | None:
+    """The name in `MEANING` that a column goes by; None of a note.
+
+    However it is written (systemPrompt, SYSTEM-PROMPT), and also where it is of one answer
+    (rejected_reasoning) or says how its images are held (image_path). What one answer alone was
+    asked counts as `prompt`: it must be in the row already.
+    """
+    name = _name_of(column)
+    if name in MEANING:
+        return name
+    side = _SIDE.fullmatch(name)
+    base = (side[1] or side[2]) if side else ""
+    if base in _OF_A_SIDE:
+        return "prompt" if base in SYSTEM or base in ASKED else base
+    words = set(re.findall(r"[a-z]+|[0-9]+", name))
+    media = words & _SEEN_OR_HEARD
+    return "images" if media and words <= media | _HELD else None
+
+
+def with_meaning(record: Record, reads: Collection[str]) -> list[str]:
+    """The columns of a record that carry meaning, without those in `reads`."""
+    return [name for name in record.value if name not in reads and meaning_of(name)]
 
 
 def read_row(reader: Reader, record: Record, context: Context) -> Preference:
@@ -55,10 +120,39 @@ def read_row(reader: Reader, record: Record, context: Context) -> Preference:
     Raises:
         RowError: the record is no row of the format, or holds what the format does not read.
     """
-    unread = MEANING.intersection(record.value).difference(reader.reads)
+    unread = with_meaning(record, reader.reads)
     refuse(record, *sorted(filter(holds_answer_images, record.value.keys() - reader.reads)))
     row = reader.read(record, context)
+    # A text that is learnt as a whole; elsewhere `text` is a note, often of the chat rendered.
+    texts = _TEXTS | {"text"} if row.prompt == "" else _TEXTS
+    for name, value in record.value.items():
+        if name in texts and isinstance(value, str) and _is_chat(value):
+            raise RowError(name, "chat turns written out as text: keep them as a list")
+    if row.kind == "demonstration" and row.prompt != "":
+        _refuse_bad(record)
     return checked(record, row, unread) if unread else row
+
+
+def _is_chat(value: str) -> bool:
+    """Whether a text is the JSON, or Python's way of writing, of a turn or of a list of turns."""
+    if value.lstrip()[:1] not in ("[", "{"):
+        return False
+    turn = _OPENS_TURN.match(value) and _ROLE.search(value) and _SAYS.search(value)
+    return turn is not None
+
+
+def _refuse_bad(record: Record) -> None:
+    """Raises RowError for an answer that is not to be imitated, and for its reasoning apart."""
+    for name, value in record.value.items():
+        told = value.strip().lower() if isinstance(value, str) else value
+        if told in FALSE and _name_of(name) in _VERDICTS:
+            raise RowError(name, "an answer that is not to be imitated")
+    refuse(record, "rationale")
+
+
+@lru_cache(maxsize=4096)
+def _name_of(column: str) -> str:
+    return _JOINTS.sub("_", column).lower()
 
 
 @cache
@@ -81,20 +175,42 @@ def checked(record: Record, row: Preference, unread: Collection[str]) -> Prefere
     Raises:
         RowError: one of them holds something that is not in the row.
     """
-    refuse(record, *sorted(set(unread).difference(ASKED, SYSTEM)))
-    for name in sorted(set(unread).intersection(ASKED)):
+    asked: list[str] = []
+    system: list[str] = []
+    unreadable: list[str] = []
+    for name in sorted(unread):
+        meaning = meaning_of(name)
+        kind = asked if meaning in ASKED else system if meaning in SYSTEM else unreadable
+        kind.append(name)
+    if row.has_images:  # where they lie is said elsewhere, too
+        unreadable = [n for n in unreadable if n in MEANING or meaning_of(n) != "images"]
+    refuse(record, *unreadable)
+    for name in asked:
         if holds(value := record.value[name]) and not _repeats(value, row):
             raise RowError(name, "not read by this format")
-    present = [name for name in SYSTEM if name in unread]
-    return _with_system(row, record, present) if present else row
+    return _with_system(row, record, system) if system else row
+
+
+def refuse_in_answer(entry: dict[str, Any], field: str) -> None:
+    """Raises RowError for what an answer that is an object holds besides its text."""
+    for name in sorted(_ANSWER.intersection(entry)):
+        if holds(entry[name]) and not _says_nothing(name, entry[name]):
+            raise RowError(f"{field}.{name}", "not read by this format")
 
 
 def refuse(record: Record, *names: str | None) -> None:
     """Raises RowError for the first of these columns that holds something."""
     for name in names:
         value = None if name is None else record.value.get(name)
-        if holds(value) and not (name in WEIGHTS and value in TRUE):
+        if name is not None and holds(value) and not _says_nothing(meaning_of(name), value):
             raise RowError(name, "not read by this format")
+
+
+def _says_nothing(meaning: str | None, value: Any) -> bool:
+    """Whether a value is what a row without the column has."""
+    if meaning in WEIGHTS:
+        return value in TRUE
+    return meaning in _TOOLS and isinstance(value, str) and value.strip() in ("[]", "{}", "null")
 
 
 def _with_system(row: Preference, record: Record, names: Sequence[str]) -> Preference:
@@ -153,7 +269,8 @@ def _repeats(value: Any, row: Preference) -> bool:
         )
     if not isinstance(value, list):
         return False
-    chats = [chat_of(row.prompt, "user"), *(_whole(row.prompt, r) for r in row.responses)]
+    chats = [chat_of(prompt, "user") for prompt in prompts]
+    chats += [_whole(row.prompt, response) for response in row.responses]
     turns = [[turn.get("role"), turn.get("content")] for turn in value if isinstance(turn, dict)]
     return any(turns == [[t["role"], t["content"]] for t in chat] for chat in chats)
 

@@ -20,7 +20,7 @@ from palate.data.readers.fields import (
     required,
     text,
 )
-from palate.data.readers.meaning import ANSWER
+from palate.data.readers.meaning import refuse_in_answer
 from palate.data.schema import Message, Preference, Response
 
 _LISTS = ("completions", "responses")
@@ -38,7 +38,7 @@ def _read(record: Record, context: Context) -> Preference:
     if not isinstance(listed, list):
         raise RowError(name, f"{shape_of(listed)}, not a list")
     ratings = next((n for n in _PARALLEL if holds(record.value.get(n))), None)
-    if ratings is not None and not isinstance(listed[0], dict):
+    if ratings is not None and not isinstance(next(iter(listed), None), dict):
         listed = _rated(listed, record.value[ratings], ratings)
     responses = []
     for i, entry in enumerate(listed):
@@ -73,9 +73,7 @@ def _rated(answers: list[Any], ratings: Any, field: str) -> list[Any]:
 
 def _response(entry: Any, field: str, *, chat: bool) -> Response:
     check_entry(entry, field)
-    for name in sorted(ANSWER.intersection(entry)):
-        if holds(entry[name]):
-            raise RowError(f"{field}.{name}", "not read by this format")
+    refuse_in_answer(entry, field)
     key = next((k for k in _TEXTS if k in entry), None)
     if key is None:
         raise RowError(f"{field}.{_TEXTS[0]}", "missing")

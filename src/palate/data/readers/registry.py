@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from palate.data.readers.base import Reader
-from palate.errors import DataError, RecipeError
+from palate.errors import DataError, RecipeError, in_one_line
 
 _PACKAGE = "palate.data.readers"
 
@@ -67,7 +67,7 @@ def recognise(
     best = [(r, why) for r, why in candidates if r.specificity == candidates[0][0].specificity]
     if len(best) == 1:
         return best[0]
-    there = ", ".join(sorted(columns)) or "none"
+    there = ", ".join(in_one_line(name) for name in sorted(columns)) or "none"
     if best:
         names = " or ".join(r.name for r, _ in best)
         raise DataError(f"could be {names} (columns: {there}): name one with `format`", file=file)

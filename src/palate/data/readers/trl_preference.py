@@ -47,8 +47,9 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"),
 )
+_TIES = ("tie", "is_tie")
 _OWN = frozenset(
-    ("chosen", "rejected", "prompt", "margin", "tie", "probability", "image", "images")
+    ("chosen", "rejected", "prompt", "margin", *_TIES, "probability", "image", "images")
 ).union(*_SCORES)
 _NOTES = re.compile(
     r"(.*[_-])?(id|ids|idx|index|uuid|hash|models?|source|sources|dataset|datasets|generator|name"
@@ -113,7 +114,7 @@ def _read(record: Record, context: Context) -> Preference:
             Response(content=answers[1], votes=votes[1]),
         ),
         margin=_margin(record),
-        tie=record.value.get("tie") is not None and flag(record, "tie"),
+        tie=any(holds(record.value.get(name)) and flag(record, name) for name in _TIES),
     )
 
 

@@ -18,7 +18,7 @@ from palate.data.readers.registry import reader_named, recognise
 from palate.data.stream.draw import Draw, Least
 from palate.data.stream.grouping import OpenGroup, Row
 from palate.data.stream.parse import Chunk, NotDrawn, RowParser, parse_record
-from palate.errors import DataError, RecipeError
+from palate.errors import DataError, RecipeError, in_one_line
 from palate.recipes.schema import DataSource
 
 _SAMPLE_ROWS = 100
@@ -188,6 +188,6 @@ def _not_read(reader: Reader, records: Sequence[Record]) -> str:
         if not isinstance(row, Rejection):
             read |= columns.read
             filled |= {name for name, value in record.value.items() if holds(value)}
-    names = [" ".join(str(name).split())[:_SHOWN_CHARACTERS] for name in sorted(filled - read)]
+    names = [in_one_line(name)[:_SHOWN_CHARACTERS] for name in sorted(filled - read)]
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return f"; not read: {', '.join(names[:_SHOWN_NAMES])}{more}" if names else ""

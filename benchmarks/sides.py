@@ -7,7 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,16 @@ def report(**measures: Any) -> None:
     print(_MARK + json.dumps({**measures, "peak": peak}))
 
 
-def run_side(script: str, side: str, *arguments: Any) -> dict[str, Any]:
-    """What `script --side SIDE` reports, from a process of its own; ends this one if it fails."""
+def run_side(
+    script: str, side: str, *arguments: Any, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `script --side SIDE` reports, from a process of its own; ends this one if it fails.
+
+    Args:
+        environment: of that process; default: this one's.
+    """
     command = [sys.executable, script, *map(str, arguments), "--side", side]
-    out = subprocess.run(command, capture_output=True, text=True)
+    out = subprocess.run(command, capture_output=True, text=True, env=environment)
     results = [line for line in out.stdout.splitlines() if line.startswith(_MARK)]
     if out.returncode or not results:
         raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")

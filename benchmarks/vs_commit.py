@@ -18,7 +18,6 @@ the greatest of single turns), and its peak memory over the other's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,10 +26,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from data_build import write_pairs
 from processor import processor
+from sides import run_side
 from vs_trl_dpo import make_pairs
 from vs_trl_reward import starting_model
 
@@ -43,30 +42,33 @@ seed: 0
 """
 
 
-def run(tree: Path, command: list[str]) -> tuple[float, int, str]:
-    """Seconds and peak memory (bytes) of a command with the tree's source, and what it printed."""
-    path = os.pathsep.join([str(tree / "src"), str(tree / "benchmarks")])
-    timed = ["/usr/bin/env", f"PYTHONPATH={path}", *command]
+def environment_of(tree: Path) -> dict[str, str]:
+    """In which a process imports the tree's source."""
+    return {**os.environ, "PYTHONPATH": str(tree / "src")}
+
+
+def run(tree: Path, command: list[str]) -> tuple[float, int]:
+    """Seconds and peak memory (bytes) of a command with the tree's source."""
     with tempfile.TemporaryFile("w+") as out:
         start = time.perf_counter()
-        child = subprocess.Popen(timed, stdout=out, stderr=subprocess.STDOUT, text=True)
+        child = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment_of(tree)
+        )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
-        out.seek(0)
-        text = out.read()
-    if status:
-        raise SystemExit(f"{' '.join(command)} in {tree} failed:\n{text[-4000:]}")
-    return seconds, usage.ru_maxrss * 1024, text
+        if status:
+            out.seek(0)
+            raise SystemExit(f"{' '.join(command)} in {tree} failed:\n{out.read()[-4000:]}")
+    return seconds, usage.ru_maxrss * 1024
 
 
 def step(tree: Path, script: str, model: Path | str, data: Path) -> tuple[float, int]:
     """Median seconds of a timed step, and peak memory, of the side `palate` of a tree's script."""
-    command = [sys.executable, str(tree / "benchmarks" / script), str(model)]
-    arguments = ["--data", str(data), "--steps", "3", "--dtype", "bfloat16", "--side", "palate"]
-    _, peak, text = run(tree, [*command, *arguments])
-    line = next(line for line in text.splitlines() if line.startswith("RESULT "))
-    reported: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return statistics.median(reported["seconds"][1:]), peak
+    reported = run_side(
+        str(tree / "benchmarks" / script), "palate", model, "--data", data, "--steps", 3,
+        "--dtype", "bfloat16", environment=environment_of(tree),
+    )  # fmt: skip
+    return statistics.median(reported["seconds"][1:]), reported["peak"]
 
 
 def parts(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[Path], tuple[float, int]]]:
@@ -89,13 +91,13 @@ def parts(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[Path], 
         with tempfile.TemporaryDirectory(dir=folder) as out:
             recipe = Path(out) / "recipe.yaml"
             recipe.write_text(RECIPE.format(out=Path(out) / "built", data=rows))
-            return run(tree, [*palate, "data", "build", str(recipe)])[:2]
+            return run(tree, [*palate, "data", "build", str(recipe)])
 
     every: dict[str, Callable[[Path], tuple[float, int]]] = {
         "dpo": lambda tree: step(tree, "vs_trl_dpo.py", args.model, pairs),
         "reward": lambda tree: step(tree, "vs_trl_reward.py", folder / "start", pairs),
         "build": build,
-        "start": lambda tree: run(tree, [*palate, "--help"])[:2],
+        "start": lambda tree: run(tree, [*palate, "--help"]),
     }
     return {name: every[name] for name in args.only}
 

@@ -17,7 +17,7 @@ from palate.data.scorer import Score, Scorer, part_values
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
 from palate.evaluate.reward.agreement import agreement
-from palate.evaluate.reward.benchmark import Benchmark, Official, Read
+from palate.evaluate.reward.benchmark import Benchmark, Read
 from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
@@ -216,7 +216,7 @@ class _EvaluationContext:
         pairs = compare(benchmark.items, scores)
         official = benchmark.rules.official(benchmark.items, scores, confidence)
         return {
-            "official": _official(official),
+            "official": dataclasses.asdict(official),
             "accuracy": by_source(pairs, confidence),
             "tied_in_data": _tied(benchmark.items, scores),
             "calibration": calibration(pairs, confidence, self.recipe.seed),
@@ -256,7 +256,7 @@ class _EvaluationContext:
         baselines = {}
         for prefer in ("longer", "shorter"):
             values = values_of(Length(prefer).score(as_groups(benchmark.items)))
-            baselines[prefer] = _official(
+            baselines[prefer] = dataclasses.asdict(
                 benchmark.rules.official(benchmark.items, values, self.recipe.confidence)
             )
         pairs = {name: compare(benchmark.items, values) for name, values in scores.items()}
@@ -361,10 +361,6 @@ def _members(scorer: Scorer, scored: Sequence[Sequence[Score]]) -> dict[str, Any
 
 def _as_json(scores: Sequence[float]) -> list[float | None]:
     return [None if math.isnan(score) else score for score in scores]
-
-
-def _official(official: Official) -> dict[str, Any]:
-    return dataclasses.asdict(official)
 
 
 def _describe(scores: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said_in_one_line() -> None:
 def test_requests_at_once_share_a_batch_and_a_bad_one_costs_nobody_else() -> None:
     async def test() -> None:
         scorer = Slow()
-        async with client(scorer, max_batch_responses=8) as c:
+        async with client(scorer, max_batch_responses=8, max_wait_ms=500) as c:
             texts = ["a" * (n + 1) for n in range(8)]
             answers = await asyncio.gather(*(c.post("/score", json=ask(t)) for t in texts))
             assert [a.json()["scores"] for a in answers] == [[float(len(t))] for t in texts]

@@ -323,7 +323,7 @@ def test_what_another_recipe_has_left_is_not_taken_up(
         patch.setattr("palate.data.construct.build.write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(recipe_of(out, sources, seed=1), code={})
-    assert (tmp_path / ".out.building" / "staged" / "source000" / "source.json").exists()
+    assert (tmp_path / ".out.building" / "staged" / "stages" / "source000.json").exists()
     write_jsonl(file, [text_pair(i) for i in range(5)])
     build(recipe_of(out, sources, seed=1, resume=True), code={})
     assert checked(out)["train"]["pairs"] == 5

@@ -5,7 +5,6 @@ In memory are numbers, with the audit under 150 bytes a pair, and blocks of a fe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,7 +84,6 @@ def build(
         steps = build_steps(recipe.curate, means)
         measure = None if recipe.mixture is None else Measure(recipe.mixture)
         origins = [one.origin for one in opened]
-        keys = {id(one): _key(recipe, o) for one, o in zip(opened, origins, strict=True)}
         sources = stage_all(
             opened,
             folder.staged,
@@ -95,7 +93,7 @@ def build(
             pairing=recipe.pairing,
             images=recipe.images,
             measure=recipe.mixture,
-            key=lambda one: keys[id(one)],
+            key=lambda one: _key(recipe, one.origin),
         )
         state = joined([source.arrays for source in sources])
         blocks = blocks_of(sources)
@@ -145,9 +143,8 @@ def build(
     return recipe.output_dir
 
 
-def _key(recipe: DataBuildRecipe, origin: Origin) -> str:
-    text = f"{recipe_digest(recipe)}|{origin.source.name}|{origin.sha256}|{origin.available}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _key(recipe: DataBuildRecipe, origin: Origin) -> list[Any]:
+    return [recipe_digest(recipe), origin.source.name, origin.sha256, origin.available]
 
 
 def _check_left(state: State, sources: Sequence[Source], curation: Curation) -> None:

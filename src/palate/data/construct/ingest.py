@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,10 @@ from palate.data.construct.quarantine import Quarantine
 from palate.data.construct.state import Collected
 from palate.data.containers import Rejection
 from palate.data.stream import Group, OpenGroup, RowStream
-from palate.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from palate.data.images import ImageCounts
 
-_ACCOUNT = "source.json"
 _ARRAYS = "pairs.npz"
 QUARANTINE = "quarantine.jsonl"
 
@@ -174,33 +172,25 @@ class Source:
                 reason=item.reason,
             )
 
-    def save(self, key: str) -> None:
-        """Keeps the account and the arrays for a resumed build; `key` says what they depend on."""
+    def dump(self) -> dict[str, Any]:
+        """The account as JSON values, for `restore`; the arrays are kept in the folder."""
         np.savez(self.folder / _ARRAYS, **self.arrays)  # type: ignore[arg-type]
         images = None if self.images is None else self.images.dump()
-        saved = {"key": key, "account": vars(self.account), "images": images}
-        write_json(self.folder / _ACCOUNT, saved)
+        return {"account": vars(self.account), "images": images}
 
-    def load(self, key: str) -> bool:
-        """Takes up what an interrupted build has saved; False if nothing has this key."""
-        file = self.folder / _ACCOUNT
-        if not file.exists():
-            return False
-        saved = read_json(file)
-        if saved["key"] != key:
-            return False
-        for name, value in saved["account"].items():
+    def restore(self, dumped: Mapping[str, Any]) -> None:
+        """Takes up what an interrupted build has dumped."""
+        for name, value in dumped["account"].items():
             kind = type(getattr(self.account, name))
             setattr(self.account, name, kind(value))
-        self.account.blocks = [tuple(block) for block in saved["account"]["blocks"]]
-        if saved["images"] is not None:
+        self.account.blocks = [tuple(block) for block in dumped["account"]["blocks"]]
+        if dumped["images"] is not None:
             from palate.data.images import ImageCounts
 
-            self.images = ImageCounts.restore(saved["images"])
+            self.images = ImageCounts.restore(dumped["images"])
         with np.load(self.folder / _ARRAYS, allow_pickle=False) as arrays:
             self.arrays = dict(arrays)
         self._advance(self.account.read)
-        return True
 
 
 def images_of(sources: Sequence[Source]) -> dict[str, Any] | None:

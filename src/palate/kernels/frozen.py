@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palate.kernels import cpu
 from palate.kernels.inputs import RefSummary
 from palate.kernels.stats import Head
 from palate.kernels.streaming import target_logits
@@ -38,18 +39,24 @@ from float32's limit, and raising it costs a pass over the accumulated embedding
 def stream(
     hidden: Tensor,
     head: Head,
+    targets: Tensor,
     *,
     mean: bool,
     exact_mean: bool = False,
     memory_mb: int,
-) -> tuple[Tensor, Tensor | None]:
-    """One pass over the vocabulary: (logsumexp [N], E_q[W] [N, d] or None), float32.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One pass over the vocabulary: (logp [N], logsumexp [N], E_q[W] [N, d] or None), float32.
 
     Args:
         mean: also return the expected row of W.
         exact_mean: round the probabilities to 17 bits instead of 8 before they meet W; for the
             stored summary of a reference, whose error enters the KL's value.
     """
+    if cpu.takes(hidden, head.weight):
+        if mean:
+            return cpu.expected(hidden, head, targets, exact=exact_mean, memory_mb=memory_mb)
+        found = cpu.forward(hidden, head, targets)
+        return found.logp, found.lse, None
     n, vocabulary = hidden.shape[0], head.weight.shape[0]
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     size = plan(
@@ -104,7 +111,8 @@ def stream(
                         for part in (high, low):
                             acc[rows].addmm_(part.float(), rows_w)
     lse = shift + total.log()
-    return lse, None if acc is None else acc.div_(total.unsqueeze(1))
+    logp = target_logits(hidden, head.weight, head.bias, targets, head.scale, None) - lse
+    return logp, lse, None if acc is None else acc.div_(total.unsqueeze(1))
 
 
 def summarise(*, hidden: Tensor, head: Head, targets: Tensor, memory_mb: int = 256) -> RefSummary:
@@ -119,11 +127,13 @@ def summarise(*, hidden: Tensor, head: Head, targets: Tensor, memory_mb: int = 2
             "a soft-capped head has no summary: logits are not linear in the hidden state"
         )
     with torch.no_grad():
-        lse, mean = stream(hidden, head, mean=True, exact_mean=True, memory_mb=memory_mb)
+        logp, lse, mean = stream(
+            hidden, head, targets, mean=True, exact_mean=True, memory_mb=memory_mb
+        )
         assert mean is not None
         wide = lse.dtype
         return RefSummary(
-            logp=target_logits(hidden, head.weight, head.bias, targets, head.scale, None) - lse,
+            logp=logp,
             lse=lse,
             mean_embedding=mean,
             mean_dot=head.scale * (mean * hidden.to(wide)).sum(-1),
@@ -137,11 +147,13 @@ class _LogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, head: Head, memory_mb: int
     ) -> tuple[Tensor, Tensor]:
-        lse, mean = stream(hidden, head, mean=ctx.needs_input_grad[0], memory_mb=memory_mb)
+        logp, lse, mean = stream(
+            hidden, head, targets, mean=ctx.needs_input_grad[0], memory_mb=memory_mb
+        )
         ctx.head, ctx.dtype = head, hidden.dtype
         ctx.save_for_backward(targets, mean)
         ctx.set_materialize_grads(False)
-        return target_logits(hidden, head.weight, head.bias, targets, head.scale, None) - lse, lse
+        return logp, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -1,5 +1,8 @@
 """The general token operator: any head, trained or frozen, exact, in bounded memory.
 
+The formulas are those of the compiled head of `palate.kernels.cpu`, too, which is used where it can
+be; what follows here is the same on torch's own products.
+
 One streaming pass over the vocabulary gives, per token, with z and r the policy's and the
 reference's logits, q and p their softmax:
 
@@ -25,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palate.kernels import cpu
 from palate.kernels.stats import Head
 from palate.kernels.streaming import (
     OnlineSums,
@@ -58,6 +62,12 @@ class HeadOptions:
     entropy: bool
     memory_mb: int
 
+    def head(self, weight: Tensor, bias: Tensor | None) -> Head:
+        return Head(weight=weight, bias=bias, scale=self.scale, softcap=self.softcap)
+
+    def ref_head(self, weight: Tensor, bias: Tensor | None) -> Head:
+        return Head(weight=weight, bias=bias, scale=self.ref_scale, softcap=self.ref_softcap)
+
 
 class GeneralTokenStats(torch.autograd.Function):
     """See the module's text. Takes and returns tensors only; `general_stats` is the way in."""
@@ -74,6 +84,27 @@ class GeneralTokenStats(torch.autograd.Function):
         ref_bias: Tensor | None,
         options: HeadOptions,
     ) -> tuple[Tensor | None, ...]:
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.compiled = cpu.takes(hidden, weight, ref_hidden, ref_weight)
+        if ctx.compiled:
+            found = cpu.forward(
+                hidden,
+                options.head(weight, bias),
+                targets,
+                ref_hidden=ref_hidden,
+                ref_head=None if ref_weight is None else options.ref_head(ref_weight, ref_bias),
+                kl=options.kl,
+                reverse_kl=options.reverse_kl,
+                entropy=options.entropy,
+            )
+            ctx.save_for_backward(
+                hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
+                found.lse, found.ref_lse, found.mean_gap, found.mean_logit, found.target_logit,
+            )  # fmt: skip
+            if found.ref_logp is not None:
+                ctx.mark_non_differentiable(found.ref_logp)
+            return found.logp, found.ref_logp, found.kl, found.reverse_kl, found.entropy
         n, vocabulary = hidden.shape[0], weight.shape[0]
         device = hidden.device
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -145,14 +176,12 @@ class GeneralTokenStats(torch.autograd.Function):
         if options.entropy:
             mean_z = policy.mean(2)
             entropy = lse - mean_z
-        ctx.options = options
         ctx.save_for_backward(
             hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
             lse, ref_lse, mean_gap, mean_z, z_y,
         )  # fmt: skip
         if ref_logp is not None:
             ctx.mark_non_differentiable(ref_logp)
-        ctx.set_materialize_grads(False)
         return logp, ref_logp, kl, reverse_kl, entropy
 
     @staticmethod
@@ -180,6 +209,32 @@ class GeneralTokenStats(torch.autograd.Function):
         if n == 0:
             if d_w is not None:
                 d_w.zero_()
+            return _result(d_h, d_w, d_b, hidden, bias)
+        if ctx.compiled:
+            rows, coefficients = targets[order], [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
+            parts = {
+                "logp": coefficients[0],
+                "kl": coefficients[1],
+                "reverse_kl": None if mean_gap is None else coefficients[2],
+                "entropy": None if mean_z is None else coefficients[3],
+                "lse": lse[order],
+                "ref_lse": None if ref_lse is None else ref_lse[order[:n_ref]],
+                "mean_gap": None if mean_gap is None else mean_gap[order[:n_ref]],
+                "mean_logit": None if mean_z is None else mean_z[order],
+                "slope": _target_slope(coefficients[0], z_y[order], options),
+            }
+            d_h_rows, d_w, d_b = cpu.backward(
+                hidden[order],
+                options.head(weight, bias),
+                rows,
+                upstream=parts,
+                ref_hidden=ref_hidden[order[:n_ref]] if n_ref else None,
+                ref_head=options.ref_head(ref_weight, ref_bias) if n_ref else None,
+                need=(need_h, need_w, need_b),
+                memory_mb=options.memory_mb,
+            )
+            if d_h is not None and d_h_rows is not None:
+                d_h[order] = d_h_rows
             return _result(d_h, d_w, d_b, hidden, bias)
 
         size = plan(

@@ -1,0 +1,132 @@
+"""Compiles `head.cpp` when it is first needed, keeps it, and checks it before it is trusted."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from palate.caches import cache_folder
+
+SWITCH = "PALATE_FUSED_HEAD"
+"""Environment variable: 0 keeps to the torch path, 1 makes it an error that this cannot be used."""
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++20",
+    "-fopenmp",
+    # Without them no comparison of floats becomes a vector instruction.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
+
+
+class Unavailable(Exception):
+    """Why the compiled head cannot be used."""
+
+
+def available() -> bool:
+    """Whether the compiled head can be used; the first call compiles, loads and checks it."""
+    return why_not() is None
+
+
+@cache
+def why_not() -> str | None:
+    """Why the compiled head is not used, in words; None where it is.
+
+    Raises:
+        RuntimeError: it cannot be used and `PALATE_FUSED_HEAD=1` wants it.
+    """
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "0", "1"):
+        raise RuntimeError(f"{SWITCH} is 0 or 1, not {wanted!r}")
+    if wanted == "0":
+        return f"{SWITCH}=0"
+    try:
+        library()
+    except Unavailable as error:
+        if wanted == "1":
+            raise RuntimeError(f"{SWITCH}=1, but {error}") from error.__cause__
+        note = "the vocabulary head runs on torch's own products, which take about twice as long: "
+        logging.getLogger("palate").warning("%s%s", note, error)
+        return str(error)
+    return None
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled head, checked against float64.
+
+    Raises:
+        Unavailable: this machine cannot compile or run it, or its results are wrong.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        raise Unavailable("no bfloat16 products on this CPU")
+    source = resources.files("palate.kernels.cpu").joinpath("head.cpp").read_text("utf-8")
+    # What it depends on: instructions of this machine, symbols of this torch.
+    about = (source, FLAGS, torch.__version__, _processor())
+    name = "head_" + hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+    file = cache_folder("kernels") / f"{name}.so"
+    if not file.exists():
+        _compile(source, name, file)
+    try:
+        loaded = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise Unavailable(f"{file} cannot be loaded: {error}") from error
+    from palate.kernels.cpu.check import check
+
+    # The first call comes from inside a pass that has no gradients, or no versions.
+    with torch.inference_mode(False), torch.enable_grad():
+        wrong = check(loaded)
+    if wrong is not None:
+        raise Unavailable(f"torch {torch.__version__}, {file}: {wrong}")
+    return loaded
+
+
+def _compile(source: str, name: str, file: Path) -> None:
+    # In a folder of its own, put in its place in one step: the loader's lock outlives a killed
+    # process, and whoever comes next would wait for it for ever.
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=file.parent))
+    except OSError as error:
+        raise Unavailable(f"{file.parent} cannot be written: {error.strerror}") from error
+    try:
+        (folder / "head.cpp").write_text(source, encoding="utf-8")
+        logging.getLogger("palate").info("compiling the vocabulary head (once)")
+        from torch.utils.cpp_extension import load
+
+        load(
+            name,
+            [str(folder / "head.cpp")],
+            extra_cflags=list(FLAGS),
+            build_directory=str(folder),
+            with_cuda=False,
+            is_python_module=False,
+        )
+        os.replace(folder / f"{name}.so", file)
+    # The compiler's own words are long; its first error says most.
+    except (RuntimeError, ImportError, OSError) as error:
+        lines = str(error).splitlines()
+        first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+        raise Unavailable(f"head.cpp cannot be compiled: {first.strip()}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processor() -> str:
+    """The instructions that the compiler may use here, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), platform.processor())

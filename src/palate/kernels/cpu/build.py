@@ -71,13 +71,13 @@ def library() -> ctypes.CDLL:
     """
     if not torch.cpu._is_avx512_bf16_supported():
         raise Unavailable("no bfloat16 products on this CPU")
-    source = resources.files("palate.kernels.cpu").joinpath("head.cpp").read_text("utf-8")
     # What it depends on: instructions of this machine, symbols of this torch.
-    about = (source, FLAGS, torch.__version__, _processor())
+    text = source()
+    about = (text, FLAGS, torch.__version__, _processor())
     name = "head_" + hashlib.sha256(repr(about).encode()).hexdigest()[:24]
     file = cache_folder("kernels") / f"{name}.so"
     if not file.exists():
-        _compile(source, name, file)
+        _compile(text, name, file)
     try:
         loaded = ctypes.CDLL(str(file))
     except OSError as error:
@@ -92,7 +92,11 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _compile(source: str, name: str, file: Path) -> None:
+def source() -> str:
+    return resources.files("palate.kernels.cpu").joinpath("head.cpp").read_text("utf-8")
+
+
+def _compile(text: str, name: str, file: Path) -> None:
     # In a folder of its own, put in its place in one step: the loader's lock outlives a killed
     # process, and whoever comes next would wait for it for ever.
     try:
@@ -101,7 +105,7 @@ def _compile(source: str, name: str, file: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{file.parent} cannot be written: {error.strerror}") from error
     try:
-        (folder / "head.cpp").write_text(source, encoding="utf-8")
+        (folder / "head.cpp").write_text(text, encoding="utf-8")
         logging.getLogger("palate").info("compiling the vocabulary head (once)")
         from torch.utils.cpp_extension import load
 

@@ -13,6 +13,7 @@ from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head
 from palate.models.adapters import refuse_head_adapters
+from palate.models.attention import NAME as ROWS
 from palate.models.attention import Windows, structure_masks
 from palate.models.structure import backbone_of
 
@@ -31,17 +32,22 @@ class Backbone(nn.Module):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """[R * T, d] last hidden states of every position of a batch."""
         inputs: dict[str, Any] = dict(batch.inputs)
+        kernel = self.config._attn_implementation
+        until = inputs.get("visible_until")
+        real = None
+        if until is not None and until.device.type == "cpu" and kernel == ROWS:
+            inputs, real = _without_padding(inputs)
         until = inputs.pop("visible_until", None)
         if until is not None:
             inputs["attention_mask"] = structure_masks(
-                until,
-                inputs["position_ids"],
-                self.windows,
-                kernel=self.config._attn_implementation,
-                dtype=self.dtype,
+                until, inputs["position_ids"], self.windows, kernel=kernel, dtype=self.dtype
             )
         states: Tensor = backbone_of(self.base)(**inputs, use_cache=False).last_hidden_state
-        return states.reshape(-1, states.shape[-1])
+        states = states.reshape(-1, states.shape[-1])
+        if real is None:
+            return states
+        places = batch.inputs["input_ids"].numel()
+        return states.new_zeros(places, states.shape[-1]).index_copy(0, real, states)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -127,6 +133,25 @@ class Backbone(nn.Module):
             scale=scale,
             softcap=None if cap is None else float(cap),
         )
+
+
+def _without_padding(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+    """Shared rows as one row without padding, and the places of its tokens in the old rows.
+
+    Attention takes every tree of a row by itself there, so that a long row costs no more than
+    several short ones.
+    """
+    until = inputs["visible_until"]
+    if len(until) == 1:
+        return inputs, None
+    real = until > 0
+    counts = real.sum(1)
+    # Padding is on the right: a row begins where the real tokens of those before it end.
+    until = until + (counts.cumsum(0) - counts).unsqueeze(1)
+    rows = inputs | {"visible_until": until}
+    return {
+        name: value[real].unsqueeze(0) for name, value in rows.items()
+    }, real.flatten().nonzero()[:, 0]
 
 
 def windows_of(config: Any) -> Windows:

@@ -255,15 +255,19 @@ class ModelScorer:
         """Indices of items alike in length, within the budget of tokens."""
         size = [_tokens(item, layout) for item in items]
         chunk: list[int] = []
-        widest = rows = 0
+        total = rows = 0
         for k in sorted(range(len(items)), key=lambda k: (size[k], k)):
-            more = 1 if layout == "shared" else len(items[k].responses)
-            widest = max(widest, size[k])
-            if chunk and (rows + more) * widest > self.batch_tokens:
+            # Shared rows have no padding; of plain ones the last is the longest so far.
+            if layout == "shared":
+                more = total + size[k]
+            else:
+                more = (rows + len(items[k].responses)) * size[k]
+            if chunk and more > self.batch_tokens:
                 yield chunk
-                chunk, rows, widest = [], 0, size[k]
+                chunk, total, rows = [], 0, 0
             chunk.append(k)
-            rows += more
+            total += size[k]
+            rows += len(items[k].responses)
         if chunk:
             yield chunk
 

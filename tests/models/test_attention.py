@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -33,6 +35,14 @@ def hidden(policy: Model, pairs, layout: str) -> list[Tensor]:
     batch = collate(pairs, layout=layout, pad_id=0)
     found = policy.hidden(batch)
     return [found[batch.segment == s] for s in range(batch.n_sequences)]
+
+
+@contextmanager
+def _calls(module: torch.nn.Module, seen: list[tuple[int, ...]]) -> Iterator[None]:
+    """The shape of each input of a module."""
+    hook = module.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    yield
+    hook.remove()
 
 
 def long_pairs(count: int) -> list[Item]:
@@ -72,6 +82,21 @@ def test_a_row_is_the_same_bits_in_any_batch(family, layout, tmp_path):
             alone = hidden(own, [pair], layout)
             assert torch.equal(alone[0], together[2 * i])
             assert torch.equal(alone[1], together[2 * i + 1])
+
+
+def test_shared_rows_run_no_padding(tmp_path):
+    own, plain = both("llama", tmp_path)
+    pairs = long_pairs(6)
+    batch = collate(pairs, layout="shared", pad_id=0)
+    real, places = int((batch.inputs["visible_until"] > 0).sum()), batch.inputs["input_ids"].numel()
+    assert real < places
+    seen = []
+    for policy in (own, plain):
+        embed = policy.base.get_input_embeddings()
+        with torch.no_grad(), _calls(embed, seen):
+            assert len(policy.hidden(batch)) == len(batch.predict)
+    # With a kernel that makes a mask of a row, one long row would cost more than short ones.
+    assert seen == [(1, real), tuple(batch.inputs["input_ids"].shape)]
 
 
 def test_a_saved_model_names_no_kernel_of_ours(tmp_path):

@@ -253,7 +253,6 @@ def test_malformed_files_name_the_line(errors: Errors, tmp_path: Path) -> None:
         ("loss: {type: rdpo, label_smoothing: 0}", "loss.label_smoothing"),
         ("loss: {type: fdpo, divergence: js, alpha: 0.5}", "loss.alpha"),
         ("loss: {type: mixture, losses: [{type: dpo}, {type: kto}]}", "loss.losses.1.type"),
-        ("loss: {type: kto}\ntrain: {layout: shared}", "train.layout"),
         ("loss: {type: simpo}\nreference: {kind: auto}", "reference"),
         ("loss: {type: orpo}\ntrain: {extra_metrics: [kl]}", "train.extra_metrics"),
         ("loss: {type: tdpo2}\ntoken_weights: {type: ld}", "token_weights"),
@@ -301,10 +300,9 @@ def test_evaluation_needs_something_to_do(errors: Errors, text: str, key: str) -
     assert f"`{key}`: " in errors(text=text, cls=EvalRecipe)[0]
 
 
-def test_sft_has_its_own_learning_rate_and_no_shared_layout(errors: Errors) -> None:
+def test_sft_has_its_own_learning_rate_and_no_loss(errors: Errors) -> None:
     Path("s.yaml").write_text(GOOD + "train: {epochs: 2}\n")
     assert load_recipe(SftRecipe, "s.yaml").train.learning_rate == 1e-5
-    assert "expected auto or plain" in errors("train: {layout: shared}\n", cls=SftRecipe)[0]
     assert "unknown key `loss`" in errors("loss: {type: dpo}\n", cls=SftRecipe)[0]
 
 

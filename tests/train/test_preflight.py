@@ -66,7 +66,7 @@ def test_doctor_and_run_say_the_same(
     words = named(examine(str(file)), "layout")
     run = (tune if verb == "tune" else reward)(recipe, quiet=True).path
     assert words.state == "note" and words.text in caplog.text
-    assert words.text.startswith("pairs run plain: the shared layout is not exact for this model")
+    assert words.text.startswith("the layout is plain: the shared layout is not exact for this ")
     note = json.loads((run / "lineage.json").read_text())["layout"]
     assert note["used"] == "plain" and note["reason"] in words.text
 
@@ -85,13 +85,13 @@ def test_the_doctors_verdict_serves_the_run(
     assert len(list((tmp_path / FOLDER).iterdir())) == 1
 
 
-def test_single_examples_are_plain_to_the_doctor_too(tmp_path: Path) -> None:
+def test_single_examples_have_a_layout_to_the_doctor_too(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, loss={"type": "kto"})
     file = tmp_path / "r.yaml"
     file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
     checks = examine(str(file))
     assert named(checks, "model").state == "ok"
-    assert not [check for check in checks if check.name == "layout"]
+    assert named(checks, "layout").state == "ok"
 
 
 def test_an_unknown_head_is_a_problem_for_both(

@@ -17,7 +17,7 @@ from palate.errors import DataError, ModelError, RecipeError, RunError
 from palate.models.check import LayoutCheck
 from palate.models.reference import FrozenCopy
 from palate.store.folders import lock_folder
-from palate.train import tune
+from palate.train import sft, tune
 from tiny_runs import tiny_recipe
 from tiny_text import save_tiny
 
@@ -111,6 +111,19 @@ def test_layouts_checkpointing_and_cache_train_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "reference_cache").is_dir()
 
 
+@pytest.mark.parametrize(("kind", "loss"), [("sft", None), ("tune", {"type": "kto"})])
+def test_single_examples_train_the_same_without_padding(
+    kind: str, loss: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"kind": kind, "loss": loss, "optimizer": "sgd", "max_steps": 3}
+    settings |= {"learning_rate": 0.05, "scheduler": "constant"}
+    verb = sft if kind == "sft" else tune
+    shared = verb(tiny_recipe(tmp_path, out="shared", **settings), quiet=True).path
+    plain = verb(tiny_recipe(tmp_path, out="plain", layout="plain", **settings), quiet=True).path
+    assert json.loads((shared / "lineage.json").read_text())["layout"]["used"] == "shared"
+    assert_close(shared, plain)
+
+
 def test_a_model_that_fails_the_layout_check_runs_plain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,7 +131,7 @@ def test_a_model_that_fails_the_layout_check_runs_plain(
     monkeypatch.setattr("palate.train.preflight.kept_layout_check", lambda *args, **options: found)
     monkeypatch.setattr(logging.getLogger("palate"), "propagate", True)
     run = tune(tiny_recipe(tmp_path, max_steps=1, layout="shared"), quiet=True).path
-    assert "pairs run plain" in caplog.text
+    assert "the layout is plain" in caplog.text
     note = json.loads((run / "lineage.json").read_text())["layout"]
     assert note == {
         "used": "plain",

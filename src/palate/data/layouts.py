@@ -190,15 +190,15 @@ def collate(
         segment=_flat(segment),
         position=_flat(position),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
-        **item_fields(items, pad_id),
+        **item_fields(items, layout, pad_id),
     )
 
 
-def item_fields(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
+def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str, Any]:
     """The fields of a batch that say which items its sequences are of, and what their labels are.
 
     Args:
-        pad_id: of the batch of mismatched responses.
+        layout, pad_id: of the batch of mismatched responses.
 
     Raises:
         ValueError: labels of several kinds.
@@ -236,7 +236,7 @@ def item_fields(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
             if label.mismatched is not None
         ]
         if len(mismatched) == len(items):
-            fields["mismatched"] = collate(mismatched, layout="plain", pad_id=pad_id)
+            fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id)
     return fields
 
 

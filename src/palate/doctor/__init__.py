@@ -21,7 +21,7 @@ from palate.recipes.document import read_document
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import VERBS, load_recipe, shipped_recipes
-from palate.recipes.losses import Strict, members
+from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import (
     ModelRecipe,
@@ -129,12 +129,9 @@ def _run(recipe: RunRecipe) -> Iterator[Check]:
             if importlib.util.find_spec(tracker) is None:
                 yield Check("report_to", "problem", f"{tracker} is not installed")
     if isinstance(recipe, TuneRecipe | SftRecipe):
-        shares = isinstance(recipe, TuneRecipe) and not any(
-            loss.type == "kto" for loss in members(recipe.loss)
-        )
         yield from model_checks(
             recipe.model,
-            layout=recipe.train.layout if shares else "plain",
+            layout=recipe.train.layout,
             length=recipe.data.length,
             beside=recipe.output_dir,
         )

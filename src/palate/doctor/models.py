@@ -65,7 +65,7 @@ def _layout(model: Model, length: LengthRecipe | None, beside: Path | None) -> C
     check = kept_layout_check(model, longest=longest, beside=beside)
     if check.ok:
         return Check("layout", "ok", check.words)
-    return Check("layout", "note", f"pairs run plain: {check.words}")
+    return Check("layout", "note", f"the layout is plain: {check.words}")
 
 
 def template_check(recipe: ModelRecipe, tokenizer: Any) -> Check:

@@ -148,7 +148,7 @@ class FeatureTable:
             segment=torch.repeat_interleave(torch.arange(len(at)), lengths),
             position=nothing,
             keys=(),
-            **item_fields(items, self.pad_id),
+            **item_fields(items, "plain", self.pad_id),
         )
 
     def _records(self, part: Sequence[tuple[bytes, _Sequence]]) -> Iterator[tuple[bytes, Entry]]:

@@ -213,7 +213,8 @@ class LoopRecipe(Strict):
 
 class TrainRecipe(LoopRecipe):
     layout: Literal["auto", "plain", "shared"] = "auto"
-    """auto: shared prefix where the start-of-run check passes, else plain."""
+    """auto: shared where the start-of-run check passes, else plain. Shared rows run what responses
+    begin with once, and no padding."""
     head_memory_mb: Count = 256
     """Budget of the vocabulary head's working memory."""
     extra_metrics: tuple[Literal["kl", "reverse_kl", "entropy"], ...] = ()
@@ -222,8 +223,6 @@ class TrainRecipe(LoopRecipe):
 
 class SftTrainRecipe(TrainRecipe):
     learning_rate: Positive = 1e-5
-    layout: Literal["auto", "plain"] = "auto"
-    """Examples have no second branch to share a prompt with: always plain."""
     extra_metrics: tuple[Literal["entropy"], ...] = ()
     """Statistics that the loss does not need but the log should show."""
 
@@ -266,8 +265,6 @@ class TuneRecipe(RunRecipe):
         types = [loss.type for loss in members(self.loss)]
         if not isinstance(self.loss, Mixture) and self.loss.weight != 1.0:
             yield "loss.weight", "only inside a mixture: use the learning rate"
-        if "kto" in types and self.train.layout == "shared":
-            yield "train.layout", "kto takes single examples: the layout is plain"
         if self.token_weights is not None:
             # An SFT term beside a weighted loss stays unweighted; alone, nothing would be weighted.
             allowed = TOKEN_WEIGHTED | ({"sft"} if len(types) > 1 else set())

@@ -166,7 +166,12 @@ TABLE: tuple[Row, ...] = (
     ),
     *_refused("readers take the columns they know; delete the key", "remove_unused_columns"),
     *_refused("batches are padded to their longest row; delete the key", "pad_to_multiple_of"),
-    _fixed("padding_free", (False,), "use the native `train.layout: shared`", "tune, sft"),
+    _fixed(
+        "padding_free",
+        (False,),
+        "`train.layout: auto` leaves padding out where it can; delete the key",
+        "tune, sft",
+    ),
     _fixed("packing", (False,), "examples are not packed", "sft"),
     _fixed("eval_packing", (False, None), "examples are not packed", "sft"),
     _fixed("completion_only_loss", (True, None), "the loss is on the response alone", "sft"),

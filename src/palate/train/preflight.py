@@ -59,19 +59,17 @@ def check_fits(
 
 
 def choose_layout(
-    wanted: str, model: Model, kind: str, *, items: Sequence[Item], beside: Path
+    wanted: str, model: Model, *, items: Sequence[Item], beside: Path
 ) -> tuple[Layout, dict[str, Any]]:
     """The layout of the run's batches, and what lineage.json says of it.
 
-    `auto` and `shared` run pairs (and lists) in the shared layout where it gives the numbers of the
-    plain one; a model that fails runs plain, with a warning.
+    `auto` and `shared` run in the shared layout where it gives the numbers of the plain one: what
+    responses begin with once, and without padding. A model that fails runs plain, with a warning.
 
     Args:
         items: of the run, whose longest sequence is how far the check looks.
         beside: the run folder; verdicts on models are kept beside it.
     """
-    if kind not in ("pair", "rated"):
-        return "plain", {"used": "plain", "check": None, "reason": "single examples"}
     if wanted == "plain":
         return "plain", {"used": "plain", "check": None, "reason": "asked for"}
     longest = max(len(p) + len(r) for item in items for p, r in item.sequences)
@@ -82,7 +80,7 @@ def choose_layout(
     check = {"max_abs_difference": verdict.max_abs_difference} if finite else None
     if ok:
         return "shared", {"used": "shared", "check": check, "reason": None}
-    log.warning("pairs run plain: %s", verdict.words)
+    log.warning("the layout is plain: %s", verdict.words)
     return "plain", {"used": "plain", "check": check, "reason": verdict.reason}
 
 

@@ -127,7 +127,6 @@ class RewardRun(TrainingRun):
             layout, note = choose_layout(
                 recipe.train.layout,
                 model,
-                objective.kind,
                 items=[*data.train, *data.eval],
                 beside=recipe.output_dir,
             )

@@ -267,7 +267,6 @@ class PolicyRun(TrainingRun):
         layout, note = choose_layout(
             recipe.train.layout,
             policy,
-            objective.kind,
             items=[*data.train, *data.eval],
             beside=recipe.output_dir,
         )

@@ -246,6 +246,10 @@ def test_malformed_files_name_the_line(errors: Errors, tmp_path: Path) -> None:
         ("data: {train: [{path: a}], eval: [{path: b}], eval_fraction: 0.1}", "data.eval_fraction"),
         ("train: {batch_size_pairs: 6}", "train.batch_size_pairs"),
         ("train: {warmup_steps: 5, warmup_fraction: 0.1}", "train.warmup_fraction"),
+        (
+            "train: {micro_batch_tokens: 900, micro_batch_size_pairs: 2}",
+            "train.micro_batch_tokens",
+        ),
         ("train: {early_stop_patience: 2}", "train.early_stop_patience"),
         ("train: {eval_every_steps: 2}", "train.eval_every_steps"),
         ("train: {keep_checkpoints: 2}", "train.keep_checkpoints"),

@@ -43,6 +43,28 @@ def test_every_item_once_whatever_the_processes(n: int, batch: int, micro: int, 
         assert sorted(i for i in items if i >= 0) == sorted(alone)
 
 
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("tokens", [None, 60])
+def test_items_of_like_length_come_together(tokens: int | None, world: int) -> None:
+    lengths = [random.Random(i).randrange(5, 80) for i in range(40)]
+    options: dict[str, Any] = {"micro_batch_size": 4, "micro_batch_tokens": tokens}
+    whole = BatchPlan(batch_size=12, micro_batch_size=12)
+    plans = [BatchPlan(batch_size=12, rank=r, world_size=world, **options) for r in range(world)]
+    shares = [plan.epoch(40, seed=5, epoch=0, lengths=lengths) for plan in plans]
+    for (alone,), *cut in zip(whole.epoch(40, seed=5, epoch=0), *shares, strict=True):
+        assert len({len(slots) for slots in cut}) == 1
+        found = [[i for i in slot if i >= 0] for slots in cut for slot in slots]
+        assert sorted(i for slot in found for i in slot) == sorted(alone)
+        for slot in filter(None, found):
+            assert tokens is None or len(slot) == 1 or sum(lengths[i] for i in slot) <= tokens
+        for slots in cut:
+            own = [lengths[i] for slot in slots for i in slot if i >= 0]
+            assert own == sorted(own, reverse=True)
+        # No process has the long ones alone.
+        sums = [sum(lengths[i] for slot in slots for i in slot if i >= 0) for slots in cut]
+        assert max(sums) - min(sums) <= max(lengths)
+
+
 def test_order_depends_on_seed_and_epoch() -> None:
     plan = BatchPlan(batch_size=4, micro_batch_size=4)
     first, same, other = (plan.epoch(32, seed=s, epoch=0) for s in (1, 1, 2))

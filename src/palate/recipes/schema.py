@@ -166,6 +166,9 @@ class LoopRecipe(Strict):
     """Pairs (sft: examples) of one optimizer step, over all processes and accumulation steps."""
     micro_batch_size_pairs: Count = 4
     """Pairs of one forward pass of one process."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens of one forward pass of one process, in place of micro_batch_size_pairs; what
+    responses share counts once, and a pair with more is run by itself."""
     eval_batch_size_pairs: Count = 8
     epochs: Positive = 1.0
     max_steps: Count | None = None
@@ -201,7 +204,10 @@ class LoopRecipe(Strict):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         total, micro = self.batch_size_pairs, self.micro_batch_size_pairs
-        if total > micro and total % micro:
+        if self.micro_batch_tokens is not None:
+            if "micro_batch_size_pairs" in self.model_fields_set:
+                yield "micro_batch_tokens", "only without micro_batch_size_pairs"
+        elif total > micro and total % micro:
             yield "batch_size_pairs", f"{total} is no multiple of micro_batch_size_pairs ({micro})"
         if self.warmup_fraction is not None and self.warmup_steps:
             yield "warmup_fraction", "only without warmup_steps"

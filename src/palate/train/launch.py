@@ -28,13 +28,19 @@ def batch_plan(recipe: LoopRecipe, *, rank: int, world_size: int) -> BatchPlan:
             "processes"
         )
     share = total // world_size
+    if recipe.micro_batch_tokens is not None:
+        micro = share
     if share > micro and share % micro:
         raise RecipeError(
             f"train.micro_batch_size_pairs: each of {world_size} processes has {share} pairs a "
             f"step, no multiple of {micro}"
         )
     return BatchPlan(
-        batch_size=total, micro_batch_size=min(micro, share), rank=rank, world_size=world_size
+        batch_size=total,
+        micro_batch_size=min(micro, share),
+        micro_batch_tokens=recipe.micro_batch_tokens,
+        rank=rank,
+        world_size=world_size,
     )
 
 

@@ -1,8 +1,9 @@
 """Steps over a fixed list of items: which items each process runs in each micro-batch.
 
 An optimizer step is a set of items that depends on seed, epoch and batch size alone: neither on the
-number of processes nor on the accumulation. Within a step every process runs the same number of
-micro-batches, as collectives need; a slot without items is filled with one that does not count.
+number of processes nor on the accumulation, nor on lengths. Within a step items of like length
+come together, and every process has its share of the long ones. Every process runs the same number
+of micro-batches, as collectives need; a slot without items is filled with one that does not count.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class BatchPlan:
     Attributes:
         batch_size: items of a step, over all processes.
         micro_batch_size: most items of one forward pass.
+        micro_batch_tokens: most tokens of one forward pass; an item with more is alone in its own.
         rank, world_size: of this process.
     """
 
     batch_size: int
     micro_batch_size: int
+    micro_batch_tokens: int | None = None
     rank: int = 0
     world_size: int = 1
 
@@ -43,25 +46,56 @@ class BatchPlan:
         """Steps of one epoch over n items; the last one may be smaller."""
         return -(-n // self.batch_size)
 
-    def micro_batches(self, step: Sequence[int]) -> list[Slot]:
-        """This process's share of a step's items, spread evenly over its micro-batches."""
-        share = list(step[self.rank :: self.world_size])
-        largest = -(-len(step) // self.world_size)
+    def micro_batches(
+        self, step: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> list[Slot]:
+        """This process's share of a step's items, spread evenly over its micro-batches.
+
+        Args:
+            lengths: tokens of every item; None leaves the step's order as it is.
+        """
+        if lengths is not None:
+            step = sorted(step, key=lambda i: -lengths[i])
+        shares = [list(step[rank :: self.world_size]) for rank in range(self.world_size)]
+        cuts = [self._cut(share, len(shares[0]), lengths) for share in shares]
+        mine = cuts[self.rank]
+        return mine + [[~step[0]]] * (max(map(len, cuts)) - len(mine))
+
+    def _cut(self, share: Slot, largest: int, lengths: Sequence[int] | None) -> list[Slot]:
+        """The micro-batches of one process.
+
+        Args:
+            largest: items of the largest share.
+        """
+        slots: list[Slot] = []
+        if self.micro_batch_tokens is not None:
+            assert lengths is not None
+            used = 0
+            for i in share:
+                if not slots or used + lengths[i] > self.micro_batch_tokens:
+                    slots.append([])
+                    used = 0
+                slots[-1].append(i)
+                used += lengths[i]
+            return slots
         count = -(-largest // self.micro_batch_size)
         size, more = divmod(len(share), count)
-        slots, start = [], 0
-        for i in range(count):
-            stop = start + size + (i < more)
-            slots.append(share[start:stop] or [~step[0]])
+        start = 0
+        for k in range(count):
+            stop = start + size + (k < more)
+            if start < stop:
+                slots.append(share[start:stop])
             start = stop
         return slots
 
-    def epoch(self, n: int, *, seed: int, epoch: int) -> list[list[Slot]]:
+    def epoch(
+        self, n: int, *, seed: int, epoch: int, lengths: Sequence[int] | None = None
+    ) -> list[list[Slot]]:
         """The steps of an epoch over n items: every item once, order drawn from the seed."""
         order = list(range(n))
         random.Random(f"{seed}/{epoch}").shuffle(order)
         starts = range(0, n, self.batch_size)
-        return [self.micro_batches(order[i : i + self.batch_size]) for i in starts]
+        return [self.micro_batches(order[i : i + self.batch_size], lengths) for i in starts]
 
 
 class OfflineSource:
@@ -87,6 +121,7 @@ class OfflineSource:
         self.n_items = len(items)
         self.step = 0
         self._items = items
+        self._lengths = [item.n_tokens for item in items]
         self._plan = plan
         self._collate = _Collator(collate)
         self._seed = seed
@@ -100,8 +135,10 @@ class OfflineSource:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         while self.step < self.total:
             epoch, done = divmod(self.step, self._plan.steps(len(self._items)))
-            steps = self._plan.epoch(len(self._items), seed=self._seed, epoch=epoch)[done:]
-            steps = steps[: self.total - self.step]
+            steps = self._plan.epoch(
+                len(self._items), seed=self._seed, epoch=epoch, lengths=self._lengths
+            )
+            steps = steps[done:][: self.total - self.step]
             batches = iter(self._loader([slot for step in steps for slot in step]))
             for step in steps:
                 micro_batches = [next(batches) for _ in step]

@@ -55,8 +55,8 @@ def stream(
     if cpu.takes(hidden, head.weight):
         if mean:
             return cpu.expected(hidden, head, targets, exact=exact_mean, memory_mb=memory_mb)
-        found = cpu.forward(hidden, head, targets)
-        return found.logp, found.lse, None
+        result = cpu.forward(hidden, head, targets)
+        return result.logp, result.lse, None
     n, vocabulary = hidden.shape[0], head.weight.shape[0]
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     size = plan(

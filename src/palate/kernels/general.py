@@ -88,7 +88,7 @@ class GeneralTokenStats(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.compiled = cpu.takes(hidden, weight, ref_hidden, ref_weight)
         if ctx.compiled:
-            found = cpu.forward(
+            result = cpu.forward(
                 hidden,
                 options.head(weight, bias),
                 targets,
@@ -100,11 +100,11 @@ class GeneralTokenStats(torch.autograd.Function):
             )
             ctx.save_for_backward(
                 hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias,
-                found.lse, found.ref_lse, found.mean_gap, found.mean_logit, found.target_logit,
+                result.lse, result.ref_lse, result.mean_gap, result.mean_logit, result.target_logit,
             )  # fmt: skip
-            if found.ref_logp is not None:
-                ctx.mark_non_differentiable(found.ref_logp)
-            return found.logp, found.ref_logp, found.kl, found.reverse_kl, found.entropy
+            if result.ref_logp is not None:
+                ctx.mark_non_differentiable(result.ref_logp)
+            return result.logp, result.ref_logp, result.kl, result.reverse_kl, result.entropy
         n, vocabulary = hidden.shape[0], weight.shape[0]
         device = hidden.device
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32

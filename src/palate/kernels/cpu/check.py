@@ -30,7 +30,7 @@ def check(lib: ctypes.CDLL) -> str | None:
     targets = torch.randint(words, (n,), generator=g)
     up = torch.randn(4, n, generator=g)
     names = ("logp", "kl", "reverse_kl", "entropy")
-    found = forward(
+    results = forward(
         hidden, head, targets, ref_hidden=ref_hidden, ref_head=ref_head,
         kl=True, reverse_kl=True, entropy=True, lib=lib,
     )  # fmt: skip
@@ -44,14 +44,14 @@ def check(lib: ctypes.CDLL) -> str | None:
         -(logq.exp() * logq).sum(-1),
     )
     for name, value in zip(names, right, strict=True):
-        off = (getattr(found, name) - value).abs().max().item()
+        off = (getattr(results, name) - value).abs().max().item()
         if not off < NATS:
             return f"{name} is off by {off:.1e}"
     total = sum((u * value).sum() for u, value in zip(up, right, strict=True))
     wanted = torch.autograd.grad(total, leaves)
     assert head.softcap is not None
-    slope = up[0] * head.scale * (1 - (found.target_logit / head.softcap) ** 2)
-    stats = {n: getattr(found, n) for n in ("lse", "ref_lse", "mean_gap", "mean_logit")}
+    slope = up[0] * head.scale * (1 - (results.target_logit / head.softcap) ** 2)
+    stats = {n: getattr(results, n) for n in ("lse", "ref_lse", "mean_gap", "mean_logit")}
     upstream = {**dict(zip(names, up, strict=True)), **stats, "slope": slope}
     given = backward(
         hidden, head, targets, upstream=upstream,

@@ -93,36 +93,36 @@ def forward(
     lib: ctypes.CDLL | None = None,
 ) -> Forward:
     """As `general.general_stats`, with what its backward pass needs."""
-    own = _Args(hidden, head)
-    ref = None if ref_hidden is None or ref_head is None else _Args(ref_hidden, ref_head)
+    policy = _Args(hidden, head)
+    reference = None if ref_hidden is None or ref_head is None else _Args(ref_hidden, ref_head)
     wanted = {
         "logp": True,
         "lse": True,
         "target_logit": True,
-        "ref_logp": ref is not None,
-        "ref_lse": ref is not None,
+        "ref_logp": reference is not None,
+        "ref_lse": reference is not None,
         "kl": kl,
         "reverse_kl": reverse_kl,
         "mean_gap": reverse_kl,
         "entropy": entropy,
         "mean_logit": entropy,
     }
-    found = {
+    results = {
         name: torch.empty(len(hidden), dtype=torch.float32) if asked else None
         for name, asked in wanted.items()
     }
     targets = targets.contiguous()
     _check(targets, head)
     (lib or library()).palate_head_forward(
-        ctypes.byref(own.struct),
-        None if ref is None else ctypes.byref(ref.struct),
+        ctypes.byref(policy.struct),
+        None if reference is None else ctypes.byref(reference.struct),
         ctypes.c_void_p(targets.data_ptr()),
         ctypes.c_int64(head.weight.shape[0]),
         KL * kl + REVERSE_KL * reverse_kl + ENTROPY * entropy,
         torch.get_num_threads(),
-        *(ctypes.c_void_p(_pointer(tensor)) for tensor in found.values()),
+        *(ctypes.c_void_p(_pointer(tensor)) for tensor in results.values()),
     )
-    return Forward(**found)  # type: ignore[arg-type]
+    return Forward(**results)  # type: ignore[arg-type]
 
 
 def backward(
@@ -145,8 +145,8 @@ def backward(
         ref_hidden: [n_ref, d_ref], of the first n_ref tokens; None where there are none.
         need: which gradients are wanted.
     """
-    own = _Args(hidden, head)
-    ref = None if ref_hidden is None or ref_head is None else _Args(ref_hidden, ref_head)
+    policy = _Args(hidden, head)
+    reference = None if ref_hidden is None or ref_head is None else _Args(ref_hidden, ref_head)
     kept = {n: None if v is None else v.float().contiguous() for n, v in upstream.items()}
     up = _Upstream(*(_pointer(kept.get(name)) for name in _UPSTREAM))
     d_hidden = torch.empty(hidden.shape, dtype=torch.float32) if need[0] else None
@@ -154,8 +154,8 @@ def backward(
     d_bias = torch.empty(head.weight.shape[0], dtype=torch.float32) if need[2] else None
     targets = targets.contiguous()
     (lib or library()).palate_head_backward(
-        ctypes.byref(own.struct),
-        None if ref is None else ctypes.byref(ref.struct),
+        ctypes.byref(policy.struct),
+        None if reference is None else ctypes.byref(reference.struct),
         ctypes.byref(up),
         ctypes.c_void_p(targets.data_ptr()),
         ctypes.c_int64(head.weight.shape[0]),
@@ -180,13 +180,13 @@ def expected(
     Args:
         exact: probabilities meet the weight with 17 bits instead of 8.
     """
-    own = _Args(hidden, head)
+    policy = _Args(hidden, head)
     logp, lse = torch.empty(2, len(hidden), dtype=torch.float32)
     mean = torch.empty(hidden.shape, dtype=torch.float32)
     targets = targets.contiguous()
     _check(targets, head)
     (lib or library()).palate_head_expected(
-        ctypes.byref(own.struct),
+        ctypes.byref(policy.struct),
         ctypes.c_void_p(targets.data_ptr()),
         ctypes.c_int64(head.weight.shape[0]),
         int(exact),

@@ -58,8 +58,8 @@ class BatchPlan:
             step = sorted(step, key=lambda i: -lengths[i])
         shares = [list(step[rank :: self.world_size]) for rank in range(self.world_size)]
         cuts = [self._cut(share, len(shares[0]), lengths) for share in shares]
-        mine = cuts[self.rank]
-        return mine + [[~step[0]]] * (max(map(len, cuts)) - len(mine))
+        slots = cuts[self.rank]
+        return slots + [[~step[0]]] * (max(map(len, cuts)) - len(slots))
 
     def _cut(self, share: Slot, largest: int, lengths: Sequence[int] | None) -> list[Slot]:
         """The micro-batches of one process.

@@ -37,6 +37,20 @@ def test_the_machine_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "state", "words"),
+    [(None, "ok", "compiled"), ("no compiler", "note", "take longer: no compiler")],
+)
+def test_the_vocabulary_head_is_named(
+    monkeypatch: pytest.MonkeyPatch, reason: str | None, state: str, words: str
+) -> None:
+    from palate.kernels import cpu
+
+    monkeypatch.setattr(cpu, "why_not", lambda: reason)
+    check = by_name(examine())["vocabulary head"]
+    assert check.state == state and words in check.text
+
+
+@pytest.mark.parametrize(
     ("flags", "state", "words"),
     [
         ({"avx2"}, "note", "without bfloat16"),

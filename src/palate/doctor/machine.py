@@ -30,6 +30,8 @@ def machine_checks() -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             yield Check(library, "problem", "not installed")
     yield _device()
+    if (head := _vocabulary_head()) is not None:
+        yield head
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("cores", "ok", str(cores))
     if (memory := _memory()) is not None:
@@ -64,6 +66,19 @@ def _device() -> Check:
         "note",
         "CPU without bfloat16 instructions: `dtype: float32` may be faster, at twice the memory",
     )
+
+
+def _vocabulary_head() -> Check | None:
+    """In the words of the run itself; None where no model would run on the CPU."""
+    import torch
+
+    from palate.kernels import cpu
+
+    if torch.accelerator.is_available():
+        return None
+    if (reason := cpu.why_not()) is None:
+        return Check("vocabulary head", "ok", "compiled for this CPU (bfloat16)")
+    return Check("vocabulary head", "note", f"torch's own products, which take longer: {reason}")
 
 
 def _cpu_flags() -> set[str] | None:

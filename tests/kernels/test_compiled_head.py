@@ -308,12 +308,12 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[pytest.Monk
 
 def test_the_switch(anew: pytest.MonkeyPatch) -> None:
     anew.setenv(build.SWITCH, "0")
-    assert cpu.why_not() == "PALATE_FUSED_HEAD=0"
+    assert cpu.why_not() == "PALATE_COMPILED=0"
     stats = token_stats(**problem())
     assert stats.logp.dtype == torch.float32
     build.why_not.cache_clear()
     anew.setenv(build.SWITCH, "yes")
-    with pytest.raises(RuntimeError, match="PALATE_FUSED_HEAD is 0 or 1, not 'yes'"):
+    with pytest.raises(RuntimeError, match="PALATE_COMPILED is 0 or 1, not 'yes'"):
         cpu.why_not()
 
 
@@ -326,20 +326,21 @@ def test_without_a_compiler_torch_does_it_and_that_is_said_once(
     x = problem()
     for _ in range(2):
         token_stats(**x)
-    (record,) = [r for r in caplog.records if "vocabulary head runs" in r.getMessage()]
+    (record,) = [r for r in caplog.records if "compiled ones" in r.getMessage()]
     assert "cannot be compiled" in record.getMessage()
     assert list((tmp_path / "palate" / "kernels").iterdir()) == []
     build.why_not.cache_clear()
     build.library.cache_clear()
     anew.setenv(build.SWITCH, "1")
-    with pytest.raises(RuntimeError, match=r"FUSED_HEAD=1, but head\.cpp cannot be compiled"):
+    with pytest.raises(RuntimeError, match="PALATE_COMPILED=1, but kernels cannot be compiled"):
         token_stats(**x)
 
 
 @compiled
 def test_wrong_results_are_found_before_they_are_used(anew: pytest.MonkeyPatch) -> None:
     """As another libtorch, or a compiler with a bug, would give them."""
-    source = build.source
-    anew.setattr(build, "source", lambda: source().replace("1.6666665459e-1f", "0.2f"))
+    sources = build.sources()
+    sources["vectors.h"] = sources["vectors.h"].replace("1.6666665459e-1f", "0.2f")
+    anew.setattr(build, "sources", lambda: sources)
     with pytest.raises(build.Unavailable, match=r"is off by [0-9.]+e-0"):
         build.library()

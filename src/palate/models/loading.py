@@ -32,6 +32,7 @@ from palate.models.adapters import (
     read_base,
 )
 from palate.models.attention import use_rows
+from palate.models.compiled import use_compiled
 from palate.models.model import Model
 from palate.recipes.schema import ModelRecipe
 
@@ -127,6 +128,7 @@ def from_pretrained(
     if recipe.attn_implementation is None:
         # As in training, where no row's numbers depend on its batch.
         use_rows(model)
+    use_compiled(model)
     return model
 
 

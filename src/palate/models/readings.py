@@ -12,6 +12,7 @@ from palate.data.items import Tokens
 from palate.data.layouts import SequenceBatch
 from palate.kernels import token_stats
 from palate.models.attention import torchs_own
+from palate.models.compiled import own_layers
 from palate.models.model import Ask, Model, Outputs
 from palate.models.structure import backbone_of
 
@@ -90,7 +91,7 @@ def readings_of(model: Model) -> Readings:
 def _unpadded_states(model: Model, ids: tuple[int, ...]) -> Tensor:
     """[T, d]"""
     row = torch.tensor([ids], device=model.device)
-    with torchs_own(model.base):
+    with torchs_own(model.base), own_layers(model.base):
         output = backbone_of(model.base)(input_ids=row, use_cache=False)
     states: Tensor = output.last_hidden_state[0]
     return states

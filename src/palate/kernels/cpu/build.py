@@ -1,4 +1,4 @@
-"""Compiles `head.cpp` when it is first needed, keeps it, and checks it before it is trusted."""
+"""Compiles this folder when it is first needed, keeps it, and checks it before it is trusted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import torch
 
 from palate.caches import cache_folder
 
-SWITCH = "PALATE_FUSED_HEAD"
-"""Environment variable: 0 keeps to the torch path, 1 makes it an error that this cannot be used."""
+SWITCH = "PALATE_COMPILED"
+"""Environment variable: 0 keeps to torch's operators, 1 makes it an error to have no others."""
+SOURCES = ("head.cpp", "layers.cpp", "vectors.h")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -31,20 +32,20 @@ FLAGS = (
 
 
 class Unavailable(Exception):
-    """Why the compiled head cannot be used."""
+    """Why the compiled library cannot be used."""
 
 
 def available() -> bool:
-    """Whether the compiled head can be used; the first call compiles, loads and checks it."""
+    """Whether the compiled library can be used; the first call compiles, loads and checks it."""
     return why_not() is None
 
 
 @cache
 def why_not() -> str | None:
-    """Why the compiled head is not used, in words; None where it is.
+    """Why the compiled library is not used, in words; None where it is.
 
     Raises:
-        RuntimeError: it cannot be used and `PALATE_FUSED_HEAD=1` wants it.
+        RuntimeError: it cannot be used and `PALATE_COMPILED=1` wants it.
     """
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "0", "1"):
@@ -56,7 +57,7 @@ def why_not() -> str | None:
     except Unavailable as error:
         if wanted == "1":
             raise RuntimeError(f"{SWITCH}=1, but {error}") from error.__cause__
-        note = "the vocabulary head runs on torch's own products, which take about twice as long: "
+        note = "torch's own operators are used, which take up to twice as long as compiled ones: "
         logging.getLogger("palate").warning("%s%s", note, error)
         return str(error)
     return None
@@ -64,7 +65,7 @@ def why_not() -> str | None:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled head, checked against float64.
+    """The compiled library, checked against float64.
 
     Raises:
         Unavailable: this machine cannot compile or run it, or its results are wrong.
@@ -72,12 +73,12 @@ def library() -> ctypes.CDLL:
     if not torch.cpu._is_avx512_bf16_supported():
         raise Unavailable("no bfloat16 products on this CPU")
     # What it depends on: instructions of this machine, symbols of this torch.
-    text = source()
-    about = (text, FLAGS, torch.__version__, _processor())
-    name = "head_" + hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+    texts = sources()
+    about = (texts, FLAGS, torch.__version__, _processor())
+    name = "palate_" + hashlib.sha256(repr(about).encode()).hexdigest()[:24]
     file = cache_folder("kernels") / f"{name}.so"
     if not file.exists():
-        _compile(text, name, file)
+        _compile(texts, name, file)
     try:
         loaded = ctypes.CDLL(str(file))
     except OSError as error:
@@ -92,11 +93,13 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def source() -> str:
-    return resources.files("palate.kernels.cpu").joinpath("head.cpp").read_text("utf-8")
+def sources() -> dict[str, str]:
+    """Text of each file."""
+    folder = resources.files("palate.kernels.cpu")
+    return {name: folder.joinpath(name).read_text("utf-8") for name in SOURCES}
 
 
-def _compile(text: str, name: str, file: Path) -> None:
+def _compile(texts: dict[str, str], name: str, file: Path) -> None:
     # In a folder of its own, put in its place in one step: the loader's lock outlives a killed
     # process, and whoever comes next would wait for it for ever.
     try:
@@ -105,13 +108,14 @@ def _compile(text: str, name: str, file: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{file.parent} cannot be written: {error.strerror}") from error
     try:
-        (folder / "head.cpp").write_text(text, encoding="utf-8")
-        logging.getLogger("palate").info("compiling the vocabulary head (once)")
+        for part, text in texts.items():
+            (folder / part).write_text(text, encoding="utf-8")
+        logging.getLogger("palate").info("compiling kernels for this CPU (once)")
         from torch.utils.cpp_extension import load
 
         load(
             name,
-            [str(folder / "head.cpp")],
+            [str(folder / part) for part in texts if part.endswith(".cpp")],
             extra_cflags=list(FLAGS),
             build_directory=str(folder),
             with_cuda=False,
@@ -122,7 +126,7 @@ def _compile(text: str, name: str, file: Path) -> None:
     except (RuntimeError, ImportError, OSError) as error:
         lines = str(error).splitlines()
         first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-        raise Unavailable(f"head.cpp cannot be compiled: {first.strip()}") from error
+        raise Unavailable(f"kernels cannot be compiled: {first.strip()}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palate.kernels.cpu.build import available, library
+from palate.kernels.cpu.tensors import pointer
 from palate.kernels.stats import Head
 
 KL, REVERSE_KL, ENTROPY = 1, 2, 4
@@ -73,7 +74,7 @@ class _Args:
         self.struct = _HeadArgs(
             self.hidden.data_ptr(),
             self.weight.data_ptr(),
-            _pointer(self.bias),
+            pointer(self.bias),
             *self.hidden.shape,
             head.scale,
             head.softcap or 0.0,
@@ -116,11 +117,11 @@ def forward(
     (lib or library()).palate_head_forward(
         ctypes.byref(policy.struct),
         None if reference is None else ctypes.byref(reference.struct),
-        ctypes.c_void_p(targets.data_ptr()),
+        pointer(targets),
         ctypes.c_int64(head.weight.shape[0]),
         KL * kl + REVERSE_KL * reverse_kl + ENTROPY * entropy,
         torch.get_num_threads(),
-        *(ctypes.c_void_p(_pointer(tensor)) for tensor in results.values()),
+        *(pointer(tensor) for tensor in results.values()),
     )
     return Forward(**results)  # type: ignore[arg-type]
 
@@ -148,7 +149,7 @@ def backward(
     policy = _Args(hidden, head)
     reference = None if ref_hidden is None or ref_head is None else _Args(ref_hidden, ref_head)
     kept = {n: None if v is None else v.float().contiguous() for n, v in upstream.items()}
-    up = _Upstream(*(_pointer(kept.get(name)) for name in _UPSTREAM))
+    up = _Upstream(*(pointer(kept.get(name)) for name in _UPSTREAM))
     d_hidden = torch.empty(hidden.shape, dtype=torch.float32) if need[0] else None
     d_weight = torch.empty_like(head.weight) if need[1] else None
     d_bias = torch.empty(head.weight.shape[0], dtype=torch.float32) if need[2] else None
@@ -157,11 +158,11 @@ def backward(
         ctypes.byref(policy.struct),
         None if reference is None else ctypes.byref(reference.struct),
         ctypes.byref(up),
-        ctypes.c_void_p(targets.data_ptr()),
+        pointer(targets),
         ctypes.c_int64(head.weight.shape[0]),
         ctypes.c_int64(memory_mb << 20),
         torch.get_num_threads(),
-        *(ctypes.c_void_p(_pointer(tensor)) for tensor in (d_hidden, d_weight, d_bias)),
+        *(pointer(tensor) for tensor in (d_hidden, d_weight, d_bias)),
     )
     return d_hidden, d_weight, d_bias
 
@@ -187,12 +188,12 @@ def expected(
     _check(targets, head)
     (lib or library()).palate_head_expected(
         ctypes.byref(policy.struct),
-        ctypes.c_void_p(targets.data_ptr()),
+        pointer(targets),
         ctypes.c_int64(head.weight.shape[0]),
         int(exact),
         ctypes.c_int64(memory_mb << 20),
         torch.get_num_threads(),
-        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (logp, lse, mean)),
+        *(pointer(tensor) for tensor in (logp, lse, mean)),
     )
     return logp, lse, mean
 
@@ -203,7 +204,3 @@ def _check(targets: Tensor, head: Head) -> None:
         raise IndexError(f"targets are int64, not {targets.dtype}")
     if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < len(head.weight)):
         raise IndexError(f"a target outside the vocabulary of {len(head.weight)}")
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,152 @@
+// What stands between the products of a transformer's layers, each in one pass over its values:
+// root mean square norms and gated activations, bfloat16 in and out, float in between.
+//
+// Results are rounded where the models' own code rounds them, so that they are the same numbers.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+
+#include "vectors.h"
+
+namespace {
+
+inline float sum(vec x) {
+    float total = 0;
+    for (int64_t j = 0; j < WIDTH; j++) total += x[j];
+    return total;
+}
+
+inline vec rounded_float(vec x) { return (vec)rounded(x); }
+
+// Rows first to last of a thread.
+struct Share {
+    Share(int64_t rows) {
+        int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+        first = rows * mine / threads;
+        last = rows * (mine + 1) / threads;
+    }
+    int64_t first, last;
+};
+
+enum { SILU = 0, GELU_TANH = 1 };
+
+// The activation of x, and its derivative.
+template <int KIND> inline void activation(vec x, vec &value, vec &slope) {
+    if (KIND == SILU) {
+        vec y = x < -87.0f ? all(-87.0f) : x;
+        y = y > 87.0f ? all(87.0f) : y;
+        // Below, the sigmoid is less than float has numbers for, as in torch.
+        vec s = x < -87.0f ? vec{} : 1.0f / (1.0f + exp_(-y));
+        value = x * s;
+        slope = s * (1.0f + x * (1.0f - s));
+    } else {
+        constexpr float ROOT = 0.7978845608028654f, CUBE = 0.044715f; // sqrt(2 / pi)
+        vec t = tanh_(ROOT * (x + CUBE * x * x * x));
+        value = 0.5f * x * (1.0f + t);
+        slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * ROOT * (1.0f + 3.0f * CUBE * x * x);
+    }
+}
+
+template <int KIND>
+void gated_forward(const bf16 *gate, const bf16 *up, int64_t vectors, int threads, bf16 *out) {
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(vectors);
+        for (int64_t i = share.first * WIDTH; i < share.last * WIDTH; i += WIDTH) {
+            vec value, slope;
+            activation<KIND>(widen(gate + i), value, slope);
+            narrow(out + i, rounded_float(value) * widen(up + i));
+        }
+    }
+}
+
+template <int KIND>
+void gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors, int threads,
+                    bf16 *d_gate, bf16 *d_up) {
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(vectors);
+        for (int64_t i = share.first * WIDTH; i < share.last * WIDTH; i += WIDTH) {
+            vec g = widen(grad + i), value, slope;
+            activation<KIND>(widen(gate + i), value, slope);
+            narrow(d_up + i, g * rounded_float(value));
+            narrow(d_gate + i, rounded_float(g * widen(up + i)) * slope);
+        }
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+// y = x / rms(x) * (offset + weight); `early` rounds the normed value before the weight, as Llama
+// does. x, y [rows, width], width a multiple of 16; scale [rows]: 1 / rms, for the backward pass.
+void palate_norm_forward(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, float epsilon,
+                         float offset, int early, int threads, bf16 *y, float *scale) {
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(rows);
+        for (int64_t r = share.first; r < share.last; r++) {
+            const bf16 *in = x + r * width;
+            vec squares{};
+            for (int64_t k = 0; k < width; k += WIDTH) {
+                vec v = widen(in + k);
+                squares += v * v;
+            }
+            float s = 1.0f / std::sqrt(sum(squares) / float(width) + epsilon);
+            scale[r] = s;
+            for (int64_t k = 0; k < width; k += WIDTH) {
+                vec v = widen(in + k) * s;
+                if (early) v = rounded_float(v);
+                narrow(y + r * width + k, v * (offset + widen(weight + k)));
+            }
+        }
+    }
+}
+
+// d_weight float [width], or null.
+void palate_norm_backward(const bf16 *grad, const bf16 *x, const bf16 *weight, const float *scale,
+                          int64_t rows, int64_t width, float offset, int threads, bf16 *d_x,
+                          float *d_weight) {
+    std::vector<float> parts(d_weight == nullptr ? 0 : threads * width, 0.0f);
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(rows);
+        float *part = parts.data() + (d_weight == nullptr ? 0 : omp_get_thread_num() * width);
+        for (int64_t r = share.first; r < share.last; r++) {
+            const bf16 *in = x + r * width, *g = grad + r * width;
+            vec dots{};
+            for (int64_t k = 0; k < width; k += WIDTH)
+                dots += widen(g + k) * (offset + widen(weight + k)) * widen(in + k);
+            float s = scale[r], mean = sum(dots) * s * s / float(width);
+            for (int64_t k = 0; k < width; k += WIDTH) {
+                vec v = widen(in + k), d = widen(g + k);
+                narrow(d_x + r * width + k, s * (d * (offset + widen(weight + k)) - mean * v));
+                if (d_weight != nullptr) store(part + k, load(part + k) + d * v * s);
+            }
+        }
+    }
+    if (d_weight == nullptr) return;
+    for (int64_t k = 0; k < width; k++) {
+        double total = 0;
+        for (int t = 0; t < threads; t++) total += parts[t * width + k];
+        d_weight[k] = float(total);
+    }
+}
+
+// out = activation(gate) * up, of 16 x `vectors` values.
+void palate_gated_forward(const bf16 *gate, const bf16 *up, int64_t vectors, int kind, int threads, bf16 *out) {
+    (kind == SILU ? gated_forward<SILU> : gated_forward<GELU_TANH>)(gate, up, vectors, threads, out);
+}
+
+void palate_gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors, int kind,
+                           int threads, bf16 *d_gate, bf16 *d_up) {
+    (kind == SILU ? gated_backward<SILU> : gated_backward<GELU_TANH>)(grad, gate, up, vectors, threads, d_gate, d_up);
+}
+
+} // extern "C"

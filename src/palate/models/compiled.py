@@ -1,0 +1,172 @@
+"""Norms and gated feed-forwards of a model on compiled kernels, where they give the same numbers.
+
+transformers writes a norm as eight operators, and each reads and writes every value; here it is one
+pass (`palate.kernels.cpu.layers`). A module is taken over where its name and its parts say what it
+is and where, tried on numbers, it is just that; every other one stays as it is. Weights, names and
+files of the model are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from palate.kernels import cpu
+from palate.kernels.cpu import layers
+
+_ACTIVATIONS: dict[str, layers.Activation] = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUTanh": "gelu_tanh",
+}
+_OWN_CLASS = "_palate_own_class"
+_READING = "_palate_reading"
+
+
+def use_compiled(model: nn.Module) -> int:
+    """Takes over the norms and feed-forwards of a bfloat16 model on the CPU.
+
+    Returns:
+        How many modules it took over.
+    """
+    if torch.accelerator.is_available():
+        return 0
+    count = 0
+    known: dict[tuple[str, type, Any], Any] = {}
+    for module in model.modules():
+        if _OWN_CLASS in vars(module):
+            continue
+        for recognise, forward in ((_norm, _norm_forward), (_gated, _gated_forward)):
+            sign = recognise.__name__, type(module), _sign(module)
+            if sign not in known:
+                known[sign] = recognise(module)
+            if known[sign] is not None:
+                _take_over(module, known[sign], forward)
+                count += 1
+                break
+    return count
+
+
+@contextmanager
+def own_layers(model: nn.Module) -> Iterator[None]:
+    """Runs a model's own code while the block runs, whatever was taken over."""
+    taken = [(m, type(m)) for m in model.modules() if _OWN_CLASS in vars(m)]
+    for module, _ in taken:
+        module.__class__ = vars(module)[_OWN_CLASS]
+    try:
+        yield
+    finally:
+        for module, compiled in taken:
+            module.__class__ = compiled
+
+
+def _take_over(module: Any, reading: Any, forward: Callable[..., Tensor]) -> None:
+    kind = type(module)
+    vars(module)[_OWN_CLASS], vars(module)[_READING] = kind, reading
+    # A class of the same name: what asks for a module's class, or prints it, sees no other.
+    members = {"forward": forward, "__module__": kind.__module__}
+    module.__class__ = type(kind.__name__, (kind,), members)
+
+
+def _sign(module: nn.Module) -> Any:
+    """What tells modules of one class apart."""
+    activation = getattr(module, "act_fn", None)
+    weight = getattr(module, "weight", None)
+    of_weight = (weight.dtype, weight.shape) if isinstance(weight, Tensor) else None
+    return type(activation), _epsilon(module), of_weight
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return epsilon if isinstance(epsilon, float) else None
+
+
+# Norms ------------------------------------------------------------------------------------------
+
+
+def _norm(module: nn.Module) -> dict[str, Any] | None:
+    """How a root mean square norm is computed, or None."""
+    parameters = dict(module.named_parameters())
+    weight, epsilon = parameters.get("weight"), _epsilon(module)
+    if not type(module).__name__.endswith("RMSNorm") or len(parameters) != 1:
+        return None
+    if weight is None or weight.ndim != 1 or epsilon is None or any(module.children()):
+        return None
+    x = _inputs(len(weight))
+    if not layers.takes_rows(x, weight) or not cpu.available():
+        return None
+    # Not its own weight, which may be all ones or all zeros: then nothing could be told apart.
+    drawn = _values(len(weight))
+    with torch.no_grad():
+        right = functional_call(module, {"weight": drawn}, (x,))
+        readings: list[dict[str, Any]] = [
+            {"epsilon": epsilon, "offset": offset, "early": early}
+            for offset in (0.0, 1.0)
+            for early in (False, True)
+        ]
+        return next((r for r in readings if _same(layers.norm(x, drawn, **r), right)), None)
+
+
+def _norm_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
+    if len(inputs) == 1 and not options and layers.takes_rows(inputs[0], self.weight):
+        return layers.norm(inputs[0], self.weight, **vars(self)[_READING])
+    result: Tensor = vars(self)[_OWN_CLASS].forward(self, *inputs, **options)
+    return result
+
+
+# Feed-forwards ----------------------------------------------------------------------------------
+
+
+def _gated(module: Any) -> layers.Activation | None:
+    """The activation of a gated feed-forward, or None."""
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if {name for name, _ in module.named_children()} - {"act_fn"} != set(parts[:3]):
+        return None
+    kind = _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
+    if kind is None or not all(isinstance(getattr(module, name), nn.Linear) for name in parts[:3]):
+        return None
+    weight = module.gate_proj.weight
+    if (weight.dtype, weight.device.type) != (torch.bfloat16, "cpu") or not cpu.available():
+        return None
+    with torch.no_grad():
+        x = _inputs(module.gate_proj.in_features)
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        product = layers.gated(gate, up, kind=kind)
+        written = module.act_fn(gate) * up
+        is_so = _same(product, written) and torch.equal(module(x), module.down_proj(written))
+        return kind if is_so else None
+
+
+def _gated_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
+    if len(inputs) != 1 or options:
+        result: Tensor = vars(self)[_OWN_CLASS].forward(self, *inputs, **options)
+        return result
+    gate, up = self.gate_proj(inputs[0]), self.up_proj(inputs[0])
+    if layers.takes_flat(gate, up):
+        product = layers.gated(gate, up, kind=vars(self)[_READING])
+    else:
+        product = self.act_fn(gate) * up
+    down: Tensor = self.down_proj(product)
+    return down
+
+
+def _inputs(width: int) -> Tensor:
+    """[64, width], small ones that an epsilon changes, and large ones that a clamp would."""
+    return (_values(64, width).float() * torch.logspace(-3, 3, 64).unsqueeze(1)).bfloat16()
+
+
+def _values(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator).bfloat16()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """The same but for a last bit here and there."""
+    if a.dtype != b.dtype or not torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-5):
+        return False
+    return float((a == b).float().mean()) > 0.98

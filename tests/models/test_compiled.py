@@ -1,0 +1,125 @@
+"""Models whose norms and feed-forwards are compiled give the numbers of their own code."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from palate.kernels import cpu
+from palate.models.compiled import own_layers, use_compiled
+from palate.models.loading import load_model
+from palate.recipes.schema import ModelRecipe
+from tiny import VOCABULARY, tiny_model
+
+pytestmark = pytest.mark.skipif(
+    not cpu.available(), reason=f"no compiled kernels on this machine: {cpu.why_not()}"
+)
+
+
+def taken(model: nn.Module) -> list[str]:
+    """Classes of the modules that were taken over."""
+    return [type(m).__name__ for m in model.modules() if "_palate_own_class" in vars(m)]
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("llama", {"LlamaRMSNorm", "LlamaMLP"}),
+        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP"}),
+        ("gemma3", {"Gemma3RMSNorm", "Gemma3MLP"}),
+    ],
+)
+def test_states_and_gradients_are_the_models_own(
+    family: str, names: set[str], tmp_path: Path
+) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    model: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="bfloat16"))
+    assert set(taken(model)) == names
+    exact: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
+    assert not taken(exact)
+    ids = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
+
+    def measured(model: Any) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        states.float().square().mean().backward()
+        gradients = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+        return {"states": states.detach().float()} | gradients
+
+    compiled = measured(model)
+    with own_layers(model):
+        assert not [m for m in model.modules() if type(m).forward.__module__.startswith("palate")]
+        own = measured(model)
+    right = measured(exact)
+    assert compiled.keys() == own.keys() == right.keys()
+
+    def off(side: dict[str, torch.Tensor]) -> float:
+        errors = [(side[n] - right[n]).norm() / right[n].norm().clamp(min=1e-9) for n in right]
+        return float(torch.stack(errors).square().mean().sqrt())
+
+    # As far from float32 as the model's own code in the same dtype, and no further.
+    assert off(compiled) < 1.3 * off(own) < 0.2
+
+
+def test_a_copy_and_a_saved_model_are_as_before(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "a")
+    model: Any = load_model(ModelRecipe(path=str(tmp_path / "a"), dtype="bfloat16"))
+    twin = copy.deepcopy(model)
+    ids = torch.randint(VOCABULARY, (1, 20))
+    with torch.no_grad():
+        twin.model.norm.weight.mul_(2.0)
+        assert not torch.equal(twin(ids).logits, model(ids).logits)
+        twin.model.norm.weight.copy_(model.model.norm.weight)
+        assert torch.equal(twin(ids).logits, model(ids).logits)
+    assert isinstance(model.model.norm, LlamaRMSNorm) and use_compiled(model) == 0
+    model.save_pretrained(tmp_path / "b")
+    assert "palate" not in (tmp_path / "b" / "config.json").read_text()
+    again: Any = load_model(ModelRecipe(path=str(tmp_path / "b"), dtype="bfloat16"))
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+class ClampedMLP(LlamaMLP):
+    """As gpt-oss does it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.act_fn(self.gate_proj(x)).clamp(max=7.0)
+        return self.down_proj(gate * self.up_proj(x))
+
+
+class ScaledRMSNorm(LlamaRMSNorm):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states) * 1.02
+
+
+class LayerRMSNorm(LlamaRMSNorm):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states - hidden_states.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("family", ["norm", "mlp"])
+def test_what_only_looks_like_it_is_left_alone(family: str) -> None:
+    torch.manual_seed(0)
+    if family == "norm":
+        wrong: list[nn.Module] = [ScaledRMSNorm(32), LayerRMSNorm(32)]
+        right: nn.Module = LlamaRMSNorm(32)
+    else:
+        config = tiny_model("llama").config
+        wrong, right = [ClampedMLP(config)], LlamaMLP(config)
+    assert use_compiled(nn.ModuleList(wrong).bfloat16()) == 0
+    assert use_compiled(nn.ModuleList([right]).bfloat16()) == 1
+    assert use_compiled(nn.ModuleList([type(right)(32) if family == "norm" else right])) == 0
+
+
+def test_inputs_that_the_kernels_do_not_take_go_through_the_models_own_code() -> None:
+    module = LlamaRMSNorm(32).bfloat16()
+    assert use_compiled(module) == 1
+    x = torch.randn(4, 32)
+    with own_layers(module):
+        right = module(x)
+    assert torch.equal(module(x), right)

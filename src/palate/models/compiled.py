@@ -109,7 +109,10 @@ def _norm(module: nn.Module) -> dict[str, Any] | None:
             for offset in (0.0, 1.0)
             for early in (False, True)
         ]
-        return next((r for r in readings if _same(layers.norm(x, drawn, **r), right)), None)
+        results = [layers.norm(x, drawn, **reading) for reading in readings]
+    equal = [float((result == right).float().mean()) for result in results]
+    best = max(range(len(readings)), key=equal.__getitem__)
+    return readings[best] if _same(results[best], right) else None
 
 
 def _norm_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
@@ -166,7 +169,6 @@ def _values(*shape: int) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """The same but for a last bit here and there."""
-    if a.dtype != b.dtype or not torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-5):
-        return False
-    return float((a == b).float().mean()) > 0.98
+    """The same row by row but for last bits; where b rounds more coarsely those of small values."""
+    off = (a.double() - b.double()).norm(dim=-1) / b.double().norm(dim=-1)
+    return a.dtype == b.dtype and bool((off < 2**-8).all())

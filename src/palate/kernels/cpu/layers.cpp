@@ -35,21 +35,21 @@ struct Share {
 
 enum { SILU = 0, GELU_TANH = 1 };
 
-// The activation of x, and its derivative.
+// 1 / (1 + e^-x); 0 where that is less than float has numbers for.
+inline vec sigmoid(vec x) {
+    vec y = x > 87.0f ? all(87.0f) : x;
+    return y < -87.0f ? vec{} : 1.0f / (1.0f + exp_(-y));
+}
+
+// The activation of x, and its derivative. 1 + tanh(u) is 2 sigmoid(2 u), which stays exact where
+// tanh is nearly -1.
 template <int KIND> inline void activation(vec x, vec &value, vec &slope) {
-    if (KIND == SILU) {
-        vec y = x < -87.0f ? all(-87.0f) : x;
-        y = y > 87.0f ? all(87.0f) : y;
-        // Below, the sigmoid is less than float has numbers for, as in torch.
-        vec s = x < -87.0f ? vec{} : 1.0f / (1.0f + exp_(-y));
-        value = x * s;
-        slope = s * (1.0f + x * (1.0f - s));
-    } else {
-        constexpr float ROOT = 0.7978845608028654f, CUBE = 0.044715f; // sqrt(2 / pi)
-        vec t = tanh_(ROOT * (x + CUBE * x * x * x));
-        value = 0.5f * x * (1.0f + t);
-        slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * ROOT * (1.0f + 3.0f * CUBE * x * x);
-    }
+    constexpr float TWICE_ROOT = 1.5957691216057308f, CUBE = 0.044715f; // 2 sqrt(2 / pi)
+    vec square = x * x;
+    vec s = sigmoid(KIND == SILU ? x : TWICE_ROOT * (x + CUBE * square * x));
+    vec inner = KIND == SILU ? all(1.0f) : TWICE_ROOT * (1.0f + 3.0f * CUBE * square);
+    value = x * s;
+    slope = s + x * s * (1.0f - s) * inner;
 }
 
 template <int KIND>

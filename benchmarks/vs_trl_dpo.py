@@ -6,6 +6,7 @@
 The sides, by turns in one run, each turn in a process of its own:
 
   plain loop      forty lines on transformers (plain_loop.py): logits at response positions alone
+  ..., compiled   the same with `torch.compile`, whose own minutes are not counted
   TRL compact     DPOTrainer with the compact head that it has for Triton devices forced on: an
                   internal switch, which scores response positions alone; its products stay float32
   TRL as shipped  DPOTrainer, which on CPUs scores the prompt's positions too
@@ -47,7 +48,8 @@ from sides import (
 )
 
 OURS = "palate"
-SIDES = ("plain loop", "TRL compact", "TRL as shipped", OURS)
+COMPILED = "plain loop, compiled"
+SIDES = ("plain loop", COMPILED, "TRL compact", "TRL as shipped", OURS)
 """In the order of their turns; ratios are told in it too."""
 AGREE = 2e-4
 """Nats, in float32."""
@@ -86,12 +88,17 @@ def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run_plain(args: argparse.Namespace) -> None:
+def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
     import plain_loop
 
     report(
         **plain_loop.dpo(
-            args.model, args.data, dtype=args.dtype, steps=args.steps, rate=args.learning_rate
+            args.model,
+            args.data,
+            dtype=args.dtype,
+            steps=args.steps,
+            rate=args.learning_rate,
+            compiled=compiled,
         )
     )
 
@@ -233,7 +240,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         {
-            "plain loop": run_plain,
+            "plain loop": partial(run_plain, compiled=False),
+            COMPILED: partial(run_plain, compiled=True),
             "TRL compact": partial(run_trl, compact=True),
             "TRL as shipped": partial(run_trl, compact=False),
             OURS: run_palate,

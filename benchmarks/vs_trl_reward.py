@@ -4,7 +4,7 @@
                                        [--dtype bfloat16] [--shapes 100/400 200/100 800/100]
 
 The sides, by turns in one run, each turn in a process of its own: a plain loop on transformers
-(plain_loop.py), TRL's RewardTrainer as shipped, palate.
+(plain_loop.py), the same under `torch.compile`, TRL's RewardTrainer as shipped, palate.
 
 Same model, pairs, starting head, dtype, batch, optimizer (AdamW, constant rate, clipping at 1), no
 checkpointing of activations. Every step sees all pairs, so that the order in which a side shuffles
@@ -26,6 +26,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from sides import (
 from vs_trl_dpo import make_pairs
 
 OURS = "palate"
-SIDES = ("plain loop", "TRL as shipped", OURS)
+COMPILED = "plain loop, compiled"
+SIDES = ("plain loop", COMPILED, "TRL as shipped", OURS)
 AGREE = 2e-4
 """Nats, in float32."""
 
@@ -64,12 +66,17 @@ def starting_model(path: str, dtype: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run_plain(args: argparse.Namespace) -> None:
+def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
     import plain_loop
 
     report(
         **plain_loop.reward(
-            args.model, args.data, dtype=args.dtype, steps=args.steps, rate=args.learning_rate
+            args.model,
+            args.data,
+            dtype=args.dtype,
+            steps=args.steps,
+            rate=args.learning_rate,
+            compiled=compiled,
         )
     )
 
@@ -280,7 +287,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         {
-            "plain loop": run_plain,
+            "plain loop": partial(run_plain, compiled=False),
+            COMPILED: partial(run_plain, compiled=True),
             "TRL as shipped": run_trl,
             OURS: run_palate,
             "scores": run_scores,

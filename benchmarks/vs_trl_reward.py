@@ -2,6 +2,7 @@
 
     python benchmarks/vs_trl_reward.py [MODEL] [--pairs 4] [--steps 2] [--turns 5]
                                        [--dtype bfloat16] [--shapes 100/400 200/100 800/100]
+                                       [--sides ...]
 
 The sides, by turns in one run, each turn in a process of its own: a plain loop on transformers
 (plain_loop.py), the same under `torch.compile`, TRL's RewardTrainer as shipped, palate.
@@ -235,7 +236,7 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
         starting_model(args.model, args.dtype, start)
     scores = run(args, "scores", start, data, args.dtype, args.steps)
     results = take_turns(
-        SIDES, lambda side: run(args, side, start, data, args.dtype, args.steps), args.turns
+        args.sides, lambda side: run(args, side, start, data, args.dtype, args.steps), args.turns
     )
     print(
         f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
@@ -256,7 +257,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
     data, start = folder / "small.jsonl", folder / "start-float32"
     make_pairs(args.model, 2, 24, 12, data)
     starting_model(args.model, "float32", start)
-    losses = {side: run(args, side, start, data, "float32", 3)["losses"] for side in SIDES}
+    losses = {side: run(args, side, start, data, "float32", 3)["losses"] for side in args.sides}
     must_agree(losses, OURS, AGREE)
     gap = max(loss_gap(losses, OURS).values())
     print(f"float32, 3 steps of a small case: losses of all sides agree to {gap:.1g} nats")
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--layout", default="auto", help="of palate's side")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=[*SIDES, "scores"], help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -294,8 +296,8 @@ def main() -> None:
             "scores": run_scores,
         }[args.side](args)
         return
-    if args.steps < 2:
-        parser.error("a turn needs 2 steps, of which the first is not timed")
+    if args.steps < 2 or OURS not in args.sides:
+        parser.error("a turn needs 2 steps, of which the first is not timed, and --sides palate")
     if args.model is None:
         from palate.demo.model import packaged_model
 

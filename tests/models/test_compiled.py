@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from palate.kernels import cpu
-from palate.models.compiled import own_layers, use_compiled
+from palate.models.compiled import kernels_of, own_layers, use_compiled
 from palate.models.loading import load_model
 from palate.recipes.schema import ModelRecipe
 from tiny import VOCABULARY, tiny_model
@@ -43,6 +43,8 @@ def test_states_and_gradients_are_the_models_own(
     assert set(taken(model)) == names
     exact: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
     assert not taken(exact)
+    # A cache of the one's numbers is none of the other's.
+    assert kernels_of(model) == kernels_of(exact) + " and compiled layers"
     ids = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
 
     def measured(model: Any) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ from palate.kernels import (
     summarise,
     token_stats,
 )
+from palate.models.compiled import kernels_of
 from palate.models.model import Model
 from palate.store.cache import Column, Entry, TensorCache, share_of
 
@@ -148,7 +149,7 @@ def cached_reference(
             "layout": layout,
             "digest": identity["digest"],
             "dtype": identity["dtype"],
-            "attention": policy.config._attn_implementation,
+            "kernels": kernels_of(policy.base),
             "torch": torch.__version__.split("+")[0],
         },
         _columns(policy, format),

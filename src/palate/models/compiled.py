@@ -52,6 +52,12 @@ def use_compiled(model: nn.Module) -> int:
     return count
 
 
+def kernels_of(model: Any) -> str:
+    """What a transformers model runs on, as far as its numbers depend on it."""
+    compiled = any(_OWN_CLASS in vars(module) for module in model.modules())
+    return f"{model.config._attn_implementation}{' and compiled layers' if compiled else ''}"
+
+
 @contextmanager
 def own_layers(model: nn.Module) -> Iterator[None]:
     """Runs a model's own code while the block runs, whatever was taken over."""

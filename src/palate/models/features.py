@@ -20,6 +20,7 @@ from torch import Tensor
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import SequenceBatch, collate, item_fields
 from palate.errors import ModelError
+from palate.models.compiled import kernels_of
 from palate.models.model import Model, evaluating
 from palate.store.cache import Column, Entry, TensorCache, share_of
 
@@ -66,7 +67,7 @@ class FeatureTable:
             "version": VERSION,
             "digest": digest,
             "dtype": str(model.dtype),
-            "attention": model.config._attn_implementation,
+            "kernels": kernels_of(model.base),
             "pooling": model.spec.pooling,
         }
         # A mean over tokens is float32 or wider.

@@ -21,6 +21,7 @@ from torch import nn
 
 from palate.errors import RunError
 from palate.models.check import LayoutCheck, check_tokens, layout_check
+from palate.models.compiled import kernels_of
 from palate.models.limits import positions_of
 from palate.models.model import Model
 from palate.models.structure import backbone_of, sharing_obstacle
@@ -80,7 +81,7 @@ def verdict_key(model: Model) -> str:
         "modelling code": _file_digest(inspect.getfile(type(model.base))),
         "config": {key: repr(value) for key, value in config.items() if key != "_name_or_path"},
         "dtype": str(model.dtype),
-        "attention": model.config._attn_implementation,
+        "kernels": kernels_of(model.base),
         "device": str(torch.cuda.get_device_name() if _on_cuda(model) else model.device.type),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -119,6 +120,7 @@ def _code_digest() -> str:
     root = Path(__file__).parents[1]
     data = [root / "data" / name for name in ("items.py", "layouts.py")]
     files = [*sorted((root / "models").glob("*.py")), *data]
+    files += sorted(path for path in (root / "kernels" / "cpu").iterdir() if path.is_file())
     return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()
 
 

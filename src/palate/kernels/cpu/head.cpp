@@ -41,7 +41,9 @@ constexpr int64_t STRETCH = 512;
 constexpr float HEADROOM = 40.0f; // as in frozen.py
 
 template <typename T> struct Buffer {
-    explicit Buffer(int64_t n) : data(static_cast<T *>(::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t(64)))) {}
+    explicit Buffer(int64_t n)
+        : data(static_cast<T *>(
+              ::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t(64)))) {}
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
     Buffer(const Buffer &) = delete;
     Buffer &operator=(const Buffer &) = delete;
@@ -85,7 +87,8 @@ class Side {
                     if (n < args_.n) {
                         const bf16 *row = args_.hidden + n * args_.width;
                         pair = row[2 * k];
-                        if (2 * k + 1 < args_.width) pair |= uint32_t(row[2 * k + 1]) << 16;
+                        if (2 * k + 1 < args_.width)
+                            pair |= uint32_t(row[2 * k + 1]) << 16;
                     }
                     packed_.data[(c * (even_ / 2) + k) * LANES + j] = pair;
                 }
@@ -94,7 +97,8 @@ class Side {
     // Weight rows of an odd width are copied to an even one: products take them in pairs.
     const bf16 *rows(int64_t first, int64_t count, bf16 *space) const {
         const bf16 *own = args_.weight + first * args_.width;
-        if (even_ == args_.width) return own;
+        if (even_ == args_.width)
+            return own;
         for (int64_t i = 0; i < count; i++) {
             std::memcpy(space + i * even_, own + i * args_.width, args_.width * sizeof(bf16));
             space[i * even_ + args_.width] = 0;
@@ -107,13 +111,15 @@ class Side {
     void logits(const bf16 *rows, int64_t first, int64_t count, int64_t chunk, float *z) const {
         multiply(count, lanes(chunk), even_, even_, LANES, LANES, false, rows,
                  packed_.data + chunk * (even_ / 2) * LANES, z);
-        if (args_.bias == nullptr && args_.scale == 1.0f && args_.softcap == 0.0f) return;
+        if (args_.bias == nullptr && args_.scale == 1.0f && args_.softcap == 0.0f)
+            return;
         for (int64_t i = 0; i < count; i++) {
             float bias = args_.bias == nullptr ? 0.0f : args_.bias[first + i];
             for (int64_t j = 0; j < lanes(chunk); j += WIDTH) {
                 float *at = z + i * LANES + j;
                 vec x = (load(at) + bias) * args_.scale;
-                if (args_.softcap != 0.0f) x = tanh_(x / args_.softcap) * args_.softcap;
+                if (args_.softcap != 0.0f)
+                    x = tanh_(x / args_.softcap) * args_.softcap;
                 store(at, x);
             }
         }
@@ -121,8 +127,9 @@ class Side {
 
     int64_t chunks() const { return chunks_; }
     // Tokens of a chunk, in whole vectors: no more of the last one is worked on than there is.
-    int64_t lanes(int64_t chunk) const { return std::min(LANES, ceil_div(tokens_, WIDTH) * WIDTH - chunk * LANES); }
-    const HeadArgs &args() const { return args_; }
+    int64_t lanes(int64_t chunk) const {
+        return std::min(LANES, ceil_div(tokens_, WIDTH) * WIDTH - chunk * LANES);
+    }
 
   private:
     HeadArgs args_;
@@ -138,15 +145,18 @@ struct Sums {
     // Raises the maximum of the lanes from `at` to cover `now`.
     void raise(int64_t at, vec now) {
         vec before = load(&top[at]);
-        if (!std::memcmp(&before, &now, sizeof now)) return;
+        if (!std::memcmp(&before, &now, sizeof now))
+            return;
         store(&top[at], now);
         for (int64_t j = 0; j < WIDTH; j++) {
             double fade = std::exp(double(before[j]) - double(now[j]));
-            for (size_t s = at + j; s < total.size(); s += n) total[s] *= fade;
+            for (size_t s = at + j; s < total.size(); s += n)
+                total[s] *= fade;
         }
     }
     void add(int64_t moment, int64_t at, vec sum) {
-        for (int64_t j = 0; j < WIDTH; j++) total[moment * n + at + j] += sum[j];
+        for (int64_t j = 0; j < WIDTH; j++)
+            total[moment * n + at + j] += sum[j];
     }
 
     int64_t n;
@@ -158,13 +168,16 @@ struct Sums {
 struct Joined {
     Joined(const std::vector<std::unique_ptr<Sums>> &parts, int64_t t, int64_t moments) {
         double top = -3.0e38, sums[3] = {0, 0, 0};
-        for (auto &part : parts) top = std::max(top, double(part->top[t]));
+        for (auto &part : parts)
+            top = std::max(top, double(part->top[t]));
         for (auto &part : parts) {
             double fade = std::exp(double(part->top[t]) - top);
-            for (int64_t m = 0; m <= moments; m++) sums[m] += fade * part->total[m * part->n + t];
+            for (int64_t m = 0; m <= moments; m++)
+                sums[m] += fade * part->total[m * part->n + t];
         }
         lse = top + std::log(sums[0]);
-        for (int64_t m = 0; m < moments; m++) mean[m] = sums[m + 1] / sums[0];
+        for (int64_t m = 0; m < moments; m++)
+            mean[m] = sums[m + 1] / sums[0];
     }
     double lse, mean[2] = {0, 0};
 };
@@ -180,24 +193,29 @@ inline vec highest(const float *z, int64_t rows, vec top) {
 // Targets by tile: places of tokens in the order of their targets.
 struct Targets {
     Targets(const int64_t *targets, int64_t n) : y(targets), order(n) {
-        for (int64_t i = 0; i < n; i++) order[i] = i;
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return y[a] < y[b]; });
+        for (int64_t i = 0; i < n; i++)
+            order[i] = i;
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return y[a] < y[b]; });
     }
     template <typename F> void within(int64_t first, int64_t last, F f) const {
         auto less = [&](int64_t place, int64_t word) { return y[place] < word; };
         auto at = std::lower_bound(order.begin(), order.end(), first, less);
-        for (; at != order.end() && y[*at] < last; ++at) f(*at);
+        for (; at != order.end() && y[*at] < last; ++at)
+            f(*at);
     }
     const int64_t *y;
     std::vector<int64_t> order;
 };
 
-// The product of weight [count, width] and tokens is transposed for: [width][TILE], zeros below.
+// Rows of the weight, [count, width], as columns: [width][TILE], zeros where there are fewer.
 void transpose(const bf16 *rows, int64_t count, int64_t width, int64_t ld, bf16 *out) {
     for (int64_t k0 = 0; k0 < width; k0 += 32)
         for (int64_t k = k0; k < std::min(width, k0 + 32); k++) {
-            for (int64_t i = 0; i < count; i++) out[k * TILE + i] = rows[i * ld + k];
-            for (int64_t i = count; i < TILE; i++) out[k * TILE + i] = 0;
+            for (int64_t i = 0; i < count; i++)
+                out[k * TILE + i] = rows[i * ld + k];
+            for (int64_t i = count; i < TILE; i++)
+                out[k * TILE + i] = 0;
         }
 }
 
@@ -216,8 +234,8 @@ void gather(const Side &side, int64_t tiles, int64_t width, const bf16 *transpos
         for (int64_t c = 0; c < chunks; c++)
             for (int64_t t = 0; t < tiles; t++)
                 for (const uint32_t *plane : weights)
-                    multiply(std::min(TILE, width - piece * TILE), side.lanes(c), TILE, TILE, LANES, LANES, true,
-                             transposed + (t * width + piece * TILE) * TILE,
+                    multiply(std::min(TILE, width - piece * TILE), side.lanes(c), TILE, TILE, LANES,
+                             LANES, true, transposed + (t * width + piece * TILE) * TILE,
                              plane + (t * chunks + c) * (TILE / 2) * LANES,
                              acc + (c * width + piece * TILE) * LANES);
 }
@@ -231,8 +249,6 @@ void release(int threads) {
 
 extern "C" {
 
-int64_t palate_head_version() { return 1; }
-
 enum { KL = 1, REVERSE_KL = 2, ENTROPY = 4 };
 
 // Results are float [n] each, or null where not wanted: those of the reference, and of the flags.
@@ -245,13 +261,16 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
     std::unique_ptr<Side> r(reference == nullptr ? nullptr : new Side(*reference, n, threads));
     int64_t tokens = ceil_div(n, WIDTH) * WIDTH;
     Targets by_word(targets, n);
-    std::vector<std::unique_ptr<Sums>> own(threads), other(threads);
+    // Of every thread, also where fewer come than were asked for.
+    std::vector<std::unique_ptr<Sums>> own, other;
+    for (int t = 0; t < threads; t++) {
+        own.push_back(std::make_unique<Sums>(tokens, 2));
+        other.push_back(std::make_unique<Sums>(r ? tokens : 0, 1));
+    }
     std::vector<float> ref_target(n, 0.0f);
 #pragma omp parallel num_threads(threads)
     {
         int t = omp_get_thread_num();
-        own[t] = std::make_unique<Sums>(tokens, 2);
-        other[t] = std::make_unique<Sums>(r ? tokens : 0, 1);
         Sums &mine = *own[t], &theirs = *other[t];
         Buffer<float> z(TILE * LANES), x(r ? TILE * LANES : 0);
         Buffer<bf16> space(p.space()), ref_space(r ? r->space() : 0);
@@ -264,11 +283,13 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
             by_word.within(first, first + rows, [&](int64_t i) { wanted[i / LANES].push_back(i); });
             for (int64_t c = 0; c < p.chunks(); c++) {
                 p.logits(w, first, rows, c, z.data);
-                if (r) r->logits(v, first, rows, c, x.data);
+                if (r)
+                    r->logits(v, first, rows, c, x.data);
                 for (int64_t i : wanted[c]) {
                     int64_t place = (targets[i] - first) * LANES + i % LANES;
                     target_logit[i] = z.data[place];
-                    if (r) ref_target[i] = x.data[place];
+                    if (r)
+                        ref_target[i] = x.data[place];
                 }
                 for (int64_t j = 0; j < p.lanes(c); j += WIDTH) {
                     int64_t at = c * LANES + j;
@@ -277,7 +298,8 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
                     mine.raise(at, top);
                     vec sum{}, gaps{}, scores{};
                     if (!r && !(flags & ENTROPY)) {
-                        for (int64_t i = 0; i < rows; i++) sum += exp_(load(zj + i * LANES) - top);
+                        for (int64_t i = 0; i < rows; i++)
+                            sum += exp_(load(zj + i * LANES) - top);
                         mine.add(0, at, sum);
                         continue;
                     }
@@ -290,23 +312,30 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
                         vec a = load(zj + i * LANES), q = exp_(a - top);
                         sum += q;
                         // A word that both leave out has -inf - -inf here, and weighs nothing.
-                        if (flags & ENTROPY) scores += q == 0.0f ? vec{} : q * (a - top);
-                        if (!r) continue;
+                        if (flags & ENTROPY)
+                            scores += q == 0.0f ? vec{} : q * (a - top);
+                        if (!r)
+                            continue;
                         vec b = load(xj + i * LANES), e = exp_(b - ref_top), gap = a - b;
                         ref_sum += e;
-                        if (flags & KL) ref_gaps += e == 0.0f ? vec{} : e * gap;
-                        if (flags & REVERSE_KL) gaps += q == 0.0f ? vec{} : q * gap;
+                        if (flags & KL)
+                            ref_gaps += e == 0.0f ? vec{} : e * gap;
+                        if (flags & REVERSE_KL)
+                            gaps += q == 0.0f ? vec{} : q * gap;
                     }
                     mine.add(0, at, sum);
-                    if (flags & REVERSE_KL) mine.add(1, at, gaps);
+                    if (flags & REVERSE_KL)
+                        mine.add(1, at, gaps);
                     if (flags & ENTROPY) {
                         // Scores were taken from the maximum, for their sum's sake.
                         for (int64_t l = 0; l < WIDTH; l++)
-                            mine.total[2 * tokens + at + l] += double(scores[l]) + double(top[l]) * double(sum[l]);
+                            mine.total[2 * tokens + at + l] +=
+                                double(scores[l]) + double(top[l]) * double(sum[l]);
                     }
                     if (r) {
                         theirs.add(0, at, ref_sum);
-                        if (flags & KL) theirs.add(1, at, ref_gaps);
+                        if (flags & KL)
+                            theirs.add(1, at, ref_gaps);
                     }
                 }
             }
@@ -321,11 +350,13 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
             entropy[i] = q.lse - q.mean[1];
             mean_logit[i] = q.mean[1];
         }
-        if (!r) continue;
+        if (!r)
+            continue;
         Joined e(other, i, 1);
         ref_lse[i] = e.lse;
         ref_logp[i] = double(ref_target[i]) - e.lse;
-        if (flags & KL) kl[i] = (q.lse - e.lse) - e.mean[0];
+        if (flags & KL)
+            kl[i] = (q.lse - e.lse) - e.mean[0];
         if (flags & REVERSE_KL) {
             mean_gap[i] = q.mean[0];
             reverse_kl[i] = q.mean[0] - (q.lse - e.lse);
@@ -335,8 +366,8 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
 
 // Upstream gradients of each token's results, and what the forward pass found.
 struct Upstream {
-    const float *logp, *kl, *reverse_kl, *entropy;        // [n]; the last two or null
-    const float *lse, *ref_lse, *mean_gap, *mean_logit;   // [n], [n_ref], [n_ref], [n]
+    const float *logp, *kl, *reverse_kl, *entropy;      // [n]; the last two or null
+    const float *lse, *ref_lse, *mean_gap, *mean_logit; // [n], [n_ref], [n_ref], [n]
     const float *slope; // [n], of the raw product of the target, without the softmax's part
 };
 
@@ -352,12 +383,14 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
     Targets by_word(targets, n);
     auto padded = [&](const float *values, int64_t count) {
         std::vector<float> out(tokens, 0.0f);
-        if (values != nullptr) std::copy(values, values + count, out.begin());
+        if (values != nullptr)
+            std::copy(values, values + count, out.begin());
         return out;
     };
     auto c_logp = padded(up->logp, n), c_kl = padded(up->kl, n), c_rkl = padded(up->reverse_kl, n),
-         c_ent = padded(up->entropy, n), lse = padded(up->lse, n), ref_lse = padded(up->ref_lse, n_ref),
-         mean_gap = padded(up->mean_gap, n_ref), mean_logit = padded(up->mean_logit, n);
+         c_ent = padded(up->entropy, n), lse = padded(up->lse, n),
+         ref_lse = padded(up->ref_lse, n_ref), mean_gap = padded(up->mean_gap, n_ref),
+         mean_logit = padded(up->mean_logit, n);
     bool of_q = up->reverse_kl != nullptr, of_h = up->entropy != nullptr;
     // [tokens / 2][width][2], for the weight's gradient.
     Buffer<uint32_t> pairs(d_weight ? tokens / 2 * width : 0);
@@ -370,31 +403,36 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
                 pairs.data[i * width + k] = even | odd << 16;
             }
     }
-    int64_t block = std::min(ceil_div(vocabulary, TILE),
-                             tiles_of_block(tokens, 1, width, bytes, threads));
+    int64_t block =
+        std::min(ceil_div(vocabulary, TILE), tiles_of_block(tokens, 1, width, bytes, threads));
     Buffer<bf16> transposed(d_hidden ? block * width * TILE : 0);
     Buffer<uint32_t> weights(d_hidden ? block * chunks * (TILE / 2) * LANES : 0);
     Buffer<float> acc(d_hidden ? chunks * width * LANES : 0);
-    if (d_hidden) std::fill(acc.data, acc.data + chunks * width * LANES, 0.0f);
+    if (d_hidden)
+        std::fill(acc.data, acc.data + chunks * width * LANES, 0.0f);
     for (int64_t start = 0; start < vocabulary; start += block * TILE) {
         int64_t tiles = std::min(block, ceil_div(vocabulary - start, TILE));
 #pragma omp parallel num_threads(threads)
         {
             Buffer<float> z(TILE * LANES), x(r ? TILE * LANES : 0), dw(d_weight ? TILE * width : 0);
-            Buffer<bf16> space(p.space()), ref_space(r ? r->space() : 0), g(d_weight ? TILE * ceil_div(tokens, STRETCH) * STRETCH : 0);
+            Buffer<bf16> space(p.space()), ref_space(r ? r->space() : 0),
+                g(d_weight ? TILE * ceil_div(tokens, STRETCH) * STRETCH : 0);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t first = start + t * TILE, rows = std::min(TILE, vocabulary - first);
                 const bf16 *w = p.rows(first, rows, space.data);
                 const bf16 *v = r ? r->rows(first, rows, ref_space.data) : nullptr;
                 if (d_hidden)
-                    transpose(policy->weight + first * width, rows, width, width, transposed.data + t * width * TILE);
+                    transpose(policy->weight + first * width, rows, width, width,
+                              transposed.data + t * width * TILE);
                 vec bias_sums[TILE] = {};
                 for (int64_t c = 0; c < chunks; c++) {
                     bool with_ref = c * LANES < n_ref;
                     p.logits(w, first, rows, c, z.data);
-                    if (with_ref) r->logits(v, first, rows, c, x.data);
-                    uint32_t *pair = d_hidden ? weights.data + (t * chunks + c) * (TILE / 2) * LANES : nullptr;
+                    if (with_ref)
+                        r->logits(v, first, rows, c, x.data);
+                    uint32_t *pair =
+                        d_hidden ? weights.data + (t * chunks + c) * (TILE / 2) * LANES : nullptr;
                     for (int64_t j = 0; j < p.lanes(c); j += WIDTH) {
                         int64_t at = c * LANES + j;
                         vec l = load(&lse[at]), rl = load(&ref_lse[at]), a = load(&c_logp[at]),
@@ -405,10 +443,12 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
                             vec d{};
                             if (i < rows) {
                                 vec s = load(z.data + i * LANES + j), q = exp_(s - l), f = b - a;
-                                if (of_h) f -= q == 0.0f ? vec{} : h * (s - mean);
+                                if (of_h)
+                                    f -= q == 0.0f ? vec{} : h * (s - mean);
                                 if (with_ref) {
                                     vec u = load(x.data + i * LANES + j);
-                                    if (of_q) f += q == 0.0f ? vec{} : e * (s - u - gap);
+                                    if (of_q)
+                                        f += q == 0.0f ? vec{} : e * (s - u - gap);
                                     d = f * q - b * exp_(u - rl);
                                 } else {
                                     d = f * q;
@@ -418,14 +458,18 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
                                     d *= 1.0f - part * part;
                                 }
                                 d *= policy->scale;
-                                if (d_bias) bias_sums[i] += d;
+                                if (d_bias)
+                                    bias_sums[i] += d;
                             }
                             uvec bits = rounded(d);
                             if (d_weight && i < rows) {
                                 hvec half = __builtin_convertvector(bits >> 16, hvec);
-                                std::memcpy(g.data + (at / STRETCH * TILE + i) * STRETCH + at % STRETCH, &half, sizeof half);
+                                std::memcpy(g.data + (at / STRETCH * TILE + i) * STRETCH +
+                                                at % STRETCH,
+                                            &half, sizeof half);
                             }
-                            if (pair == nullptr) continue;
+                            if (pair == nullptr)
+                                continue;
                             if (i % 2 == 0) {
                                 even = bits >> 16;
                             } else {
@@ -438,29 +482,35 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
                 if (d_weight) {
                     for (int64_t k = 0; k < width; k += TILE)
                         for (int64_t from = 0; from < tokens; from += STRETCH)
-                            multiply(rows, std::min(TILE, width - k), std::min(STRETCH, tokens - from), STRETCH,
-                                     width, width, from > 0, g.data + from * TILE,
+                            multiply(rows, std::min(TILE, width - k),
+                                     std::min(STRETCH, tokens - from), STRETCH, width, width,
+                                     from > 0, g.data + from * TILE,
                                      pairs.data + from / 2 * width + k, dw.data + k);
                     by_word.within(first, first + rows, [&](int64_t i) {
                         float *row = dw.data + (targets[i] - first) * width;
-                        for (int64_t k = 0; k < width; k++) row[k] += up->slope[i] * widen(policy->hidden[i * width + k]);
+                        for (int64_t k = 0; k < width; k++)
+                            row[k] += up->slope[i] * widen(policy->hidden[i * width + k]);
                     });
                     int64_t values = rows * width, at = 0;
                     for (; at + WIDTH <= values; at += WIDTH)
                         narrow(d_weight + first * width + at, load(dw.data + at));
-                    for (; at < values; at++) d_weight[first * width + at] = narrow(dw.data[at]);
+                    for (; at < values; at++)
+                        d_weight[first * width + at] = narrow(dw.data[at]);
                 }
                 if (d_bias) {
                     for (int64_t i = 0; i < rows; i++) {
                         double sum = 0;
-                        for (int64_t j = 0; j < WIDTH; j++) sum += bias_sums[i][j];
+                        for (int64_t j = 0; j < WIDTH; j++)
+                            sum += bias_sums[i][j];
                         d_bias[first + i] = sum;
                     }
-                    by_word.within(first, first + rows, [&](int64_t i) { d_bias[targets[i]] += up->slope[i]; });
+                    by_word.within(first, first + rows,
+                                   [&](int64_t i) { d_bias[targets[i]] += up->slope[i]; });
                 }
             }
         }
-        if (d_hidden) gather(p, tiles, width, transposed.data, {weights.data}, acc.data, threads);
+        if (d_hidden)
+            gather(p, tiles, width, transposed.data, {weights.data}, acc.data, threads);
     }
     release(threads);
     if (d_hidden) {
@@ -475,8 +525,9 @@ void palate_head_backward(const HeadArgs *policy, const HeadArgs *reference, con
 }
 
 // Logsumexp and the expected row of the weight; `exact` keeps 17 bits of a probability, not 8.
-void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t vocabulary, int exact,
-                          int64_t bytes, int threads, float *logp, float *lse, float *mean) {
+void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t vocabulary,
+                          int exact, int64_t bytes, int threads, float *logp, float *lse,
+                          float *mean) {
     int64_t n = head->n, width = head->width;
     Side p(*head, n, threads);
     int64_t chunks = p.chunks(), tokens = ceil_div(n, WIDTH) * WIDTH, layouts = exact ? 2 : 1;
@@ -488,10 +539,12 @@ void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t 
     Buffer<uint32_t> weights(layouts * plane);
     Buffer<float> acc(chunks * width * LANES);
     std::fill(acc.data, acc.data + chunks * width * LANES, 0.0f);
-    std::vector<float> shift(tokens, -3.0e38f), tops(block * tokens), sums(block * tokens), target(n, 0.0f);
+    std::vector<float> shift(tokens, -3.0e38f), tops(block * tokens), sums(block * tokens),
+        target(n, 0.0f);
     std::vector<double> total(tokens, 0.0);
     std::vector<const uint32_t *> planes{weights.data};
-    if (exact) planes.push_back(weights.data + plane);
+    if (exact)
+        planes.push_back(weights.data + plane);
     for (int64_t start = 0; start < vocabulary; start += block * TILE) {
         int64_t tiles = std::min(block, ceil_div(vocabulary - start, TILE));
         for (bool again = true; again;) {
@@ -504,22 +557,28 @@ void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t 
                 for (int64_t t = 0; t < tiles; t++) {
                     int64_t first = start + t * TILE, rows = std::min(TILE, vocabulary - first);
                     const bf16 *w = p.rows(first, rows, space.data);
-                    transpose(head->weight + first * width, rows, width, width, transposed.data + t * width * TILE);
+                    transpose(head->weight + first * width, rows, width, width,
+                              transposed.data + t * width * TILE);
                     std::vector<std::vector<int64_t>> wanted(chunks);
-                    by_word.within(first, first + rows, [&](int64_t i) { wanted[i / LANES].push_back(i); });
+                    by_word.within(first, first + rows,
+                                   [&](int64_t i) { wanted[i / LANES].push_back(i); });
                     for (int64_t c = 0; c < chunks; c++) {
                         p.logits(w, first, rows, c, z.data);
-                        for (int64_t i : wanted[c]) target[i] = z.data[(targets[i] - first) * LANES + i % LANES];
+                        for (int64_t i : wanted[c])
+                            target[i] = z.data[(targets[i] - first) * LANES + i % LANES];
                         for (int64_t j = 0; j < p.lanes(c); j += WIDTH) {
                             int64_t at = c * LANES + j;
                             store(&tops[t * tokens + at], highest(z.data + j, rows, all(-3.0e38f)));
                             vec from = load(&shift[at]), sum{};
                             uvec even{}, even_low{};
                             for (int64_t i = 0; i < TILE; i++) {
-                                vec e = i < rows ? exp_(load(z.data + i * LANES + j) - from) : vec{};
+                                vec e =
+                                    i < rows ? exp_(load(z.data + i * LANES + j) - from) : vec{};
                                 sum += e;
                                 uvec high = rounded(e), low = rounded(e - (vec)high);
-                                uint32_t *pair = weights.data + ((t * chunks + c) * (TILE / 2) + i / 2) * LANES + j;
+                                uint32_t *pair = weights.data +
+                                                 ((t * chunks + c) * (TILE / 2) + i / 2) * LANES +
+                                                 j;
                                 if (i % 2 == 0) {
                                     even = high >> 16;
                                     even_low = low >> 16;
@@ -527,28 +586,34 @@ void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t 
                                 }
                                 uvec both = even | high, both_low = even_low | low;
                                 std::memcpy(pair, &both, sizeof both);
-                                if (exact) std::memcpy(pair + plane, &both_low, sizeof both_low);
+                                if (exact)
+                                    std::memcpy(pair + plane, &both_low, sizeof both_low);
                             }
                             store(&sums[t * tokens + at], sum);
                         }
                     }
                 }
             }
-            // Too far above the shift: it is raised, what was summed so far faded, and the block made again.
+            // Too far above the shift: it is raised, what was summed so far faded, and the block
+            // made again.
             for (int64_t i = 0; i < n; i++) {
                 float top = -3.0e38f;
-                for (int64_t t = 0; t < tiles; t++) top = std::max(top, tops[t * tokens + i]);
-                if (!(top > shift[i] + HEADROOM)) continue;
+                for (int64_t t = 0; t < tiles; t++)
+                    top = std::max(top, tops[t * tokens + i]);
+                if (!(top > shift[i] + HEADROOM))
+                    continue;
                 again = true;
                 double fade = std::exp(double(shift[i]) - double(top));
                 total[i] *= fade;
                 float *sum = acc.data + (i / LANES) * width * LANES + i % LANES;
-                for (int64_t k = 0; k < width; k++) sum[k * LANES] *= float(fade);
+                for (int64_t k = 0; k < width; k++)
+                    sum[k * LANES] *= float(fade);
                 shift[i] = top;
             }
         }
         for (int64_t t = 0; t < tiles; t++)
-            for (int64_t i = 0; i < n; i++) total[i] += sums[t * tokens + i];
+            for (int64_t i = 0; i < n; i++)
+                total[i] += sums[t * tokens + i];
         gather(p, tiles, width, transposed.data, planes, acc.data, threads);
     }
     release(threads);
@@ -558,7 +623,8 @@ void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t 
         lse[i] = all_of;
         logp[i] = double(target[i]) - all_of;
         const float *sum = acc.data + (i / LANES) * width * LANES + i % LANES;
-        for (int64_t k = 0; k < width; k++) mean[i * width + k] = float(double(sum[k * LANES]) / total[i]);
+        for (int64_t k = 0; k < width; k++)
+            mean[i * width + k] = float(double(sum[k * LANES]) / total[i]);
     }
 }
 

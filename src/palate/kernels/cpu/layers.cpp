@@ -17,7 +17,8 @@ namespace {
 
 inline float sum(vec x) {
     float total = 0;
-    for (int64_t j = 0; j < WIDTH; j++) total += x[j];
+    for (int64_t j = 0; j < WIDTH; j++)
+        total += x[j];
     return total;
 }
 
@@ -66,8 +67,8 @@ void gated_forward(const bf16 *gate, const bf16 *up, int64_t vectors, int thread
 }
 
 template <int KIND>
-void gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors, int threads,
-                    bf16 *d_gate, bf16 *d_up) {
+void gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors,
+                    int threads, bf16 *d_gate, bf16 *d_up) {
 #pragma omp parallel num_threads(threads)
     {
         Share share(vectors);
@@ -86,8 +87,9 @@ extern "C" {
 
 // y = x / rms(x) * (offset + weight); `early` rounds the normed value before the weight, as Llama
 // does. x, y [rows, width], width a multiple of 16; scale [rows]: 1 / rms, for the backward pass.
-void palate_norm_forward(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, float epsilon,
-                         float offset, int early, int threads, bf16 *y, float *scale) {
+void palate_norm_forward(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width,
+                         float epsilon, float offset, int early, int threads, bf16 *y,
+                         float *scale) {
 #pragma omp parallel num_threads(threads)
     {
         Share share(rows);
@@ -102,7 +104,8 @@ void palate_norm_forward(const bf16 *x, const bf16 *weight, int64_t rows, int64_
             scale[r] = s;
             for (int64_t k = 0; k < width; k += WIDTH) {
                 vec v = widen(in + k) * s;
-                if (early) v = rounded_float(v);
+                if (early)
+                    v = rounded_float(v);
                 narrow(y + r * width + k, v * (offset + widen(weight + k)));
             }
         }
@@ -127,26 +130,32 @@ void palate_norm_backward(const bf16 *grad, const bf16 *x, const bf16 *weight, c
             for (int64_t k = 0; k < width; k += WIDTH) {
                 vec v = widen(in + k), d = widen(g + k);
                 narrow(d_x + r * width + k, s * (d * (offset + widen(weight + k)) - mean * v));
-                if (d_weight != nullptr) store(part + k, load(part + k) + d * v * s);
+                if (d_weight != nullptr)
+                    store(part + k, load(part + k) + d * v * s);
             }
         }
     }
-    if (d_weight == nullptr) return;
+    if (d_weight == nullptr)
+        return;
     for (int64_t k = 0; k < width; k++) {
         double total = 0;
-        for (int t = 0; t < threads; t++) total += parts[t * width + k];
+        for (int t = 0; t < threads; t++)
+            total += parts[t * width + k];
         d_weight[k] = float(total);
     }
 }
 
 // out = activation(gate) * up, of 16 x `vectors` values.
-void palate_gated_forward(const bf16 *gate, const bf16 *up, int64_t vectors, int kind, int threads, bf16 *out) {
-    (kind == SILU ? gated_forward<SILU> : gated_forward<GELU_TANH>)(gate, up, vectors, threads, out);
+void palate_gated_forward(const bf16 *gate, const bf16 *up, int64_t vectors, int kind, int threads,
+                          bf16 *out) {
+    (kind == SILU ? gated_forward<SILU> : gated_forward<GELU_TANH>)(gate, up, vectors, threads,
+                                                                    out);
 }
 
-void palate_gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors, int kind,
-                           int threads, bf16 *d_gate, bf16 *d_up) {
-    (kind == SILU ? gated_backward<SILU> : gated_backward<GELU_TANH>)(grad, gate, up, vectors, threads, d_gate, d_up);
+void palate_gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t vectors,
+                           int kind, int threads, bf16 *d_gate, bf16 *d_up) {
+    (kind == SILU ? gated_backward<SILU> : gated_backward<GELU_TANH>)(grad, gate, up, vectors,
+                                                                      threads, d_gate, d_up);
 }
 
 } // extern "C"

@@ -122,11 +122,11 @@ def must_agree(results: dict[str, Sequence[float]], ours: str, tolerance: float)
 
 def print_losses_table(results: dict[str, Measured], pairs: int) -> None:
     """A line a side: seconds of a step, pairs a second, peak memory, and its losses."""
-    print(f"{'':>15} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
+    print(f"{'':>20} {'s/step':>22} {'pairs/s':>8} {'peak GB':>8}  losses")
     for side, measured in results.items():
         losses = " ".join(f"{x:.5f}" for x in measured.first["losses"])
         print(
-            f"{side:>15} {measured.spread():>22} {pairs / measured.median:>8.3f} "
+            f"{side:>20} {measured.spread():>22} {pairs / measured.median:>8.3f} "
             f"{measured.peak / 1e9:>8.2f}  {losses}"
         )
 

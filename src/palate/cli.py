@@ -26,13 +26,6 @@ from palate.cli_parts import (
 )
 from palate.data_cli import app as data_app
 from palate.errors import RecipeError
-from palate.recipes.evaluation import EvalRecipe
-from palate.recipes.judge import JudgeRecipe
-from palate.recipes.load import load_recipe
-from palate.recipes.reward import RewardRecipe
-from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DemoRecipe, Dtype, SftRecipe, TuneRecipe
-from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.store.versions import __version__
 
 app = typer.Typer(
@@ -79,10 +72,12 @@ def _root(
     logging.getLogger("palate").handlers = [_Notes()]
 
 
-@app.command(cls=recipe_command(TuneRecipe))
+@app.command(cls=recipe_command("TuneRecipe"))
 def tune(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Preference tuning: DPO, TDPO and their relatives."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import TuneRecipe, load_recipe
+
         loaded = load_recipe(TuneRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -91,10 +86,12 @@ def tune(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe =
         finished(run(loaded).path)
 
 
-@app.command(cls=recipe_command(SftRecipe))
+@app.command(cls=recipe_command("SftRecipe"))
 def sft(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Supervised fine-tuning on demonstrations or chosen responses."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import SftRecipe, load_recipe
+
         loaded = load_recipe(SftRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -103,10 +100,12 @@ def sft(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = 
         finished(run(loaded).path)
 
 
-@app.command(cls=recipe_command(RewardRecipe))
+@app.command(cls=recipe_command("RewardRecipe"))
 def reward(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Train a scalar reward model on pairs or ranked lists."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import RewardRecipe, load_recipe
+
         loaded = load_recipe(RewardRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -115,10 +114,12 @@ def reward(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe
         finished(run(loaded).path)
 
 
-@app.command(cls=recipe_command(JudgeRecipe))
+@app.command(cls=recipe_command("JudgeRecipe"))
 def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Train a judge or a critic, stage by stage, from preference data."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import JudgeRecipe, load_recipe
+
         loaded = load_recipe(JudgeRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -127,7 +128,7 @@ def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe 
         finished(run(loaded).path)
 
 
-@app.command("eval", cls=recipe_command(EvalRecipe))
+@app.command("eval", cls=recipe_command("EvalRecipe"))
 def evaluate(
     targets: Annotated[
         list[str],
@@ -143,6 +144,8 @@ def evaluate(
     """
     with errors_as_lines(""):
         recipe, overrides = _eval_targets(targets)
+        from palate.recipes import EvalRecipe, load_recipe
+
         loaded = load_recipe(EvalRecipe, recipe, [*overrides, *(set_ or [])])
         if print_recipe:
             return show(loaded)
@@ -151,12 +154,14 @@ def evaluate(
         finished(run(loaded).path)
 
 
-@app.command("eval reward", cls=recipe_command(RewardEvalRecipe))
+@app.command("eval reward", cls=recipe_command("RewardEvalRecipe"))
 def evaluate_reward(
     recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False
 ) -> None:
     """Evaluate reward models, judges and ensembles: public benchmarks, pairs, best-of-n."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import RewardEvalRecipe, load_recipe
+
         loaded = load_recipe(RewardEvalRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -165,7 +170,7 @@ def evaluate_reward(
         finished(run(loaded).path)
 
 
-@app.command(cls=recipe_command(ScoreRecipe))
+@app.command(cls=recipe_command("ScoreRecipe"))
 def score(
     targets: Annotated[
         list[str],
@@ -183,6 +188,8 @@ def score(
     """Score every response in data files with a reward model, a judge or an ensemble."""
     with errors_as_lines("--set resume=true"):
         recipe, overrides = _score_targets(targets, model, output_dir)
+        from palate.recipes import ScoreRecipe, load_recipe
+
         loaded = load_recipe(ScoreRecipe, recipe, [*overrides, *(set_ or [])])
         if print_recipe:
             return show(loaded)
@@ -191,10 +198,12 @@ def score(
         finished(score_files(loaded).path)
 
 
-@app.command(cls=recipe_command(ServeRecipe))
+@app.command(cls=recipe_command("ServeRecipe"))
 def serve(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Serve a reward model, a judge or an ensemble over HTTP (extra `serve`)."""
     with errors_as_lines(""):
+        from palate.recipes import ServeRecipe, load_recipe
+
         loaded = load_recipe(ServeRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
@@ -252,6 +261,7 @@ def merge(
 ) -> None:
     """Add LoRA adapters to their base model: one whole policy or reward model."""
     with errors_as_lines(""):
+        from palate.recipes.schema import Dtype
         from palate.train.merge import merge_adapters
 
         if dtype is not None and dtype not in get_args(Dtype):
@@ -295,7 +305,7 @@ def doctor(
             raise typer.Exit(1)
 
 
-@app.command(cls=recipe_command(DemoRecipe))
+@app.command(cls=recipe_command("DemoRecipe"))
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs and steps.")] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
@@ -313,6 +323,8 @@ def demo(
     ]
     given += [f"seed={seed}"] if seed is not None else []
     with errors_as_lines("", again="the finished parts are kept"):
+        from palate.recipes import DemoRecipe, load_recipe
+
         loaded = load_recipe(DemoRecipe, None, [*given, *(set_ or [])])
         if print_recipe:
             return show(loaded)

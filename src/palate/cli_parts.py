@@ -9,18 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.padding import Padding
-from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from palate.errors import PalateError, RecipeError, in_one_line
-from palate.recipes.help import help_block
-from palate.recipes.load import VERBS, resolve_yaml, shipped_recipes
-from palate.recipes.losses import Strict
+
+if TYPE_CHECKING:
+    from palate.recipes.losses import Strict
 
 RecipeFile = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
@@ -48,17 +45,30 @@ _NOT_A_BUG = (
 """What a name or the machine is to blame for, wherever in a run it shows."""
 
 
-def recipe_command(cls: type[Strict]) -> type[TyperCommand]:
-    """A command whose help ends with the keys of its recipe."""
+def recipe_command(name: str) -> type[TyperCommand]:
+    """A command whose help ends with the keys of its recipe.
+
+    Args:
+        name: of the recipe's class in `palate.recipes`, which is loaded when it is asked for.
+    """
 
     class RecipeCommand(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
+            from rich.console import Console
+            from rich.padding import Padding
+            from rich.text import Text
+
+            from palate import recipes
+            from palate.recipes.help import help_block
+            from palate.recipes.load import VERBS, shipped_recipes
+
+            cls = getattr(recipes, name)
             console = Console()
             if shipped := shipped_recipes(VERBS[cls]):
                 console.print(Text("Shipped recipes", style="bold yellow"))
-                for name, text in shipped.items():
-                    line = Text(name, style="bold").append(f"  {text}", style="not bold")
+                for shipped_name, text in shipped.items():
+                    line = Text(shipped_name, style="bold").append(f"  {text}", style="not bold")
                     console.print(Padding(line, (0, 0, 0, 2)))
                 console.print()
             console.print(Text("Keys of the recipe, and of --set", style="bold yellow"))
@@ -85,6 +95,8 @@ def finished(path: Path) -> None:
 
 
 def show(recipe: Strict) -> None:
+    from palate.recipes.load import resolve_yaml
+
     typer.echo(resolve_yaml(recipe), nl=False)
 
 

@@ -16,9 +16,6 @@ from palate.cli_parts import (
     recipe_command,
     show,
 )
-from palate.recipes.construct import BuildSource, DataBuildRecipe
-from palate.recipes.load import check_recipe, load_recipe
-from palate.recipes.yaml import parse_yaml
 
 app = typer.Typer(
     name="data",
@@ -63,6 +60,9 @@ def inspect(
     """
     with errors_as_lines("", again="from the beginning"):
         from palate.data_verbs import inspect_data
+        from palate.recipes import BuildSource
+        from palate.recipes.load import check_recipe
+        from palate.recipes.yaml import parse_yaml
 
         options = {
             "format": format,
@@ -81,10 +81,12 @@ def inspect(
         typer.echo(str(inspected.folder / "report.html"))
 
 
-@app.command(cls=recipe_command(DataBuildRecipe))
+@app.command(cls=recipe_command("DataBuildRecipe"))
 def build(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Build pairs: read, pair, curate, mix, and write Parquet with a data card and a report."""
     with errors_as_lines("--set resume=true"):
+        from palate.recipes import DataBuildRecipe, load_recipe
+
         loaded = load_recipe(DataBuildRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,10 @@ LIBRARIES = ("torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "s
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
+    # Imported where they are used: every command reads this module, `--help` too.
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -26,6 +27,8 @@ def library_versions() -> dict[str, str]:
 
 def code_version() -> dict[str, Any]:
     """Commit of the source tree, and whether it has changes; None outside a checkout."""
+    import subprocess
+
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:

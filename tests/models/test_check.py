@@ -90,10 +90,16 @@ def test_a_leak_below_the_rounding_of_bfloat16_is_seen(kind: str) -> None:
 @pytest.mark.usefixtures("parts_unseen")
 @pytest.mark.parametrize("family", ["lfm2", "jamba", "falcon_h1", "recurrent_gemma", "rwkv"])
 def test_numbers_alone_tell_what_has_a_state(family: str) -> None:
-    verdict = layout_check(policy(family, dtype=torch.bfloat16))
-    # Experts round with what others are given, so that Jamba's leak is judged by its size.
-    words = "off the plain ones" if family == "jamba" else "see one another"
-    assert not verdict.ok and verdict.reason is not None and words in verdict.reason
+    model = policy(family, dtype=torch.bfloat16)
+    if family == "jamba":
+        # Experts round with what others are given, so that a leak of their size would not show:
+        # the state lasts longer than a random model's.
+        with torch.no_grad():
+            for name, parameter in model.base.named_parameters():
+                if "A_log" in name:
+                    parameter.sub_(3.0)
+    verdict = layout_check(model)
+    assert not verdict.ok and verdict.reason is not None and "see one another" in verdict.reason
 
 
 @pytest.mark.usefixtures("parts_unseen")

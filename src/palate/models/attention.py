@@ -31,6 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from palate.kernels.cpu.attention import takes_attention, tree_attention
 from palate.models.tiled_attention import Tile, tiled_attention, tiles_of
 
 NAME = "palate_rows"
@@ -132,6 +133,9 @@ def rows_attention(
     tiled = heads_fit and not any(options.get(name) for name in _UNTILED)
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    is_structure = attention_mask.dtype == torch.int64
+    if is_structure and tiled and takes_attention(query, key, value):
+        return tree_attention(query, key, value, attention_mask[0, 0], scale=scale), None
     rows = _plans(attention_mask, len(query), query.dtype if tiled else None)
     if all(part.mask is None for row in rows for part in row):
         tiles = [[tile.moved(part.start) for part in row for tile in part.tiles] for row in rows]

@@ -19,7 +19,7 @@ from palate.caches import cache_folder
 
 SWITCH = "PALATE_COMPILED"
 """Environment variable: 0 keeps to torch's operators, 1 makes it an error to have no others."""
-SOURCES = ("head.cpp", "layers.cpp", "vectors.h")
+SOURCES = ("attention.cpp", "head.cpp", "layers.cpp", "products.h", "vectors.h")
 FLAGS = (
     "-O3",
     "-march=native",

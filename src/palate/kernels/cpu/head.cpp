@@ -15,22 +15,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include <omp.h>
 
+#include "products.h"
 #include "vectors.h"
-
-namespace c10 {
-struct BFloat16;
-}
-// As ATen/native/CPUBlas.h declares them; the header itself takes longer to compile than this file.
-namespace at::native::cpublas {
-void brgemm(int64_t m, int64_t n, int64_t k, int64_t ld_a, int64_t ld_b, int64_t ld_c, bool add_c,
-            const c10::BFloat16 *a, const c10::BFloat16 *b, float *c, bool is_vnni);
-void brgemm_release(bool is_vnni);
-} // namespace at::native::cpublas
 
 namespace {
 
@@ -39,25 +29,6 @@ constexpr int64_t TILE = 128, LANES = 64;
 // stride that a product has; with whole steps as one product each step would have its own.
 constexpr int64_t STRETCH = 512;
 constexpr float HEADROOM = 40.0f; // as in frozen.py
-
-template <typename T> struct Buffer {
-    explicit Buffer(int64_t n)
-        : data(static_cast<T *>(
-              ::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t(64)))) {}
-    ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-    T *data;
-};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-void multiply(int64_t m, int64_t n, int64_t k, int64_t ld_a, int64_t ld_b, int64_t ld_c, bool add,
-              const void *a, const void *b, float *c) {
-    at::native::cpublas::brgemm(m, n, k, ld_a, ld_b, ld_c, add,
-                                static_cast<const c10::BFloat16 *>(a),
-                                static_cast<const c10::BFloat16 *>(b), c, true);
-}
 
 } // namespace
 
@@ -238,11 +209,6 @@ void gather(const Side &side, int64_t tiles, int64_t width, const bf16 *transpos
                              LANES, true, transposed + (t * width + piece * TILE) * TILE,
                              plane + (t * chunks + c) * (TILE / 2) * LANES,
                              acc + (c * width + piece * TILE) * LANES);
-}
-
-void release(int threads) {
-#pragma omp parallel num_threads(threads)
-    at::native::cpublas::brgemm_release(true);
 }
 
 } // namespace

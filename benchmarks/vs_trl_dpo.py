@@ -189,6 +189,19 @@ def run_palate(args: argparse.Namespace) -> None:
     report(seconds=seconds, losses=[entry["loss"] for entry in train])
 
 
+FIXED = "weights of policy and reference, gradients and two moments"
+
+
+def fixed_bytes(model: str, dtype: str) -> int:
+    """What no side can do without, in the dtype of the run."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    weights: int = sum(p.numel() * p.element_size() for p in loaded.parameters())
+    return 5 * weights
+
+
 def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
     """All sides at one shape; prints a table and the ratios."""
     prompt, response = map(int, shape.split("/"))
@@ -202,6 +215,7 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
         f"tokens, {args.dtype}, full fine-tuning; median of {args.turns} turns [fastest, slowest]"
     )
     print_losses_table(results, args.pairs)
+    print(f"{fixed_bytes(args.model, args.dtype) / 1e9:.2f} GB of each side are {FIXED}")
     print(losses_apart(results, OURS))
     print_ratios(shape, results, OURS)
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -31,17 +33,27 @@ def dpo(
     rate: float,
     beta: float = 0.1,
     compiled: bool = False,
+    lora: int = 0,
 ) -> Measures:
-    """Seconds and losses of DPO steps on all pairs, against a separate frozen reference."""
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)) for _ in range(2)
-    )
+    """Seconds and losses of DPO steps on all pairs, against a separate frozen reference.
+
+    Args:
+        lora: rank of adapters on all linear layers; then the reference is the policy without them.
+    """
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    if lora:
+        policy = get_peft_model(policy, adapters(lora))
+        reference, without = policy, policy.disable_adapter
+    else:
+        reference = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        without = nullcontext
     batch, scored, sides = _batch(model, data)
     targets = batch["input_ids"][:, 1:][scored]
     places = _places(scored)
 
     def token_losses(lm: Any) -> Tensor:
-        hidden = lm.base_model(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[places]
+        trunk = (lm.get_base_model() if lora else lm).base_model
+        hidden = trunk(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[places]
         logits = F.linear(hidden, lm.get_output_embeddings().weight)
         return F.cross_entropy(logits, targets, reduction="none").float()
 
@@ -52,12 +64,19 @@ def dpo(
         return torch.zeros(len(scored)).index_add(0, sides, -token_losses(lm))
 
     def loss() -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), without():
             base = log_probs(reference)
         chosen, rejected = (log_probs(policy) - base).chunk(2)
         return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
     return _steps(policy, loss, steps, rate)
+
+
+def adapters(rank: int) -> LoraConfig:
+    """As `palate tune` has them."""
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
 
 
 def reward(
@@ -109,14 +128,15 @@ def _places(scored: Tensor) -> Tensor:
 
 
 def _steps(model: torch.nn.Module, loss: Any, steps: int, rate: float) -> Measures:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     model.train()
     measures: Measures = {"seconds": [], "losses": []}
     for _ in range(steps):
         start = time.perf_counter()
         value = loss()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         measures["seconds"].append(time.perf_counter() - start)

@@ -1,7 +1,7 @@
 """DPO, full fine-tuning: `palate tune` against a plain loop and against TRL's DPOTrainer.
 
     python benchmarks/vs_trl_dpo.py [MODEL] [--pairs 2] [--shapes 200/100 100/400] [--turns 5]
-                                    [--steps 2] [--dtype bfloat16] [--sides ...]
+                                    [--steps 2] [--dtype bfloat16] [--lora RANK] [--sides ...]
 
 The sides, by turns in one run, each turn in a process of its own:
 
@@ -99,6 +99,7 @@ def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
             steps=args.steps,
             rate=args.learning_rate,
             compiled=compiled,
+            lora=args.lora,
         )
     )
 
@@ -107,6 +108,7 @@ def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
     import torch
     import trl.trainer.utils
     from datasets import Dataset
+    from plain_loop import adapters
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -125,10 +127,11 @@ def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
         trl.trainer.utils._use_triton = lambda device: True
     clock = Clock()
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-        for _ in range(2)
-    )
+
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+
+    policy, reference = loaded(), None if args.lora else loaded()
     with tempfile.TemporaryDirectory() as folder:
         trainer = DPOTrainer(
             policy,
@@ -151,6 +154,7 @@ def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(args.model),
             callbacks=[clock],
+            peft_config=adapters(args.lora) if args.lora else None,
         )
         trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -162,11 +166,12 @@ def run_palate(args: argparse.Namespace) -> None:
     from palate.recipes.schema import TuneRecipe
 
     rows = len(args.data.read_text().splitlines())
+    lora = {"r": args.lora, "alpha": 2 * args.lora} if args.lora else None
     with tempfile.TemporaryDirectory() as folder:
         recipe = TuneRecipe.model_validate(
             {
                 "output_dir": str(Path(folder) / "run"),
-                "model": {"path": args.model, "dtype": args.dtype},
+                "model": {"path": args.model, "dtype": args.dtype, "lora": lora},
                 "data": {
                     "train": [{"path": str(args.data)}],
                     "length": {"max_prompt_tokens": 10_000, "max_response_tokens": 10_000},
@@ -210,12 +215,14 @@ def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
     results = take_turns(
         args.sides, lambda side: run(args, side, data, args.dtype, args.steps), args.turns
     )
+    trained = f"LoRA of rank {args.lora}" if args.lora else "full fine-tuning"
     print(
         f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
-        f"tokens, {args.dtype}, full fine-tuning; median of {args.turns} turns [fastest, slowest]"
+        f"tokens, {args.dtype}, {trained}; median of {args.turns} turns [fastest, slowest]"
     )
     print_losses_table(results, args.pairs)
-    print(f"{fixed_bytes(args.model, args.dtype) / 1e9:.2f} GB of each side are {FIXED}")
+    if not args.lora:
+        print(f"{fixed_bytes(args.model, args.dtype) / 1e9:.2f} GB of each side are {FIXED}")
     print(losses_apart(results, OURS))
     print_ratios(shape, results, OURS)
 
@@ -224,7 +231,9 @@ def check(args: argparse.Namespace, folder: Path) -> None:
     """A small case in float32, in which all sides must compute the same."""
     data = folder / "small.jsonl"
     make_pairs(args.model, 2, 24, 12, data)
-    losses = {side: run(args, side, data, "float32", 3)["losses"] for side in args.sides}
+    # Of adapters each side draws its own, so that only losses of all weights can be equal.
+    whole = argparse.Namespace(**vars(args) | {"lora": 0})
+    losses = {side: run(whole, side, data, "float32", 3)["losses"] for side in args.sides}
     must_agree(losses, OURS, AGREE)
     gap = max(loss_gap(losses, OURS).values(), default=0.0)
     print(f"float32, 3 steps of a small case: losses of all sides agree to {gap:.1g} nats")
@@ -235,6 +244,7 @@ def run(args: argparse.Namespace, side: str, data: Path, dtype: str, steps: int)
     return run_side(
         __file__, side, args.model, "--data", data, "--steps", steps,
         "--learning-rate", args.learning_rate, "--loss", args.loss, "--dtype", dtype,
+        "--lora", args.lora,
     )  # fmt: skip
 
 
@@ -246,6 +256,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--steps", type=int, default=2, help="of a turn; the first is not timed")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
     parser.add_argument("--loss", default="dpo", help="of palate's side; others are DPO")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))

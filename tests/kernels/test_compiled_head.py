@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from palate.errors import ModelError
 from palate.kernels import Head, RefHidden, RefSummary, cpu, summarise, token_stats
 from palate.kernels.cpu import build
 from palate.testing import token_stats_oracle
@@ -313,7 +314,7 @@ def test_the_switch(anew: pytest.MonkeyPatch) -> None:
     assert stats.logp.dtype == torch.float32
     build.why_not.cache_clear()
     anew.setenv(build.SWITCH, "yes")
-    with pytest.raises(RuntimeError, match="PALATE_COMPILED is 0 or 1, not 'yes'"):
+    with pytest.raises(ModelError, match="PALATE_COMPILED is 0 or 1, not 'yes'"):
         cpu.why_not()
 
 
@@ -332,7 +333,7 @@ def test_without_a_compiler_torch_does_it_and_that_is_said_once(
     build.why_not.cache_clear()
     build.library.cache_clear()
     anew.setenv(build.SWITCH, "1")
-    with pytest.raises(RuntimeError, match="PALATE_COMPILED=1, but kernels cannot be compiled"):
+    with pytest.raises(ModelError, match="PALATE_COMPILED=1, but kernels cannot be compiled"):
         token_stats(**x)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from palate.caches import cache_folder
+from palate.errors import ModelError
 
 SWITCH = "PALATE_COMPILED"
 """Environment variable: 0 keeps to torch's operators, 1 makes it an error to have no others."""
@@ -45,18 +46,18 @@ def why_not() -> str | None:
     """Why the compiled library is not used, in words; None where it is.
 
     Raises:
-        RuntimeError: it cannot be used and `PALATE_COMPILED=1` wants it.
+        ModelError: it cannot be used and `PALATE_COMPILED=1` wants it.
     """
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "0", "1"):
-        raise RuntimeError(f"{SWITCH} is 0 or 1, not {wanted!r}")
+        raise ModelError(f"{SWITCH} is 0 or 1, not {wanted!r}")
     if wanted == "0":
         return f"{SWITCH}=0"
     try:
         library()
     except Unavailable as error:
         if wanted == "1":
-            raise RuntimeError(f"{SWITCH}=1, but {error}") from error.__cause__
+            raise ModelError(f"{SWITCH}=1, but {error}") from error.__cause__
         note = "torch's own operators are used, which take up to twice as long as compiled ones: "
         logging.getLogger("palate").warning("%s%s", note, error)
         return str(error)

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from processor import processor
-from sides import TURNS, report, run_side
+from sides import TURNS, report, run_side, training_log
 from vs_trl_dpo import make_pairs
 from vs_trl_reward import starting_model
 
@@ -103,8 +103,7 @@ def run_sft(args: argparse.Namespace) -> None:
                 },
             }
         )
-        lines = (sft(recipe).path / "metrics.jsonl").read_text().splitlines()
-    train = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
+        train = training_log(sft(recipe).path)
     report(seconds=[len(rows) / entry["pairs_per_second"] for entry in train])
 
 

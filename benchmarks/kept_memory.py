@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sides import report, run_side
+from sides import report, run_side, training_log
 
 WORDS = "the a good bad answer to this question is long short and of course true false"
 
@@ -70,10 +70,9 @@ def train(args: argparse.Namespace) -> None:
         else:
             recipe["loss"] = {"type": "dpo", "beta": 0.1}
             result = palate.tune(TuneRecipe.model_validate(recipe), quiet=True)
-        lines = (result.path / "metrics.jsonl").read_text().splitlines()
+        log = training_log(result.path)[1:]
         files = sorted((result.path / "model").glob("*.safetensors"))
         weights = " ".join(map(sha256_file, files))
-    log = [entry for entry in map(json.loads, lines) if entry["split"] == "train"][1:]
     # Steps differ in length: tokens of all of them over the seconds of all of them.
     seconds = [4 / entry["pairs_per_second"] for entry in log]
     tokens = [entry["tokens_per_second"] * s for entry, s in zip(log, seconds, strict=True)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from processor import processor
@@ -38,6 +39,12 @@ def run_side(
     if out.returncode or not results:
         raise SystemExit(f"{side} failed:\n{out.stdout[-2000:]}\n{out.stderr[-4000:]}")
     return dict(json.loads(results[0].removeprefix(_MARK)))
+
+
+def training_log(run: Path) -> list[dict[str, Any]]:
+    """The lines that a run of palate logged of its training steps."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == "train"]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from sides import (
     report,
     run_side,
     take_turns,
+    training_log,
 )
 
 OURS = "palate"
@@ -187,9 +188,7 @@ def run_palate(args: argparse.Namespace) -> None:
                 },
             }
         )
-        result = tune(recipe)
-        lines = (result.path / "metrics.jsonl").read_text().splitlines()
-    train = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
+        train = training_log(tune(recipe).path)
     seconds = [rows / entry["pairs_per_second"] for entry in train]
     report(seconds=seconds, losses=[entry["loss"] for entry in train])
 

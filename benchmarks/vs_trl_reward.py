@@ -41,6 +41,7 @@ from sides import (
     report,
     run_side,
     take_turns,
+    training_log,
 )
 from vs_trl_dpo import make_pairs
 
@@ -170,9 +171,7 @@ def run_palate(args: argparse.Namespace) -> None:
                 },
             }
         )
-        result = reward(recipe)
-        lines = (result.path / "metrics.jsonl").read_text().splitlines()
-    log = [entry for entry in map(json.loads, lines) if entry["split"] == "train"]
+        log = training_log(reward(recipe).path)
     seconds = [rows / entry["pairs_per_second"] for entry in log]
     report(seconds=seconds, losses=[entry["loss"] for entry in log])
 

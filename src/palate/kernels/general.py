@@ -210,25 +210,31 @@ class GeneralTokenStats(torch.autograd.Function):
             if d_w is not None:
                 d_w.zero_()
             return _result(d_h, d_w, d_b, hidden, bias)
+        h_sel, targets_s, lse_s = hidden[order], targets[order], lse[order]
+        coefficients = [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
+        slope = _target_slope(coefficients[0], z_y[order], options)
+        mean_z_s = None if mean_z is None else mean_z[order]
+        mean_gap_s = None if mean_gap is None else mean_gap[order[:n_ref]]
+        ref_h_sel: Any = ref_hidden[order[:n_ref]] if n_ref else None
+        ref_lse_s: Any = ref_lse[order[:n_ref]] if n_ref else None
         if ctx.compiled:
-            rows, coefficients = targets[order], [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
-            parts = {
+            upstreams = {
                 "logp": coefficients[0],
                 "kl": coefficients[1],
                 "reverse_kl": None if mean_gap is None else coefficients[2],
                 "entropy": None if mean_z is None else coefficients[3],
-                "lse": lse[order],
-                "ref_lse": None if ref_lse is None else ref_lse[order[:n_ref]],
-                "mean_gap": None if mean_gap is None else mean_gap[order[:n_ref]],
-                "mean_logit": None if mean_z is None else mean_z[order],
-                "slope": _target_slope(coefficients[0], z_y[order], options),
+                "lse": lse_s,
+                "ref_lse": ref_lse_s,
+                "mean_gap": mean_gap_s,
+                "mean_logit": mean_z_s,
+                "slope": slope,
             }
             d_h_rows, d_w, d_b = cpu.backward(
-                hidden[order],
+                h_sel,
                 options.head(weight, bias),
-                rows,
-                upstream=parts,
-                ref_hidden=ref_hidden[order[:n_ref]] if n_ref else None,
+                targets_s,
+                upstream=upstreams,
+                ref_hidden=ref_h_sel,
                 ref_head=options.ref_head(ref_weight, ref_bias) if n_ref else None,
                 need=(need_h, need_w, need_b),
                 memory_mb=options.memory_mb,
@@ -245,17 +251,11 @@ class GeneralTokenStats(torch.autograd.Function):
             device=hidden.device.type,
         )
         narrow = low_precision(weight.dtype)
-        h_sel = hidden[order]
         h = operand(h_sel)
-        coefficients = [g[order] for g in (g_logp, g_kl, g_rkl, g_ent)]
-        lse_s = lse[order]
-        mean_z_s = None if mean_z is None else mean_z[order]
-        mean_gap_s = None if mean_gap is None else mean_gap[order[:n_ref]]
         tiles = WeightTiles(weight, size.vocabulary)
         if n_ref:
-            r_h = operand(ref_hidden[order[:n_ref]])
+            r_h = operand(ref_h_sel)
             r_tiles = WeightTiles(ref_weight, size.vocabulary)
-            ref_lse_s = ref_lse[order[:n_ref]]
         d_h_sel = torch.zeros(h_sel.shape, dtype=wide, device=hidden.device) if need_h else None
         scratch = Scratch(lse)
         # Order of the ranges: spans never cross from rows with a reference to rows without.
@@ -323,23 +323,13 @@ class GeneralTokenStats(torch.autograd.Function):
                 if d_w is not None:
                     assert w_grad is not None
                     # The targets' rows, before the one rounding to the head's dtype.
-                    _add_targets(
-                        w_grad,
-                        start,
-                        stop,
-                        targets[order],
-                        h_sel,
-                        coefficients[0],
-                        z_y[order],
-                        options,
-                    )
+                    _add_targets(w_grad, start, stop, targets_s, h_sel, slope)
                     d_w[start:stop] = w_grad
-        slope = _target_slope(coefficients[0], z_y[order], options)
         if d_b is not None:
-            d_b.index_add_(0, targets[order], slope)
+            d_b.index_add_(0, targets_s, slope)
         if d_h is not None:
             assert d_h_sel is not None
-            d_h_sel += slope.unsqueeze(1) * weight[targets[order]].to(wide)
+            d_h_sel += slope.unsqueeze(1) * weight[targets_s].to(wide)
             d_h[order] = d_h_sel
         return _result(d_h, d_w, d_b, hidden, bias)
 
@@ -369,16 +359,13 @@ def _add_targets(
     stop: int,
     targets: Tensor,
     hidden: Tensor,
-    c_logp: Tensor,
-    z_y: Tensor,
-    options: HeadOptions,
+    slope: Tensor,
 ) -> None:
     """Adds the one-hot part of the head's gradient to the rows start..stop."""
     here = ((targets >= start) & (targets < stop)).nonzero().flatten()
     if len(here):
-        slope = _target_slope(c_logp[here], z_y[here], options)
         w_grad.index_add_(
-            0, targets[here] - start, slope.unsqueeze(1) * hidden[here].to(w_grad.dtype)
+            0, targets[here] - start, slope[here].unsqueeze(1) * hidden[here].to(w_grad.dtype)
         )
 
 

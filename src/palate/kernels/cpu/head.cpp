@@ -67,11 +67,11 @@ class Side {
 
     // Weight rows of an odd width are copied to an even one: products take them in pairs.
     const bf16 *rows(int64_t first, int64_t count, bf16 *space) const {
-        const bf16 *own = args_.weight + first * args_.width;
+        const bf16 *rows = args_.weight + first * args_.width;
         if (even_ == args_.width)
-            return own;
+            return rows;
         for (int64_t i = 0; i < count; i++) {
-            std::memcpy(space + i * even_, own + i * args_.width, args_.width * sizeof(bf16));
+            std::memcpy(space + i * even_, rows + i * args_.width, args_.width * sizeof(bf16));
             space[i * even_ + args_.width] = 0;
         }
         return space;
@@ -228,16 +228,16 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
     int64_t tokens = ceil_div(n, WIDTH) * WIDTH;
     Targets by_word(targets, n);
     // Of every thread, also where fewer come than were asked for.
-    std::vector<std::unique_ptr<Sums>> own, other;
+    std::vector<std::unique_ptr<Sums>> policy_sums, ref_sums;
     for (int t = 0; t < threads; t++) {
-        own.push_back(std::make_unique<Sums>(tokens, 2));
-        other.push_back(std::make_unique<Sums>(r ? tokens : 0, 1));
+        policy_sums.push_back(std::make_unique<Sums>(tokens, 2));
+        ref_sums.push_back(std::make_unique<Sums>(r ? tokens : 0, 1));
     }
     std::vector<float> ref_target(n, 0.0f);
 #pragma omp parallel num_threads(threads)
     {
         int t = omp_get_thread_num();
-        Sums &mine = *own[t], &theirs = *other[t];
+        Sums &sums = *policy_sums[t], &refs = *ref_sums[t];
         Buffer<float> z(TILE * LANES), x(r ? TILE * LANES : 0);
         Buffer<bf16> space(p.space()), ref_space(r ? r->space() : 0);
 #pragma omp for schedule(static)
@@ -260,19 +260,19 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
                 for (int64_t j = 0; j < p.lanes(c); j += WIDTH) {
                     int64_t at = c * LANES + j;
                     const float *zj = z.data + j, *xj = x.data + j;
-                    vec top = highest(zj, rows, load(&mine.top[at]));
-                    mine.raise(at, top);
+                    vec top = highest(zj, rows, load(&sums.top[at]));
+                    sums.raise(at, top);
                     vec sum{}, gaps{}, scores{};
                     if (!r && !(flags & ENTROPY)) {
                         for (int64_t i = 0; i < rows; i++)
                             sum += exp_(load(zj + i * LANES) - top);
-                        mine.add(0, at, sum);
+                        sums.add(0, at, sum);
                         continue;
                     }
                     vec ref_top{}, ref_sum{}, ref_gaps{};
                     if (r) {
-                        ref_top = highest(xj, rows, load(&theirs.top[at]));
-                        theirs.raise(at, ref_top);
+                        ref_top = highest(xj, rows, load(&refs.top[at]));
+                        refs.raise(at, ref_top);
                     }
                     for (int64_t i = 0; i < rows; i++) {
                         vec a = load(zj + i * LANES), q = exp_(a - top);
@@ -289,19 +289,19 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
                         if (flags & REVERSE_KL)
                             gaps += q == 0.0f ? vec{} : q * gap;
                     }
-                    mine.add(0, at, sum);
+                    sums.add(0, at, sum);
                     if (flags & REVERSE_KL)
-                        mine.add(1, at, gaps);
+                        sums.add(1, at, gaps);
                     if (flags & ENTROPY) {
                         // Scores were taken from the maximum, for their sum's sake.
                         for (int64_t l = 0; l < WIDTH; l++)
-                            mine.total[2 * tokens + at + l] +=
+                            sums.total[2 * tokens + at + l] +=
                                 double(scores[l]) + double(top[l]) * double(sum[l]);
                     }
                     if (r) {
-                        theirs.add(0, at, ref_sum);
+                        refs.add(0, at, ref_sum);
                         if (flags & KL)
-                            theirs.add(1, at, ref_gaps);
+                            refs.add(1, at, ref_gaps);
                     }
                 }
             }
@@ -309,7 +309,7 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
     }
     release(threads);
     for (int64_t i = 0; i < n; i++) {
-        Joined q(own, i, 2);
+        Joined q(policy_sums, i, 2);
         lse[i] = q.lse;
         logp[i] = double(target_logit[i]) - q.lse;
         if (flags & ENTROPY) {
@@ -318,7 +318,7 @@ void palate_head_forward(const HeadArgs *policy, const HeadArgs *reference, cons
         }
         if (!r)
             continue;
-        Joined e(other, i, 1);
+        Joined e(ref_sums, i, 1);
         ref_lse[i] = e.lse;
         ref_logp[i] = double(ref_target[i]) - e.lse;
         if (flags & KL)

@@ -27,9 +27,9 @@ inline vec rounded_float(vec x) { return (vec)rounded(x); }
 // Rows first to last of a thread.
 struct Share {
     Share(int64_t rows) {
-        int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
-        first = rows * mine / threads;
-        last = rows * (mine + 1) / threads;
+        int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        first = rows * thread / threads;
+        last = rows * (thread + 1) / threads;
     }
     int64_t first, last;
 };

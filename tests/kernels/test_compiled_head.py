@@ -11,7 +11,7 @@ import torch
 
 from palate.errors import ModelError
 from palate.kernels import Head, RefHidden, RefSummary, cpu, summarise, token_stats
-from palate.kernels.cpu import build
+from palate.kernels.cpu import build, check
 from palate.testing import token_stats_oracle
 
 compiled = pytest.mark.skipif(
@@ -337,11 +337,23 @@ def test_without_a_compiler_torch_does_it_and_that_is_said_once(
         token_stats(**x)
 
 
+FAULTS = {
+    "head.cpp": ("q.lse - q.mean[1]", "q.lse - 1.001f * q.mean[1]"),
+    "attention.cpp": ("< int32_t(a.window)", "<= int32_t(a.window)"),
+    "layers.cpp": ("mean * v));", "1.1f * mean * v));"),
+}
+
+
 @compiled
 def test_wrong_results_are_found_before_they_are_used(anew: pytest.MonkeyPatch) -> None:
     """As another libtorch, or a compiler with a bug, would give them."""
     sources = build.sources()
-    sources["vectors.h"] = sources["vectors.h"].replace("1.6666665459e-1f", "0.2f")
+    for file, (right, wrong) in FAULTS.items():
+        assert right in sources[file]
+        sources[file] = sources[file].replace(right, wrong)
     anew.setattr(build, "sources", lambda: sources)
-    with pytest.raises(build.Unavailable, match=r"is off by [0-9.]+e-0"):
-        build.library()
+    assert "entropy is off by" in (cpu.why_not() or "")
+    with pytest.raises(build.Unavailable, match="attention: values are off by"):
+        check._check_attention()
+    with pytest.raises(build.Unavailable, match="a norm: gradient 0 are off by"):
+        check._check_layers()

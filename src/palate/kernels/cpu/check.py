@@ -1,38 +1,52 @@
-"""Is the compiled head right on this machine? One small case against float64."""
+"""Are the compiled kernels right on this machine? One small case of each against float64."""
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
+from palate.kernels.cpu.attention import tree_attention
+from palate.kernels.cpu.build import Unavailable
 from palate.kernels.cpu.head import backward, expected, forward
+from palate.kernels.cpu.layers import gated, norm
 from palate.kernels.stats import Head
 
 NATS, SHARE = 1e-4, 0.01
-"""How far values, and gradients as a share of their norm, may be off: those are bfloat16."""
+"""How far statistics of tokens, and bfloat16 results as a share of their norm, may be off."""
 
 
-def check(lib: ctypes.CDLL) -> str | None:
-    """What is wrong, or None."""
-    g = torch.Generator().manual_seed(0)
+def check() -> None:
+    """Tries them all.
+
+    Raises:
+        Unavailable: a result is wrong; which one.
+    """
+    _check_head()
+    _check_attention()
+    _check_layers()
+
+
+def _check_head() -> None:
     n, words, width = 70, 333, 48
-
-    def rand(*shape: int, size: float = 1.0) -> Tensor:
-        return torch.randn(*shape, generator=g).mul_(size).bfloat16()
-
-    hidden, ref_hidden = rand(n, width), rand(n, width)
+    hidden, ref_hidden = _drawn(n, width, seed=0), _drawn(n, width, seed=1)
     head, ref_head = (
-        Head(weight=rand(words, width, size=0.4), bias=rand(words), scale=0.9, softcap=20.0)
-        for _ in range(2)
+        Head(
+            weight=_drawn(words, width, seed=seed, size=0.4),
+            bias=_drawn(words, seed=seed + 1),
+            scale=0.9,
+            softcap=20.0,
+        )
+        for seed in (2, 4)
     )
-    targets = torch.randint(words, (n,), generator=g)
-    up = torch.randn(4, n, generator=g)
+    targets = torch.arange(n) * 37 % words
+    up = _drawn(4, n, seed=6).float()
     names = ("logp", "kl", "reverse_kl", "entropy")
     results = forward(
         hidden, head, targets, ref_hidden=ref_hidden, ref_head=ref_head,
-        kl=True, reverse_kl=True, entropy=True, lib=lib,
+        kl=True, reverse_kl=True, entropy=True,
     )  # fmt: skip
     leaves = [t.double().requires_grad_() for t in (hidden, head.weight, _bias(head))]
     logq = _log_softmax(leaves[0], leaves[1], leaves[2], head)
@@ -44,9 +58,7 @@ def check(lib: ctypes.CDLL) -> str | None:
         -(logq.exp() * logq).sum(-1),
     )
     for name, value in zip(names, right, strict=True):
-        off = (getattr(results, name) - value).abs().max().item()
-        if not off < NATS:
-            return f"{name} is off by {off:.1e}"
+        _near(name, getattr(results, name), value)
     total = sum((u * value).sum() for u, value in zip(up, right, strict=True))
     wanted = torch.autograd.grad(total, leaves)
     assert head.softcap is not None
@@ -55,18 +67,86 @@ def check(lib: ctypes.CDLL) -> str | None:
     upstream = {**dict(zip(names, up, strict=True)), **stats, "slope": slope}
     given = backward(
         hidden, head, targets, upstream=upstream,
-        ref_hidden=ref_hidden, ref_head=ref_head, need=(True, True, True), memory_mb=1, lib=lib,
+        ref_hidden=ref_hidden, ref_head=ref_head, need=(True, True, True), memory_mb=1,
     )  # fmt: skip
-    for name, gradient, value in zip(("hidden", "weight", "bias"), given, wanted, strict=True):
-        assert gradient is not None
-        off = ((gradient - value).norm() / value.norm()).item()
-        if not off < SHARE:
-            return f"the gradient of {name} is off by {off:.1%}"
-    plain = Head(weight=head.weight)
+    _alike("the vocabulary head", ("hidden", "weight", "bias"), given, wanted)
     q = (hidden.double() @ head.weight.double().T).softmax(-1)
-    _, _, mean = expected(hidden, plain, targets, exact=True, memory_mb=1, lib=lib)
-    off = (mean - q @ head.weight.double()).abs().max().item()
-    return None if off < NATS else f"the expected row of the weight is off by {off:.1e}"
+    _, _, mean = expected(hidden, Head(weight=head.weight), targets, exact=True, memory_mb=1)
+    _near("the expected row of the weight", mean, q @ head.weight.double())
+
+
+def _check_attention() -> None:
+    """Two trees and padding, a window, query heads that share key heads, more than one tile."""
+    tokens, size, window = 170, 24, 60
+    until = torch.tensor([120] * 70 + [90] * 20 + [120] * 30 + [165] * 45 + [0] * 5)
+    position = torch.tensor([*range(90), *range(70, 100), *range(45), *[0] * 5])
+    lines = torch.stack([until, position, torch.full_like(until, window)])
+    place = torch.arange(tokens)
+    seen = (place[:, None] >= place) & (place[:, None] < until)
+    seen &= position[:, None] - position < window
+    inputs = [_drawn(1, heads, tokens, size, seed=heads + 7) for heads in (4, 2, 2)]
+    inputs[2] = inputs[2].flip(2).contiguous()
+    leaves = [x.requires_grad_() for x in inputs]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    query, key, value = wide[0], *(x.repeat_interleave(2, dim=1) for x in wide[1:])
+    scores = (query @ key.transpose(-1, -2) * 0.2).masked_fill(~seen, -torch.inf)
+    # Padding sees nothing, and gives nothing.
+    right = (scores.softmax(-1).nan_to_num() @ value).transpose(1, 2)
+    attended = tree_attention(leaves[0], leaves[1], leaves[2], lines, scale=0.2)
+    up = _drawn(*attended.shape, seed=8)
+    real = (until > 0)[None, :, None, None]
+    names = ("query", "key", "value")
+    given = torch.autograd.grad(attended, leaves, up)
+    wanted = torch.autograd.grad((right * real * up.double()).sum(), wide)
+    _alike("attention", ("values",), (attended,), (right,))
+    _alike("attention", names, given, [w.nan_to_num() for w in wanted])
+
+
+def _check_layers() -> None:
+    x, weight = _drawn(40, 96, seed=9), _drawn(96, seed=10)
+    leaves = [t.requires_grad_() for t in (x, weight)]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    scale = (wide[0].square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    for offset in (0.0, 1.0):
+        normed = norm(x, weight, epsilon=1e-6, offset=offset, early=offset == 0.0)
+        right = wide[0] * scale * (offset + wide[1])
+        _with_gradients("a norm", normed, right, leaves, wide)
+    up = _drawn(40, 96, seed=11).requires_grad_()
+    leaves, wide = [x, up], [wide[0], up.detach().double().requires_grad_()]
+    _with_gradients("SiLU", gated(x, up, kind="silu"), silu(wide[0]) * wide[1], leaves, wide)
+    gelu_tanh = gelu(wide[0], approximate="tanh") * wide[1]
+    _with_gradients("GELU", gated(x, up, kind="gelu_tanh"), gelu_tanh, leaves, wide)
+
+
+def _with_gradients(
+    what: str, given: Tensor, right: Tensor, leaves: Sequence[Tensor], wide: Sequence[Tensor]
+) -> None:
+    up = _drawn(*given.shape, seed=12)
+    names = ("values", *(f"gradient {k}" for k in range(len(leaves))))
+    given_all = (given, *torch.autograd.grad(given, leaves, up))
+    wanted = (right, *torch.autograd.grad(right, wide, up.double(), retain_graph=True))
+    _alike(what, names, given_all, wanted)
+
+
+def _near(name: str, given: Tensor, right: Tensor) -> None:
+    off = (given - right).abs().max().item()
+    if not off < NATS:
+        raise Unavailable(f"{name} is off by {off:.1e} with torch {torch.__version__}")
+
+
+def _alike(
+    what: str, names: Sequence[str], given: Sequence[Tensor | None], wanted: Sequence[Tensor]
+) -> None:
+    for name, result, right in zip(names, given, wanted, strict=True):
+        assert result is not None
+        off = ((result - right).norm() / right.norm()).item()
+        if not off < SHARE:
+            raise Unavailable(f"{what}: {name} are off by {off:.1%} with torch {torch.__version__}")
+
+
+def _drawn(*shape: int, seed: int, size: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).mul_(size).bfloat16()
 
 
 def _bias(head: Head) -> Tensor:

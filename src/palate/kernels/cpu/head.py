@@ -91,7 +91,6 @@ def forward(
     kl: bool = False,
     reverse_kl: bool = False,
     entropy: bool = False,
-    lib: ctypes.CDLL | None = None,
 ) -> Forward:
     """As `general.general_stats`, with what its backward pass needs."""
     policy = _Args(hidden, head)
@@ -114,7 +113,7 @@ def forward(
     }
     targets = targets.contiguous()
     _check(targets, head)
-    (lib or library()).palate_head_forward(
+    library().palate_head_forward(
         ctypes.byref(policy.struct),
         None if reference is None else ctypes.byref(reference.struct),
         pointer(targets),
@@ -136,7 +135,6 @@ def backward(
     ref_head: Head | None,
     need: tuple[bool, bool, bool],
     memory_mb: int,
-    lib: ctypes.CDLL | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states (float32), weight (its dtype) and bias (float32).
 
@@ -154,7 +152,7 @@ def backward(
     d_weight = torch.empty_like(head.weight) if need[1] else None
     d_bias = torch.empty(head.weight.shape[0], dtype=torch.float32) if need[2] else None
     targets = targets.contiguous()
-    (lib or library()).palate_head_backward(
+    library().palate_head_backward(
         ctypes.byref(policy.struct),
         None if reference is None else ctypes.byref(reference.struct),
         ctypes.byref(up),
@@ -174,7 +172,6 @@ def expected(
     *,
     exact: bool,
     memory_mb: int,
-    lib: ctypes.CDLL | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logp [n], logsumexp [n], expected row of the weight [n, d]), float32.
 
@@ -186,7 +183,7 @@ def expected(
     mean = torch.empty(hidden.shape, dtype=torch.float32)
     targets = targets.contiguous()
     _check(targets, head)
-    (lib or library()).palate_head_expected(
+    library().palate_head_expected(
         ctypes.byref(policy.struct),
         pointer(targets),
         ctypes.c_int64(head.weight.shape[0]),

@@ -1,10 +1,11 @@
-"""Compiled norms and gated activations against torch's operators in float64."""
+"""Compiled norms, gated activations and rotary positions against torch's operators in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn.functional import gelu, silu
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from palate.kernels import cpu
 from palate.kernels.cpu import layers
@@ -88,7 +89,30 @@ def test_gated_activations(kind: layers.Activation, function: object) -> None:
         assert (layers.gated(gate, up, kind=kind) == written).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("rows_of_turns", [1, 2])
+def test_rotary_positions_are_bit_for_bit_those_of_transformers(
+    by_head: bool, rows_of_turns: int
+) -> None:
+    x = drawn(2, 7, 3, 64).transpose(1, 2) if by_head else drawn(2, 3, 7, 64)
+    cos, sin = drawn(rows_of_turns, 7, 64, seed=1), drawn(rows_of_turns, 7, 64, seed=2)
+    up = drawn(*x.shape, seed=3)
+    x.requires_grad_()
+    assert layers.takes_heads(x, cos, sin)
+    turned = layers.rotated(x, cos, sin)
+    right, _ = apply_rotary_pos_emb(x, x, cos, sin)
+    assert torch.equal(turned, right) and turned.stride() == x.stride()
+    (got,), (want,) = (torch.autograd.grad(y, x, up) for y in (turned, right))
+    assert torch.equal(got, want)
+
+
 def test_what_is_not_taken() -> None:
+    heads, turns = drawn(2, 3, 7, 64), drawn(1, 7, 64)
+    assert layers.takes_heads(heads, turns, turns)
+    assert not layers.takes_heads(heads[..., :48], turns[..., :48], turns[..., :48])
+    # A part of each head alone is turned.
+    assert not layers.takes_heads(heads, turns[..., :32], turns[..., :32])
+    assert not layers.takes_heads(heads, turns.float(), turns.float())
     x, weight = drawn(4, 32), drawn(32)
     assert layers.takes_rows(x, weight)
     assert not layers.takes_rows(x.float(), weight.float())

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import CohereConfig, GlmConfig
+from transformers.models.cohere.modeling_cohere import CohereAttention
+from transformers.models.glm.modeling_glm import GlmAttention
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from palate.kernels import cpu
+from palate.kernels.cpu import layers
 from palate.models.compiled import kernels_of, own_layers, use_compiled
 from palate.models.loading import load_model
 from palate.recipes.schema import ModelRecipe
-from tiny import VOCABULARY, tiny_model
+from tiny import COMMON, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.skipif(
     not cpu.available(), reason=f"no compiled kernels on this machine: {cpu.why_not()}"
@@ -30,19 +34,28 @@ def taken(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "names"),
     [
-        ("llama", {"LlamaRMSNorm", "LlamaMLP"}),
-        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP"}),
-        ("gemma3", {"Gemma3RMSNorm", "Gemma3MLP"}),
+        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}),
+        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention", "Embedding"}),
+        (
+            "gemma3",
+            {"Gemma3RMSNorm", "Gemma3MLP", "Gemma3Attention", "Gemma3TextScaledWordEmbedding"},
+        ),
     ],
 )
 def test_states_and_gradients_are_the_models_own(
-    family: str, names: set[str], tmp_path: Path
+    family: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Heads of 8 numbers are too small for compiled rotary positions.
+    monkeypatch.setitem(COMMON, "head_dim", 32)
     tiny_model(family).save_pretrained(tmp_path)
+    turned: list[int] = []
+    rotated = layers.rotated
+    monkeypatch.setattr(layers, "rotated", lambda *x: turned.append(1) or rotated(*x))
     model: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="bfloat16"))
     assert set(taken(model)) == names
     exact: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
     assert not taken(exact)
+    turned.clear()
     # A cache of the one's numbers is none of the other's.
     assert kernels_of(model) == kernels_of(exact) + " and compiled layers"
     ids = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -55,9 +68,11 @@ def test_states_and_gradients_are_the_models_own(
         return {"states": states.detach().float()} | gradients
 
     compiled = measured(model)
+    assert len(turned) == 2 * model.config.num_hidden_layers
     with own_layers(model):
         assert not [m for m in model.modules() if type(m).forward.__module__.startswith("palate")]
         own = measured(model)
+    assert len(turned) == 2 * model.config.num_hidden_layers
     right = measured(exact)
     assert compiled.keys() == own.keys() == right.keys()
 
@@ -67,6 +82,29 @@ def test_states_and_gradients_are_the_models_own(
 
     # As far from float32 as the model's own code in the same dtype, and no further.
     assert off(compiled) < 1.3 * off(own) < 0.2
+
+
+def test_the_gradient_of_tied_embeddings_is_dense_and_the_same(tmp_path: Path) -> None:
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    model: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="bfloat16"))
+    exact: Any = load_model(ModelRecipe(path=str(tmp_path), dtype="float32"))
+    ids = torch.tensor([[3, 5, *[3] * 60, 7]])
+
+    def gradient(model: Any, with_head: bool) -> torch.Tensor:
+        model.zero_grad()
+        for _ in range(2):  # added up over micro-batches
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            (model.lm_head(states) if with_head else states).square().sum().backward()
+        grad: torch.Tensor = model.lm_head.weight.grad
+        assert grad.layout == torch.strided
+        return grad.double()
+
+    for with_head in (True, False):
+        right = gradient(exact, with_head)
+        off = (gradient(model, with_head) - right).norm() / right.norm()
+        with own_layers(model):
+            own = (gradient(model, with_head) - right).norm() / right.norm()
+        assert off < own
 
 
 def test_a_copy_and_a_saved_model_are_as_before(tmp_path: Path) -> None:
@@ -102,6 +140,13 @@ class ScaledRMSNorm(LlamaRMSNorm):
 class LayerRMSNorm(LlamaRMSNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states - hidden_states.mean(-1, keepdim=True))
+
+
+def test_positions_of_another_kind_are_left_alone() -> None:
+    """Those that turn a part of each head, or neighbouring numbers."""
+    for config, attention in ((GlmConfig, GlmAttention), (CohereConfig, CohereAttention)):
+        module = attention(config(hidden_size=64, num_attention_heads=2, head_dim=32), 0)
+        assert use_compiled(module.bfloat16()) == 0
 
 
 @pytest.mark.parametrize("family", ["norm", "mlp"])

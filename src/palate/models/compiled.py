@@ -1,15 +1,21 @@
-"""Norms and gated feed-forwards of a model on compiled kernels, where they give the same numbers.
+"""Norms, feed-forwards and rotary positions of a model on compiled kernels, same numbers.
 
 transformers writes a norm as eight operators, and each reads and writes every value; here it is one
 pass (`palate.kernels.cpu.layers`). A module is taken over where its name and its parts say what it
 is and where, tried on numbers, it is just that; every other one stays as it is. Weights, names and
 files of the model are the same.
+
+Embeddings that are the vocabulary head's weights, too, give the gradient of the rows that were
+read alone, and not a matrix of zeros as large as the head with some rows in it.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +35,19 @@ _READING = "_palate_reading"
 
 
 def use_compiled(model: nn.Module) -> int:
-    """Takes over the norms and feed-forwards of a bfloat16 model on the CPU.
+    """Takes over what can be of a bfloat16 model on the CPU.
 
     Returns:
         How many modules it took over.
     """
     if torch.accelerator.is_available():
         return 0
-    count = 0
+    count = _take_over_embeddings(model)
     known: dict[tuple[str, type, Any], Any] = {}
     for module in model.modules():
         if _OWN_CLASS in vars(module):
             continue
-        for recognise, forward in ((_norm, _norm_forward), (_gated, _gated_forward)):
+        for recognise, forward in _KINDS:
             sign = recognise.__name__, type(module), _sign(module)
             if sign not in known:
                 known[sign] = recognise(module)
@@ -54,7 +60,10 @@ def use_compiled(model: nn.Module) -> int:
 
 def kernels_of(model: Any) -> str:
     """What a transformers model runs on, as far as its numbers depend on it."""
-    compiled = any(_OWN_CLASS in vars(module) for module in model.modules())
+    compiled = any(
+        _OWN_CLASS in vars(module) and not isinstance(module, nn.Embedding)
+        for module in model.modules()
+    )
     return f"{model.config._attn_implementation}{' and compiled layers' if compiled else ''}"
 
 
@@ -162,6 +171,129 @@ def _gated_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
         product = self.act_fn(gate) * up
     down: Tensor = self.down_proj(product)
     return down
+
+
+# Rotary positions ---------------------------------------------------------------------------------
+
+_ROTARY = "apply_rotary_pos_emb"
+"""What a family's file calls the function that turns queries and keys."""
+
+
+def _rotary(module: nn.Module) -> str | None:
+    """The name of the file's module whose function turns queries and keys as usual, or None."""
+    if not type(module).__name__.endswith("Attention") or not hasattr(module, "q_proj"):
+        return None
+    if module.q_proj.weight.dtype != torch.bfloat16 or not cpu.available():  # type: ignore[union-attr]
+        return None
+    forward = inspect.unwrap(type(module).forward)
+    function = forward.__globals__.get(_ROTARY)
+    if _ROTARY not in forward.__code__.co_names or not callable(function):
+        return None
+    query, key = _values(2, 3, 5, 64), _values(2, 1, 5, 64) + 1
+    cos, sin = _values(2, 5, 64) - 1, _values(2, 5, 64) * 2
+    try:
+        with torch.no_grad():
+            turned = function(query, key, cos, sin)
+    # Other arguments, or other shapes: another kind of positions.
+    except (TypeError, RuntimeError, ValueError):
+        return None
+    usual = [layers.rotated(x, cos, sin) for x in (query, key)]
+    is_usual = len(turned) == 2 and all(map(torch.equal, turned, usual))
+    return str(forward.__globals__["__name__"]) if is_usual else None
+
+
+def _rotary_forward(self: Any, *inputs: Any, **options: Any) -> Any:
+    scope = vars(sys.modules[vars(self)[_READING]])
+    function = scope[_ROTARY]
+    # The layer's code stays what it is; for this call its file's function is the compiled one.
+    usual = getattr(function, "func", None) is not _turn
+    if usual:
+        scope[_ROTARY] = partial(_turn, function)
+    try:
+        return vars(self)[_OWN_CLASS].forward(self, *inputs, **options)
+    finally:
+        if usual:
+            scope[_ROTARY] = function
+
+
+def _turn(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if len(inputs) == 4 and not options:
+        *heads, cos, sin = inputs
+        if all(layers.takes_heads(x, cos, sin) for x in heads):
+            return tuple(layers.rotated(x, cos, sin) for x in heads)
+    return function(*inputs, **options)
+
+
+_KINDS = ((_norm, _norm_forward), (_gated, _gated_forward), (_rotary, _rotary_forward))
+
+
+# Embeddings ---------------------------------------------------------------------------------------
+
+_STAYS_DENSE = "_palate_stays_dense"
+
+
+def _take_over_embeddings(model: nn.Module) -> int:
+    get = getattr(model, "get_output_embeddings", None)
+    weight = getattr(get() if get is not None else None, "weight", None)
+    count = 0
+    if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16:
+        return count
+    for module in model.modules():
+        is_tied = isinstance(module, nn.Embedding) and module.weight is weight
+        if is_tied and not (_OWN_CLASS in vars(module) or module.scale_grad_by_freq):
+            _take_over(module, None, _embedding_forward)
+            count += 1
+    return count
+
+
+def _embedding_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
+    weight, forward = self.weight, vars(self)[_OWN_CLASS].forward
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    trained = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
+    if not (alone and trained):
+        rows: Tensor = forward(self, *inputs, **options)
+        return rows
+    if not hasattr(weight, _STAYS_DENSE):
+        # With the head's share the gradient is dense anyway; where the head was not run, not.
+        weight.register_post_accumulate_grad_hook(_make_dense)
+        setattr(weight, _STAYS_DENSE, True)
+    self.sparse, self._parameters["weight"] = True, _RowsRead.apply(weight)
+    try:
+        rows = forward(self, *inputs, **options)
+        return rows
+    finally:
+        self.sparse, self._parameters["weight"] = False, weight
+
+
+class _RowsRead(torch.autograd.Function):
+    """A weight as it is, whose sparse gradient has every row once.
+
+    Added up in float32 first: one by one, what a frequent word gives would vanish beside the head's
+    gradient in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        rows, place = grad._indices()[0].unique(return_inverse=True)
+        values = grad._values()
+        total = torch.zeros(len(rows), values.shape[1], dtype=torch.float32)
+        total.index_add_(0, place, values.float())
+        return torch.sparse_coo_tensor(
+            rows[None],
+            total.to(values.dtype),
+            grad.shape,
+            is_coalesced=True,
+            check_invariants=False,
+        )
+
+
+def _make_dense(weight: Tensor) -> None:
+    if weight.grad is not None and weight.grad.is_sparse:
+        weight.grad = weight.grad.to_dense()
 
 
 def _inputs(width: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, silu
 from palate.kernels.cpu.attention import tree_attention
 from palate.kernels.cpu.build import Unavailable
 from palate.kernels.cpu.head import backward, expected, forward
-from palate.kernels.cpu.layers import gated, norm
+from palate.kernels.cpu.layers import gated, norm, rotated
 from palate.kernels.stats import Head
 
 NATS, SHARE = 1e-4, 0.01
@@ -116,6 +116,12 @@ def _check_layers() -> None:
     _with_gradients("SiLU", gated(x, up, kind="silu"), silu(wide[0]) * wide[1], leaves, wide)
     gelu_tanh = gelu(wide[0], approximate="tanh") * wide[1]
     _with_gradients("GELU", gated(x, up, kind="gelu_tanh"), gelu_tanh, leaves, wide)
+    x = _drawn(2, 3, 5, 64, seed=13).transpose(1, 2).requires_grad_()
+    cos, sin = (_drawn(2, 3, 64, seed=seed) for seed in (14, 15))
+    wide_x = x.detach().double().requires_grad_()
+    turned = torch.cat((-wide_x[..., 32:], wide_x[..., :32]), dim=-1)
+    right = wide_x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+    _with_gradients("rotary positions", rotated(x, cos, sin), right, [x], [wide_x])
 
 
 def _with_gradients(

@@ -1,5 +1,6 @@
 // What stands between the products of a transformer's layers, each in one pass over its values:
-// root mean square norms and gated activations, bfloat16 in and out, float in between.
+// root mean square norms, gated activations and rotary positions, bfloat16 in and out, float in
+// between.
 //
 // Results are rounded where the models' own code rounds them, so that they are the same numbers.
 
@@ -81,9 +82,49 @@ void gated_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, int64_t 
     }
 }
 
+// The sum of two products, each rounded, or their difference.
+template <bool MINUS> void sum_of_products(const bf16 *a, vec b, const bf16 *c, vec d, bf16 *out) {
+    vec first = rounded_float(widen(a) * b), second = rounded_float(widen(c) * d);
+    narrow(out, MINUS ? first - second : first + second);
+}
+
 } // namespace
 
 extern "C" {
+
+// Queries or keys turned by their positions, or, backward, gradients turned back:
+// (x1 cos1 - x2 sin1, x2 cos2 + x1 sin2) for the halves of a head, and its transpose.
+// x and y [rows, heads, tokens, size] with the same strides, in numbers, and heads whole; size a
+// multiple of 32; cos and sin [rows, tokens, size], `turn_by_row` 0 where all rows share one.
+void palate_rotate(const bf16 *x, const bf16 *cos, const bf16 *sin, int64_t rows, int64_t heads,
+                   int64_t tokens, int64_t size, int64_t by_row, int64_t by_head, int64_t by_token,
+                   int64_t turn_by_row, int backward, int threads, bf16 *y) {
+    int64_t half = size / 2;
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(rows * tokens);
+        for (int64_t r = share.first; r < share.last; r++) {
+            int64_t row = r / tokens, token = r % tokens;
+            const bf16 *c = cos + row * turn_by_row + token * size;
+            const bf16 *s = sin + row * turn_by_row + token * size;
+            for (int64_t k = 0; k < half; k += WIDTH) {
+                vec c1 = widen(c + k), c2 = widen(c + half + k);
+                vec s1 = widen(s + k), s2 = widen(s + half + k);
+                for (int64_t h = 0; h < heads; h++) {
+                    int64_t at = row * by_row + h * by_head + token * by_token + k;
+                    const bf16 *x1 = x + at, *x2 = x1 + half;
+                    if (backward) {
+                        sum_of_products<false>(x1, c1, x2, s2, y + at);
+                        sum_of_products<true>(x2, c2, x1, s1, y + at + half);
+                    } else {
+                        sum_of_products<true>(x1, c1, x2, s1, y + at);
+                        sum_of_products<false>(x2, c2, x1, s2, y + at + half);
+                    }
+                }
+            }
+        }
+    }
+}
 
 // y = x / rms(x) * (offset + weight); `early` rounds the normed value before the weight, as Llama
 // does. x, y [rows, width], width a multiple of 16; scale [rows]: 1 / rms, for the backward pass.

@@ -1,4 +1,4 @@
-"""Norms and gated activations of a transformer's layers, compiled: see `layers.cpp`."""
+"""Norms, gated activations and rotary positions of a transformer, compiled: see `layers.cpp`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ def takes_flat(gate: Tensor, up: Tensor) -> bool:
     )
 
 
+def takes_heads(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether `rotated` takes these."""
+    return (
+        x.dtype == cos.dtype == sin.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and x.ndim == 4
+        and x.shape[-1] % (2 * VECTOR) == 0
+        and cos.shape == sin.shape
+        and cos.shape[1:] == x.shape[2:]
+        and cos.shape[0] in (1, x.shape[0])
+        and not (cos.requires_grad or sin.requires_grad)
+    )
+
+
 def norm(x: Tensor, weight: Tensor, *, epsilon: float, offset: float, early: bool) -> Tensor:
     """x / rms(x) * (offset + weight) over the last dimension.
 
@@ -54,6 +68,17 @@ def gated(gate: Tensor, up: Tensor, *, kind: Activation) -> Tensor:
     """activation(gate) * up, elementwise; bfloat16, as many values as a multiple of 16."""
     product: Tensor = _Gated.apply(gate, up, kind)
     return product
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + (-x2, x1) * sin of queries or keys x, whose heads are the halves (x1, x2).
+
+    Args:
+        x: [R, H, T, d], bfloat16, d a multiple of 32.
+        cos, sin: [R, T, d] or [1, T, d], bfloat16, without gradient.
+    """
+    turned: Tensor = _Rotated.apply(x, cos, sin)
+    return turned
 
 
 class _Norm(torch.autograd.Function):
@@ -115,6 +140,32 @@ class _Gated(torch.autograd.Function):
             _KINDS.index(ctx.kind), torch.get_num_threads(), pointer(d_gate), pointer(d_up),
         )  # fmt: skip
         return d_gate, d_up, None
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(grad, *ctx.saved_tensors, back=True), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
+    x = _dense(x)
+    y = torch.empty_like(x)
+    rows, heads, tokens, size = x.shape
+    by_row = 0 if len(cos) == 1 else tokens * size
+    library().palate_rotate(
+        pointer(x), pointer(cos), pointer(sin),
+        *map(ctypes.c_int64, (rows, heads, tokens, size, *x.stride()[:3], by_row)),
+        int(back), torch.get_num_threads(), pointer(y),
+    )  # fmt: skip
+    return y
 
 
 def _dense(x: Tensor) -> Tensor:

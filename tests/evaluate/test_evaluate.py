@@ -216,9 +216,9 @@ def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatc
     measured = []
     whole = run_module.EvaluationContext.measure
 
-    def counting(self, target, policy, reference):
+    def counting(self, target, policy, reference, layout):
         measured.append(target.name)
-        return whole(self, target, policy, reference)
+        return whole(self, target, policy, reference, layout)
 
     monkeypatch.setattr(run_module.EvaluationContext, "measure", counting)
     resumed = evaluate(recipe_of(runs, out, resume=True))
@@ -230,10 +230,10 @@ def test_an_interrupted_evaluation_says_so_and_goes_on(runs, result, tmp_path, m
     out = tmp_path / "evaluation"
     whole = run_module.EvaluationContext.measure
 
-    def stopping(self, target, policy, reference):
+    def stopping(self, target, policy, reference, layout):
         if target.name == "dpo@2":
             raise KeyboardInterrupt
-        return whole(self, target, policy, reference)
+        return whole(self, target, policy, reference, layout)
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module.EvaluationContext, "measure", stopping)
@@ -336,9 +336,9 @@ def test_a_reward_model_scores_chats_as_chats_and_its_weights_are_part_of_the_ke
             assert row["reward"] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
     measured = []
 
-    def counting(self, target, policy, reference):
+    def counting(self, target, policy, reference, layout):
         measured.append(target.name)
-        return measure(self, target, policy, reference)
+        return measure(self, target, policy, reference, layout)
 
     measure = run_module.EvaluationContext.measure
     monkeypatch.setattr(run_module.EvaluationContext, "measure", counting)

@@ -7,7 +7,7 @@ responses, the prompt of each, and what is known of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -223,6 +223,41 @@ class Item:
 
 def _tokens(ids: Tokens | TokenIds) -> Tokens:
     return ids if isinstance(ids, Tokens) else Tokens(ids)
+
+
+def batches_to_score(
+    sequences: Sequence[tuple[Tokens, Tokens]], size: int
+) -> Iterator[tuple[list[Item], list[int]]]:
+    """Prompts and responses as batches of items; responses to one prompt are in one item.
+
+    Args:
+        size: most responses of a batch.
+
+    Yields:
+        Items, alike in length, and the place in `sequences` of each of their responses.
+    """
+    by_prompt: dict[Tokens, list[int]] = {}
+    for place, (prompt, _) in enumerate(sequences):
+        by_prompt.setdefault(prompt, []).append(place)
+    parts = [
+        (prompt, places[start : start + size])
+        for prompt, places in by_prompt.items()
+        for start in range(0, len(places), size)
+    ]
+
+    def longest(part: tuple[Tokens, list[int]]) -> int:
+        return len(part[0]) + max(len(sequences[place][1]) for place in part[1])
+
+    items: list[Item] = []
+    batch: list[int] = []
+    for prompt, places in sorted(parts, key=longest, reverse=True):
+        if len(batch) + len(places) > size:
+            yield items, batch
+            items, batch = [], []
+        items.append(Item.of(prompt, *(sequences[place][1] for place in places)))
+        batch += places
+    if batch:
+        yield items, batch
 
 
 def of_kind(items: Sequence[Item], kind: ItemKind) -> list[Item]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from palate.data.items import Item
-from palate.data.layouts import collate
+from palate.data.items import Tokens, batches_to_score
+from palate.data.layouts import Layout, collate
 from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
 from palate.models.model import Ask, Model, evaluating
@@ -44,6 +44,7 @@ def sample_stats(
     *,
     reference: Reference | None,
     batch_size: int = 16,
+    layout: Layout = "plain",
     pad_id: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[SampleStats]:
@@ -52,16 +53,11 @@ def sample_stats(
     The distributions are the policy's and the reference's own: sampling at another temperature or
     top-p changes which responses are looked at, not what is computed on them.
     """
-    order = sorted(
-        range(len(samples)),
-        key=lambda i: -len(samples[i].prompt_ids) - len(samples[i].response_ids),
-    )
+    sequences = [(Tokens(s.prompt_ids), Tokens(s.response_ids)) for s in samples]
     stats_by_sample: dict[int, SampleStats] = {}
     with evaluating(policy):
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            batch = collate([_item(samples[i]) for i in chunk], layout="plain", pad_id=pad_id)
-            batch = batch.to(policy.device)
+        for items, places in batches_to_score(sequences, batch_size):
+            batch = collate(items, layout=layout, pad_id=pad_id).to(policy.device)
             known = reference is not None
             ref = None if reference is None else reference.inputs(batch, kl=True)
             ask = Ask(kl=known, reverse_kl=known, entropy=True)
@@ -75,7 +71,7 @@ def sample_stats(
 
             reverse, forward = total(tokens.reverse_kl), total(tokens.kl)
             entropy, logp = total(tokens.entropy), total(tokens.logp)
-            for j, i in enumerate(chunk):
+            for j, i in enumerate(places):
                 n = len(samples[i].response_ids)
                 stats_by_sample[i] = SampleStats(
                     kl=reverse[j],
@@ -124,7 +120,3 @@ def frontier_point(
                 [value for value, _ in known], confidence, groups=[g for _, g in known]
             )
     return point
-
-
-def _item(sample: Sample) -> Item:
-    return Item.of(sample.prompt_ids, sample.response_ids)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from palate.data.layouts import Layout
 from palate.errors import ModelError
 from palate.evaluate.targets import Target
 from palate.models.adapters import ADAPTER_WEIGHTS, load_adapters
 from palate.models.loading import check_base, load_model, load_trained, weights_digest
 from palate.models.model import Model
 from palate.models.reference import AdapterOff, FrozenCopy, Reference
+from palate.models.verdicts import exact_layout
 from palate.recipes.schema import ModelRecipe
 from palate.store.folder import NAMES
 from palate.store.records import Lineage, read_record
@@ -72,6 +75,11 @@ class PolicyLoader:
             self.digest = weights_digest(self._base)
         return self._base
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Of its policies, which are of one architecture; no adapters may be on the base."""
+        return exact_layout(Model.policy(self.base(), memory_mb=self.memory_mb))
+
     def reference(self) -> FrozenCopy | None:
         """The reference as a policy of its own; no adapters may be on it."""
         if self._reference_path is None:
@@ -86,7 +94,7 @@ class PolicyLoader:
             self._frozen = FrozenCopy(policy, digest=digest, path=self._reference_path)
         return self._frozen
 
-    def policies(self, targets: Sequence[Target]) -> Iterator[Loaded]:
+    def policies(self, targets: Sequence[Target]) -> Generator[Loaded, None, None]:
         """Each target with its reference, one at a time; the last one is gone when asked again.
 
         Raises:
@@ -124,7 +132,7 @@ class PolicyLoader:
                     "give it those of then, or name another `reference`"
                 )
 
-    def _adapted(self, target: Target) -> Iterator[Loaded]:
+    def _adapted(self, target: Target) -> Generator[Loaded, None, None]:
         assert target.folder is not None
         reference = self.reference()
         base = self.base()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from palate.data.encode import Encoder
+from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
 from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
@@ -34,7 +36,7 @@ from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Results, Stage, run_stages
 
-VERSION = 3
+VERSION = 4
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
@@ -161,8 +163,11 @@ class EvaluationContext:
             if target.label == "reference":
                 reference = loader.reference()
                 assert reference is not None
-                return self.measure(target, reference.policy, reference)
-            ((result),) = [self.measure(*loaded) for loaded in loader.policies([target])]
+                return self.measure(target, reference.policy, reference, loader.layout)
+            layout = loader.layout
+            # Adapters come off the base model here, also where measuring them fails.
+            with closing(loader.policies([target])) as policies:
+                (result,) = [self.measure(*loaded, layout) for loaded in policies]
             return result
 
         depends_on = _depends_on(self.recipe, target, self.eval_data)
@@ -174,7 +179,9 @@ class EvaluationContext:
             run=run,
         )
 
-    def measure(self, target: Target, policy: Model, reference: Reference | None) -> dict[str, Any]:
+    def measure(
+        self, target: Target, policy: Model, reference: Reference | None, layout: Layout
+    ) -> dict[str, Any]:
         entry = target.entry()
         samples: list[dict[str, Any]] = []
         # The reference's implicit rewards are all 0.
@@ -188,14 +195,15 @@ class EvaluationContext:
                     token_weights=target.token_weights,
                     confidence=self.recipe.confidence,
                     batch_size=PAIRS_PER_BATCH,
+                    layout=layout,
                     progress=progress,
                 )
         if self.recipe.sampling is not None:
-            entry["samples"], samples = self._samples(target, policy, reference)
+            entry["samples"], samples = self._samples(target, policy, reference, layout)
         return {"entry": entry, "samples": samples}
 
     def _samples(
-        self, target: Target, policy: Model, reference: Reference | None
+        self, target: Target, policy: Model, reference: Reference | None, layout: Layout
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         s = self.recipe.sampling
         assert s is not None
@@ -215,7 +223,12 @@ class EvaluationContext:
             )
         with task("  KL and entropy", len(drawn), self.console) as progress:
             stats = sample_stats(
-                policy, drawn, reference=reference, batch_size=STATS_PER_BATCH, progress=progress
+                policy,
+                drawn,
+                reference=reference,
+                batch_size=STATS_PER_BATCH,
+                layout=layout,
+                progress=progress,
             )
         rewards = None
         if self.reward is not None:

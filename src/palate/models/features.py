@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palate.data.items import Item, Tokens, sequence_key
-from palate.data.layouts import SequenceBatch, collate, item_fields
+from palate.data.items import Item, Tokens, batches_to_score, sequence_key
+from palate.data.layouts import Layout, SequenceBatch, collate, item_fields
 from palate.errors import ModelError
 from palate.models.compiled import kernels_of
 from palate.models.model import Model, evaluating
+from palate.models.verdicts import exact_layout
 from palate.store.cache import Column, Entry, TensorCache, share_of
 
-VERSION = 4
+VERSION = 5
 """Of the stored numbers and files: raised whenever the same inputs would give others."""
 VERIFY_SEQUENCES = 4
 VERIFY_TOLERANCE = {
@@ -37,8 +38,6 @@ VERIFY_TOLERANCE = {
 round differently, another model is off by its whole length."""
 
 COLUMN = "features"
-
-_Sequence = tuple[Tokens, Tokens]
 
 
 class FeatureTable:
@@ -80,6 +79,7 @@ class FeatureTable:
         self.pad_id = pad_id
         self.batch_size = batch_size
         self.computed = 0
+        self._layout: Layout | None = None
         sizes = [len(item.responses) for item in items]
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._lengths = np.asarray([len(r) for item in items for r in item.responses])
@@ -105,20 +105,19 @@ class FeatureTable:
         """
         self.cache.refresh()
         self.cache.check()
-        wanted: dict[bytes, _Sequence] = {}
+        wanted: dict[bytes, tuple[Tokens, Tokens]] = {}
         sequences = (sequence for item in self.items for sequence in item.sequences)
         for key, sequence in zip(self._keys, sequences, strict=True):
             if key not in self.cache and share_of(key, world_size) == rank:
                 wanted[key] = sequence
-        # Alike lengths together.
-        missing = sorted(wanted.items(), key=lambda entry: (-sum(map(len, entry[1])), entry[0]))
-        self.computed = len(missing)
+        keys, missing = list(wanted), list(wanted.values())
+        self.computed = 0
         with self.cache.writing():
-            for i in range(0, len(missing), self.batch_size):
-                part = missing[i : i + self.batch_size]
-                self.cache.add(dict(self._records(part)))
+            for items, places in batches_to_score(missing, self.batch_size):
+                self.cache.add(dict(self._records([keys[place] for place in places], items)))
+                self.computed += len(places)
                 if progress is not None:
-                    progress(i + len(part), len(missing))
+                    progress(self.computed, len(missing))
 
     def index(self) -> None:
         """Finds every item's states; checks a sample against the live backbone.
@@ -130,7 +129,7 @@ class FeatureTable:
         self.cache.refresh()
         self._rows = self.cache.places(self._keys)
         self.cache.compare(
-            self._records(self._sample()),
+            self._records(*self._sample()),
             _distance,
             tolerance=VERIFY_TOLERANCE[self.model.dtype],
             of="backbone, as a share of its length",
@@ -152,21 +151,24 @@ class FeatureTable:
             **item_fields(items, "plain", self.pad_id),
         )
 
-    def _records(self, part: Sequence[tuple[bytes, _Sequence]]) -> Iterator[tuple[bytes, Entry]]:
-        states = self._finite(self._live([sequence for _, sequence in part]).cpu())
-        for i, (key, _) in enumerate(part):
+    def _records(
+        self, keys: Sequence[bytes], items: Sequence[Item]
+    ) -> Iterator[tuple[bytes, Entry]]:
+        """By the key of each response of the items."""
+        states = self._finite(self._live(items).cpu())
+        for i, key in enumerate(keys):
             yield key, {COLUMN: states[i : i + 1]}
 
-    def _sample(self) -> list[tuple[bytes, _Sequence]]:
+    def _sample(self) -> tuple[list[bytes], list[Item]]:
         """Sequences to compare, wherever they lie."""
         n = len(self._keys)
         chosen = random.Random(0).sample(range(n), min(VERIFY_SEQUENCES, n))
         sample = []
         for place in chosen:
             item = int(np.searchsorted(self._first, place, side="right")) - 1
-            sequence = self.items[item].sequences[place - int(self._first[item])]
-            sample.append((self._keys[place], sequence))
-        return sample
+            prompt, response = self.items[item].sequences[place - int(self._first[item])]
+            sample.append(Item.of(prompt, response))
+        return [self._keys[place] for place in chosen], sample
 
     def _finite(self, states: Tensor) -> Tensor:
         if not bool(states.isfinite().all()):
@@ -177,10 +179,11 @@ class FeatureTable:
         return states
 
     @torch.no_grad()
-    def _live(self, sequences: Sequence[_Sequence]) -> Tensor:
+    def _live(self, items: Sequence[Item]) -> Tensor:
         """[S, d] states, in the backbone's dtype (a mean over tokens: float32)."""
-        items = [Item.of(prompt, response) for prompt, response in sequences]
-        batch = collate(items, layout="plain", pad_id=self.pad_id, keep_last=True)
+        if self._layout is None:
+            self._layout = exact_layout(self.model)
+        batch = collate(items, layout=self._layout, pad_id=self.pad_id, keep_last=True)
         with evaluating(self.model):
             return self.model.pooled(batch.to(self.model.device))
 

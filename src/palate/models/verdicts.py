@@ -19,6 +19,8 @@ import torch
 import transformers
 from torch import nn
 
+from palate.caches import cache_folder
+from palate.data.layouts import Layout
 from palate.errors import RunError
 from palate.models.check import LayoutCheck, check_tokens, layout_check
 from palate.models.compiled import kernels_of
@@ -60,6 +62,18 @@ def kept_layout_check(
     if math.isfinite(check.max_abs_difference):
         write_json(path, [dataclasses.asdict(verdict) for verdict in (*known, check)])
     return check
+
+
+def exact_layout(model: Model) -> Layout:
+    """`shared`, which runs no padding, where its numbers are those of the plain layout; or `plain`.
+
+    For models that score or are evaluated outside a run: verdicts are in the user's cache.
+    """
+    try:
+        verdict = kept_layout_check(model, beside=cache_folder(FOLDER))
+    except RunError:  # a cache that cannot be written
+        verdict = layout_check(model)
+    return "shared" if verdict.ok else "plain"
 
 
 def _read(path: Path) -> tuple[LayoutCheck, ...]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from palate.data.encode import Drop, Encoder
-from palate.data.items import Item
-from palate.data.layouts import collate
+from palate.data.items import Item, Tokens, batches_to_score
+from palate.data.layouts import Layout, collate
 from palate.data.schema import Content, Preference, Response
 from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.errors import ModelError
@@ -17,6 +17,7 @@ from palate.models.aggregate import sequence_stats
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer
 from palate.models.model import Ask, Model
+from palate.models.verdicts import exact_layout
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.rewards.names import short_name
@@ -53,11 +54,13 @@ class LogRatio:
         self._encoder = Encoder(tokenizer, recipe.chat_template, length)
         self._policy = _ready(load_policy(model))
         self._pad_id = padding_id(tokenizer, self._policy.base)
+        layouts = [exact_layout(self._policy)]
         self._reference: Model | None = None
         self.name = f"log-probability of {short_name(recipe.policy)}"
         if recipe.reference is not None:
             of_reference = model.model_copy(update={"path": recipe.reference})
             self._reference = _ready(load_policy(of_reference))
+            layouts.append(exact_layout(self._reference))
             policy, reference = map(short_name, (recipe.policy, recipe.reference))
             self.name = f"log-ratio of {policy} to {reference}"
             sizes = self._policy.vocabulary, self._reference.vocabulary
@@ -67,22 +70,23 @@ class LogRatio:
                     f"{sizes[0]}: a log-ratio needs the same"
                 )
 
+        self._layout: Layout = "plain" if "plain" in layouts else "shared"
+
     @torch.no_grad()
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """In the order given; alike lengths are run together."""
         rows = [_row(group.prompt, r) for group in groups for r in group.responses]
         scores: dict[int, Score] = {}
-        items: dict[int, Item] = {}
+        sequences: dict[int, tuple[Tokens, Tokens]] = {}
         for i, item in enumerate(encoded.item for encoded in self._encoder.encode(rows)):
             if isinstance(item, Drop):
                 scores[i] = Score(None, item.reason)
             else:
-                items[i] = item
-        order = sorted(items, key=lambda i: -_size(items[i]))
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            values = self._values([items[i] for i in chunk])
-            scores.update(zip(chunk, map(Score.of, values), strict=True))
+                sequences[i] = item.sequences[0]
+        numbers = list(sequences)
+        for items, places in batches_to_score(list(sequences.values()), self.batch_size):
+            values = map(Score.of, self._values(items))
+            scores.update(zip((numbers[place] for place in places), values, strict=True))
         return regrouped((scores[i] for i in range(len(rows))), groups)
 
     def _values(self, items: list[Item]) -> list[float]:
@@ -90,14 +94,14 @@ class LogRatio:
         if self._reference is not None:
             values = values - self._log_probs(self._reference, items)
         if self.recipe.average:
-            sizes = [len(item.responses[0]) for item in items]
+            sizes = [len(response) for item in items for response in item.responses]
             values = values / torch.tensor(sizes, dtype=torch.float64)
         rewards: list[float] = (self.recipe.beta * values).tolist()
         return rewards
 
     def _log_probs(self, policy: Model, items: list[Item]) -> torch.Tensor:
         """[B] sums over each response's tokens, float64 on the processor."""
-        batch = collate(items, layout="plain", pad_id=self._pad_id).to(policy.device)
+        batch = collate(items, layout=self._layout, pad_id=self._pad_id).to(policy.device)
         return sequence_stats(policy(batch, Ask()).token_stats, batch).logp.double().cpu()
 
 
@@ -110,7 +114,3 @@ def _ready(policy: Model) -> Model:
 def _row(prompt: Content, response: Content) -> Preference:
     only = (Response(content=response),)
     return Preference(id="", source="", kind="demonstration", prompt=prompt, responses=only)
-
-
-def _size(item: Item) -> int:
-    return len(item.prompts[0]) + len(item.responses[0])

@@ -17,12 +17,12 @@ from palate.data.schema import Content, Message, Preference, Response
 from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
 from palate.errors import ModelError
-from palate.models.check import layout_check
 from palate.models.limits import context_of, padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
+from palate.models.verdicts import exact_layout
 from palate.recipes.schema import Dtype, LengthRecipe, ModelRecipe
 from palate.rewards.names import short_name
 from palate.rewards.texts import as_chat
@@ -97,7 +97,7 @@ class ModelScorer:
         template = "model" if saved or tokenizer is not None else spec.model.chat_template
         self.encoder = Encoder(self.tokenizer, template, self._limits())
         self._forms = spec.forms or (("chat",) if self.tokenizer.chat_template else ("text",))
-        self._shared: Layout | None = None
+        self._layout: Layout | None = None
         if head is not None and not head < spec.heads > 1:
             raise ModelError(f"{path}: no head {head}: it has {spec.heads}, counted from 0")
         self.head = head
@@ -141,9 +141,9 @@ class ModelScorer:
                 if self.model.spec.whole_rendering:
                     prompt, answers = _longer_prompt(prompt, answers)
                 wanted.append((i, prompt, answers))
-        layout: Layout = "plain"
-        if any(len(answers) > 1 for _, _, answers in wanted):
-            layout = self._sharing()
+        if self._layout is None:
+            self._layout = exact_layout(self.model)
+        layout = self._layout
         items: list[Item] = []
         places: list[list[tuple[int, int]]] = []
         for i, prompt, answers in wanted:
@@ -228,11 +228,6 @@ class ModelScorer:
 
     def _ends(self) -> str:
         return ", ".join(repr(text) for text in self.model.spec.end_tokens.values())
-
-    def _sharing(self) -> Layout:
-        if self._shared is None:
-            self._shared = "shared" if layout_check(self.model).ok else "plain"
-        return self._shared
 
     def _parts(
         self, prompt: _Ids, answers: Sequence[tuple[int, _Ids]], layout: Layout

@@ -20,32 +20,44 @@ class Blocks:
 
     Attributes:
         inner: step of the sums inside a product; divides `words`.
+        weight_rows: of the head's gradient at a time; a multiple of `words`.
     """
 
     tokens: int
     words: int
     inner: int
     columns: int
+    weight_rows: int
     warps: int
     stages: int
 
 
-# Two float32 tiles of logits, the policy's and the reference's, fill half of a processor's
-# registers. Widths are walked in steps, so no size depends on them. Not tuned at run time: tiles
-# decide in which order sums are made, and so the last bits of results.
-_HALF = Blocks(tokens=128, words=128, inner=64, columns=128, warps=8, stages=3)
-_FULL = Blocks(tokens=64, words=64, inner=32, columns=64, warps=4, stages=2)
+# A tile of float32 logits takes a quarter of a processor's registers. Widths are walked in steps,
+# so no size depends on them. Not tuned at run time: tiles decide in which order sums are made, and
+# so the last bits of results.
+_HALF = Blocks(tokens=128, words=128, inner=64, columns=128, weight_rows=128, warps=8, stages=3)
+_FULL = Blocks(tokens=64, words=64, inner=32, columns=64, weight_rows=64, warps=4, stages=2)
 
 
-def blocks(tokens: int, device: torch.device, *dtypes: torch.dtype) -> Blocks:
-    """For tokens of these types on this device."""
-    if not all(low_precision(dtype) for dtype in dtypes):
-        return _FULL
-    size = _HALF if tokens > 64 else replace(_HALF, tokens=64)
-    if device.type == "cuda":
+def blocks(
+    tokens: int, device: torch.device, dtype: torch.dtype, ref_dtype: torch.dtype | None = None
+) -> Blocks:
+    """For tokens of these types on this device.
+
+    Args:
+        ref_dtype: of the reference's, where a program makes its logits too.
+    """
+    half = low_precision(dtype) and (ref_dtype is None or low_precision(ref_dtype))
+    size = _HALF if half else _FULL
+    if half and tokens <= 64:
+        size = replace(size, tokens=64)
+    if ref_dtype is not None:
+        # Two tiles of logits, in the registers of one.
+        size = replace(size, words=size.words // 2)
+    if device.type == "cuda" and half:
         about = torch.cuda.get_device_properties(device)
         if getattr(about, "shared_memory_per_block_optin", 0) < DEEP_SHARED_MEMORY:
-            return replace(size, stages=2)
+            size = replace(size, stages=2)
     return size
 
 

@@ -132,7 +132,7 @@ def backward(
     room = buffered_words(
         tokens=n,
         words=words,
-        tile=size.words,
+        tile=size.weight_rows,
         bytes_a_word=weight.element_size(),
         memory_mb=memory_mb,
     )
@@ -181,7 +181,8 @@ def backward(
             if d_hidden is not None:
                 _times_weight(size, weight, d_hidden, start, stop, **rows)
             if d_weight is not None:
-                programs.times_hidden[(column_blocks, tiles)](
+                rows_of_weight = -(-(stop - start) // size.weight_rows)
+                programs.times_hidden[(column_blocks, rows_of_weight)](
                     hidden=hidden,
                     result=d_weight,
                     first_word=start,
@@ -190,7 +191,7 @@ def backward(
                     hidden_stride=hidden.stride(0),
                     result_stride=d_weight.stride(0),
                     COLUMNS=size.columns,
-                    WORDS=size.words,
+                    WORDS=size.weight_rows,
                     INNER=size.inner,
                     **rows,
                     **_launch(size),
@@ -304,8 +305,8 @@ def _times_weight(
 
 
 def _blocks(hidden: Tensor, ref_hidden: Tensor | None) -> Blocks:
-    dtypes = [t.dtype for t in (hidden, ref_hidden) if t is not None]
-    return blocks(len(hidden), hidden.device, *dtypes)
+    ref_dtype = None if ref_hidden is None else ref_hidden.dtype
+    return blocks(len(hidden), hidden.device, hidden.dtype, ref_dtype)
 
 
 def _launch(size: Blocks) -> dict[str, Any]:

@@ -278,7 +278,8 @@ def slopes(
         c_entropy = tl.load(up_entropy + rows, mask=rows_inside, other=0.0)
         mean = tl.load(mean_logit + rows, mask=rows_inside, other=0.0)
         g -= q * c_entropy[:, None] * tl.where(q == 0.0, 0.0, z - mean[:, None])
-    if REF:  # compiled in or not, where the next line is decided on the device
+    # Compiled in or not; what follows is decided on the device.
+    if REF:  # noqa: SIM102
         if block * TOKENS < tl.load(counts):
             r = logits_tile(
                 ref_hidden, ref_weight, ref_bias, rows, rows_inside, columns, columns_inside,

@@ -1,0 +1,128 @@
+"""The Triton kernels: right in Triton's interpreter, and compiled for GPUs without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from palate.kernels import Head
+from palate.kernels.triton import blocks, head
+
+CASES = Path(__file__).with_name("triton_cases.py")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("where", ["interpreter", "device"])
+def test_every_case(where: str) -> None:
+    """In another process: whether programs are interpreted is decided when Triton is imported."""
+    if where == "device" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    root = CASES.parents[2]
+    path = [str(root / "src"), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    env["TRITON_INTERPRET"] = str(int(where == "interpreter"))
+    env.pop("PALATE_COMPILED", None)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(CASES), "-q", "-p", "no:cacheprovider"],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+
+
+class Compiled:
+    """In place of a program: a launch compiles it for a GPU that need not be there."""
+
+    def __init__(self, program: Any, arch: int) -> None:
+        self.program, self.arch = program, arch
+        self.kernels: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.launch
+
+    def launch(self, *, num_warps: int, num_stages: int, **arguments: Any) -> None:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+
+        types, constants = {}, {}
+        aligned: dict[tuple[int, ...], Any] = {}
+        for i, parameter in enumerate(self.program.params):
+            value = arguments[parameter.name]
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                constants[parameter.name] = value
+                types[parameter.name] = "constexpr"
+            elif isinstance(value, torch.Tensor):
+                types[parameter.name] = TYPES[value.dtype]
+                aligned[(i,)] = [["tt.divisibility", 16]]
+            else:
+                types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, int) and value % 16 == 0:
+                    aligned[(i,)] = [["tt.divisibility", 16]]
+        self.kernels.append(
+            compile(
+                ASTSource(fn=self.program, signature=types, constexprs=constants, attrs=aligned),
+                target=GPUTarget("cuda", self.arch, 32),
+                options={"num_warps": num_warps, "num_stages": num_stages},
+            )
+        )
+
+
+@needs_triton
+@pytest.mark.skipif(head.interpreted(), reason="programs are interpreted in this process")
+@pytest.mark.parametrize(
+    ("arch", "product", "shared"), [(80, "mma.sync", 99), (90, "wgmma.mma_async", 227)]
+)
+def test_programs_compile_and_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arch: int, product: str, shared: int
+) -> None:
+    """With bfloat16 products on tensor cores, no atomic sums, in the shared memory (KiB) there is.
+
+    Compute capability 8.0 stands for every device with less than its 163 KiB.
+    """
+    from palate.kernels.triton import programs
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    names = ("statistics", "slopes", "probabilities", "times_weight", "times_hidden")
+    compiled = {name: Compiled(getattr(programs, name), arch) for name in names}
+    for name, kernels in compiled.items():
+        monkeypatch.setattr(programs, name, kernels)
+    if arch == 80:
+        monkeypatch.setattr(blocks, "_HALF", blocks.replace(blocks._HALF, stages=2))
+    n, words, width = 200, 1000, 896
+    hidden = torch.zeros(n, width, dtype=torch.bfloat16)
+    side = Head(weight=torch.zeros(words, width, dtype=torch.bfloat16))
+    targets = torch.zeros(n, dtype=torch.int64)
+    up = torch.ones(n)
+    head.forward(hidden, side, targets, ref_hidden=hidden, ref_head=side, kl=True)
+    head.backward(
+        hidden, side, targets,
+        upstream={"logp": up, "kl": up, "lse": up, "ref_lse": up},
+        ref_hidden=hidden, ref_head=side, need=(True, True, False), memory_mb=64,
+    )  # fmt: skip
+    head.expected(hidden, side, targets, exact=True, memory_mb=64)
+    assert all(c.kernels for c in compiled.values())
+    for c in compiled.values():
+        for kernel in c.kernels:
+            assert product in kernel.asm["ptx"]
+            assert not re.search(r"\b(atom|red)\.", kernel.asm["ptx"])
+            assert kernel.metadata.shared <= shared * 1024

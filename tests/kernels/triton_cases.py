@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 from head_cases import EVERY, compare, problem, wide
+from host_reads import HostReads
 from palate.errors import ModelError
 from palate.kernels import Head, RefHidden, summarise, token_stats, triton
 from palate.kernels.triton import available
@@ -48,6 +50,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(triton, name, spy)
     yield names
     assert names, "went to torch"
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """On a device, an error where the host waits for it."""
+    if DEVICE == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def check(x: dict[str, Any], *args: Any, **options: Any) -> None:
@@ -123,6 +137,17 @@ def test_rows_without_a_gradient_and_rows_without_the_reference(dtype: torch.dty
     (logp * 0.0).sum().backward()
     for leaf in (hidden, weight):
         assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+def test_rows_without_the_reference_do_not_hear_of_it() -> None:
+    x = drawn(dtype=torch.float32)
+    x["reference"].hidden[:10] = torch.nan
+    leaves = [t.clone().requires_grad_() for t in (x["hidden"], x["head"].weight)]
+    options = {"hidden": leaves[0], "head": Head(weight=leaves[1])}
+    stats = token_stats(**x | options, kl=True, reverse_kl=True)
+    total = stats.logp.sum() + stats.kl[10:].sum() + stats.reverse_kl[10:].sum()
+    for gradient in torch.autograd.grad(total, leaves):
+        assert gradient.isfinite().all()
 
 
 def excluded(x: dict[str, Any], gone: list[int], words: int) -> dict[str, Any]:
@@ -257,6 +282,20 @@ def test_the_buffer_and_the_parts_change_rounding_only(
         results.append([token_stats(**some, kl=True).kl for some in (x, frozen)])
     for several, at_once in zip(*results, strict=True):
         torch.testing.assert_close(several, at_once, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_host_asks_for_no_number(trained: bool) -> None:
+    x = drawn(dtype=torch.float32)
+    head = x["head"]
+    x["hidden"].requires_grad_()
+    head.weight.requires_grad_(trained)
+    reference = RefHidden(hidden=x["reference"].hidden, head=Head(weight=head.weight.detach()))
+    assert triton.takes(x["hidden"], head.weight)
+    with HostReads() as reads, no_waiting():
+        stats = token_stats(**x | {"reference": reference}, kl=True, reverse_kl=trained)
+        (stats.logp.sum() + stats.kl.sum()).backward()
+    assert reads.names == []
 
 
 def test_results_are_the_same_every_time() -> None:

@@ -280,6 +280,7 @@ class GeneralTokenStats(torch.autograd.Function):
             # Whatever is in rows without a gradient, it must not reach the head's.
             idle = ~active.unsqueeze(1)
             h_sel = h_sel.masked_fill(idle, 0.0)
+            slope = slope.masked_fill(~active, 0.0)
         h = operand(h_sel)
         tiles = WeightTiles(weight, size.vocabulary)
         if n_ref:
@@ -324,8 +325,12 @@ class GeneralTokenStats(torch.autograd.Function):
                             gap = torch.sub(z, r).sub_(mean_gap_s[rows].unsqueeze(1)).mul_(c_rkl)
                             if bias is not None:
                                 zero_where_excluded(q, gap)
+                            if asynchronous:
+                                zero_where_excluded(c_rkl, gap)
                             inner = gap if inner is None else inner.add_(gap)
                         p = r.sub_(ref_lse_s[rows].unsqueeze(1)).exp_()
+                        if asynchronous:
+                            zero_where_excluded(c_kl, p)
                         g = q.mul_(factor if inner is None else inner.add_(factor))
                         g.addcmul_(p, c_kl, value=-1)
                     else:

@@ -237,7 +237,7 @@ def expected(
             programs.probabilities[(-(-n // size.tokens), tiles)](
                 hidden=hidden,
                 weight=weight,
-                bias=head.bias,
+                bias=None if head.bias is None else head.bias.detach().contiguous(),
                 targets=targets,
                 buffer=buffer,
                 exponents=exponents,

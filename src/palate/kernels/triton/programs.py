@@ -287,9 +287,9 @@ def slopes(
                 REF_BIAS, REF_SOFTCAP, REF_EVEN, TOKENS, WORDS, INNER, WIDEN,
             )  # fmt: skip
             if KL:
-                c_kl = tl.load(up_kl + rows, mask=rows_inside, other=0.0)
+                c_kl = tl.load(up_kl + rows, mask=rows_inside, other=0.0)[:, None]
                 p = tl.exp(r - tl.load(ref_lse + rows, mask=rows_inside, other=0.0)[:, None])
-                g += c_kl[:, None] * (q - p)
+                g += tl.where(c_kl == 0.0, 0.0, c_kl * (q - p))
             if REVERSE_KL:
                 c_reverse = tl.load(up_reverse_kl + rows, mask=rows_inside, other=0.0)[:, None]
                 mean = tl.load(mean_gap + rows, mask=rows_inside, other=0.0)

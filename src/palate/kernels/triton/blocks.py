@@ -9,7 +9,7 @@ import torch
 from palate.kernels.tiles import low_precision
 
 DEEP_SHARED_MEMORY = 160 * 1024
-"""Bytes a block may have from which three steps of operands fit; two do everywhere."""
+"""Bytes of a processor from which three steps of operands fit; two do everywhere."""
 PROGRAMS_A_PROCESSOR = 4
 """So many programs at least are wanted for each, so that the last round leaves few idle."""
 
@@ -56,7 +56,7 @@ def blocks(
         size = replace(size, words=size.words // 2)
     if device.type == "cuda" and half:
         about = torch.cuda.get_device_properties(device)
-        if getattr(about, "shared_memory_per_block_optin", 0) < DEEP_SHARED_MEMORY:
+        if about.shared_memory_per_multiprocessor < DEEP_SHARED_MEMORY:
             size = replace(size, stages=2)
     return size
 

@@ -69,15 +69,17 @@ class Compiled:
         aligned: dict[tuple[int, ...], Any] = {}
         for i, parameter in enumerate(self.program.params):
             value = arguments[parameter.name]
-            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            special = not parameter.do_not_specialize and type(value) is int
+            if parameter.is_constexpr or value is None or (special and value == 1):
                 constants[parameter.name] = value
                 types[parameter.name] = "constexpr"
             elif isinstance(value, torch.Tensor):
                 types[parameter.name] = TYPES[value.dtype]
-                aligned[(i,)] = [["tt.divisibility", 16]]
+                if not parameter.do_not_specialize_on_alignment:
+                    aligned[(i,)] = [["tt.divisibility", 16]]
             else:
                 types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-                if isinstance(value, int) and value % 16 == 0:
+                if special and value % 16 == 0:
                     aligned[(i,)] = [["tt.divisibility", 16]]
         self.kernels.append(
             compile(
@@ -130,4 +132,6 @@ def test_programs_compile_and_fit(
         for kernel in c.kernels:
             assert product in kernel.asm["ptx"]
             assert not re.search(r"\b(atom|red)\.", kernel.asm["ptx"])
+            # Operands are fetched while others are multiplied.
+            assert "cp.async" in kernel.asm["ptx"]
             assert kernel.metadata.shared <= (memory - 1) * 1024

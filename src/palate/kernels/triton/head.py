@@ -67,7 +67,7 @@ def forward(
     word_tiles = -(-words // size.words)
     tiles = parts(word_tiles, token_blocks, device)
     sums = torch.empty(-(-word_tiles // tiles), 7, n, dtype=torch.float32, device=device)
-    z_target, r_target = torch.empty(2, n, dtype=torch.float32, device=device)
+    z_target, r_target = (torch.empty(n, dtype=torch.float32, device=device) for _ in range(2))
     with torch.cuda.device_of(hidden):
         programs.statistics[(token_blocks, len(sums))](
             targets=targets,
@@ -231,7 +231,9 @@ def expected(
     total = torch.zeros(n, dtype=torch.float32, device=device)
     for start, stop in spans(words, room):
         tiles = -(-(stop - start) // size.words)
-        exponents, sums = torch.empty(2, n, tiles, dtype=torch.float32, device=device)
+        exponents, sums = (
+            torch.empty(n, tiles, dtype=torch.float32, device=device) for _ in range(2)
+        )
         strides: dict[str, Any] = {"buffer_stride": room, "part_stride": n * room}
         with torch.cuda.device_of(hidden):
             programs.probabilities[(-(-n // size.tokens), tiles)](

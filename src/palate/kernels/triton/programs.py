@@ -4,7 +4,8 @@ Matrices lie row by row: a pointer, and how far apart rows are. Names in capital
 tiles are TOKENS x WORDS, products go through the width in steps of INNER. WIDEN turns operands into
 float32 before they are multiplied, which loses nothing: the interpreter cannot multiply bfloat16.
 
-Indices of rows are 64 bits wide, since a head may have more than 2^31 numbers.
+Indices of rows are 64 bits wide, since a head may have more than 2^31 numbers. What changes from
+step to step is not specialised: each new kind of number would compile a program anew.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def mean_part(weights, values):
     return tl.sum(weights * tl.where(weights == 0.0, 0.0, values), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "tiles"], do_not_specialize_on_alignment=["targets"])
 def statistics(
     hidden,
     weight,
@@ -196,7 +197,10 @@ def statistics(
             tl.store(at + 6 * n, ref_gap, mask=rows_inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["first_word"],
+    do_not_specialize_on_alignment=["targets", "up_logp", "up_kl", "up_reverse_kl", "up_entropy"],
+)
 def slopes(
     hidden,
     weight,
@@ -306,7 +310,9 @@ def slopes(
         tl.store(bias_sums + block.to(tl.int64) * buffer_stride + places, tl.sum(g, 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["first_word", "n", "tiles"], do_not_specialize_on_alignment=["targets"]
+)
 def probabilities(
     hidden,
     weight,
@@ -368,7 +374,7 @@ def probabilities(
         tl.store(at, low, mask=rows_inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_word", "last_word", "n", "tiles"])
 def times_weight(
     buffer,
     weight,
@@ -428,20 +434,20 @@ def times_weight(
                 :, None
             ]
     from_rows = buffer + positions.to(tl.int64)[:, None] * buffer_stride
-    for word in range(first_word, last_word, INNER):
-        words = word + tl.arange(0, INNER)
-        places = (words - first_word)[None, :]
+    for place in range(0, last_word - first_word, INNER):
+        places = place + tl.arange(0, INNER)
+        words = first_word + places
         w = tl.load(
             weight + words.to(tl.int64)[:, None] * weight_stride + wide[None, :],
             mask=(words < last_word)[:, None] & wide_inside,
             other=0.0,
         )
         if not ORDER:
-            tile = rows.to(tl.int64) * tiles + (word - first_word) // WORDS
+            tile = rows.to(tl.int64) * tiles + place // WORDS
             factor = tl.exp2(tl.load(exponents + tile, mask=rows_inside, other=0.0) - exponent)
         for part in tl.static_range(PARTS):
             values = tl.load(
-                from_rows + part * part_stride + places,
+                from_rows + part * part_stride + places[None, :],
                 mask=rows_inside[:, None],
                 other=0.0,
             )
@@ -451,7 +457,7 @@ def times_weight(
     tl.store(at, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_word"])
 def times_hidden(
     buffer,
     hidden,

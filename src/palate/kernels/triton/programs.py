@@ -430,9 +430,8 @@ def times_weight(
     if not ORDER:
         exponent = tl.load(after + rows, mask=rows_inside, other=0.0)
         if not FIRST:
-            total *= tl.exp2(tl.load(before + rows, mask=rows_inside, other=0.0) - exponent)[
-                :, None
-            ]
+            fade = tl.exp2(tl.load(before + rows, mask=rows_inside, other=0.0) - exponent)
+            total *= fade[:, None]
     from_rows = buffer + positions.to(tl.int64)[:, None] * buffer_stride
     for place in range(0, last_word - first_word, INNER):
         places = place + tl.arange(0, INNER)

@@ -18,6 +18,7 @@ from head_cases import EVERY, compare, problem, wide
 from host_reads import HostReads
 from palate.errors import ModelError
 from palate.kernels import Head, RefHidden, summarise, token_stats, triton
+from palate.kernels.cpu import check as cpu_check
 from palate.kernels.triton import available
 from palate.kernels.triton import head as head_module
 from palate.testing import token_stats_oracle
@@ -383,7 +384,7 @@ def test_where_they_cannot_run_torch_does_it_and_that_is_said_once(
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    anew.setattr(available, "check", fails)
+    anew.setattr(cpu_check, "check_head", fails)
     anew.setattr(logging.getLogger("palate"), "propagate", True)
     x = drawn(dtype=torch.float32)
     for _ in range(2):
@@ -401,12 +402,12 @@ def test_where_they_cannot_run_torch_does_it_and_that_is_said_once(
 def test_wrong_results_are_found_before_they_are_used(
     anew: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
-    backward = available.backward
+    backward = head_module.backward
 
     def wrong(*args: Any, **options: Any) -> Any:
         hidden, weight, bias = backward(*args, **options)
         return hidden, weight * 1.05, bias
 
-    anew.setattr(available, "backward", wrong)
-    assert "gradient of weight is off by 4" in str(triton.why_not(torch.device(DEVICE)))
+    anew.setattr(head_module, "backward", wrong)
+    assert "vocabulary head: weight are off by 4" in str(triton.why_not(torch.device(DEVICE)))
     calls.append("none, as it should be")

@@ -135,3 +135,31 @@ def test_programs_compile_and_fit(
             # Operands are fetched while others are multiplied.
             assert "cp.async" in kernel.asm["ptx"]
             assert kernel.metadata.shared <= (memory - 1) * 1024
+
+
+@pytest.mark.parametrize("memory_mb", [1, 64, 256])
+@pytest.mark.parametrize(("tokens", "words"), [(1, 50), (2048, 152_064), (50_000, 262_144)])
+def test_the_buffer_holds_whole_tiles_and_stays_within_its_memory(
+    memory_mb: int, tokens: int, words: int
+) -> None:
+    room = blocks.buffered_words(
+        tokens=tokens, words=words, tile=128, bytes_a_word=2, memory_mb=memory_mb
+    )
+    assert room % 128 == 0 and 128 <= room < words + 128
+    assert room == 128 or tokens * room * 2 <= memory_mb * 2**20
+    # No smaller than it must be.
+    assert room >= words or tokens * (room + 128) * 2 > memory_mb * 2**20
+
+
+@pytest.mark.parametrize(
+    ("tiles", "token_blocks", "expected"),
+    # 528 programs are wanted for 132 processors; a program has one tile at least, or all.
+    [(1188, 1, 3), (1188, 32, 70), (1188, 1000, 1188), (7, 2, 1)],
+)
+def test_few_tokens_are_shared_out_among_many_programs(
+    monkeypatch: pytest.MonkeyPatch, tiles: int, token_blocks: int, expected: int
+) -> None:
+    about = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    device = torch.device("cuda", 0)
+    assert blocks.tiles_a_program(tiles, token_blocks, device) == expected

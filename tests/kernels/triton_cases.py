@@ -277,7 +277,9 @@ def test_the_buffer_and_the_parts_change_rounding_only(
         monkeypatch.setattr(
             head_module, "buffered_words", lambda *, words, fit=fit, **_: min(fit, words + 56)
         )
-        monkeypatch.setattr(head_module, "parts", lambda tiles, *_, fit=fit: min(fit // 128, tiles))
+        monkeypatch.setattr(
+            head_module, "tiles_a_program", lambda tiles, *_, fit=fit: min(fit // 128, tiles)
+        )
         check(x)
         check(frozen, ("logp", "kl"), ("hidden",))
         results.append([token_stats(**some, kl=True).kl for some in (x, frozen)])

@@ -61,7 +61,7 @@ def blocks(
     return size
 
 
-def parts(tiles: int, token_blocks: int, device: torch.device) -> int:
+def tiles_a_program(tiles: int, token_blocks: int, device: torch.device) -> int:
     """Tiles of the vocabulary that one program goes through, so that few tokens fill a device."""
     processors = 1
     if device.type == "cuda":

@@ -32,7 +32,7 @@ from torch import Tensor
 from palate.kernels.cpu.head import Forward
 from palate.kernels.stats import Head
 from palate.kernels.tiles import low_precision, spans
-from palate.kernels.triton.blocks import Blocks, blocks, buffered_words, parts
+from palate.kernels.triton.blocks import Blocks, blocks, buffered_words, tiles_a_program
 
 LOWEST = torch.finfo(torch.float32).min
 NO_EXPONENT = -1.0e30
@@ -65,7 +65,7 @@ def forward(
     size = _blocks(hidden, ref_hidden)
     token_blocks = -(-n // size.tokens)
     word_tiles = -(-words // size.words)
-    tiles = parts(word_tiles, token_blocks, device)
+    tiles = tiles_a_program(word_tiles, token_blocks, device)
     sums = torch.empty(-(-word_tiles // tiles), 7, n, dtype=torch.float32, device=device)
     z_target, r_target = (torch.empty(n, dtype=torch.float32, device=device) for _ in range(2))
     with torch.cuda.device_of(hidden):

@@ -104,13 +104,19 @@ def test_programs_compile_and_fit(
     Args:
         memory: of a processor, KiB; a block has all of it but one.
     """
-    from palate.kernels.triton import programs
+    from palate.kernels.triton import products, programs
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    names = ("statistics", "slopes", "probabilities", "times_weight", "times_hidden")
-    compiled = {name: Compiled(getattr(programs, name), arch) for name in names}
-    for name, kernels in compiled.items():
-        monkeypatch.setattr(programs, name, kernels)
+    compiled = []
+    for module, name in (
+        (programs, "statistics"),
+        (programs, "slopes"),
+        (programs, "probabilities"),
+        (products, "times_weight"),
+        (products, "times_hidden"),
+    ):
+        compiled.append(Compiled(getattr(module, name), arch))
+        monkeypatch.setattr(module, name, compiled[-1])
     about = SimpleNamespace(shared_memory_per_multiprocessor=memory * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     size = blocks.blocks(200, torch.device("cuda", 0), torch.bfloat16)
@@ -127,8 +133,8 @@ def test_programs_compile_and_fit(
         ref_hidden=hidden, ref_head=side, need=(True, True, False), memory_mb=64,
     )  # fmt: skip
     head.expected(hidden, side, targets, exact=True, memory_mb=64)
-    assert all(c.kernels for c in compiled.values())
-    for c in compiled.values():
+    assert all(c.kernels for c in compiled)
+    for c in compiled:
         for kernel in c.kernels:
             assert product in kernel.asm["ptx"]
             assert not re.search(r"\b(atom|red)\.", kernel.asm["ptx"])

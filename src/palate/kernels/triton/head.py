@@ -118,7 +118,7 @@ def backward(
             ref_lse, mean_gap and mean_logit, float32; None where there is none.
         need: which gradients are wanted.
     """
-    from palate.kernels.triton import programs
+    from palate.kernels.triton import products, programs
 
     hidden, targets, weight = hidden.detach(), targets.contiguous(), head.weight.detach()
     up = {k: None if v is None else v.float().contiguous() for k, v in upstream.items()}
@@ -182,7 +182,7 @@ def backward(
                 _times_weight(size, weight, d_hidden, start, stop, **rows)
             if d_weight is not None:
                 rows_of_weight = -(-(stop - start) // size.weight_rows)
-                programs.times_hidden[(column_blocks, rows_of_weight)](
+                products.times_hidden[(column_blocks, rows_of_weight)](
                     hidden=hidden,
                     result=d_weight,
                     first_word=start,
@@ -284,11 +284,11 @@ def _times_weight(
     **given: Any,
 ) -> None:
     """Adds the buffer's product with the rows start..stop of the weight to `result`."""
-    from palate.kernels.triton import programs
+    from palate.kernels.triton import products
 
     n, width = result.shape
     absent = dict.fromkeys(("counts", "exponents", "before", "after"))
-    programs.times_weight[(-(-width // size.columns), -(-n // size.tokens))](
+    products.times_weight[(-(-width // size.columns), -(-n // size.tokens))](
         weight=weight,
         result=result,
         order=order,

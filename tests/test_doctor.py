@@ -51,6 +51,26 @@ def test_the_vocabulary_head_is_named(
 
 
 @pytest.mark.parametrize(
+    ("reason", "state", "words"),
+    [(None, "ok", "Triton"), ("PALATE_COMPILED=0", "note", "take longer: PALATE_COMPILED=0")],
+)
+def test_the_vocabulary_head_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, reason: str | None, state: str, words: str
+) -> None:
+    import torch
+
+    from palate.kernels import triton
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(triton, "why_not", lambda device: asked.append(device) or reason)
+    check = machine_module._vocabulary_head()
+    assert check is not None and check.state == state and words in check.text
+    assert asked == [torch.device("cuda", 3)]
+
+
+@pytest.mark.parametrize(
     ("flags", "state", "words"),
     [
         ({"avx2"}, "note", "without bfloat16"),

@@ -69,11 +69,18 @@ def _device() -> Check:
 
 
 def _vocabulary_head() -> Check | None:
-    """In the words of the run itself; None where no model would run on the CPU."""
+    """In the words of the run itself; None on devices for which there are no kernels."""
     import torch
 
-    from palate.kernels import cpu
+    from palate.kernels import cpu, triton
 
+    if torch.cuda.is_available():
+        reason = triton.why_not(torch.device("cuda", torch.cuda.current_device()))
+        if reason is None:
+            return Check("vocabulary head", "ok", "Triton kernels, checked on this GPU")
+        return Check(
+            "vocabulary head", "note", f"torch's own products, which take longer: {reason}"
+        )
     if torch.accelerator.is_available():
         return None
     if (reason := cpu.why_not()) is None:

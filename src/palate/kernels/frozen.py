@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.kernels import cpu
+from palate.kernels import cpu, triton
 from palate.kernels.inputs import RefSummary
 from palate.kernels.stats import Head
 from palate.kernels.streaming import target_logits
@@ -28,6 +28,7 @@ from palate.kernels.tiles import (
     low_precision,
     operand,
     plan,
+    runs_ahead,
     spans,
 )
 
@@ -52,10 +53,15 @@ def stream(
         exact_mean: round the probabilities to 17 bits instead of 8 before they meet W; for the
             stored summary of a reference, whose error enters the KL's value.
     """
-    if cpu.takes(hidden, head.weight):
+    given = (hidden, head.weight)
+    kernels: Any = triton if triton.takes(*given) else cpu if cpu.takes(*given) else None
+    if kernels is not None:
         if mean:
-            return cpu.expected(hidden, head, targets, exact=exact_mean, memory_mb=memory_mb)
-        result = cpu.forward(hidden, head, targets)
+            expected: tuple[Tensor, Tensor, Tensor] = kernels.expected(
+                hidden, head, targets, exact=exact_mean, memory_mb=memory_mb
+            )
+            return expected
+        result = kernels.forward(hidden, head, targets)
         return result.logp, result.lse, None
     n, vocabulary = hidden.shape[0], head.weight.shape[0]
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -86,7 +92,8 @@ def stream(
                 if head.scale != 1.0:
                     z.mul_(head.scale)
                 top = z.amax(1)
-                if bool((top > shift[rows] + HEADROOM).any()):
+                # Where the host runs ahead, it would have to wait for the answer.
+                if runs_ahead(hidden.device) or bool((top > shift[rows] + HEADROOM).any()):
                     raised = torch.maximum(shift[rows], top)
                     fade = torch.exp(shift[rows] - raised)
                     total[rows] *= fade

@@ -1,7 +1,7 @@
 """The general token operator: any head, trained or frozen, exact, in bounded memory.
 
-The formulas are those of the compiled head of `palate.kernels.cpu`, too, which is used where it can
-be; what follows here is the same on torch's own products.
+The formulas are those of the kernels in `palate.kernels.cpu` and `palate.kernels.triton`, too,
+which are used where they can be; what follows here is the same on torch's own products.
 
 One streaming pass over the vocabulary gives, per token, with z and r the policy's and the
 reference's logits, q and p their softmax:
@@ -17,7 +17,9 @@ The backward pass recomputes the tiles. With upstream gradients a, b, c, e of th
 
 Rows whose upstream is zero are not touched, and the reference's tiles are recomputed for rows with
 b or c only (TDPO2 gives the chosen side none). Gradients of the head are accumulated in float32,
-one vocabulary tile at a time, so no float32 copy of the head ever exists.
+one vocabulary tile at a time, so no float32 copy of the head ever exists. On GPUs nothing here asks
+the device which rows those are, since the host would have to wait for the answer: this path goes
+through all rows there, the Triton kernels skip blocks of them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.kernels import cpu
+from palate.kernels import cpu, triton
 from palate.kernels.stats import Head
 from palate.kernels.streaming import (
     OnlineSums,
@@ -45,6 +47,7 @@ from palate.kernels.tiles import (
     low_precision,
     operand,
     plan,
+    runs_ahead,
     spans,
 )
 
@@ -86,9 +89,11 @@ class GeneralTokenStats(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.options = options
         ctx.set_materialize_grads(False)
-        ctx.compiled = cpu.takes(hidden, weight, ref_hidden, ref_weight)
-        if ctx.compiled:
-            result = cpu.forward(
+        given = (hidden, weight, ref_hidden, ref_weight)
+        kernels: Any = triton if triton.takes(*given) else cpu if cpu.takes(*given) else None
+        ctx.kernels = kernels
+        if kernels is not None:
+            result = kernels.forward(
                 hidden,
                 options.head(weight, bias),
                 targets,
@@ -193,6 +198,20 @@ class GeneralTokenStats(torch.autograd.Function):
         options: HeadOptions = ctx.options
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         wide = lse.dtype
+        if ctx.kernels is triton:
+            up = dict(zip(("logp", "ref_logp", "kl", "reverse_kl", "entropy"), grads, strict=True))
+            stats = {"lse": lse, "ref_lse": ref_lse, "mean_gap": mean_gap, "mean_logit": mean_z}
+            gradients = triton.backward(
+                hidden,
+                options.head(weight, bias),
+                targets,
+                upstream=up | stats,
+                ref_hidden=ref_hidden,
+                ref_head=None if ref_weight is None else options.ref_head(ref_weight, ref_bias),
+                need=(need_h, need_w, need_b),
+                memory_mb=options.memory_mb,
+            )
+            return _result(*gradients, hidden, bias)
 
         def upstream(grad: Tensor | None) -> Tensor:
             return lse.new_zeros(lse.shape) if grad is None else grad.to(wide)
@@ -200,9 +219,15 @@ class GeneralTokenStats(torch.autograd.Function):
         g_logp, g_kl, g_rkl, g_ent = (upstream(grads[i]) for i in (0, 2, 3, 4))
         with_ref = (g_kl != 0) | (g_rkl != 0)
         active = with_ref | (g_logp != 0) | (g_ent != 0)
-        # Rows that need the reference come first, so that each group is a contiguous range.
-        order = torch.cat([(active & with_ref).nonzero(), (active & ~with_ref).nonzero()]).flatten()
-        n, n_ref = len(order), int((active & with_ref).sum())
+        asynchronous = runs_ahead(hidden.device)
+        if asynchronous:
+            order = torch.arange(len(lse), device=hidden.device)
+            n, n_ref = len(order), 0 if grads[2] is None and grads[3] is None else len(order)
+        else:
+            # Rows that need the reference come first, so that each group is a contiguous range.
+            order = torch.cat([(active & with_ref).nonzero(), (active & ~with_ref).nonzero()])
+            order = order.flatten()
+            n, n_ref = len(order), int((active & with_ref).sum())
         d_h = torch.zeros(hidden.shape, dtype=wide, device=hidden.device) if need_h else None
         d_w = torch.empty_like(weight) if need_w else None
         d_b = torch.zeros_like(bias, dtype=wide) if need_b else None
@@ -217,7 +242,7 @@ class GeneralTokenStats(torch.autograd.Function):
         mean_gap_s = None if mean_gap is None else mean_gap[order[:n_ref]]
         ref_h_sel: Any = ref_hidden[order[:n_ref]] if n_ref else None
         ref_lse_s: Any = ref_lse[order[:n_ref]] if n_ref else None
-        if ctx.compiled:
+        if ctx.kernels is cpu:
             upstreams = {
                 "logp": coefficients[0],
                 "kl": coefficients[1],
@@ -251,6 +276,11 @@ class GeneralTokenStats(torch.autograd.Function):
             device=hidden.device.type,
         )
         narrow = low_precision(weight.dtype)
+        if asynchronous:
+            # Whatever is in rows without a gradient, it must not reach the head's.
+            idle = ~active.unsqueeze(1)
+            h_sel = h_sel.masked_fill(idle, 0.0)
+            slope = slope.masked_fill(~active, 0.0)
         h = operand(h_sel)
         tiles = WeightTiles(weight, size.vocabulary)
         if n_ref:
@@ -295,12 +325,18 @@ class GeneralTokenStats(torch.autograd.Function):
                             gap = torch.sub(z, r).sub_(mean_gap_s[rows].unsqueeze(1)).mul_(c_rkl)
                             if bias is not None:
                                 zero_where_excluded(q, gap)
+                            if asynchronous:
+                                zero_where_excluded(c_rkl, gap)
                             inner = gap if inner is None else inner.add_(gap)
                         p = r.sub_(ref_lse_s[rows].unsqueeze(1)).exp_()
+                        if asynchronous:
+                            zero_where_excluded(c_kl, p)
                         g = q.mul_(factor if inner is None else inner.add_(factor))
                         g.addcmul_(p, c_kl, value=-1)
                     else:
                         g = q.mul_(factor if inner is None else inner.add_(factor))
+                    if asynchronous:
+                        g.masked_fill_(idle[rows], 0.0)
                     if options.softcap is not None:
                         # d softcap(x)/dx = 1 - (softcap(x) / c)^2
                         g.mul_(1 - (z / options.softcap).square_())
@@ -362,7 +398,12 @@ def _add_targets(
     slope: Tensor,
 ) -> None:
     """Adds the one-hot part of the head's gradient to the rows start..stop."""
-    here = ((targets >= start) & (targets < stop)).nonzero().flatten()
+    inside = (targets >= start) & (targets < stop)
+    if runs_ahead(targets.device):
+        values = (slope * inside).unsqueeze(1) * hidden.to(w_grad.dtype)
+        w_grad.index_add_(0, torch.where(inside, targets - start, 0), values)
+        return
+    here = inside.nonzero().flatten()
     if len(here):
         w_grad.index_add_(
             0, targets[here] - start, slope[here].unsqueeze(1) * hidden[here].to(w_grad.dtype)

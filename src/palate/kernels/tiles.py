@@ -55,6 +55,11 @@ def low_precision(dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, torch.float16)
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host only queues work there, and would wait if it read a result."""
+    return device.type != "cpu"
+
+
 @contextmanager
 def exact_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Within it, float32 CPU products of values that are bf16 anyway use the bf16 units."""

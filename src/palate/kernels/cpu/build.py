@@ -36,6 +36,18 @@ class Unavailable(Exception):
     """Why the compiled library cannot be used."""
 
 
+def switch() -> str:
+    """What the environment says: 0, 1 or nothing.
+
+    Raises:
+        ModelError: anything else.
+    """
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "0", "1"):
+        raise ModelError(f"{SWITCH} is 0 or 1, not {wanted!r}")
+    return wanted
+
+
 def available() -> bool:
     """Whether the compiled library can be used; the first call compiles, loads and checks it."""
     return why_not() is None
@@ -48,9 +60,7 @@ def why_not() -> str | None:
     Raises:
         ModelError: it cannot be used and `PALATE_COMPILED=1` wants it.
     """
-    wanted = os.environ.get(SWITCH, "")
-    if wanted not in ("", "0", "1"):
-        raise ModelError(f"{SWITCH} is 0 or 1, not {wanted!r}")
+    wanted = switch()
     if wanted == "0":
         return f"{SWITCH}=0"
     try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from palate.kernels.cpu import head as compiled_head
 from palate.kernels.cpu.attention import tree_attention
 from palate.kernels.cpu.build import Unavailable
-from palate.kernels.cpu.head import backward, expected, forward
 from palate.kernels.cpu.layers import gated, norm, rotated
 from palate.kernels.stats import Head
 
@@ -24,27 +25,36 @@ def check() -> None:
     Raises:
         Unavailable: a result is wrong; which one.
     """
-    _check_head()
+    check_head(compiled_head)
     _check_attention()
     _check_layers()
 
 
-def _check_head() -> None:
+def check_head(kernels: Any, device: torch.device | str = "cpu") -> None:
+    """Tries forward, backward and expected of `palate.kernels.cpu`, or of `triton`.
+
+    Raises:
+        Unavailable: a result is wrong; which one.
+    """
+
+    def drawn(*shape: int, seed: int, size: float = 1.0) -> Tensor:
+        return _drawn(*shape, seed=seed, size=size).to(device)
+
     n, words, width = 70, 333, 48
-    hidden, ref_hidden = _drawn(n, width, seed=0), _drawn(n, width, seed=1)
+    hidden, ref_hidden = drawn(n, width, seed=0), drawn(n, width, seed=1)
     head, ref_head = (
         Head(
-            weight=_drawn(words, width, seed=seed, size=0.4),
-            bias=_drawn(words, seed=seed + 1),
+            weight=drawn(words, width, seed=seed, size=0.4),
+            bias=drawn(words, seed=seed + 1),
             scale=0.9,
             softcap=20.0,
         )
         for seed in (2, 4)
     )
-    targets = torch.arange(n) * 37 % words
-    up = _drawn(4, n, seed=6).float()
+    targets = (torch.arange(n) * 37 % words).to(device)
+    up = drawn(4, n, seed=6).float()
     names = ("logp", "kl", "reverse_kl", "entropy")
-    results = forward(
+    results = kernels.forward(
         hidden, head, targets, ref_hidden=ref_hidden, ref_head=ref_head,
         kl=True, reverse_kl=True, entropy=True,
     )  # fmt: skip
@@ -65,13 +75,14 @@ def _check_head() -> None:
     slope = up[0] * head.scale * (1 - (results.target_logit / head.softcap) ** 2)
     stats = {n: getattr(results, n) for n in ("lse", "ref_lse", "mean_gap", "mean_logit")}
     upstream = {**dict(zip(names, up, strict=True)), **stats, "slope": slope}
-    given = backward(
+    given = kernels.backward(
         hidden, head, targets, upstream=upstream,
         ref_hidden=ref_hidden, ref_head=ref_head, need=(True, True, True), memory_mb=1,
     )  # fmt: skip
     _alike("the vocabulary head", ("hidden", "weight", "bias"), given, wanted)
     q = (hidden.double() @ head.weight.double().T).softmax(-1)
-    _, _, mean = expected(hidden, Head(weight=head.weight), targets, exact=True, memory_mb=1)
+    plain = Head(weight=head.weight)
+    _, _, mean = kernels.expected(hidden, plain, targets, exact=True, memory_mb=1)
     _near("the expected row of the weight", mean, q @ head.weight.double())
 
 

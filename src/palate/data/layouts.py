@@ -63,7 +63,8 @@ class SequenceBatch:
     Attributes:
         inputs: what the backbone takes: `input_ids` and `position_ids`, [R, T], and in the plain
             layout `attention_mask`, [R, T], in the shared one `visible_until`, [R, T]: place j of a
-            row is seen by the places j <= i < visible_until[j], padding (0) by none.
+            row is seen by the places j <= i < visible_until[j], padding (0) by none; of several
+            shared rows also `real`, [n]: the places of tokens, not padding, in the flattened rows.
         predict: [N] positions in the flattened [R * T] hidden states that predict `targets`.
         target_positions: [N] those of the targets themselves; None where their last one is not run.
         ends: [S] those of the last token of each response; None as `target_positions`.
@@ -373,6 +374,9 @@ def _shared(items: Sequence[Sequence[_Ids]], pad_id: int) -> _Rows:
         "position_ids": torch.from_numpy(positions),
         "visible_until": torch.from_numpy(until),
     }
+    if len(packed) > 1:
+        # Counted here: on an accelerator to count is to wait for it.
+        inputs["real"] = torch.from_numpy(np.flatnonzero(until))
     return _Rows(inputs, [place for of_item in places for place in of_item])
 
 

@@ -19,7 +19,7 @@ read their score there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class PairBatch:
     Attributes:
         chosen, rejected: [B] the sequence of each.
         margin: [B] nan where the data has none. probability: [B] nan where nobody counted votes.
-        tie: [B] bool.
+        tie: [B] bool. decided: [M] int64, the pairs that are no ties.
     """
 
     chosen: Tensor
@@ -49,6 +49,7 @@ class PairBatch:
     margin: Tensor
     probability: Tensor
     tie: Tensor
+    decided: Tensor
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -75,6 +76,10 @@ class SequenceBatch:
         weight: [B] loss weights.
         pairs: of a batch of pairs. rank: [S] of ranked lists, 1 = best, equal ranks are ties.
             desirable: [S] bool, of unpaired feedback. None where the items have no such label.
+        sides: the chosen and the rejected sequences, int64, by these names: of pairs, the desirable
+            ones and the others of unpaired feedback, of demonstrations all as chosen. A side that
+            is empty is not there; nor is any of ranked lists. Known from the host, where counting
+            costs nothing, since to count on an accelerator is to wait for it.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
     """
@@ -95,6 +100,7 @@ class SequenceBatch:
     rank: Tensor | None = None
     desirable: Tensor | None = None
     mismatched: SequenceBatch | None = None
+    sides: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def n_sequences(self) -> int:
@@ -107,7 +113,9 @@ class SequenceBatch:
     @property
     def lengths(self) -> Tensor:
         """[S] response tokens of each sequence that are trained on."""
-        return torch.bincount(self.segment, minlength=self.n_sequences)
+        # `bincount` looks for the greatest first, and waits for it.
+        lengths = torch.zeros_like(self.item)
+        return lengths.index_add_(0, self.segment, torch.ones_like(self.segment))
 
     @property
     def chosen_tokens(self) -> Tensor:
@@ -214,16 +222,21 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
         "ids": tuple(item.id for item in items),
         "sources": tuple(item.source for item in items),
     }
+    sequences = torch.arange(sum(sizes))
+    if kinds == {"demonstration"}:
+        fields["sides"] = {"chosen": sequences}
     labels = [item.label for item in items]
     pairs = [label for label in labels if isinstance(label, PairLabel)]
     if pairs:
-        first = torch.arange(0, 2 * len(pairs), 2)
+        chosen, rejected = sequences[::2].clone(), sequences[1::2].clone()
+        fields["sides"] = {"chosen": chosen, "rejected": rejected}
         fields["pairs"] = PairBatch(
-            chosen=first,
-            rejected=first + 1,
+            chosen=chosen,
+            rejected=rejected,
             margin=_known(label.margin for label in pairs),
             probability=_known(label.probability for label in pairs),
             tie=torch.tensor([label.tie for label in pairs]),
+            decided=_where(not label.tie for label in pairs),
         )
     if kinds == {"rated"}:
         ranks = [rank for label in labels if isinstance(label, Ranks) for rank in label.ranks]
@@ -231,6 +244,11 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
     feedback = [label for label in labels if isinstance(label, Desirable)]
     if feedback:
         fields["desirable"] = torch.tensor([label.desirable for label in feedback])
+        sides = {
+            "chosen": _where(label.desirable for label in feedback),
+            "rejected": _where(not label.desirable for label in feedback),
+        }
+        fields["sides"] = {name: side for name, side in sides.items() if len(side)}
         mismatched = [
             Item.of(item.prompts[0], label.mismatched)
             for item, label in zip(items, feedback, strict=True)
@@ -239,6 +257,11 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
         if len(mismatched) == len(items):
             fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id)
     return fields
+
+
+def _where(flags: Iterable[bool]) -> Tensor:
+    """Places of those that are true."""
+    return torch.tensor([i for i, flag in enumerate(flags) if flag], dtype=torch.int64)
 
 
 def _known(values: Any) -> Tensor:

@@ -103,12 +103,12 @@ def no_sync(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
-    """Scales gradients to a norm of at most `limit`; the norm before that."""
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scales gradients to a norm of at most `limit`; the norm before that, on their device."""
     from torch.distributed.tensor import DTensor
 
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gathered_weights(model: Model) -> dict[str, Tensor] | None:

@@ -166,11 +166,13 @@ class Loop:
     def train_step(self, micro_batches: Sequence[MicroBatch]) -> None:
         """One optimizer step, on this process's share of it."""
         self.model.train()
+        # Counted on the host: from here on nothing waits for the device but a line of the log.
+        counts_of = [self.job.objective.counts(micro.batch) for micro in micro_batches]
         micro_batches = [micro.to(self.accelerator.device) for micro in micro_batches]
         state = self.job.objective.prepare(
             micro_batches, self.model, self.job.reference, self.reduce
         )
-        counts = self._counts(micro_batches)
+        counts = self._counts(micro_batches, counts_of)
         for i, micro in enumerate(micro_batches):
             # Gradients are averaged over processes once a step.
             is_last = i == len(micro_batches) - 1
@@ -178,9 +180,9 @@ class Loop:
                 output = self._forward(micro, state, self.meter)
                 loss = output.value(counts)
                 if micro.counted:
-                    self.meter.merge([{"loss": Sum(float(loss.detach()), 0.0)}])
+                    self.meter.add({"loss": (loss.detach(), 0.0)})
                     if len(output.terms) > 1:
-                        self.meter.add(self._terms(output, micro))
+                        self.meter.add(_terms(output, counts_of[i]))
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
         parameters = [p for p in self.job.model.parameters() if p.requires_grad]
@@ -210,17 +212,15 @@ class Loop:
             meter.merge([{"items": Sum(micro.items, 0.0), "tokens": Sum(micro.tokens, 0.0)}])
         return output
 
-    def _terms(self, output: LossOutput, micro: MicroBatch) -> dict[str, tuple[Tensor, float]]:
-        """Each term's sum over the micro-batch, and its own count there."""
-        counts = self.job.objective.counts(micro.batch)
-        terms = output.terms
-        return {f"loss/{t.name}": (t.losses.detach().double().sum(), counts[t.per]) for t in terms}
+    def _counts(self, micro_batches: Iterable[MicroBatch], counts_of: Iterable[Counts]) -> Counts:
+        """Denominators of a step, over all micro-batches and processes.
 
-    def _counts(self, micro_batches: Iterable[MicroBatch]) -> Counts:
-        """Denominators of a step, over all micro-batches and processes."""
+        Args:
+            counts_of: each micro-batch.
+        """
         counts: Counts = {}
-        for micro in micro_batches:
-            for per, n in self.job.objective.counts(micro.batch).items():
+        for micro, each in zip(micro_batches, counts_of, strict=True):
+            for per, n in each.items():
                 counts[per] = counts.get(per, 0.0) + (n if micro.counted else 0)
         total = self.reduce(torch.tensor(list(counts.values()), dtype=torch.float64))
         return dict(zip(counts, total.tolist(), strict=True))
@@ -255,12 +255,12 @@ class Loop:
         meter = Meter()
         self.model.eval()
         state = self.job.objective.prepare(
-            self._held_out(), self.model, self.job.reference, self.reduce
+            (micro for micro, _ in self._held_out()), self.model, self.job.reference, self.reduce
         )
-        for micro in self._held_out():
+        for micro, counts in self._held_out():
             output = self._forward(micro, state, meter)
             if micro.counted:
-                meter.add(self._terms(output, micro))
+                meter.add(_terms(output, counts))
         distributed.reshard(self.model)
         means = self.gathered(meter).means()
         terms = [name for name in means if name.startswith("loss/")]
@@ -269,10 +269,11 @@ class Loop:
             means.pop(terms[0])
         return means
 
-    def _held_out(self) -> Iterator[MicroBatch]:
+    def _held_out(self) -> Iterator[tuple[MicroBatch, Counts]]:
+        """On the device, with their counts."""
         job = self.job
         for micro in eval_batches(job.eval, job.eval_plan, job.collate):
-            yield micro.to(self.accelerator.device)
+            yield micro.to(self.accelerator.device), job.objective.counts(micro.batch)
 
     def _write(self, split: Split, values: Mapping[str, float]) -> None:
         self.refuse_unbounded(values, "" if split == "train" else "eval_")
@@ -317,3 +318,9 @@ class Loop:
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self)
+
+
+def _terms(output: LossOutput, counts: Counts) -> dict[str, tuple[Tensor, float]]:
+    """Each term's sum over a micro-batch, and its own count there."""
+    terms = output.terms
+    return {f"loss/{t.name}": (t.losses.detach().double().sum(), counts[t.per]) for t in terms}

@@ -37,7 +37,7 @@ from palate.recipes.reward import (
 from palate.train.meter import Statistics
 from palate.train.objectives.base import Counts, Reduce
 from palate.train.sources.base import MicroBatch
-from palate.train.statistics import sum_and_count
+from palate.train.statistics import of_source, sum_and_count
 
 
 class RewardObjective:
@@ -121,7 +121,7 @@ class RewardObjective:
         weight = torch.ones(len(batch.ids), count, dtype=heads.dtype)
         if bootstrap and self.ensemble.bootstrap:
             weight = bootstrap_weights(batch.ids, count, self.seed).to(heads.dtype)
-        weight = weight.to(heads.device) / count
+        weight = weight.to(heads.device, non_blocking=True) / count
         return [
             LossTerm(
                 name=same[0].name,
@@ -267,17 +267,16 @@ def reward_statistics(
     }
     if by_source:
         for source in sorted(set(batch.sources)):
-            of_source = torch.tensor([s == source for s in batch.sources], device=values.device)
-            statistics[f"accuracy/{source}"] = sum_and_count(right[of_source[item]])
+            part = of_source(batch, source)[item]
+            statistics[f"accuracy/{source}"] = ((right * part).sum(), part.sum())
     return statistics
 
 
 def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
     """[M] reward differences, better minus worse, and the item that each is of."""
     if (sides := batch.pairs) is not None:
-        decided = (~sides.tie).nonzero()[:, 0]
         margins = rewards[sides.chosen] - rewards[sides.rejected]
-        return margins[decided], decided
+        return margins[sides.decided], sides.decided
     padded, rank, listed = as_lists(rewards, batch)
     better = (rank[:, :, None] < rank[:, None, :]) & listed[:, :, None] & listed[:, None, :]
     margins = padded[:, :, None] - padded[:, None, :]

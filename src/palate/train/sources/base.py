@@ -29,7 +29,9 @@ class MicroBatch:
         return self.batch.n_items if self.counted else 0
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(self.batch.to(device), self.counted, self.tokens)
+        """On a device, by the time that the device comes to use it: the host does not wait."""
+        batch = self.batch.to(device, non_blocking=True)
+        return MicroBatch(batch, self.counted, self.tokens)
 
 
 class StepSource(Protocol):

@@ -19,7 +19,7 @@ read their score there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,17 +140,23 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         """The same batch with every tensor on `device`."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> SequenceBatch:
+        """The same batch in memory that an accelerator reads by itself, without the host."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
+        def changed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {k: move(v) for k, v in value.items()}
+                return {k: changed(v) for k, v in value.items()}
             if isinstance(value, PairBatch):
-                return PairBatch(**{k: move(v) for k, v in vars(value).items()})
-            if isinstance(value, (Tensor, SequenceBatch)):
-                return value.to(device, non_blocking=non_blocking)
-            return value
+                return PairBatch(**{k: changed(v) for k, v in vars(value).items()})
+            if isinstance(value, SequenceBatch):
+                return value._with_each(change)
+            return change(value) if isinstance(value, Tensor) else value
 
-        fields = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        fields = {f.name: changed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return SequenceBatch(**fields)
 
 

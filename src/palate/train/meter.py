@@ -46,10 +46,10 @@ class _Entry:
 
     @classmethod
     def of(cls, statistics: Statistics) -> _Entry:
-        both = [value for pair in statistics.values() for value in pair]
-        places = [i for i, value in enumerate(both) if isinstance(value, Tensor)]
-        numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in both]
-        return cls(tuple(statistics), numbers, places, _stacked(both))
+        values = [value for sums in statistics.values() for value in sums]
+        places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+        return cls(tuple(statistics), numbers, places, _stacked(values))
 
     def sums(self, values: Iterable[float]) -> dict[str, Sum]:
         """The sums, given the numbers of `values` on the host."""

@@ -33,6 +33,10 @@ class MicroBatch:
         batch = self.batch.to(device, non_blocking=True)
         return MicroBatch(batch, self.counted, self.tokens)
 
+    def pin_memory(self) -> MicroBatch:
+        """In memory from which a device copies by itself; the loader calls it."""
+        return MicroBatch(self.batch.pin_memory(), self.counted, self.tokens)
+
 
 class StepSource(Protocol):
     """The steps of a run, in order; goes on exactly where its state was taken.

@@ -159,6 +159,7 @@ class OfflineSource:
             batch_sampler=slots,
             collate_fn=self._collate,
             num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 

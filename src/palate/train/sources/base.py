@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +18,13 @@ class MicroBatch:
     Attributes:
         counted: False for a filler that only keeps the processes in step.
         tokens: prompt and response tokens of its items, each prompt once.
+        longest: those of its longest item.
     """
 
     batch: SequenceBatch
     counted: bool
     tokens: int
+    longest: int
 
     @property
     def items(self) -> int:
@@ -31,11 +33,11 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """On a device, by the time that the device comes to use it: the host does not wait."""
         batch = self.batch.to(device, non_blocking=True)
-        return MicroBatch(batch, self.counted, self.tokens)
+        return replace(self, batch=batch)
 
     def pin_memory(self) -> MicroBatch:
         """In memory from which a device copies by itself; the loader calls it."""
-        return MicroBatch(self.batch.pin_memory(), self.counted, self.tokens)
+        return replace(self, batch=self.batch.pin_memory())
 
 
 class StepSource(Protocol):

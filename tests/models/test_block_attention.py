@@ -102,6 +102,12 @@ def test_blocks_cover_what_is_visible_and_no_more_than_they_must(window: int) ->
     else:
         # The ends of a window are found by the positions at the ends of blocks.
         assert (partial | full).sum() < torch.ones(rows, count, count).tril().sum()
+    # Tensors without numbers: nothing of the table is looked at to make it.
+    assert block_attention.block_mask(structure.to("meta")).kv_indices.shape == (
+        rows,
+        1,
+        *[count] * 2,
+    )
     place = torch.arange(width)
     r = torch.arange(rows)[:, None, None]
     assert table.mask_mod(r, 0, place[:, None], place).equal(seen)

@@ -154,8 +154,19 @@ def test_a_step_of_a_policy_waits_for_nothing(kind: str, watch: Watch, tmp_path:
     assert watch.steps == 3 and watch.waits == []
 
 
-def test_a_step_of_a_reward_model_waits_for_nothing(watch: Watch, tmp_path: Path) -> None:
-    reward(reward_recipe(tmp_path, train=TRAIN), quiet=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"regularise": {"likelihood": {}, "centring": 0.01}, "pooling": "mean"},
+        {"ensemble": {"heads": 2, "bootstrap": True}, "pooling": "attention"},
+    ],
+    ids=["", "likelihood", "heads"],
+)
+def test_a_step_of_a_reward_model_waits_for_nothing(
+    options: dict[str, Any], watch: Watch, tmp_path: Path
+) -> None:
+    reward(reward_recipe(tmp_path, train=TRAIN, **options), quiet=True)
     assert watch.steps == 3 and watch.waits == []
 
 

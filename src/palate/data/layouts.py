@@ -80,6 +80,7 @@ class SequenceBatch:
             ones and the others of unpaired feedback, of demonstrations all as chosen. A side that
             is empty is not there; nor is any of ranked lists. Known from the host, where counting
             costs nothing, since to count on an accelerator is to wait for it.
+        chosen_tokens: of pairs the places in [N] of the chosen responses' tokens, int64.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
     """
@@ -101,6 +102,7 @@ class SequenceBatch:
     desirable: Tensor | None = None
     mismatched: SequenceBatch | None = None
     sides: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    chosen_tokens: Tensor | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -116,17 +118,6 @@ class SequenceBatch:
         # `bincount` looks for the greatest first, and waits for it.
         lengths = torch.zeros_like(self.item)
         return lengths.index_add_(0, self.segment, torch.ones_like(self.segment))
-
-    @property
-    def chosen_tokens(self) -> Tensor:
-        """[N] bool, True = of a chosen response.
-
-        Raises:
-            ValueError: the items are no pairs.
-        """
-        chosen = torch.zeros(self.n_sequences, dtype=torch.bool, device=self.segment.device)
-        chosen[self.of_pairs().chosen] = True
-        return chosen[self.segment]
 
     def of_pairs(self) -> PairBatch:
         """The pairs.
@@ -196,6 +187,10 @@ def collate(
         targets.append(np.asarray(response.ids)[trained])
         segment.append(np.full(len(trained), index))
         position.append(np.arange(len(trained)))
+    fields = item_fields(items, layout, pad_id)
+    if "pairs" in fields:
+        # Sequences are chosen and rejected by turns.
+        fields["chosen_tokens"] = _flat([np.flatnonzero(np.concatenate(segment) % 2 == 0)])
     return SequenceBatch(
         inputs=rows.inputs,
         predict=_flat(predict),
@@ -205,7 +200,7 @@ def collate(
         segment=_flat(segment),
         position=_flat(position),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
-        **item_fields(items, layout, pad_id),
+        **fields,
     )
 
 

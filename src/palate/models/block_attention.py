@@ -25,6 +25,8 @@ LEAST_HEAD, LARGEST_HEAD = 16, 256
 """Numbers a head: products of Triton have 16 or more, and beyond 256 tiles do not fit on the chip
 with their gradients."""
 DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
+LIMIT = 64
+"""Kernels of a process."""
 
 _BLOCKS = "_palate_blocks"
 
@@ -149,6 +151,10 @@ def _compiled() -> Callable[..., Any]:
     """FlexAttention as one kernel; uncompiled it makes all scores.
 
     Lengths are symbols: nearly every micro-batch has one of its own, and a kernel for each would
-    soon reach the limit of compilations, beyond which torch runs uncompiled.
+    soon reach the limit of compilations. With and without gradients, short rows, and models of
+    other heads are kernels of their own still, so the limit is raised; at it torch would go on
+    uncompiled, which `fullgraph` makes an error.
     """
-    return torch.compile(flex_attention, dynamic=True)
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, LIMIT)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

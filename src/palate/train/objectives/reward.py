@@ -93,6 +93,7 @@ class RewardObjective:
             terms = self._terms_of_heads(outputs.by_head, batch, bootstrap=state)
         if (likely := self.regularise.likelihood) is not None:
             logps = outputs.token_stats.logp
+            assert batch.chosen_tokens is not None
             total = logps.new_zeros(batch.n_sequences)
             total = total.index_add(0, batch.segment[batch.chosen_tokens], logps)
             written = likelihood(total[batch.of_pairs().chosen], beta=likely.beta)

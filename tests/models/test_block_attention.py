@@ -72,9 +72,11 @@ def dense(model: Model) -> Model:
     return plain
 
 
-@pytest.mark.parametrize("window", [0, 40])
-def test_blocks_cover_what_is_visible_and_no_more_than_they_must(window: int) -> None:
-    structure = structure_of(pairs(5, 250), window)
+@pytest.mark.parametrize("window", [None, 0, 40])
+def test_blocks_cover_what_is_visible_and_no_more_than_they_must(window: int | None) -> None:
+    structure = structure_of(pairs(5, 250), window or 0)
+    if window is None:
+        setattr(structure, block_attention.WINDOWED, False)
     rows, width = len(structure), structure.shape[-1]
     assert rows > 1 and width > 2 * block_attention.BLOCK and width % block_attention.BLOCK
     seen = visible(structure)
@@ -141,7 +143,9 @@ def test_one_kernel_serves_all_lengths_and_one_table_all_layers(
     use_rows(model)
     policy = Model.policy(model)
     built, make = [], block_attention._block_mask
-    monkeypatch.setattr(block_attention, "_block_mask", lambda *a: built.append(a) or make(*a))
+    monkeypatch.setattr(
+        block_attention, "_block_mask", lambda *a, **k: built.append(a) or make(*a, **k)
+    )
     with torch.no_grad():
         # Sizes that are equal at first count as one: here no table has as many blocks as heads.
         for count in (7, 9, 12, 15):
@@ -205,7 +209,9 @@ def test_the_check_of_a_run_guards_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     assert counters["stats"]["unique_graphs"] >= 1
     make = block_attention._block_mask
     monkeypatch.setattr(
-        block_attention, "_block_mask", lambda u, p, w: make(torch.full_like(u, u.shape[1]), p, w)
+        block_attention,
+        "_block_mask",
+        lambda u, *lines, **k: make(torch.full_like(u, u.shape[1]), *lines, **k),
     )
     broken = layout_check(Model.policy(model), longest=40)
     assert not broken.ok and "responses see one another" in broken.words

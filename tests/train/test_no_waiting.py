@@ -160,8 +160,9 @@ def test_a_step_of_a_policy_waits_for_nothing(kind: str, watch: Watch, tmp_path:
         {},
         {"regularise": {"likelihood": {}, "centring": 0.01}, "pooling": "mean"},
         {"ensemble": {"heads": 2, "bootstrap": True}, "pooling": "attention"},
+        {"loss": {"type": "plackett_luce"}},
     ],
-    ids=["", "likelihood", "heads"],
+    ids=["", "likelihood", "heads", "lists"],
 )
 def test_a_step_of_a_reward_model_waits_for_nothing(
     options: dict[str, Any], watch: Watch, tmp_path: Path

@@ -41,7 +41,7 @@ class PairBatch:
     Attributes:
         chosen, rejected: [B] the sequence of each.
         margin: [B] nan where the data has none. probability: [B] nan where nobody counted votes.
-        tie: [B] bool. decided: [M] int64, the pairs that are no ties.
+        tie: [B] bool.
     """
 
     chosen: Tensor
@@ -49,7 +49,6 @@ class PairBatch:
     margin: Tensor
     probability: Tensor
     tie: Tensor
-    decided: Tensor
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -76,10 +75,14 @@ class SequenceBatch:
         weight: [B] loss weights.
         pairs: of a batch of pairs. rank: [S] of ranked lists, 1 = best, equal ranks are ties.
             desirable: [S] bool, of unpaired feedback. None where the items have no such label.
+        lists: [B, K] int64, of ranked lists the sequences of each, -1 where it has fewer than K.
         sides: the chosen and the rejected sequences, int64, by these names: of pairs, the desirable
-            ones and the others of unpaired feedback, of demonstrations all as chosen. A side that
-            is empty is not there; nor is any of ranked lists. Known from the host, where counting
-            costs nothing, since to count on an accelerator is to wait for it.
+            ones and the others of unpaired feedback, the best and the others of ranked lists, of
+            demonstrations all as chosen. A side that is empty is not there. It is made on the host,
+            where counting costs nothing, as is what follows: to count on an accelerator is to wait.
+        comparisons: what pairs and lists say of two sequences: `better` and `worse`, [M] int64, and
+            `item`, [M] that of each; a pair is one unless it is a tie, a list has one for every two
+            of unequal rank.
         chosen_tokens: of pairs the places in [N] of the chosen responses' tokens, int64.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
@@ -99,9 +102,11 @@ class SequenceBatch:
     ends: Tensor | None = None
     pairs: PairBatch | None = None
     rank: Tensor | None = None
+    lists: Tensor | None = None
     desirable: Tensor | None = None
     mismatched: SequenceBatch | None = None
     sides: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    comparisons: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     chosen_tokens: Tensor | None = None
 
     @property
@@ -237,19 +242,19 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
             margin=_known(label.margin for label in pairs),
             probability=_known(label.probability for label in pairs),
             tie=torch.tensor([label.tie for label in pairs]),
-            decided=_where(not label.tie for label in pairs),
         )
+        decided = _where(not label.tie for label in pairs)
+        fields["comparisons"] = {
+            "better": chosen[decided],
+            "worse": rejected[decided],
+            "item": decided,
+        }
     if kinds == {"rated"}:
-        ranks = [rank for label in labels if isinstance(label, Ranks) for rank in label.ranks]
-        fields["rank"] = torch.tensor(ranks)
+        fields |= _list_fields([label.ranks for label in labels if isinstance(label, Ranks)])
     feedback = [label for label in labels if isinstance(label, Desirable)]
     if feedback:
         fields["desirable"] = torch.tensor([label.desirable for label in feedback])
-        sides = {
-            "chosen": _where(label.desirable for label in feedback),
-            "rejected": _where(not label.desirable for label in feedback),
-        }
-        fields["sides"] = {name: side for name, side in sides.items() if len(side)}
+        fields["sides"] = _sides([label.desirable for label in feedback])
         mismatched = [
             Item.of(item.prompts[0], label.mismatched)
             for item, label in zip(items, feedback, strict=True)
@@ -258,6 +263,31 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
         if len(mismatched) == len(items):
             fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id)
     return fields
+
+
+def _list_fields(lists: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Of ranked lists, by the ranks of each."""
+    starts = np.cumsum([0, *map(len, lists)])[:-1].tolist()
+    places = torch.full((len(lists), max(map(len, lists))), -1)
+    compared: list[tuple[int, int, int]] = []
+    for b, (start, ranks) in enumerate(zip(starts, lists, strict=True)):
+        places[b, : len(ranks)] = torch.arange(start, start + len(ranks))
+        for i, better in enumerate(ranks):
+            compared += [(start + i, start + j, b) for j, r in enumerate(ranks) if better < r]
+    columns = torch.tensor(compared, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    names = ("better", "worse", "item")
+    return {
+        "rank": torch.tensor([rank for ranks in lists for rank in ranks]),
+        "lists": places,
+        "sides": _sides([rank == min(ranks) for ranks in lists for rank in ranks]),
+        "comparisons": {n: c.contiguous() for n, c in zip(names, columns, strict=True)},
+    }
+
+
+def _sides(is_chosen: Sequence[bool]) -> dict[str, Tensor]:
+    """The sequences of both sides; without an empty one."""
+    sides = {"chosen": _where(is_chosen), "rejected": _where(not flag for flag in is_chosen)}
+    return {name: side for name, side in sides.items() if len(side)}
 
 
 def _where(flags: Iterable[bool]) -> Tensor:

@@ -102,6 +102,7 @@ def structure_masks(
     for name, window in windows.items():
         line = torch.full_like(until, 0 if window is None else window)
         structure = torch.stack([until, positions, line], dim=1).unsqueeze(1)
+        setattr(structure, block_attention.WINDOWED, window is not None)
         by_type[name] = structure if dense is None else _dense(structure, dense)
     return by_type[""] if by_type.keys() == {""} else by_type
 

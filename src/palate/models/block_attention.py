@@ -28,6 +28,8 @@ DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 LIMIT = 64
 """Kernels of a process."""
 
+WINDOWED = "_palate_windowed"
+"""Of a structure, where its maker knew whether a window is slid over it: others cost less."""
 _BLOCKS = "_palate_blocks"
 
 
@@ -48,23 +50,26 @@ def block_mask(structure: Tensor) -> BlockMask:
     """
     known: BlockMask | None = getattr(structure, _BLOCKS, None)
     if known is None:
-        known = _block_mask(*structure[:, 0].unbind(1))
+        known = _block_mask(*structure[:, 0].unbind(1), windowed=getattr(structure, WINDOWED, True))
         setattr(structure, _BLOCKS, known)
     return known
 
 
-def _block_mask(until: Tensor, positions: Tensor, windows: Tensor) -> BlockMask:
-    """Of [R, T] each; a window of 0 is none."""
+def _block_mask(until: Tensor, positions: Tensor, windows: Tensor, *, windowed: bool) -> BlockMask:
+    """Of [R, T] each; a window of 0 is none, and so are all that are not `windowed`."""
     width = until.shape[1]
     endless = torch.iinfo(positions.dtype).max
     # A key is beyond a query's window from that position on.
     reach = torch.where(windows > 0, positions + windows, endless)
 
-    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = (query >= key) & (query < until[row, key])
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         # Padding sees itself, as everything does.
-        near: Tensor = seen & (positions[row, query] < reach[row, key])
-        return near | (query == key)
+        later: Tensor = (query >= key) & (query < until[row, key])
+        return later | (query == key)
+
+    def near(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        within = positions[row, query] < reach[row, key]
+        return seen(row, head, query, key) & within
 
     def blocks(values: Tensor, beyond: int) -> Tensor:
         padded = pad(values, (0, -width % BLOCK), value=beyond)
@@ -75,16 +80,18 @@ def _block_mask(until: Tensor, positions: Tensor, windows: Tensor) -> BlockMask:
     query, key = place[:, None], place[None, :]
     last, least = blocks(until, 0).amax(2)[:, None], blocks(until, 0).amin(2)[:, None]
     low, high = (blocks(positions, v) for v in (endless, -1))
-    within = low.amin(2)[:, :, None] < blocks(reach, 0).amax(2)[:, None]
-    inside = high.amax(2)[:, :, None] < blocks(reach, 0).amin(2)[:, None]
     # Of a key block and a later query block, the first query meets the key that is seen longest.
-    some = ((query > key) & (query * BLOCK < last) & within) | (query == key)
-    whole = (query > key) & ((query + 1) * BLOCK <= least) & inside
+    some = (query > key) & (query * BLOCK < last)
+    whole = (query > key) & ((query + 1) * BLOCK <= least)
+    if windowed:
+        some &= low.amin(2)[:, :, None] < blocks(reach, 0).amax(2)[:, None]
+        whole &= high.amax(2)[:, :, None] < blocks(reach, 0).amin(2)[:, None]
+    some = some | (query == key)
     return BlockMask.from_kv_blocks(
         *_listed(some & ~whole),
         *_listed(whole),
         BLOCK_SIZE=BLOCK,
-        mask_mod=visible,
+        mask_mod=near if windowed else seen,
         seq_lengths=(width, width),
     )
 

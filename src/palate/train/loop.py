@@ -109,6 +109,7 @@ class Loop:
         self.step = 0
         self.should_stop = False
         self.meter = Meter()
+        self._host_group = distributed.host_group(self.world_size)
         self.memory = DeviceMemory(
             job.objective.kind,
             by_tokens=recipe.micro_batch_tokens is not None,
@@ -240,8 +241,7 @@ class Loop:
         """Sum over processes, on the CPU."""
         if self.world_size == 1:
             return values
-        rows = gather_object([values.tolist()])
-        return torch.tensor(rows, dtype=torch.float64).sum(0)
+        return distributed.host_sum(values, self._host_group)
 
     # Log and evaluation -------------------------------------------------------------------------
 

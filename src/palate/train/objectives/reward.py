@@ -170,11 +170,9 @@ class RewardObjective:
 
     def _sides(self, rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Rewards of the better and of the other responses."""
-        if batch.pairs is not None:
-            return rewards[batch.pairs.chosen], rewards[batch.pairs.rejected]
-        values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
-        best = rank == rank.masked_fill(~listed, rank.max() + 1).amin(1, keepdim=True)
-        return values[listed & best], values[listed & ~best]
+        values = rewards if batch.pairs is not None else self._shaped(rewards, batch)
+        chosen, rejected = batch.sides["chosen"], batch.sides.get("rejected")
+        return values[chosen], values[:0] if rejected is None else values[rejected]
 
 
 def label_counts(items: Sequence[Item]) -> dict[str, int]:
@@ -237,13 +235,10 @@ def _poisson(u: float) -> int:
 
 def as_lists(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """[S] rewards of ranked lists as [B, K]: rewards, ranks, and True where there is one."""
-    if batch.rank is None:
+    if batch.rank is None or batch.lists is None:
         raise ValueError("a batch without ranked lists")
-    sizes = torch.bincount(batch.item)
-    listed = torch.arange(int(sizes.max()), device=rewards.device) < sizes[:, None]
-    shape = listed.shape
-    padded = rewards.new_zeros(shape).masked_scatter(listed, rewards)
-    rank = batch.rank.new_zeros(shape).masked_scatter(listed, batch.rank)
+    listed, places = batch.lists >= 0, batch.lists.clamp(min=0)
+    padded, rank = (x[places].masked_fill(~listed, 0) for x in (rewards, batch.rank))
     return padded, rank, listed
 
 
@@ -275,10 +270,5 @@ def reward_statistics(
 
 def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
     """[M] reward differences, better minus worse, and the item that each is of."""
-    if (sides := batch.pairs) is not None:
-        margins = rewards[sides.chosen] - rewards[sides.rejected]
-        return margins[sides.decided], sides.decided
-    padded, rank, listed = as_lists(rewards, batch)
-    better = (rank[:, :, None] < rank[:, None, :]) & listed[:, :, None] & listed[:, None, :]
-    margins = padded[:, :, None] - padded[:, None, :]
-    return margins[better], better.nonzero()[:, 0]
+    compared = batch.comparisons
+    return rewards[compared["better"]] - rewards[compared["worse"]], compared["item"]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -43,16 +44,36 @@ def dpo(
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     if lora:
         policy = get_peft_model(policy, adapters(lora))
-        reference, without = policy, policy.disable_adapter
+        reference = None
     else:
         reference = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-        without = nullcontext
-    batch, scored, sides = _batch(model, data)
+    loss = dpo_loss(policy, reference, *_batch(model, data), beta=beta, compiled=compiled)
+    return _steps(policy, loss, steps, rate)
+
+
+def dpo_loss(
+    policy: Any,
+    reference: Any,
+    batch: dict[str, Tensor],
+    scored: Tensor,
+    sides: Tensor,
+    *,
+    beta: float = 0.1,
+    compiled: bool = False,
+) -> Callable[[], Tensor]:
+    """The loss of a batch, anew at each call.
+
+    Args:
+        reference: a frozen model; None: the policy without its adapters.
+        batch, scored, sides: as `rows_of` makes them.
+    """
     targets = batch["input_ids"][:, 1:][scored]
     places = _places(scored)
+    without = policy.disable_adapter if reference is None else nullcontext
+    reference = policy if reference is None else reference
 
     def token_losses(lm: Any) -> Tensor:
-        trunk = (lm.get_base_model() if lora else lm).base_model
+        trunk = (lm.get_base_model() if isinstance(lm, PeftModel) else lm).base_model
         hidden = trunk(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[places]
         logits = F.linear(hidden, lm.get_output_embeddings().weight)
         return F.cross_entropy(logits, targets, reduction="none").float()
@@ -61,7 +82,8 @@ def dpo(
         token_losses = torch.compile(token_losses)
 
     def log_probs(lm: Any) -> Tensor:
-        return torch.zeros(len(scored)).index_add(0, sides, -token_losses(lm))
+        zeros = torch.zeros(len(scored), device=scored.device)
+        return zeros.index_add(0, sides, -token_losses(lm))
 
     def loss() -> Tensor:
         with torch.no_grad(), without():
@@ -69,7 +91,7 @@ def dpo(
         chosen, rejected = (log_probs(policy) - base).chunk(2)
         return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
-    return _steps(policy, loss, steps, rate)
+    return loss
 
 
 def adapters(rank: int) -> LoraConfig:
@@ -109,8 +131,15 @@ def _batch(model: str, data: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     starts = [len(tokenizer(row["prompt"])["input_ids"]) for row in rows] * 2
     texts = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
-    width = max(map(len, ids))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return rows_of(ids, starts, pad)
+
+
+def rows_of(
+    ids: list[list[int]], starts: list[int], pad: int
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """As `_batch`, of token ids and of where each row's response begins."""
+    width = max(map(len, ids))
     place = torch.arange(width)
     ends, begins = torch.tensor([len(row) for row in ids]), torch.tensor(starts)
     scored = (place >= begins[:, None] - 1) & (place < ends[:, None] - 1)
@@ -127,18 +156,31 @@ def _places(scored: Tensor) -> Tensor:
     return F.pad(scored, (0, 1)).flatten().nonzero()[:, 0]
 
 
-def _steps(model: torch.nn.Module, loss: Any, steps: int, rate: float) -> Measures:
+def step_of(
+    model: torch.nn.Module, loss: Callable[[], Tensor], rate: float
+) -> Callable[[], Tensor]:
+    """An optimizer step on a loss, which it gives back."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     model.train()
-    measures: Measures = {"seconds": [], "losses": []}
-    for _ in range(steps):
-        start = time.perf_counter()
+
+    def step() -> Tensor:
         value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def _steps(model: torch.nn.Module, loss: Callable[[], Tensor], steps: int, rate: float) -> Measures:
+    step = step_of(model, loss, rate)
+    measures: Measures = {"seconds": [], "losses": []}
+    for _ in range(steps):
+        start = time.perf_counter()
+        value = step()
         measures["seconds"].append(time.perf_counter() - start)
         measures["losses"].append(value.item())
     return measures

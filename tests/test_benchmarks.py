@@ -187,3 +187,56 @@ def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
     _, scored, sides = plain_loop._batch(str(base), data)
     ends = [len(row[side]) + 1 for side in ("chosen", "rejected") for row in rows]
     assert scored.sum(1).tolist() == ends == sides.bincount().tolist()
+
+
+def test_the_gpu_benchmark_plans_without_a_gpu_and_its_sides_agree(monkeypatch, capsys):
+    import trl.trainer.utils
+
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.async_grpo import packing
+
+    # What the sides switch on a CPU is put back.
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
+    monkeypatch.setattr(packing, "_flash_attn", packing._flash_attn)
+    gpu_sides = load("gpu_sides", monkeypatch)
+    gpu = load("gpu", monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run"])
+    gpu.main()
+    plan = capsys.readouterr().out
+    assert "GPU: none here" in plan and all(f"  {side} " in plan for side in gpu.SIDES)
+    assert "0.5B, 2048/256, 4 pairs: 494M weights; 10,240 tokens a step" in plan
+    assert "1.5B, 8192/512, 1 pairs: 1544M weights; 9,216 tokens a step" in plan
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as left:
+        gpu.main()
+    assert left.value.code == 2 and "no GPU here" in capsys.readouterr().err
+    # What the sides are to be compared in; TRL's tree with its kernel's sums in torch.
+    gpu.check(list(gpu_sides.SIDES), torch.device("cpu"))
+    assert "plain loop, TRL, TRL tree, palate agree" in capsys.readouterr().out
+
+
+def test_the_budget_leaves_out_turns_and_no_sides(monkeypatch):
+    gpu = load("gpu", monkeypatch)
+    now = [0.0]
+    order = []
+
+    def turn(side, case, steps):
+        order.append(side)
+        now[0] += 10.0
+        if side == "TRL":
+            raise torch.OutOfMemoryError("out of memory")
+        return {"seconds": [9.0, 2.0, 2.0], "losses": [0.7, 0.6, 0.5], "peak": 1e9}
+
+    monkeypatch.setattr(gpu, "take_turn", turn)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    args = gpu.argparse.Namespace(turns=5, steps=2)
+    shape = gpu.Shape("tiny", 40, 24, 2)
+    results, failed = gpu.measure(shape, None, ["plain loop", "TRL", "palate"], args, until=75.0)
+    # 30 s, then 20 s a turn without the side that did not fit: a fourth would end at 90 s.
+    assert order == ["plain loop", "TRL", "palate", *["plain loop", "palate"] * 2]
+    assert list(failed) == ["TRL"] and len(results["palate"].seconds) == 3
+    lines = "\n".join(gpu.table(shape, results, 1e12, args))
+    assert "median of 3 turns [fastest, slowest]; the budget left out 2 of 5" in lines
+    late, _ = gpu.measure(shape, None, ["plain loop", "palate"], args, until=0.0)
+    assert all(len(measured.seconds) == 1 for measured in late.values())

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from palate.data.items import Desirable, Item, PairLabel, PlacedImage, Tokens, sequence_key
+from palate.data.items import Desirable, Item, PairLabel, PlacedImage, Ranks, Tokens, sequence_key
 from palate.data.layouts import collate
 from palate.models.model import Model
 from tiny import FAMILIES, tiny_model, token_stats_of
@@ -146,3 +146,25 @@ def test_a_key_covers_pictures_and_what_is_trained_on() -> None:
     assert len({sequence_key(p, response) for p in prompts}) == 4
     with pytest.raises(ValueError, match="images"):
         shared(Item.of(prompts[1], response))
+
+
+def test_labels_say_what_is_compared() -> None:
+    """Two lists of unequal length, one without an order; pairs of which one is a tie."""
+    lists = [
+        Item.of((1,), *[(5, i + 6) for i in range(len(ranks))], label=Ranks(ranks))
+        for ranks in ((2, 1, 2, 3), (1, 1))
+    ]
+    batch = collate(lists, layout="plain", pad_id=0)
+    assert batch.lists is not None
+    assert batch.lists.tolist() == [[0, 1, 2, 3], [4, 5, -1, -1]]
+    compared = {name: value.tolist() for name, value in batch.comparisons.items()}
+    assert compared == {"better": [0, 1, 1, 1, 2], "worse": [3, 0, 2, 3, 3], "item": [0] * 5}
+    assert {name: side.tolist() for name, side in batch.sides.items()} == {
+        "chosen": [1, 4, 5],
+        "rejected": [0, 2, 3],
+    }
+    ties = [Item.of((1,), (2, 3), (4,), label=PairLabel(tie=tie)) for tie in (False, True, False)]
+    pairs = collate(ties, layout="plain", pad_id=0)
+    compared = {name: value.tolist() for name, value in pairs.comparisons.items()}
+    assert compared == {"better": [0, 4], "worse": [1, 5], "item": [0, 2]}
+    assert pairs.chosen_tokens is not None and pairs.chosen_tokens.tolist() == [0, 1, 3, 4, 6, 7]

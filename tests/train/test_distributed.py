@@ -96,7 +96,12 @@ def test_sharded_weights_train_and_resume(lora: dict[str, Any] | None, tmp_path:
     ("environment", "words"),
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP 1 is not supported"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "optimizer_precision"),
+        (
+            {"PARALLELISM_CONFIG_CP_SIZE": "2"},
+            "--parallelism_config_cp_size 2: context parallelism.* `data.length.max_tokens`",
+        ),
+        ({"PARALLELISM_CONFIG_SP_SIZE": "4"}, "--parallelism_config_sp_size 4: sequence"),
+        ({"PARALLELISM_CONFIG_TP_SIZE": "2"}, "--parallelism_config_tp_size 2: tensor"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed .* pickled files"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "offloaded"),
@@ -112,3 +117,13 @@ def test_launches_that_would_lose_something_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match=words):
         check_launch(tiny_recipe(tmp_path, dtype="bfloat16"))
+
+
+def test_sharded_copies_and_sizes_of_one_are_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CP_SIZE", "SP_SIZE", "TP_SIZE"):
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", "1")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_launch(tiny_recipe(tmp_path, dtype="bfloat16"))

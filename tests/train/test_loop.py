@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from palate.data.items import Item, PairLabel
-from palate.data.layouts import collate
+from palate.data.layouts import PairBatch, SequenceBatch, collate
 from palate.train import tune
 from palate.train.callbacks import Callback
 from palate.train.loop import Loop
+from palate.train.sources import offline
 from palate.train.sources.offline import BatchPlan, OfflineSource
 from tiny import tiny_pairs
 from tiny_runs import lines, tiny_recipe
@@ -41,6 +42,60 @@ def test_steps_are_the_same_for_any_number_of_workers(workers: int) -> None:
     assert len(alone) == 7
     assert keys(source(items, workers=workers)) == alone
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Those of a batch, of its parts, and of the batches in it."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else vars(value).values()
+    inside = (p for p in parts if isinstance(p, (torch.Tensor, dict, PairBatch, SequenceBatch)))
+    return [tensor for part in inside for tensor in tensors_of(part)]
+
+
+def test_batches_are_pinned_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    loader = offline.DataLoader
+
+    def watched(*args: Any, pin_memory: bool, **options: Any) -> Any:
+        asked.append(pin_memory)
+        return loader(*args, **options)
+
+    monkeypatch.setattr(offline, "DataLoader", watched)
+    for has_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        next(iter(source(tiny_pairs(4))))
+    assert asked == [False, True]
+    # Pinning needs a driver: what the loader calls is told by another copy.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.clone)
+    (micro,) = next(
+        iter(
+            OfflineSource(
+                tiny_pairs(2), BatchPlan(batch_size=2, micro_batch_size=2), lay_out, seed=0, total=1
+            )
+        )
+    )
+    pinned = micro.pin_memory()
+    before, after = tensors_of(micro.batch), tensors_of(pinned.batch)
+    assert len(before) == len(after) > 15
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old.nan_to_num(), new.nan_to_num())
+        assert old.data_ptr() != new.data_ptr() or old.numel() == 0
+    assert (pinned.tokens, pinned.longest, pinned.counted) == (micro.tokens, micro.longest, True)
+
+
+def test_copies_to_a_device_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[bool] = []
+    to = torch.Tensor.to
+
+    def watched(self: torch.Tensor, *args: Any, non_blocking: bool = False) -> torch.Tensor:
+        waits.append(not non_blocking)
+        return to(self, *args)
+
+    (micro, *_) = next(iter(source(tiny_pairs(4))))
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    micro.to(torch.device("cpu"))
+    assert len(waits) == len(tensors_of(micro.batch)) and not any(waits)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5])

@@ -19,7 +19,7 @@ read their score there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,7 +63,8 @@ class SequenceBatch:
     Attributes:
         inputs: what the backbone takes: `input_ids` and `position_ids`, [R, T], and in the plain
             layout `attention_mask`, [R, T], in the shared one `visible_until`, [R, T]: place j of a
-            row is seen by the places j <= i < visible_until[j], padding (0) by none.
+            row is seen by the places j <= i < visible_until[j], padding (0) by none; of several
+            shared rows also `real`, [n]: the places of tokens, not padding, in the flattened rows.
         predict: [N] positions in the flattened [R * T] hidden states that predict `targets`.
         target_positions: [N] those of the targets themselves; None where their last one is not run.
         ends: [S] those of the last token of each response; None as `target_positions`.
@@ -74,6 +75,15 @@ class SequenceBatch:
         weight: [B] loss weights.
         pairs: of a batch of pairs. rank: [S] of ranked lists, 1 = best, equal ranks are ties.
             desirable: [S] bool, of unpaired feedback. None where the items have no such label.
+        lists: [B, K] int64, of ranked lists the sequences of each, -1 where it has fewer than K.
+        sides: the chosen and the rejected sequences, int64, by these names: of pairs, the desirable
+            ones and the others of unpaired feedback, the best and the others of ranked lists, of
+            demonstrations all as chosen. A side that is empty is not there. It is made on the host,
+            where counting costs nothing, as is what follows: to count on an accelerator is to wait.
+        comparisons: what pairs and lists say of two sequences: `better` and `worse`, [M] int64, and
+            `item`, [M] that of each; a pair is one unless it is a tie, a list has one for every two
+            of unequal rank.
+        chosen_tokens: of pairs the places in [N] of the chosen responses' tokens, int64.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
     """
@@ -92,8 +102,12 @@ class SequenceBatch:
     ends: Tensor | None = None
     pairs: PairBatch | None = None
     rank: Tensor | None = None
+    lists: Tensor | None = None
     desirable: Tensor | None = None
     mismatched: SequenceBatch | None = None
+    sides: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    comparisons: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    chosen_tokens: Tensor | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -106,18 +120,9 @@ class SequenceBatch:
     @property
     def lengths(self) -> Tensor:
         """[S] response tokens of each sequence that are trained on."""
-        return torch.bincount(self.segment, minlength=self.n_sequences)
-
-    @property
-    def chosen_tokens(self) -> Tensor:
-        """[N] bool, True = of a chosen response.
-
-        Raises:
-            ValueError: the items are no pairs.
-        """
-        chosen = torch.zeros(self.n_sequences, dtype=torch.bool, device=self.segment.device)
-        chosen[self.of_pairs().chosen] = True
-        return chosen[self.segment]
+        # `bincount` looks for the greatest first, and waits for it.
+        lengths = torch.zeros_like(self.item)
+        return lengths.index_add_(0, self.segment, torch.ones_like(self.segment))
 
     def of_pairs(self) -> PairBatch:
         """The pairs.
@@ -131,17 +136,23 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         """The same batch with every tensor on `device`."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> SequenceBatch:
+        """The same batch in memory that an accelerator reads by itself, without the host."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
+        def changed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {k: move(v) for k, v in value.items()}
+                return {k: changed(v) for k, v in value.items()}
             if isinstance(value, PairBatch):
-                return PairBatch(**{k: move(v) for k, v in vars(value).items()})
-            if isinstance(value, (Tensor, SequenceBatch)):
-                return value.to(device, non_blocking=non_blocking)
-            return value
+                return PairBatch(**{k: changed(v) for k, v in vars(value).items()})
+            if isinstance(value, SequenceBatch):
+                return value._with_each(change)
+            return change(value) if isinstance(value, Tensor) else value
 
-        fields = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        fields = {f.name: changed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return SequenceBatch(**fields)
 
 
@@ -181,6 +192,10 @@ def collate(
         targets.append(np.asarray(response.ids)[trained])
         segment.append(np.full(len(trained), index))
         position.append(np.arange(len(trained)))
+    fields = item_fields(items, layout, pad_id)
+    if "pairs" in fields:
+        # Sequences are chosen and rejected by turns.
+        fields["chosen_tokens"] = _flat([np.flatnonzero(np.concatenate(segment) % 2 == 0)])
     return SequenceBatch(
         inputs=rows.inputs,
         predict=_flat(predict),
@@ -190,7 +205,7 @@ def collate(
         segment=_flat(segment),
         position=_flat(position),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
-        **item_fields(items, layout, pad_id),
+        **fields,
     )
 
 
@@ -213,23 +228,33 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
         "ids": tuple(item.id for item in items),
         "sources": tuple(item.source for item in items),
     }
+    sequences = torch.arange(sum(sizes))
+    if kinds == {"demonstration"}:
+        fields["sides"] = {"chosen": sequences}
     labels = [item.label for item in items]
     pairs = [label for label in labels if isinstance(label, PairLabel)]
     if pairs:
-        first = torch.arange(0, 2 * len(pairs), 2)
+        chosen, rejected = sequences[::2].clone(), sequences[1::2].clone()
+        fields["sides"] = {"chosen": chosen, "rejected": rejected}
         fields["pairs"] = PairBatch(
-            chosen=first,
-            rejected=first + 1,
+            chosen=chosen,
+            rejected=rejected,
             margin=_known(label.margin for label in pairs),
             probability=_known(label.probability for label in pairs),
             tie=torch.tensor([label.tie for label in pairs]),
         )
+        decided = _where(not label.tie for label in pairs)
+        fields["comparisons"] = {
+            "better": chosen[decided],
+            "worse": rejected[decided],
+            "item": decided,
+        }
     if kinds == {"rated"}:
-        ranks = [rank for label in labels if isinstance(label, Ranks) for rank in label.ranks]
-        fields["rank"] = torch.tensor(ranks)
+        fields |= _list_fields([label.ranks for label in labels if isinstance(label, Ranks)])
     feedback = [label for label in labels if isinstance(label, Desirable)]
     if feedback:
         fields["desirable"] = torch.tensor([label.desirable for label in feedback])
+        fields["sides"] = _sides([label.desirable for label in feedback])
         mismatched = [
             Item.of(item.prompts[0], label.mismatched)
             for item, label in zip(items, feedback, strict=True)
@@ -238,6 +263,36 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
         if len(mismatched) == len(items):
             fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id)
     return fields
+
+
+def _list_fields(lists: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Of ranked lists, by the ranks of each."""
+    starts = np.cumsum([0, *map(len, lists)])[:-1].tolist()
+    places = torch.full((len(lists), max(map(len, lists))), -1)
+    compared: list[tuple[int, int, int]] = []
+    for b, (start, ranks) in enumerate(zip(starts, lists, strict=True)):
+        places[b, : len(ranks)] = torch.arange(start, start + len(ranks))
+        for i, better in enumerate(ranks):
+            compared += [(start + i, start + j, b) for j, r in enumerate(ranks) if better < r]
+    columns = torch.tensor(compared, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    names = ("better", "worse", "item")
+    return {
+        "rank": torch.tensor([rank for ranks in lists for rank in ranks]),
+        "lists": places,
+        "sides": _sides([rank == min(ranks) for ranks in lists for rank in ranks]),
+        "comparisons": {n: c.contiguous() for n, c in zip(names, columns, strict=True)},
+    }
+
+
+def _sides(is_chosen: Sequence[bool]) -> dict[str, Tensor]:
+    """The sequences of both sides; without an empty one."""
+    sides = {"chosen": _where(is_chosen), "rejected": _where(not flag for flag in is_chosen)}
+    return {name: side for name, side in sides.items() if len(side)}
+
+
+def _where(flags: Iterable[bool]) -> Tensor:
+    """Places of those that are true."""
+    return torch.tensor([i for i, flag in enumerate(flags) if flag], dtype=torch.int64)
 
 
 def _known(values: Any) -> Tensor:
@@ -373,6 +428,9 @@ def _shared(items: Sequence[Sequence[_Ids]], pad_id: int) -> _Rows:
         "position_ids": torch.from_numpy(positions),
         "visible_until": torch.from_numpy(until),
     }
+    if len(packed) > 1:
+        # Counted here: on an accelerator to count is to wait for it.
+        inputs["real"] = torch.from_numpy(np.flatnonzero(until))
     return _Rows(inputs, [place for of_item in places for place in of_item])
 
 

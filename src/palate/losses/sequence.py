@@ -64,7 +64,7 @@ class SequenceStats:
             logp=total(weighted(logp, weight)),
             ref_logp=None if ref_logp is None else total(weighted(ref_logp, ref_weight)),
             kl=None if kl is None else total(kl),
-            length=torch.bincount(segment, minlength=n_sequences).to(logp.dtype),
+            length=total(torch.ones_like(logp)),
         )
 
     def __getitem__(self, index: slice | Tensor) -> SequenceStats:

@@ -10,8 +10,8 @@ since nothing attends to padding. What a row hides from itself costs nothing eit
 The shared layout says what sees what by one number a token (`visible_until`, see
 `palate.data.layouts`). With the positions and the window of a layer type it goes through a model in
 the place of an attention mask, as the three lines of an integer tensor [R, 1, 3, T], so that
-nothing of T x T is made before the attention that needs it; models with kernels of their own get
-the dense mask.
+nothing of T x T is made before the attention that needs it, and on accelerators not there either
+(`palate.models.block_attention`); models with kernels of their own get the dense mask.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from palate.kernels.cpu.attention import takes_attention, tree_attention
+from palate.models import block_attention
 from palate.models.tiled_attention import Tile, tiled_attention, tiles_of
 
 NAME = "palate_rows"
@@ -76,35 +77,53 @@ def _lists_kernels(model: PreTrainedModel) -> bool:
     return any(re.search(r"_attn_implementation (not )?in \(", text) for text in texts)
 
 
+def takes_structure(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a model's attention takes the structure of shared rows in the place of a mask there.
+
+    Then one long row costs no more than several short ones. `config` is the model's.
+    """
+    if config._attn_implementation != NAME:
+        return False
+    if device.type in block_attention.DEVICES:
+        return block_attention.takes_blocks(config, dtype)
+    return device.type == "cpu"
+
+
 def structure_masks(
-    until: Tensor, positions: Tensor, windows: Windows, *, kernel: str, dtype: torch.dtype
+    until: Tensor, positions: Tensor, windows: Windows, *, dense: torch.dtype | None
 ) -> Tensor | dict[str, Tensor]:
     """What a model takes as the attention mask of shared rows, by layer type where it has several.
 
     Args:
-        until, positions: [R, T]. kernel: the model's attention implementation.
-        dtype: of dense masks, which are additive.
+        until, positions: [R, T].
+        dense: dtype of dense masks, which are additive; None where it takes the structure.
     """
     by_type: dict[str, Tensor] = {}
     for name, window in windows.items():
-        if kernel == NAME and until.device.type == "cpu":
-            line = torch.full_like(until, 0 if window is None else window)
-            by_type[name] = torch.stack([until, positions, line], dim=1).unsqueeze(1)
-        else:
-            visible = torch.stack(
-                [_visible(u, p, window) for u, p in zip(until, positions, strict=True)]
-            )
-            hidden = torch.zeros(visible.shape, dtype=dtype, device=until.device)
-            by_type[name] = hidden.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+        line = torch.full_like(until, 0 if window is None else window)
+        structure = torch.stack([until, positions, line], dim=1).unsqueeze(1)
+        setattr(structure, block_attention.WINDOWED, window is not None)
+        by_type[name] = structure if dense is None else _dense(structure, dense)
     return by_type[""] if by_type.keys() == {""} else by_type
 
 
-def _visible(until: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """[T, T] bool, True = query (first) sees key; a padded query sees itself."""
+def _dense(structure: Tensor, dtype: torch.dtype) -> Tensor:
+    """[R, 1, T, T] additive."""
+    visible = torch.stack([_visible(*row) for row in structure[:, 0]])
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=structure.device)
+    return hidden.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _visible(until: Tensor, positions: Tensor, windows: Tensor) -> Tensor:
+    """[T, T] bool, True = query (first) sees key; a padded query sees itself.
+
+    Args:
+        until, positions, windows: [T]; a window of 0 is none.
+    """
     place = torch.arange(len(until), device=until.device)
     visible = (place[:, None] >= place[None, :]) & (place[:, None] < until[None, :])
-    if window:
-        visible &= positions[:, None] - positions[None, :] < window
+    near = positions[:, None] - positions[None, :] < windows[None, :]
+    visible &= near | (windows == 0)[None, :]
     return visible | torch.eye(len(until), dtype=torch.bool, device=until.device)
 
 
@@ -127,13 +146,17 @@ def rows_attention(
         [R, T, heads, head size], zero at padding, and None for the weights.
     """
     width = query.shape[2]
-    if query.device.type != "cpu" or attention_mask is None or key.shape[2] != width:
+    if attention_mask is None or key.shape[2] != width:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    is_structure = attention_mask.dtype == torch.int64
+    if is_structure and query.device.type in block_attention.DEVICES:
+        return _by_blocks(module, query, key, value, attention_mask, **options), None
+    if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     heads_fit = query.shape[1] % key.shape[1] == 0
     tiled = heads_fit and not any(options.get(name) for name in _UNTILED)
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    is_structure = attention_mask.dtype == torch.int64
     if is_structure and tiled and takes_attention(query, key, value):
         return tree_attention(query, key, value, attention_mask[0, 0], scale=scale), None
     rows = _plans(attention_mask, len(query), query.dtype if tiled else None)
@@ -152,6 +175,29 @@ def rows_attention(
                 done.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
         out.append(pad(torch.cat(done, dim=1), (0, 0, 0, 0, 0, width - row[-1].stop)))
     return torch.cat(out), None
+
+
+def _by_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    structure: Tensor,
+    **options: Any,
+) -> Tensor:
+    """As `rows_attention`, on accelerators."""
+    if any(options.get(name) for name in _UNTILED if name != "softcap"):
+        dense = _dense(structure, query.dtype)
+        return sdpa_attention_forward(module, query, key, value, dense, **options)[0]
+    scale = options.get("scaling")
+    return block_attention.block_attention(
+        query,
+        key,
+        value,
+        structure,
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        softcap=options.get("softcap"),
+    )
 
 
 _UNTILED = ("dropout", "position_bias", "cache", "softcap", "output_attentions")
@@ -210,9 +256,9 @@ def _structured_row(lines: Tensor, dtype: torch.dtype | None) -> list[_Part]:
     """The trees of a row of the shared layout, [3, T]; padding is in none."""
     until, positions, windows = lines
     parts, start = [], 0
-    window = int(windows[0])
     while start < len(until) and (stop := int(until[start])) > 0:
-        visible = _visible(until[start:stop] - start, positions[start:stop], window)
+        here = slice(start, stop)
+        visible = _visible(until[here] - start, positions[here], windows[here])
         parts.append(_part(start, visible, dtype))
         start = stop
     return parts

@@ -13,8 +13,7 @@ from palate.data.layouts import SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import Head
 from palate.models.adapters import refuse_head_adapters
-from palate.models.attention import NAME as ROWS
-from palate.models.attention import Windows, structure_masks
+from palate.models.attention import Windows, structure_masks, takes_structure
 from palate.models.structure import backbone_of
 
 
@@ -32,15 +31,19 @@ class Backbone(nn.Module):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """[R * T, d] last hidden states of every position of a batch."""
         inputs: dict[str, Any] = dict(batch.inputs)
-        kernel = self.config._attn_implementation
-        until = inputs.get("visible_until")
-        real = None
-        if until is not None and until.device.type == "cpu" and kernel == ROWS:
-            inputs, real = _without_padding(inputs)
-        until = inputs.pop("visible_until", None)
-        if until is not None:
+        real = inputs.pop("real", None)
+        if "visible_until" in inputs:
+            device, dtype = inputs["visible_until"].device, self.dtype
+            structured = takes_structure(self.config, device, dtype)
+            if structured and real is not None:
+                inputs = _without_padding(inputs, real)
+            else:
+                real = None
             inputs["attention_mask"] = structure_masks(
-                until, inputs["position_ids"], self.windows, kernel=kernel, dtype=self.dtype
+                inputs.pop("visible_until"),
+                inputs["position_ids"],
+                self.windows,
+                dense=None if structured else dtype,
             )
         states: Tensor = backbone_of(self.base)(**inputs, use_cache=False).last_hidden_state
         states = states.reshape(-1, states.shape[-1])
@@ -135,23 +138,21 @@ class Backbone(nn.Module):
         )
 
 
-def _without_padding(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
-    """Shared rows as one row without padding, and the places of its tokens in the old rows.
+def _without_padding(inputs: dict[str, Any], real: Tensor) -> dict[str, Any]:
+    """Shared rows as one row without padding.
 
     Attention takes every tree of a row by itself there, so that a long row costs no more than
     several short ones.
+
+    Args:
+        real: [n] places of its tokens in the flattened rows.
     """
     until = inputs["visible_until"]
-    if len(until) == 1:
-        return inputs, None
-    real = until > 0
-    counts = real.sum(1)
+    counts = (until > 0).sum(1)
     # Padding is on the right: a row begins where the real tokens of those before it end.
     until = until + (counts.cumsum(0) - counts).unsqueeze(1)
     rows = inputs | {"visible_until": until}
-    return {
-        name: value[real].unsqueeze(0) for name, value in rows.items()
-    }, real.flatten().nonzero()[:, 0]
+    return {name: value.flatten()[real].unsqueeze(0) for name, value in rows.items()}
 
 
 def windows_of(config: Any) -> Windows:

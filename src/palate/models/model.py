@@ -193,6 +193,7 @@ class Model(nn.Module):
     ) -> TokenStats:
         predict, targets = batch.predict, batch.targets
         if ask.tokens == "chosen":
+            assert batch.chosen_tokens is not None, "a batch without pairs"
             predict, targets = predict[batch.chosen_tokens], targets[batch.chosen_tokens]
         return token_stats(
             hidden=states[predict],

@@ -63,6 +63,8 @@ def sharing_obstacle(backbone: PreTrainedModel) -> str | None:
         return f"`{key}` in its configuration bends attention in a way that is not known here"
     text = _text_part(backbone)
     for name, module in text.named_modules():
+        if getattr(module, "is_causal", None) is False:
+            return f"{name} ({type(module).__name__}) sees later tokens, too"
         if _mixes(module):
             return f"{name} ({type(module).__name__}) mixes neighbouring tokens, whatever the mask"
     if "position_ids" not in inspect.signature(type(text).forward).parameters:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
@@ -103,12 +104,34 @@ def no_sync(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
-    """Scales gradients to a norm of at most `limit`; the norm before that."""
+def host_group(world_size: int) -> dist.ProcessGroup | None:
+    """The processes, for numbers on the host; None where their own group takes those.
+
+    By way of an accelerator a sum of host numbers would wait for all that it was asked for.
+    """
+    if world_size == 1 or "gloo" in dist.get_backend():
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return group
+
+
+def host_sum(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum of a float64 tensor of the host over processes, in the order of their ranks.
+
+    Args:
+        group: that of `host_group`.
+    """
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, values, group=group)
+    return torch.stack(parts).sum(0)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scales gradients to a norm of at most `limit`; the norm before that, on their device."""
     from torch.distributed.tensor import DTensor
 
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gathered_weights(model: Model) -> dict[str, Tensor] | None:

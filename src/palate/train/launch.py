@@ -61,7 +61,8 @@ def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
     """Refuses a launch that would be left out, or would lose updates or checkpoints.
 
     Raises:
-        RecipeError: DeepSpeed, mixed precision, or options of FSDP that are not followed.
+        RecipeError: DeepSpeed, mixed precision, parallelism within a sequence or a layer, or
+            options of FSDP that are not followed.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise RecipeError(
@@ -74,6 +75,14 @@ def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
             f"the launcher's mixed precision ({precision}) is not used: weights and activations "
             "are of `model.dtype`; launch with `--mixed_precision no`"
         )
+    for name, what in _WITHIN.items():
+        size = os.environ.get(f"PARALLELISM_CONFIG_{name}", "") or "1"
+        if size != "1":
+            raise RecipeError(
+                f"--parallelism_config_{name.lower()} {size}: {what} knows no branches of shared "
+                "prompts, and is not used: launch with 1, and where a pair does not fit one "
+                "device, lower `data.length.max_tokens` or set `train.gradient_checkpointing`"
+            )
     if not is_sharding_asked():
         return
     for name, value, words in _FSDP_REFUSED:
@@ -81,13 +90,14 @@ def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
             raise RecipeError(words)
     if os.environ.get("FSDP_VERSION") != "2":
         raise RecipeError("FSDP 1 is not supported: launch with `--fsdp_version 2`")
-    low = recipe.model.dtype != "float32" and recipe.model.lora is None
-    if low and recipe.train.optimizer_precision == "float32":
-        raise RecipeError(
-            "train.optimizer_precision: sharded weights have no float32 copies; use `model`, or "
-            "`model.dtype: float32`"
-        )
 
+
+_WITHIN = {
+    "CP_SIZE": "context parallelism, which cuts a sequence over devices,",
+    "SP_SIZE": "sequence parallelism, which cuts a sequence over devices,",
+    "TP_SIZE": "tensor parallelism, which cuts a layer over devices,",
+}
+"""Sizes of accelerate's ParallelismConfig, as the launcher hands them on, and what they are."""
 
 _FSDP_REFUSED = (
     ("FSDP_OFFLOAD_PARAMS", "true", "FSDP: weights are not offloaded: leave out offload_params"),

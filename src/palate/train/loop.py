@@ -36,6 +36,7 @@ from palate.recipes.schema import LoopRecipe, ModelRecipe
 from palate.store.folder import RunFolder
 from palate.train import checkpoint, distributed
 from palate.train.callbacks import Callback, Split
+from palate.train.memory import DeviceMemory
 from palate.train.meter import Meter, Sum
 from palate.train.objectives.base import Counts, Objective
 from palate.train.optimizer import build_optimizer, parameter_groups, schedule, warmup_steps
@@ -108,6 +109,12 @@ class Loop:
         self.step = 0
         self.should_stop = False
         self.meter = Meter()
+        self._host_group = distributed.host_group(self.world_size)
+        self.memory = DeviceMemory(
+            job.objective.kind,
+            by_tokens=recipe.micro_batch_tokens is not None,
+            checkpointing=recipe.gradient_checkpointing,
+        )
         self.items_seen = 0
         self._clock = time.monotonic()
 
@@ -128,7 +135,8 @@ class Loop:
             last: checkpoint to go on from.
 
         Raises:
-            RunError: a checkpoint that cannot be read or written, or a loss that is not finite.
+            RunError: a checkpoint that cannot be read or written, a loss that is not finite, or a
+                micro-batch that the device's memory does not hold.
         """
         if last is not None:
             checkpoint.load(self, last)
@@ -166,30 +174,36 @@ class Loop:
     def train_step(self, micro_batches: Sequence[MicroBatch]) -> None:
         """One optimizer step, on this process's share of it."""
         self.model.train()
+        # Counted on the host: from here on nothing waits for the device but a line of the log.
+        counts_of = [self.job.objective.counts(micro.batch) for micro in micro_batches]
         micro_batches = [micro.to(self.accelerator.device) for micro in micro_batches]
-        state = self.job.objective.prepare(
-            micro_batches, self.model, self.job.reference, self.reduce
-        )
-        counts = self._counts(micro_batches)
+        with self.memory.holds(max(micro_batches, key=_longest), "train", self.step + 1):
+            state = self.job.objective.prepare(
+                micro_batches, self.model, self.job.reference, self.reduce
+            )
+        counts = self._counts(micro_batches, counts_of)
         for i, micro in enumerate(micro_batches):
             # Gradients are averaged over processes once a step.
             is_last = i == len(micro_batches) - 1
-            with nullcontext() if is_last else distributed.no_sync(self.model):
+            sync = nullcontext() if is_last else distributed.no_sync(self.model)
+            with sync, self.memory.holds(micro, "train", self.step + 1):
                 output = self._forward(micro, state, self.meter)
                 loss = output.value(counts)
                 if micro.counted:
-                    self.meter.merge([{"loss": Sum(float(loss.detach()), 0.0)}])
+                    self.meter.add({"loss": (loss.detach(), 0.0)})
                     if len(output.terms) > 1:
-                        self.meter.add(self._terms(output, micro))
+                        self.meter.add(_terms(output, counts_of[i]))
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
+            self.memory.fitted(micro, "train")
         parameters = [p for p in self.job.model.parameters() if p.requires_grad]
         norm = distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
         # One process's share of a step counts once, however it is cut.
         self.meter.merge([{"loss": Sum(0.0, 1.0 / self.world_size)}])
         rate = float(self.scheduler.get_last_lr()[0])
         self.meter.last = {"learning_rate": rate, "grad_norm": norm}
-        self.optimizer.step()
+        with self.memory.holds_optimizer(self.step + 1):
+            self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -210,17 +224,15 @@ class Loop:
             meter.merge([{"items": Sum(micro.items, 0.0), "tokens": Sum(micro.tokens, 0.0)}])
         return output
 
-    def _terms(self, output: LossOutput, micro: MicroBatch) -> dict[str, tuple[Tensor, float]]:
-        """Each term's sum over the micro-batch, and its own count there."""
-        counts = self.job.objective.counts(micro.batch)
-        terms = output.terms
-        return {f"loss/{t.name}": (t.losses.detach().double().sum(), counts[t.per]) for t in terms}
+    def _counts(self, micro_batches: Iterable[MicroBatch], counts_of: Iterable[Counts]) -> Counts:
+        """Denominators of a step, over all micro-batches and processes.
 
-    def _counts(self, micro_batches: Iterable[MicroBatch]) -> Counts:
-        """Denominators of a step, over all micro-batches and processes."""
+        Args:
+            counts_of: each micro-batch.
+        """
         counts: Counts = {}
-        for micro in micro_batches:
-            for per, n in self.job.objective.counts(micro.batch).items():
+        for micro, each in zip(micro_batches, counts_of, strict=True):
+            for per, n in each.items():
                 counts[per] = counts.get(per, 0.0) + (n if micro.counted else 0)
         total = self.reduce(torch.tensor(list(counts.values()), dtype=torch.float64))
         return dict(zip(counts, total.tolist(), strict=True))
@@ -229,8 +241,7 @@ class Loop:
         """Sum over processes, on the CPU."""
         if self.world_size == 1:
             return values
-        rows = gather_object([values.tolist()])
-        return torch.tensor(rows, dtype=torch.float64).sum(0)
+        return distributed.host_sum(values, self._host_group)
 
     # Log and evaluation -------------------------------------------------------------------------
 
@@ -255,12 +266,14 @@ class Loop:
         meter = Meter()
         self.model.eval()
         state = self.job.objective.prepare(
-            self._held_out(), self.model, self.job.reference, self.reduce
+            (micro for micro, _ in self._held_out()), self.model, self.job.reference, self.reduce
         )
-        for micro in self._held_out():
-            output = self._forward(micro, state, meter)
+        for micro, counts in self._held_out():
+            with self.memory.holds(micro, "eval", self.step):
+                output = self._forward(micro, state, meter)
+            self.memory.fitted(micro, "eval")
             if micro.counted:
-                meter.add(self._terms(output, micro))
+                meter.add(_terms(output, counts))
         distributed.reshard(self.model)
         means = self.gathered(meter).means()
         terms = [name for name in means if name.startswith("loss/")]
@@ -269,10 +282,11 @@ class Loop:
             means.pop(terms[0])
         return means
 
-    def _held_out(self) -> Iterator[MicroBatch]:
+    def _held_out(self) -> Iterator[tuple[MicroBatch, Counts]]:
+        """On the device, with their counts."""
         job = self.job
         for micro in eval_batches(job.eval, job.eval_plan, job.collate):
-            yield micro.to(self.accelerator.device)
+            yield micro.to(self.accelerator.device), job.objective.counts(micro.batch)
 
     def _write(self, split: Split, values: Mapping[str, float]) -> None:
         self.refuse_unbounded(values, "" if split == "train" else "eval_")
@@ -292,9 +306,10 @@ class Loop:
                 )
 
     def _rates(self, meter: Meter) -> dict[str, float]:
+        # Read first: then all steps are done, on accelerators too.
+        items, tokens = (meter.sums.pop(k, Sum(0.0, 0.0)).total for k in ("items", "tokens"))
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        items, tokens = (meter.sums.pop(k, Sum(0.0, 0.0)).total for k in ("items", "tokens"))
         self.items_seen += int(items)
         return {
             "examples": self.items_seen,
@@ -317,3 +332,13 @@ class Loop:
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self)
+
+
+def _terms(output: LossOutput, counts: Counts) -> dict[str, tuple[Tensor, float]]:
+    """Each term's sum over a micro-batch, and its own count there."""
+    terms = output.terms
+    return {f"loss/{t.name}": (t.losses.detach().double().sum(), counts[t.per]) for t in terms}
+
+
+def _longest(micro: MicroBatch) -> int:
+    return micro.longest

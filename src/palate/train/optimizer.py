@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,7 @@ class MasterWeights(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, dict(options))
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
-        groups = []
+        groups: list[dict[str, Any]] = []
         for group in self.param_groups:
             copies = [self._copy(p) for p in group["params"]]
             groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": copies})
@@ -55,12 +55,31 @@ class MasterWeights(torch.optim.Optimizer):
             raise ValueError("a closure is not supported")
         for inner, group in zip(self.inner.param_groups, self.param_groups, strict=True):
             inner["lr"] = group["lr"]
-        for weight, copy in self._copies.items():
-            copy.grad = None if weight.grad is None else weight.grad.float()
+        moved = [(weight, copy) for weight, copy in self._copies.items() if weight.grad is not None]
+        for _, copy in moved:
+            copy.grad = torch.empty_like(copy)
+        _copy_all([copy.grad for _, copy in moved], [weight.grad for weight, _ in moved])
         self.inner.step()
-        for weight, copy in self._copies.items():
-            weight.copy_(copy)
+        _copy_all([weight for weight, _ in moved], [copy for _, copy in moved])
+        for _, copy in moved:
             copy.grad = None
+
+    def state_of(self, weight: nn.Parameter) -> dict[str, Any]:
+        """What is kept of a weight: the inner optimizer's state, and `copy` where it has one."""
+        copy = self._copies.get(weight)
+        if copy is None:
+            return dict(self.inner.state.get(weight, {}))
+        return {**self.inner.state.get(copy, {}), "copy": copy}
+
+    @torch.no_grad()
+    def set_state_of(self, weight: nn.Parameter, state: Mapping[str, Any]) -> None:
+        """Puts what `state_of` gave back."""
+        copy = self._copies.get(weight, weight)
+        for name, value in state.items():
+            if name == "copy":
+                copy.copy_(value)
+            else:
+                self.inner.state[copy][name] = value
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, with the copies beside its moments."""
@@ -86,6 +105,37 @@ class MasterWeights(torch.optim.Optimizer):
         self.inner.load_state_dict({"state": inner, "param_groups": state_dict["param_groups"]})
         for group, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group["lr"], group["initial_lr"] = stored["lr"], stored["initial_lr"]
+
+
+def _copy_all(targets: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> None:
+    """Copies tensors, or of sharded ones this process's parts, in few kernels; None has no part."""
+    pairs = zip(targets, sources, strict=True)
+    local = [(_local(a), _local(b)) for a, b in pairs if a is not None and b is not None]
+    if local:
+        torch._foreach_copy_(*map(list, zip(*local, strict=True)))  # type: ignore[arg-type]
+
+
+def _local(value: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def state_of(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> dict[str, Any]:
+    """What an optimizer keeps of a weight, by name."""
+    if isinstance(optimizer, MasterWeights):
+        return optimizer.state_of(weight)
+    return dict(optimizer.state.get(weight, {}))
+
+
+def set_state_of(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, state: Mapping[str, Any]
+) -> None:
+    """Puts what `state_of` gave back."""
+    if isinstance(optimizer, MasterWeights):
+        optimizer.set_state_of(weight, state)
+    else:
+        optimizer.state[weight].update(state)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

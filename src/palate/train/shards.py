@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from palate.errors import RunError
+from palate.train.optimizer import set_state_of, state_of
 
 FOLDER = "shards"
 
@@ -55,13 +56,15 @@ def load_shards(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
     stored = _Stored(folder)
     for name, parameter in _trained(model):
         stored.fill(parameter, f"model/{name}")
-        keys = stored.keys(f"optimizer/{name}/")
-        for key in keys:
+        # Moments are of the dtype that the optimizer works in.
+        like = state_of(optimizer, parameter).get("copy", parameter)
+        state = {}
+        for key in stored.keys(f"optimizer/{name}/"):
             entry = f"optimizer/{name}/{key}"
-            like = parameter if stored.shapes[entry] == list(parameter.shape) else None
-            value = torch.empty(stored.shapes[entry]) if like is None else torch.empty_like(like)
-            stored.fill(value, entry)
-            optimizer.state[parameter][key] = value
+            whole = stored.shapes[entry] == list(parameter.shape)
+            state[key] = torch.empty_like(like) if whole else torch.empty(stored.shapes[entry])
+            stored.fill(state[key], entry)
+        set_state_of(optimizer, parameter, state)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -71,7 +74,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in _trained(model):
         yield f"model/{name}", parameter
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in state_of(optimizer, parameter).items():
             yield f"optimizer/{name}/{key}", torch.as_tensor(value)
 
 

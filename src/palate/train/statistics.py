@@ -21,9 +21,7 @@ def pair_statistics(
     Args:
         output: of the loss, whose rewards and statistics are [B].
     """
-    chosen = torch.zeros(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
-    chosen[batch.of_pairs().chosen] = True
-    statistics = _sides(tokens, batch, chosen)
+    statistics = _sides(tokens, batch)
     margins = output.chosen_rewards - output.rejected_rewards
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     statistics |= _rewards(output) | {
@@ -32,8 +30,8 @@ def pair_statistics(
     }
     if by_source:
         for source in sorted(set(batch.sources)):
-            of_source = torch.tensor([s == source for s in batch.sources], device=right.device)
-            statistics[f"rewards/accuracies/{source}"] = sum_and_count(right[of_source])
+            part = of_source(batch, source)
+            statistics[f"rewards/accuracies/{source}"] = ((right * part).sum(), part.sum())
     return statistics
 
 
@@ -46,9 +44,7 @@ def single_statistics(
     Args:
         output: of an unpaired loss; None for demonstrations, which have no rewards.
     """
-    everything = torch.ones(batch.n_sequences, dtype=torch.bool, device=batch.segment.device)
-    chosen = everything if batch.desirable is None else batch.desirable
-    statistics = _sides(tokens, batch, chosen)
+    statistics = _sides(tokens, batch)
     if output is not None:
         statistics |= _rewards(output)
         statistics |= {name: sum_and_count(values) for name, values in output.statistics.items()}
@@ -58,14 +54,12 @@ def single_statistics(
 _Totals = dict[str, tuple[Tensor, Tensor | float]]
 
 
-def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Totals:
+def _sides(tokens: TokenStats, batch: SequenceBatch) -> _Totals:
     statistics: _Totals = {}
     sums = sequence_stats(tokens, batch)
     lengths = batch.lengths
     n_tokens = lengths.double()
-    for name, side in (("chosen", chosen), ("rejected", ~chosen)):
-        if not side.any():
-            continue
+    for name, side in batch.sides.items():
         statistics[f"logps/{name}"] = sum_and_count(sums.logp[side])
         statistics[f"length/{name}"] = sum_and_count(n_tokens[side])
         if sums.kl is not None:
@@ -75,8 +69,8 @@ def _sides(tokens: TokenStats, batch: SequenceBatch, chosen: Tensor) -> _Totals:
             total = _by_sequence(tokens.reverse_kl, batch)[side]
             statistics[f"reverse_kl/{name}"] = sum_and_count(total)
             statistics[f"reverse_kl/token_{name}"] = (total.sum(), n_tokens[side].sum())
-    if sums.ref_logp is not None and chosen.any():
-        moved = (sums.logp - sums.ref_logp)[chosen]
+    if sums.ref_logp is not None and "chosen" in batch.sides:
+        moved = (sums.logp - sums.ref_logp)[batch.sides["chosen"]]
         statistics["displacement/chosen"] = sum_and_count(moved)
         statistics["displacement/fraction"] = sum_and_count((moved < 0).double())
     if tokens.entropy is not None:
@@ -99,3 +93,9 @@ def _rewards(output: LossOutput) -> _Totals:
 def sum_and_count(values: Tensor) -> tuple[Tensor, float]:
     """What a mean over all batches is made of."""
     return values.detach().double().sum(), float(values.numel())
+
+
+def of_source(batch: SequenceBatch, source: str) -> Tensor:
+    """[B] float64, 1 for the items of a batch that are of a source, else 0."""
+    flags = torch.tensor([float(name == source) for name in batch.sources], dtype=torch.float64)
+    return flags.to(batch.item.device, non_blocking=True)

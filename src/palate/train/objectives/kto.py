@@ -49,24 +49,23 @@ class KtoObjective:
         """
         if reference is None:
             raise ValueError("kto needs a reference")
-        total, n = 0.0, 0
-        device = torch.device("cpu")
+        total, n = torch.zeros((), dtype=torch.float64), 0
         with evaluating(model):
             for micro in step:
                 mismatched = micro.batch.mismatched
                 if mismatched is None:
                     raise ValueError("kto needs mismatched responses in its batches")
-                device = mismatched.targets.device
                 outputs: Outputs = model(
                     mismatched, Ask(), reference=reference.inputs(mismatched, kl=False)
                 )
                 tokens = outputs.token_stats
                 assert tokens.ref_logp is not None
                 if micro.counted:
-                    total += float((tokens.logp - tokens.ref_logp).double().sum())
+                    total = (tokens.logp - tokens.ref_logp).double().sum() + total
                     n += mismatched.n_sequences
-        sums = reduce(torch.tensor([total, n], dtype=torch.float64))
-        return (sums[0] / sums[1].clamp(min=1)).float().to(device)
+        # The one number of a step that goes to the host, by way of which processes add up.
+        sums = reduce(torch.tensor([float(total), n], dtype=torch.float64))
+        return (sums[0] / sums[1].clamp(min=1)).float().to(total.device)
 
     def counts(self, batch: SequenceBatch) -> Counts:
         return {"sequence": batch.n_sequences}

@@ -37,7 +37,7 @@ from palate.recipes.reward import (
 from palate.train.meter import Statistics
 from palate.train.objectives.base import Counts, Reduce
 from palate.train.sources.base import MicroBatch
-from palate.train.statistics import sum_and_count
+from palate.train.statistics import of_source, sum_and_count
 
 
 class RewardObjective:
@@ -93,6 +93,7 @@ class RewardObjective:
             terms = self._terms_of_heads(outputs.by_head, batch, bootstrap=state)
         if (likely := self.regularise.likelihood) is not None:
             logps = outputs.token_stats.logp
+            assert batch.chosen_tokens is not None
             total = logps.new_zeros(batch.n_sequences)
             total = total.index_add(0, batch.segment[batch.chosen_tokens], logps)
             written = likelihood(total[batch.of_pairs().chosen], beta=likely.beta)
@@ -121,7 +122,7 @@ class RewardObjective:
         weight = torch.ones(len(batch.ids), count, dtype=heads.dtype)
         if bootstrap and self.ensemble.bootstrap:
             weight = bootstrap_weights(batch.ids, count, self.seed).to(heads.dtype)
-        weight = weight.to(heads.device) / count
+        weight = weight.to(heads.device, non_blocking=True) / count
         return [
             LossTerm(
                 name=same[0].name,
@@ -169,11 +170,9 @@ class RewardObjective:
 
     def _sides(self, rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Rewards of the better and of the other responses."""
-        if batch.pairs is not None:
-            return rewards[batch.pairs.chosen], rewards[batch.pairs.rejected]
-        values, rank, listed = as_lists(self._shaped(rewards, batch), batch)
-        best = rank == rank.masked_fill(~listed, rank.max() + 1).amin(1, keepdim=True)
-        return values[listed & best], values[listed & ~best]
+        values = rewards if batch.pairs is not None else self._shaped(rewards, batch)
+        chosen, rejected = batch.sides["chosen"], batch.sides.get("rejected")
+        return values[chosen], values[:0] if rejected is None else values[rejected]
 
 
 def label_counts(items: Sequence[Item]) -> dict[str, int]:
@@ -236,13 +235,10 @@ def _poisson(u: float) -> int:
 
 def as_lists(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """[S] rewards of ranked lists as [B, K]: rewards, ranks, and True where there is one."""
-    if batch.rank is None:
+    if batch.rank is None or batch.lists is None:
         raise ValueError("a batch without ranked lists")
-    sizes = torch.bincount(batch.item)
-    listed = torch.arange(int(sizes.max()), device=rewards.device) < sizes[:, None]
-    shape = listed.shape
-    padded = rewards.new_zeros(shape).masked_scatter(listed, rewards)
-    rank = batch.rank.new_zeros(shape).masked_scatter(listed, batch.rank)
+    listed, places = batch.lists >= 0, batch.lists.clamp(min=0)
+    padded, rank = (x[places].masked_fill(~listed, 0) for x in (rewards, batch.rank))
     return padded, rank, listed
 
 
@@ -267,18 +263,12 @@ def reward_statistics(
     }
     if by_source:
         for source in sorted(set(batch.sources)):
-            of_source = torch.tensor([s == source for s in batch.sources], device=values.device)
-            statistics[f"accuracy/{source}"] = sum_and_count(right[of_source[item]])
+            part = of_source(batch, source)[item]
+            statistics[f"accuracy/{source}"] = ((right * part).sum(), part.sum())
     return statistics
 
 
 def comparisons(rewards: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
     """[M] reward differences, better minus worse, and the item that each is of."""
-    if (sides := batch.pairs) is not None:
-        decided = (~sides.tie).nonzero()[:, 0]
-        margins = rewards[sides.chosen] - rewards[sides.rejected]
-        return margins[decided], decided
-    padded, rank, listed = as_lists(rewards, batch)
-    better = (rank[:, :, None] < rank[:, None, :]) & listed[:, :, None] & listed[:, None, :]
-    margins = padded[:, :, None] - padded[:, None, :]
-    return margins[better], better.nonzero()[:, 0]
+    compared = batch.comparisons
+    return rewards[compared["better"]] - rewards[compared["worse"]], compared["item"]

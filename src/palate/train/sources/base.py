@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,18 +18,26 @@ class MicroBatch:
     Attributes:
         counted: False for a filler that only keeps the processes in step.
         tokens: prompt and response tokens of its items, each prompt once.
+        longest: those of its longest item.
     """
 
     batch: SequenceBatch
     counted: bool
     tokens: int
+    longest: int
 
     @property
     def items(self) -> int:
         return self.batch.n_items if self.counted else 0
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(self.batch.to(device), self.counted, self.tokens)
+        """On a device, by the time that the device comes to use it: the host does not wait."""
+        batch = self.batch.to(device, non_blocking=True)
+        return replace(self, batch=batch)
+
+    def pin_memory(self) -> MicroBatch:
+        """In memory from which a device copies by itself; the loader calls it."""
+        return replace(self, batch=self.batch.pin_memory())
 
 
 class StepSource(Protocol):

@@ -159,6 +159,7 @@ class OfflineSource:
             batch_sampler=slots,
             collate_fn=self._collate,
             num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 
@@ -181,8 +182,11 @@ class _Collator:
 
 def micro_batch(items: Sequence[Item], collate: Collate, *, counted: bool = True) -> MicroBatch:
     """One micro-batch of items."""
-    tokens = sum(item.n_tokens for item in items) if counted else 0
-    return MicroBatch(batch=collate(items), counted=counted, tokens=tokens)
+    lengths = [item.n_tokens for item in items]
+    tokens = sum(lengths) if counted else 0
+    return MicroBatch(
+        batch=collate(items), counted=counted, tokens=tokens, longest=max(lengths, default=0)
+    )
 
 
 def eval_batches(items: Sequence[Item], plan: BatchPlan, collate: Collate) -> Iterator[MicroBatch]:

@@ -42,7 +42,7 @@ from palate.train.objectives.reward import (
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
 from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
-from palate.train.run import RunResult, TrainingRun
+from palate.train.run import RunResult, Start, TrainingRun
 from palate.train.sources.offline import Collate
 
 
@@ -59,6 +59,16 @@ class RewardRun(TrainingRun):
     _shown = 0.0
 
     def fill(self, folder: RunFolder) -> None:
+        start = self.start(folder)
+        job, model = start.job, start.job.model
+        loop = fit(job, self.recipe, self.console)
+        scale, scales = self._scales(job, start.data.train)
+        model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
+        self._save(loop, start.encoder.tokens.tokenizer, start.encoder)
+        if job.eval and (evaluation := self._evaluation(loop)) is not None:
+            folder.write(Evaluation.of(evaluation))
+
+    def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
         tokenizer = load_tokenizer(self.recipe.model)
         model = build_reward_model(self.recipe)
@@ -99,12 +109,7 @@ class RewardRun(TrainingRun):
         job = self._job(folder, encoder, model, objective, data, digest)
         if self.recipe.train.gradient_checkpointing:
             save_memory(model)
-        loop = fit(job, self.recipe, self.console)
-        scale, scales = self._scales(job, data.train)
-        model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
-        self._save(loop, tokenizer, encoder)
-        if job.eval and (evaluation := self._evaluation(loop)) is not None:
-            folder.write(Evaluation.of(evaluation))
+        return Start(job, encoder, data)
 
     def _job(
         self,
@@ -147,7 +152,7 @@ class RewardRun(TrainingRun):
     def _features(self, model: Model, data: Dataset, digest: str, pad_id: int) -> FeatureTable:
         table = FeatureTable(
             model,
-            [*data.train, *data.eval],
+            self.prepared(model, data, "plain"),
             digest=digest,
             root=self.recipe.features_dir or self.recipe.output_dir.parent / "features",
             pad_id=pad_id,

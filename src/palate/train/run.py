@@ -86,6 +86,19 @@ def sft(recipe: SftRecipe, *, quiet: bool = False) -> RunResult:
     return PolicyRun(recipe, None, quiet=quiet).execute()
 
 
+@dataclass(frozen=True)
+class Start:
+    """A run before its first step.
+
+    Attributes:
+        data: as it was read, whose training items the job's source hands out.
+    """
+
+    job: Job
+    encoder: Encoder
+    data: Dataset
+
+
 class TrainingRun(ABC):
     """One run of a training verb, from an empty folder to a report; every process goes through it.
 
@@ -194,6 +207,18 @@ class TrainingRun(ABC):
             identity=identity,
         )
 
+    def prepared(self, model: Model, data: Dataset, layout: Layout) -> list[Item]:
+        """The items that a reference or features may be computed of before the first step.
+
+        Args:
+            layout: of the run's batches.
+        """
+        return [*data.train, *data.eval]
+
+    @abstractmethod
+    def start(self, folder: RunFolder) -> Start:
+        """Everything up to the first step, with what the folder then holds."""
+
     @abstractmethod
     def fill(self, folder: RunFolder) -> None:
         """Trains and fills the folder, all but the report."""
@@ -225,6 +250,14 @@ class PolicyRun(TrainingRun):
             check_extra_metrics(recipe)
 
     def fill(self, folder: RunFolder) -> None:
+        start = self.start(folder)
+        loop = fit(start.job, self.recipe, self.console)
+        tokenizer = start.encoder.tokens.tokenizer
+        tokenizer.chat_template = start.encoder.saved_template
+        save_final_model(loop, tokenizer)
+        self._measure(loop)
+
+    def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
         tokenizer = load_tokenizer(self.recipe.model)
         policy = load_policy(self.recipe.model, memory_mb=self.recipe.train.head_memory_mb)
@@ -245,10 +278,7 @@ class PolicyRun(TrainingRun):
         job = self._job(folder, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
             save_memory(policy)
-        loop = fit(job, self.recipe, self.console)
-        tokenizer.chat_template = encoder.saved_template
-        save_final_model(loop, tokenizer)
-        self._measure(loop)
+        return Start(job, encoder, data)
 
     def _objective(self) -> Objective:
         recipe = self.recipe
@@ -275,7 +305,7 @@ class PolicyRun(TrainingRun):
         digest = policy.base_digest = weights_digest(policy.hf)
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
-            check_start(policy, reference, data.train[0], collated)
+            check_start(policy, reference, self.prepared(policy, data, layout)[0], collated)
         return self.job(
             folder,
             encoder,
@@ -308,7 +338,7 @@ class PolicyRun(TrainingRun):
             self.recipe.model,
             policy,
             kl=objective.ask().needs_kl,
-            items=[*data.train, *data.eval],
+            items=self.prepared(policy, data, layout),
             layout=layout,
             pad_id=pad_id,
             cache_root=self.recipe.output_dir.parent / "reference_cache",

@@ -1,10 +1,11 @@
 """Trial steps of a run, in the process that makes them: how long they take and what they hold.
 
 The run is started as far as its first step, and every micro-batch of an epoch is laid out, which
-says how many tokens it puts through the model. A few steps are made: one of a mean micro-batch, to
-fill the optimizer's moments; one of the largest, which says how much memory the run needs; and the
-mean one again by the clock. The time of a micro-batch follows its floating-point operations, so
-that the time of the epoch's mean step comes from those that were timed.
+says how many tokens it puts through the model. A few steps are made: some of a handful of tokens,
+which fill the optimizer's moments and tell its time; one of the largest micro-batch, which says how
+much memory the run needs; and one or more of a mean one, by the clock. The time of a micro-batch
+follows its floating-point operations, so that the time of the epoch's mean step comes from those
+that were timed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from palate.data.build import Dataset
-from palate.data.items import Item
+from palate.data.items import Item, Tokens
 from palate.data.layouts import Layout, collate
 from palate.errors import in_one_line
 from palate.memory import kept_memory, peak_bytes
@@ -47,6 +48,8 @@ ROWS = 5000
 """Read of each source: more say nothing new of lengths."""
 TIMED_SECONDS, MOST_TIMES = 3.0, 5
 """The mean micro-batch is run until so many seconds are spent on it, at most so often."""
+SHORT_TOKENS, SHORT_STEPS = 4, 3
+"""The first steps wait for memory: the last of so many tells the time of clipping and optimizer."""
 UNLIKE = 1.1
 """Operations of the largest micro-batch over those of a mean one from which its time counts."""
 
@@ -64,19 +67,20 @@ class Trial(TrainingRun):
 
     Attributes:
         steps: the micro-batches of the first epoch, as far as the run goes.
-        mean, largest: those that are tried.
+        mean, largest: those that are tried. short: a few tokens of an item.
         laying_out: seconds that a step takes for its batches.
     """
 
     steps: list[list[Piece]]
     mean: Piece
     largest: Piece
+    short: Piece
     laying_out: float = 0.0
     surveyed = False
 
     def prepared(self, model: Model, data: Dataset, layout: Layout) -> list[Item]:
         self.survey(model, data, layout)
-        return [*self.mean.items, *self.largest.items]
+        return [*self.mean.items, *self.largest.items, *self.short.items]
 
     def survey(self, model: Model, data: Dataset, layout: Layout) -> None:
         """Lays out every micro-batch once, and chooses."""
@@ -107,6 +111,8 @@ class Trial(TrainingRun):
         # What is cached is looked up by its place among the prepared items.
         self.mean = _numbered(mean, 0)
         self.largest = _numbered(largest, len(mean.items))
+        short = Piece((_shortened(mean.items[0]),), mean.work)
+        self.short = _numbered(short, len(mean.items) + len(largest.items))
 
     @property
     def pieces(self) -> list[Piece]:
@@ -124,6 +130,15 @@ class RewardTrial(Trial, RewardRun):
 def _numbered(piece: Piece, first: int) -> Piece:
     items = (dataclasses.replace(item, index=first + i) for i, item in enumerate(piece.items))
     return Piece(tuple(items), piece.work)
+
+
+def _shortened(item: Item) -> Item:
+    """A few tokens of an item."""
+    return dataclasses.replace(
+        item,
+        prompts=tuple(Tokens(prompt.ids[:SHORT_TOKENS]) for prompt in item.prompts),
+        responses=tuple(Tokens(response.ids[:SHORT_TOKENS]) for response in item.responses),
+    )
 
 
 def _distance_from_mean(works: Sequence[Work]) -> Callable[[Piece], float]:
@@ -203,33 +218,29 @@ def timed(loop: Loop, trial: Trial, shape: Shape) -> Timings:
     mean, largest = trial.mean, trial.largest
     # With several micro-batches the later ones run beside the gradients of those before.
     several = max(map(len, trial.steps)) > 1
-    clock.step([mean])
-    seconds_of_largest = None
-    fixed: list[float] = []
-    if largest.work != mean.work:
-        parts, rest = clock.step([mean, largest] if several else [largest])
-        seconds_of_largest = parts[-1]
-        fixed.append(rest)
+    for _ in range(SHORT_STEPS):
+        _, fixed = clock.step([trial.short])
+    # The first one waits for memory, too.
+    parts, _ = clock.step([mean, largest] if several else [largest])
+    seconds_of_largest = parts[-1]
     seconds: list[float] = []
     steps = 0
     while steps < MOST_TIMES and sum(seconds) < TIMED_SECONDS:
-        parts, rest = clock.step([mean, mean] if several else [mean])
+        parts, _ = clock.step([mean, mean] if several else [mean])
         seconds += parts
-        fixed.append(rest)
         steps += 1
     of_mean = statistics.median(seconds)
     operations = sum(mean.work.operations(shape).values())
     slope = of_mean / operations if operations else 0.0
-    if seconds_of_largest is not None:
-        more = sum(largest.work.operations(shape).values())
-        if more > UNLIKE * operations:
-            steepness = (seconds_of_largest - of_mean) / (more - operations)
-            slope = min(max(steepness, 0.0), slope)
+    more = sum(largest.work.operations(shape).values())
+    if more > UNLIKE * operations:
+        steepness = (seconds_of_largest - of_mean) / (more - operations)
+        slope = min(max(steepness, 0.0), slope)
     return Timings(
         operations=operations,
         seconds_of_mean=of_mean,
         slope=slope,
-        fixed=statistics.median(fixed) + trial.laying_out,
+        fixed=fixed + trial.laying_out,
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
-from rich.console import Console
 
 from palate.cli_parts import (
     Overrides,
@@ -34,6 +33,7 @@ app = typer.Typer(
     help="Learn from preference feedback: tune, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app)
@@ -308,6 +308,8 @@ def doctor(
     Exit status 1 if something would stop it.
     """
     with errors_as_lines(""):
+        from rich.console import Console
+
         from palate.doctor import examine, render
 
         checks = examine(target, probe=probe)

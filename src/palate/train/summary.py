@@ -11,7 +11,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from palate.data.items import of_kind
-from palate.evaluate.preference import reward_members, score_pairs, summarise_pairs
 from palate.losses import combined_needs
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.store.files import read_json
@@ -38,6 +37,9 @@ def held_out(
     Returns:
         None where the loss ranks nothing without a reference and the run has none.
     """
+    # Its statistics take a second to import, which no run should wait for at its start.
+    from palate.evaluate.preference import reward_members, score_pairs, summarise_pairs
+
     if job.reference is None and combined_needs(reward_members(loss)).reference:
         return None
     state = PartialState()

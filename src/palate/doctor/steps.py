@@ -53,7 +53,7 @@ def batch_words(foresight: Foresight) -> str:
 def _mean(value: float, noun: str) -> str:
     """`1 item`, `2.5 items`, `3 micro-batches`."""
     plural = "" if value == 1 else "es" if noun.endswith("ch") else "s"
-    return f"{number(value)} {noun}{plural}"
+    return f"{round(value, 1):,g} {noun}{plural}"
 
 
 def _memory_check(peak: int) -> Check:

@@ -39,10 +39,10 @@ from palate.store.folder import RunFolder
 from palate.store.records import Foresight
 from palate.train.foresight import TrainingRecipe
 from palate.train.loop import Loop
+from palate.train.operations import Shape, Volume, shape_of, volume_of
 from palate.train.reward_run import RewardRun
 from palate.train.run import PolicyRun, TrainingRun
 from palate.train.sources.offline import micro_batch
-from palate.train.work import Shape, Work, shape_of, work_of
 
 ROWS = 5000
 """Read of each source: more say nothing new of lengths."""
@@ -59,7 +59,7 @@ class Piece:
     """One micro-batch of the run."""
 
     items: tuple[Item, ...]
-    work: Work
+    volume: Volume
 
 
 class Trial(TrainingRun):
@@ -96,8 +96,8 @@ class Trial(TrainingRun):
         def piece(slot: Sequence[int]) -> Piece:
             items = tuple(data.train[i] for i in slot)
             if frozen:
-                return Piece(items, Work(items=len(items), tokens=0, targets=0, seen=0.0))
-            return Piece(items, work_of(lay_out(items), windows, unpadded=unpadded))
+                return Piece(items, Volume(items=len(items), tokens=0, targets=0, seen=0.0))
+            return Piece(items, volume_of(lay_out(items), windows, unpadded=unpadded))
 
         start = time.perf_counter()
         self.steps = [
@@ -106,12 +106,12 @@ class Trial(TrainingRun):
         if not self.recipe.train.data_workers:
             self.laying_out = (time.perf_counter() - start) / len(self.steps)
         pieces = self.pieces
-        mean = min(pieces, key=_distance_from_mean([p.work for p in pieces]))
-        largest = max(pieces, key=lambda p: (p.work.tokens, p.work.targets, p.work.items))
+        mean = min(pieces, key=_distance_from_mean([p.volume for p in pieces]))
+        largest = max(pieces, key=lambda p: (p.volume.tokens, p.volume.targets, p.volume.items))
         # What is cached is looked up by its place among the prepared items.
         self.mean = _numbered(mean, 0)
         self.largest = _numbered(largest, len(mean.items))
-        short = Piece((_shortened(mean.items[0]),), mean.work)
+        short = Piece((_shortened(mean.items[0]),), mean.volume)
         self.short = _numbered(short, len(mean.items) + len(largest.items))
 
     @property
@@ -129,7 +129,7 @@ class RewardTrial(Trial, RewardRun):
 
 def _numbered(piece: Piece, first: int) -> Piece:
     items = (dataclasses.replace(item, index=first + i) for i, item in enumerate(piece.items))
-    return Piece(tuple(items), piece.work)
+    return Piece(tuple(items), piece.volume)
 
 
 def _shortened(item: Item) -> Item:
@@ -141,13 +141,13 @@ def _shortened(item: Item) -> Item:
     )
 
 
-def _distance_from_mean(works: Sequence[Work]) -> Callable[[Piece], float]:
+def _distance_from_mean(volumes: Sequence[Volume]) -> Callable[[Piece], float]:
     """How far a micro-batch is from the mean one, in shares of it."""
     names = ("tokens", "targets", "seen", "items")
-    means = {name: statistics.fmean(getattr(work, name) for work in works) for name in names}
+    means = {name: statistics.fmean(getattr(volume, name) for volume in volumes) for name in names}
 
     def distance(piece: Piece) -> float:
-        return math.fsum((getattr(piece.work, n) / m - 1) ** 2 for n, m in means.items() if m)
+        return math.fsum((getattr(piece.volume, n) / m - 1) ** 2 for n, m in means.items() if m)
 
     return distance
 
@@ -230,9 +230,9 @@ def timed(loop: Loop, trial: Trial, shape: Shape) -> Timings:
         seconds += parts
         steps += 1
     of_mean = statistics.median(seconds)
-    operations = sum(mean.work.operations(shape).values())
+    operations = sum(mean.volume.operations(shape).values())
     slope = of_mean / operations if operations else 0.0
-    more = sum(largest.work.operations(shape).values())
+    more = sum(largest.volume.operations(shape).values())
     if more > UNLIKE * operations:
         steepness = (seconds_of_largest - of_mean) / (more - operations)
         slope = min(max(steepness, 0.0), slope)
@@ -301,18 +301,18 @@ def _foresight(
     drawn: bool,
 ) -> Foresight:
     pieces, n = trial.pieces, len(trial.steps)
-    parts = [piece.work.operations(shape) for piece in pieces]
+    parts = [piece.volume.operations(shape) for piece in pieces]
     operations = {name: math.fsum(part[name] for part in parts) / n for name in parts[0]}
     seconds = math.fsum(timings.seconds(sum(part.values())) for part in parts) / n
-    works = [piece.work for piece in pieces]
+    volumes = [piece.volume for piece in pieces]
     return Foresight(
         seconds=seconds + timings.fixed,
         memory_bytes=peak_bytes(),
         layout=layout,
-        items=sum(work.items for work in works) / n,
+        items=sum(volume.items for volume in volumes) / n,
         micro_batches=len(pieces) / n,
-        tokens=statistics.fmean(work.tokens for work in works),
-        most_tokens=max(work.tokens for work in works),
+        tokens=statistics.fmean(volume.tokens for volume in volumes),
+        most_tokens=max(volume.tokens for volume in volumes),
         rows=ROWS if drawn else None,
         operations=operations,
         fixed_seconds=timings.fixed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Volume:
     """What one micro-batch puts through a model.
 
     Attributes:
@@ -91,15 +91,13 @@ def shape_of(loop: Loop) -> Shape:
     )
 
 
-def work_of(batch: SequenceBatch, windows: Sequence[int | None], *, unpadded: bool) -> Work:
-    """What a batch puts through a model.
+def volume_of(batch: SequenceBatch, windows: Sequence[int | None], *, unpadded: bool) -> Volume:
+    """What a batch puts through a model, without what KTO runs beside it for its baseline.
 
     Args:
         windows: of the model's layers.
         unpadded: the model leaves padding of shared rows out.
     """
-    if "input_ids" not in batch.inputs:
-        return Work(items=batch.n_items, tokens=0, targets=0, seen=0.0)
     until = batch.inputs.get("visible_until")
     real = batch.inputs["attention_mask"] > 0 if until is None else until > 0
     tokens = int(real.sum()) if until is not None and unpadded else real.numel()
@@ -111,14 +109,9 @@ def work_of(batch: SequenceBatch, windows: Sequence[int | None], *, unpadded: bo
         share * float((depth if window is None else depth.clamp(max=window)).sum())
         for window, share in kinds.items()
     )
-    work = Work(
+    return Volume(
         items=batch.n_items,
         tokens=tokens,
         targets=len(batch.targets),
         seen=seen / max(len(windows), 1),
     )
-    if batch.mismatched is None:
-        return work
-    more = work_of(batch.mismatched, windows, unpadded=unpadded)
-    # Run forward alone, which is a third of a step or less.
-    return replace(work, tokens=work.tokens + more.tokens, targets=work.targets + more.targets)

@@ -152,7 +152,8 @@ def _code_digest() -> str:
     """Of the code that lays batches out, masks, runs and compares them."""
     root = Path(__file__).parents[1]
     data = [root / "data" / name for name in ("items.py", "layouts.py")]
-    files = [*sorted((root / "models").glob("*.py")), *data]
+    files = [*sorted((root / "models").glob("*.py")), *sorted((root / "kernels").glob("*.py"))]
+    files += [*data, root / "testing.py"]
     files += sorted(path for path in (root / "kernels" / "cpu").iterdir() if path.is_file())
     return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()
 

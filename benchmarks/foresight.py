@@ -66,7 +66,7 @@ def document(case: dict[str, Any], model: str, data: Path, folder: Path) -> dict
     }
     recipe: dict[str, Any] = {
         "output_dir": str(folder / "run"),
-        "model": {"path": model, "lora": case.get("lora")},
+        "model": {"path": model, "lora": case.get("lora"), "chat_template": "plain"},
         "data": {"train": [{"path": str(data)}]},
         "train": train,
     }

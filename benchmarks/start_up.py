@@ -8,10 +8,11 @@ By turns, each turn of a side a process of its own, the clock running from befor
           adapters, makes one DPO step of the same pairs
   palate  `palate tune` with the verdict of the start check kept, as in any run but the first
 
-Both say when their first step begins and when it is done. Then `palate --help` against an
-interpreter that imports what the command stands on, typer and rich. Medians, with the least and the
-greatest. MODEL is a local folder; the packaged small model is prepared when it is left out.
-`--parts` lists what palate's time goes to instead.
+Both say when their first step begins and when it is done, by the clock, and how much time the
+processor gave them until it begins, which depends less on what else the machine does. Then
+`palate --help` against an interpreter that imports what the command stands on, typer and rich.
+Medians, with the least and the greatest. MODEL is a local folder; the packaged small model is
+prepared when it is left out. `--parts` lists what palate's time goes to instead.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ from vs_trl_dpo import make_pairs
 SIDES = ("bare", "palate")
 LORA = {"r": 16, "alpha": 32}
 PAIRS, PROMPT, RESPONSE = 2, 30, 20
+MOMENTS = {
+    "begun": "start of the first step",
+    "done": "end of it",
+    "busy": "processor time to its start, of all threads",
+}
 HELP = (
     ("import typer, rich", [sys.executable, "-c", "import typer, rich"]),
     ("palate --help", [sys.executable, "-m", "palate", "--help"]),
@@ -54,7 +60,7 @@ def run_bare(args: argparse.Namespace) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
-    begun = time.time() - args.start
+    begun, busy = time.time() - args.start, time.process_time()
     texts = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
     ids = torch.tensor([tokenizer(text)["input_ids"] for text in texts])
 
@@ -70,7 +76,7 @@ def run_bare(args: argparse.Namespace) -> None:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
-    report(begun=begun, done=time.time() - args.start)
+    report(begun=begun, done=time.time() - args.start, busy=busy)
 
 
 def run_palate(args: argparse.Namespace) -> None:
@@ -81,9 +87,9 @@ def run_palate(args: argparse.Namespace) -> None:
     step = loop.Loop.train_step
 
     def timed(self: Any, batches: Any) -> None:
-        begun = time.time() - args.start
+        begun, busy = time.time() - args.start, time.process_time()
         step(self, batches)
-        report(begun=begun, done=time.time() - args.start)
+        report(begun=begun, done=time.time() - args.start, busy=busy)
 
     loop.Loop.train_step = timed  # type: ignore[method-assign]
     main()
@@ -167,7 +173,7 @@ def main() -> None:
         for _ in range(args.turns):
             for side in SIDES:
                 times[side].append(turn(side, args.model, data, folder))
-        for moment, words in (("begun", "start of the first step"), ("done", "end of it")):
+        for moment, words in MOMENTS.items():
             ours, bare = ([t[moment] for t in times[side]] for side in ("palate", "bare"))
             ratio = statistics.median(ours) / statistics.median(bare)
             print(f"{words}: palate {spread(ours)}, bare {spread(bare)}: {ratio:.2f} times")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -201,31 +200,6 @@ def test_a_model_whose_batches_differ_from_its_sequences_is_refused(
     monkeypatch.setattr(backbone, "forward", shifted)
     with pytest.raises(ModelError, match="other log-probs in a padded batch than alone"):
         start_check(model)
-
-
-@pytest.mark.parametrize("words", [8, 10_000])
-def test_a_head_is_checked_by_words_spread_over_it(
-    words: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(check, "HEAD_WORDS", words)
-    seen: list[int] = []
-    logits = check.full_logits
-    monkeypatch.setattr(
-        check, "full_logits", lambda *a: seen.append(len(a[1].weight)) or logits(*a)
-    )
-    model = policy("gemma2")
-    check.head_check(model)
-    step = max(1, model.vocabulary // words)
-    assert seen == [-(-model.vocabulary // step)]
-    model.base.config.final_logit_softcapping = 1.0
-    head = model.vocabulary_head()
-    assert head.softcap == 1.0
-    # The model's own forward goes by its configuration, too; what the head is told is not.
-    monkeypatch.setattr(
-        Model, "vocabulary_head", lambda self: dataclasses.replace(head, softcap=None, scale=0.5)
-    )
-    with pytest.raises(ModelError, match="transforms its logits"):
-        check.head_check(model)
 
 
 def test_a_model_that_cannot_be_run_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,7 @@ def test_the_run_is_what_was_foreseen(
 
     monkeypatch.setattr(trial.Loop, "train_step", counted)
     run = train(recipe)
+    assert recipe.train.max_steps in (None, len(steps))
     assert before.tokens == pytest.approx(sum(tokens) / len(tokens))
     assert before.most_tokens == max(tokens)
     assert before.micro_batches == pytest.approx(len(tokens) / len(steps))

@@ -166,6 +166,18 @@ def test_notes_of_trl_recipes_go_to_stderr() -> None:
     assert result.stdout.startswith("# palate tune\n")
 
 
+def test_the_list_of_commands_needs_no_tables_and_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from palate.cli import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'pydantic', 'rich.console', 'markdown_it'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert "Preference tuning" in done.stdout and "eval reward" in done.stdout
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = [sys.executable, "-m", "palate.cli", "tune", "--help"]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
-from rich.console import Console
 
 from palate.cli_parts import (
     Overrides,
@@ -34,6 +33,7 @@ app = typer.Typer(
     help="Learn from preference feedback: tune, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app)
@@ -294,12 +294,25 @@ def doctor(
         str | None,
         typer.Argument(metavar="[RECIPE | MODEL]", help="What to check besides this machine."),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Of a recipe that trains: start it in a process of its own, make two or three of"
+            " its steps, and say what a step takes. Without it that is not predicted.",
+        ),
+    ] = True,
 ) -> None:
-    """Say what would stop a run before it starts; exit status 1 if something would."""
+    """Say what would stop a run before it starts, and what a step of it takes.
+
+    Exit status 1 if something would stop it.
+    """
     with errors_as_lines(""):
+        from rich.console import Console
+
         from palate.doctor import examine, render
 
-        checks = examine(target)
+        checks = examine(target, probe=probe)
         Console().print(render(checks))
         if any(check.state == "problem" for check in checks):
             raise typer.Exit(1)

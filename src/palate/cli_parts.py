@@ -87,6 +87,11 @@ class TwoWordGroup(TyperGroup):
             return words, self.commands[words], args[2:]
         return super().resolve_command(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands in plain text: rich's boxes take as long as all the rest."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
 
 def finished(path: Path) -> None:
     """Prints where the result is, once for all processes of a run."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -55,6 +58,30 @@ def kept_memory() -> Iterator[None]:
             for parameter, value in USUAL.items():
                 library.mallopt(parameter, value)
             library.malloc_trim(0)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held: on CUDA that torch allocated, else its own.
+
+    0 where the system does not tell.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        # Of this program alone: what `getrusage` tells begins with that of whatever started it.
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    except OSError:
+        peak = None
+    return int(peak[1]) * 1024 if peak else _rusage_bytes()
+
+
+def _rusage_bytes() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _glibc() -> ctypes.CDLL | None:

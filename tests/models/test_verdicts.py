@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from palate.errors import ModelError
 from palate.models import verdicts
 from palate.models.adapters import add_lora
 from palate.models.backbone import Backbone
 from palate.models.check import layout_check
 from palate.models.model import Model
 from palate.models.reward_config import RewardSpec
-from palate.models.verdicts import kept_layout_check, verdict_key
+from palate.models.verdicts import kept_layout_check, kept_start_check, verdict_key
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 from tiny import tiny_model
 
@@ -75,6 +76,29 @@ def test_an_unreadable_file_is_written_anew(tmp_path: Path, passes: list[str]) -
         assert passes
     passes.clear()
     assert kept_layout_check(policy, beside=tmp_path / "run") == verdict and not passes
+
+
+def test_a_model_that_passed_starts_without_a_pass(tmp_path: Path, passes: list[str]) -> None:
+    kept_start_check(Model.policy(tiny_model()), beside=tmp_path / "a")
+    assert passes
+    passes.clear()
+    kept_start_check(Model.policy(tiny_model()), beside=tmp_path / "b")
+    assert not passes
+    # Other weights are another model, and without a folder nothing is kept.
+    kept_start_check(Model.policy(tiny_model(seed=1)), beside=tmp_path / "b")
+    assert passes
+    passes.clear()
+    kept_start_check(Model.policy(tiny_model()))
+    assert passes
+
+
+def test_a_model_that_failed_is_checked_again(tmp_path: Path) -> None:
+    policy = Model.policy(tiny_model())
+    policy.base.config.logit_scale = 0.5
+    for _ in range(2):
+        with pytest.raises(ModelError, match="transforms its logits"):
+            kept_start_check(policy, beside=tmp_path / "run")
+    assert not (tmp_path / verdicts.FOLDER).exists()
 
 
 def test_the_key_covers_what_a_verdict_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:

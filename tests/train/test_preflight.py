@@ -80,9 +80,11 @@ def test_the_doctors_verdict_serves_the_run(
     words = named(examine(str(file)), "layout")
     assert words.state == "ok" and "agrees with plain" in words.text
     monkeypatch.setattr("palate.models.verdicts.layout_check", None)
+    monkeypatch.setattr("palate.models.verdicts.start_check", None)
     run = tune(recipe, quiet=True).path
     assert json.loads((run / "lineage.json").read_text())["layout"]["used"] == "shared"
-    assert len(list((tmp_path / FOLDER).iterdir())) == 1
+    # One file for each of the two checks.
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2
 
 
 def test_single_examples_have_a_layout_to_the_doctor_too(tmp_path: Path) -> None:

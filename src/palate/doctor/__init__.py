@@ -15,6 +15,7 @@ from palate.doctor.data import data_checks
 from palate.doctor.machine import disk_check, machine_checks
 from palate.doctor.models import model_checks, reward_model_checks
 from palate.doctor.scorers import scoring_checks, server_checks
+from palate.doctor.steps import step_checks
 from palate.errors import PalateError, RecipeError
 from palate.recipes import trl
 from palate.recipes.document import read_document
@@ -35,11 +36,12 @@ from palate.store.folder import RunFolder
 __all__ = ["Check", "examine", "render"]
 
 
-def examine(target: str | None = None) -> list[Check]:
+def examine(target: str | None = None, *, probe: bool = False) -> list[Check]:
     """Checks this machine and, if given, a recipe, a run folder or a model.
 
     Args:
         target: recipe file, shipped recipe, run folder, model folder or hub name.
+        probe: make a few steps of a recipe that trains, to say what a step takes.
     """
     checks = list(machine_checks())
     if target is None:
@@ -55,7 +57,12 @@ def examine(target: str | None = None) -> list[Check]:
     if isinstance(loaded, ServeRecipe):
         return [*checks, *server_checks(loaded), *scoring_checks(loaded)]
     assert isinstance(loaded, RunRecipe)
-    return checks + list(_run(loaded))
+    checks += _run(loaded)
+    if isinstance(loaded, TuneRecipe | SftRecipe | RewardRecipe):
+        stopped = any(check.state == "problem" for check in checks)
+        reason = "see the problems above" if stopped else None if probe else "no steps were tried"
+        checks += step_checks(loaded, reason)
+    return checks
 
 
 def render(checks: Sequence[Check]) -> Table:

@@ -34,7 +34,7 @@ def machine_checks() -> Iterator[Check]:
         yield head
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("cores", "ok", str(cores))
-    if (memory := _memory()) is not None:
+    if (memory := machine_memory()) is not None:
         total, available = memory
         text = f"{available / GIB:.1f} GiB available of {total / GIB:.1f}"
         yield Check("memory", "ok" if available > 2 * GIB else "note", text)
@@ -97,7 +97,7 @@ def _cpu_flags() -> set[str] | None:
     return set(flags[1].split()) if flags else None
 
 
-def _memory() -> tuple[int, int] | None:
+def machine_memory() -> tuple[int, int] | None:
     """Total and available bytes, where the system tells."""
     try:
         text = Path("/proc/meminfo").read_text()

@@ -29,8 +29,8 @@ def model_checks(
         length: limits of the run's rows; None where there are none.
         beside: the run folder; verdicts on models are kept beside it.
     """
-    from palate.models.check import start_check
     from palate.models.loading import load_policy, load_tokenizer
+    from palate.models.verdicts import kept_start_check
 
     if isinstance(recipe.chat_template, Path) and not recipe.chat_template.is_file():
         yield Check("template", "problem", f"no file {recipe.chat_template}")
@@ -39,7 +39,7 @@ def model_checks(
         tokenizer = load_tokenizer(recipe)
         yield template_check(recipe, tokenizer)
         policy = load_policy(recipe)
-        start_check(policy)
+        kept_start_check(policy, beside=beside)
     except PalateError as error:
         yield Check("model", "problem", str(error))
         return
@@ -85,14 +85,14 @@ def template_check(recipe: ModelRecipe, tokenizer: Any) -> Check:
 
 
 def reward_model_checks(recipe: RewardRecipe) -> Iterator[Check]:
-    from palate.models.check import start_check
     from palate.models.loading import load_tokenizer
     from palate.models.reward import build_reward_model
+    from palate.models.verdicts import kept_start_check
 
     try:
         yield template_check(recipe.model, load_tokenizer(recipe.model))
         model = build_reward_model(recipe)
-        start_check(model)
+        kept_start_check(model, beside=recipe.output_dir)
     except PalateError as error:
         yield Check("model", "problem", str(error))
         return

@@ -1,6 +1,6 @@
-"""Verdicts on the shared layout, kept so that only the first run of a model pays for them.
+"""Verdicts of the start checks, kept so that only the first run of a model pays for them.
 
-A file of JSON for each model, under a key that names everything a verdict depends on: the weights,
+Files of JSON for each model, under a key that names everything a verdict depends on: the weights,
 the configuration, dtype, attention kernel, device, libraries, and the code of the checks.
 """
 
@@ -22,7 +22,7 @@ from torch import nn
 from palate.caches import cache_folder
 from palate.data.layouts import Layout
 from palate.errors import RunError
-from palate.models.check import LayoutCheck, check_tokens, layout_check
+from palate.models.check import LayoutCheck, check_tokens, layout_check, start_check
 from palate.models.compiled import kernels_of
 from palate.models.limits import positions_of
 from palate.models.model import Model
@@ -74,6 +74,25 @@ def exact_layout(model: Model) -> Layout:
     except RunError:  # a cache that cannot be written
         verdict = layout_check(model)
     return "shared" if verdict.ok else "plain"
+
+
+def kept_start_check(model: Model, *, beside: Path | None = None) -> None:
+    """`start_check`, where the same model has not passed it before.
+
+    Args:
+        beside: as for `kept_layout_check`.
+
+    Raises:
+        ModelError: as `start_check`. RunError: the folder cannot be written.
+    """
+    if beside is None:
+        start_check(model)
+        return
+    path = beside.parent / FOLDER / f"{verdict_key(model)}.start.json"
+    if path.exists():
+        return
+    start_check(model)
+    write_json(path, {"passed": True})
 
 
 def _read(path: Path) -> tuple[LayoutCheck, ...]:
@@ -133,7 +152,8 @@ def _code_digest() -> str:
     """Of the code that lays batches out, masks, runs and compares them."""
     root = Path(__file__).parents[1]
     data = [root / "data" / name for name in ("items.py", "layouts.py")]
-    files = [*sorted((root / "models").glob("*.py")), *data]
+    files = [*sorted((root / "models").glob("*.py")), *sorted((root / "kernels").glob("*.py"))]
+    files += [*data, root / "testing.py"]
     files += sorted(path for path in (root / "kernels" / "cpu").iterdir() if path.is_file())
     return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()
 

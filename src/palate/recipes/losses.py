@@ -41,6 +41,8 @@ class Strict(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
+        # A command needs the recipes of its own verb alone.
+        defer_build=True,
     )
 
     @classmethod

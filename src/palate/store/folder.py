@@ -28,6 +28,7 @@ from palate.store.records import (
     MetricsLine,
     Record,
     Status,
+    StepCost,
     read_record,
     write_record,
 )
@@ -64,6 +65,7 @@ class RunFolder:
         finished: the folder holds the finished run of this very recipe.
         step: for status.json.
         models: entries of the models that took part, for lineage.json.
+        costs: of a step, for status.json, by their names there.
 
     Raises:
         RunError: the folder holds a run, and `resume` is off or the recipe another; or what a run
@@ -76,6 +78,7 @@ class RunFolder:
         self.path = path or recipe.output_dir
         self.step = 0
         self.models: list[dict[str, Any]] = []
+        self.costs: dict[str, StepCost] = {}
         self._clock = time.monotonic()
         status = self._check()
         self.finished = status.state == "finished"
@@ -146,6 +149,7 @@ class RunFolder:
                 started=self._started,
                 ended=None if state == "running" else _now(),
                 seconds=round(self.seconds, 3),
+                **self.costs,
             )
         )
 

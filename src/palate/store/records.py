@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -160,6 +160,39 @@ class Data(Record):
     eval: Split | None = None
 
 
+class StepCost(Record):
+    """What an optimizer step takes, without evaluation and saving.
+
+    Attributes:
+        seconds: mean. memory_bytes: peak of the process; on CUDA of what torch allocates.
+    """
+
+    seconds: float
+    memory_bytes: int
+
+
+class Foresight(StepCost):
+    """What a step is predicted to take, and what it consists of.
+
+    Attributes:
+        layout: of the batches. items: of a mean step. micro_batches: of a mean step.
+        tokens: that a mean micro-batch puts through the backbone; 0 where that is frozen.
+        most_tokens: of the largest micro-batch of an epoch.
+        rows: drawn of each source; None where all were read.
+        operations: floating-point operations of a mean step by part: backbone, attention, head.
+        fixed_seconds: of a step besides its micro-batches: clipping and optimizer above all.
+    """
+
+    layout: Literal["plain", "shared"]
+    items: float
+    micro_batches: float
+    tokens: float
+    most_tokens: int
+    rows: int | None = None
+    operations: dict[str, float] = Field(default_factory=dict)
+    fixed_seconds: float = 0.0
+
+
 class Status(Record):
     """status.json"""
 
@@ -168,6 +201,10 @@ class Status(Record):
     started: str | None = None
     ended: str | None = None
     seconds: float | None = None
+    step_cost: StepCost | None = None
+    """As measured."""
+    foresight: Foresight | None = None
+    """As `palate doctor` predicted of the same recipe."""
 
 
 class Lineage(Record):

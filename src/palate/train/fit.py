@@ -18,6 +18,7 @@ from palate.store.folder import RunFolder
 from palate.store.folders import whole_folder
 from palate.train import checkpoint, distributed
 from palate.train.callbacks import Callback, Display, EarlyStop, RunLog
+from palate.train.foresight import StepMeter, kept
 from palate.train.loop import Job, Loop
 
 
@@ -31,7 +32,7 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     if last is not None:
         check_identity(last, job.identity)
     run_log = RunLog(job.folder)
-    callbacks: list[Callback] = [run_log, Display(run_log, console)]
+    callbacks: list[Callback] = [run_log, Display(run_log, console), StepMeter(kept(recipe))]
     if recipe.train.early_stop_patience is not None:
         callbacks = [EarlyStop(recipe.train.early_stop_patience), *callbacks]
     loop = Loop(job, recipe.train, seed=recipe.seed, callbacks=callbacks)

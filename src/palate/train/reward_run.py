@@ -19,7 +19,6 @@ from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import DataError, RunError
-from palate.models.check import start_check
 from palate.models.features import FeatureTable
 from palate.models.limits import padding_id
 from palate.models.loading import load_tokenizer, weights_digest
@@ -27,6 +26,7 @@ from palate.models.model import Ask, Model, evaluating
 from palate.models.reward import build_reward_model
 from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
+from palate.models.verdicts import kept_start_check
 from palate.recipes.reward import RewardRecipe
 from palate.store.folder import RunFolder
 from palate.store.records import Data, Evaluation
@@ -41,8 +41,7 @@ from palate.train.objectives.reward import (
     label_counts,
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
-from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
-from palate.train.run import RunResult, TrainingRun
+from palate.train.run import RunResult, Start, TrainingRun, in_background
 from palate.train.sources.offline import Collate
 
 
@@ -59,12 +58,22 @@ class RewardRun(TrainingRun):
     _shown = 0.0
 
     def fill(self, folder: RunFolder) -> None:
+        start = self.start(folder)
+        job, model = start.job, start.job.model
+        loop = fit(job, self.recipe, self.console)
+        scale, scales = self._scales(job, start.data.train)
+        model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
+        self._save(loop, start.encoder.tokens.tokenizer, start.encoder)
+        if job.eval and (evaluation := self._evaluation(loop)) is not None:
+            folder.write(Evaluation.of(evaluation))
+
+    def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
-        tokenizer = load_tokenizer(self.recipe.model)
         model = build_reward_model(self.recipe)
         model.to(self.state.device)
-        start_check(model)
-        digest = model.base_digest = weights_digest(model.hf)
+        base_digest = in_background(partial(weights_digest, model.hf))
+        tokenizer = load_tokenizer(self.recipe.model)
+        kept_start_check(model, beside=self.recipe.output_dir)
         objective = RewardObjective(
             self.recipe.loss,
             self.recipe.regularise,
@@ -96,15 +105,11 @@ class RewardRun(TrainingRun):
             end_tokens=end_tokens([*data.train, *data.eval], encoder),
             template_sha256=encoder.template_sha256,
         )
+        digest = model.base_digest = base_digest.result()
         job = self._job(folder, encoder, model, objective, data, digest)
         if self.recipe.train.gradient_checkpointing:
             save_memory(model)
-        loop = fit(job, self.recipe, self.console)
-        scale, scales = self._scales(job, data.train)
-        model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
-        self._save(loop, tokenizer, encoder)
-        if job.eval and (evaluation := self._evaluation(loop)) is not None:
-            folder.write(Evaluation.of(evaluation))
+        return Start(job, encoder, data)
 
     def _job(
         self,
@@ -147,7 +152,7 @@ class RewardRun(TrainingRun):
     def _features(self, model: Model, data: Dataset, digest: str, pad_id: int) -> FeatureTable:
         table = FeatureTable(
             model,
-            [*data.train, *data.eval],
+            self.prepared(model, data, "plain"),
             digest=digest,
             root=self.recipe.features_dir or self.recipe.output_dir.parent / "features",
             pad_id=pad_id,
@@ -227,6 +232,9 @@ class RewardRun(TrainingRun):
 
         None where held-out items are all ties: there is nothing to be right about.
         """
+        # Its statistics take a second to import, which no run should wait for at its start.
+        from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
+
         job = loop.job
         scored = self._scored(job, job.eval)
         preference = held_out(scored)

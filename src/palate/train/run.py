@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -22,12 +23,12 @@ from palate.data.items import Item, items_digest
 from palate.data.layouts import Layout, collate
 from palate.memory import kept_memory
 from palate.models.cache import CachedReference
-from palate.models.check import start_check
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.reference import Reference, build_reference
 from palate.models.stop_tokens import add_stop_tokens
+from palate.models.verdicts import kept_start_check
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
@@ -49,6 +50,8 @@ from palate.train.preflight import (
 )
 from palate.train.sources.offline import Collate, OfflineSource
 from palate.train.summary import closing_lines, held_out, last_metrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,19 @@ def tune(recipe: TuneRecipe, *, quiet: bool = False) -> RunResult:
 def sft(recipe: SftRecipe, *, quiet: bool = False) -> RunResult:
     """Supervised fine-tuning on demonstrations or chosen responses; otherwise as `tune`."""
     return PolicyRun(recipe, None, quiet=quiet).execute()
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run before its first step.
+
+    Attributes:
+        data: as it was read, whose training items the job's source hands out.
+    """
+
+    job: Job
+    encoder: Encoder
+    data: Dataset
 
 
 class TrainingRun(ABC):
@@ -194,6 +210,18 @@ class TrainingRun(ABC):
             identity=identity,
         )
 
+    def prepared(self, model: Model, data: Dataset, layout: Layout) -> list[Item]:
+        """The items that a reference or features may be computed of before the first step.
+
+        Args:
+            layout: of the run's batches.
+        """
+        return [*data.train, *data.eval]
+
+    @abstractmethod
+    def start(self, folder: RunFolder) -> Start:
+        """Everything up to the first step, with what the folder then holds."""
+
     @abstractmethod
     def fill(self, folder: RunFolder) -> None:
         """Trains and fills the folder, all but the report."""
@@ -225,11 +253,20 @@ class PolicyRun(TrainingRun):
             check_extra_metrics(recipe)
 
     def fill(self, folder: RunFolder) -> None:
+        start = self.start(folder)
+        loop = fit(start.job, self.recipe, self.console)
+        tokenizer = start.encoder.tokens.tokenizer
+        tokenizer.chat_template = start.encoder.saved_template
+        save_final_model(loop, tokenizer)
+        self._measure(loop)
+
+    def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
-        tokenizer = load_tokenizer(self.recipe.model)
         policy = load_policy(self.recipe.model, memory_mb=self.recipe.train.head_memory_mb)
         policy.to(self.state.device)
-        start_check(policy)
+        digest = in_background(partial(weights_digest, policy.hf))
+        tokenizer = load_tokenizer(self.recipe.model)
+        kept_start_check(policy, beside=self.recipe.output_dir)
         objective = self._objective()
         encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
         # One process reads first, so that a shared cache of converted files is written once.
@@ -242,13 +279,11 @@ class PolicyRun(TrainingRun):
         # What training teaches to end with, sampling and servers must stop at.
         chats = any(row.conversational for row in data.train_rows)
         add_stop_tokens(policy.base, encoder.stop_ids(chats=chats))
+        policy.base_digest = digest.result()
         job = self._job(folder, encoder, policy, objective, data)
         if self.recipe.train.gradient_checkpointing:
             save_memory(policy)
-        loop = fit(job, self.recipe, self.console)
-        tokenizer.chat_template = encoder.saved_template
-        save_final_model(loop, tokenizer)
-        self._measure(loop)
+        return Start(job, encoder, data)
 
     def _objective(self) -> Objective:
         recipe = self.recipe
@@ -272,10 +307,11 @@ class PolicyRun(TrainingRun):
         )
         pad_id = padding_id(encoder.tokens.tokenizer, policy.base)
         collated = partial(collate, layout=layout, pad_id=pad_id)
-        digest = policy.base_digest = weights_digest(policy.hf)
+        digest = policy.base_digest
+        assert digest is not None
         reference = self._reference(objective, policy, data, layout, pad_id, digest)
         if reference is not None and reference.identity.get("path") is None:
-            check_start(policy, reference, data.train[0], collated)
+            check_start(policy, reference, self.prepared(policy, data, layout)[0], collated)
         return self.job(
             folder,
             encoder,
@@ -308,7 +344,7 @@ class PolicyRun(TrainingRun):
             self.recipe.model,
             policy,
             kl=objective.ask().needs_kl,
-            items=[*data.train, *data.eval],
+            items=self.prepared(policy, data, layout),
             layout=layout,
             pad_id=pad_id,
             cache_root=self.recipe.output_dir.parent / "reference_cache",
@@ -341,6 +377,11 @@ class PolicyRun(TrainingRun):
         )
         if document is not None:
             job.folder.write(Evaluation.of(document))
+
+
+def in_background(task: Callable[[], T]) -> Future[T]:
+    """Does something that waits for nothing, and that nothing waits for yet, in a thread."""
+    return ThreadPoolExecutor(max_workers=1).submit(task)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from palate.data.items import of_kind
-from palate.evaluate.preference import reward_members, score_pairs, summarise_pairs
 from palate.losses import combined_needs
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.store.files import read_json
+from palate.store.records import Status, StepCost, read_record
 from palate.train.loop import Job
 
 
@@ -37,6 +37,9 @@ def held_out(
     Returns:
         None where the loss ranks nothing without a reference and the run has none.
     """
+    # Its statistics take a second to import, which no run should wait for at its start.
+    from palate.evaluate.preference import reward_members, score_pairs, summarise_pairs
+
     if job.reference is None and combined_needs(reward_members(loss)).reference:
         return None
     state = PartialState()
@@ -94,9 +97,28 @@ def closing_lines(run: Path) -> list[str]:
     metrics = last_metrics(run)
     if "eval_loss" in metrics:
         lines.append(f"held-out loss {metrics['eval_loss']:.4f}")
+    if (cost := _cost_line(run)) is not None:
+        lines.append(cost)
     lines.append(f"model: {run / 'model'}")
     lines.append(f"report: {run / 'report.html'}")
     return lines
+
+
+def _cost_line(run: Path) -> str | None:
+    """What a step took, and what was predicted."""
+    file = run / "status.json"
+    status = read_record(file, Status) if file.exists() else Status()
+    if status.step_cost is None:
+        return None
+    line = f"a step took {cost_words(status.step_cost)}"
+    if status.foresight is not None:
+        line += f" (predicted: {cost_words(status.foresight)})"
+    return line
+
+
+def cost_words(cost: StepCost) -> str:
+    """`6.71 s and 4.6 GiB at most`."""
+    return f"{cost.seconds:.3g} s and {cost.memory_bytes / 2**30:.2f} GiB at most"
 
 
 def _preference(run: Path) -> dict[str, Any] | None:

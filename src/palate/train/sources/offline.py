@@ -135,16 +135,19 @@ class OfflineSource:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         while self.step < self.total:
             epoch, done = divmod(self.step, self._plan.steps(len(self._items)))
-            steps = self._plan.epoch(
-                len(self._items), seed=self._seed, epoch=epoch, lengths=self._lengths
-            )
-            steps = steps[done:][: self.total - self.step]
+            steps = self.steps(epoch)[done:]
             batches = iter(self._loader([slot for step in steps for slot in step]))
             for step in steps:
                 micro_batches = [next(batches) for _ in step]
                 # A checkpoint is written before the next step is asked for.
                 self.step += 1
                 yield micro_batches
+
+    def steps(self, epoch: int) -> list[list[Slot]]:
+        """The micro-batches of each step of an epoch, as far as the run goes."""
+        n, before = len(self._items), epoch * self._plan.steps(len(self._items))
+        steps = self._plan.epoch(n, seed=self._seed, epoch=epoch, lengths=self._lengths)
+        return steps[: max(0, self.total - before)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}

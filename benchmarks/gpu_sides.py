@@ -110,7 +110,7 @@ def plain(case: Case) -> Step:
     loss = plain_loop.dpo_loss(
         policy, reference, moved, scored.to(case.device), sides.to(case.device), beta=BETA
     )
-    return plain_loop.step_of(policy, loss, case.rate)
+    return plain_loop.step_of(policy, [loss], case.rate)
 
 
 def _trl_models(case: Case, attention: str) -> tuple[Any, Any]:
@@ -147,7 +147,7 @@ def _dpo(
         chosen, rejected = (a - b for a, b in zip(now, before, strict=True))
         return -F.logsigmoid(BETA * (chosen - rejected)).mean()
 
-    return plain_loop.step_of(policy, loss, case.rate)
+    return plain_loop.step_of(policy, [loss], case.rate)
 
 
 def trl_dpo(case: Case) -> Step:

@@ -2,8 +2,9 @@
 
 One concatenated batch of chosen and rejected, transformers' own model with sdpa attention (which
 drops a mask that hides nothing), the vocabulary head at response positions alone, and torch's
-cross-entropy on logits in the model's dtype. AdamW, fused, and clipping at 1 as in TRL. Compiled,
-it is the same loop with `torch.compile` around model and head, which fuses what stands between the
+cross-entropy on logits in the model's dtype. Where a step is several micro-batches, pairs of like
+length share one, so that little is padded. AdamW, fused, and clipping at 1 as in TRL. Compiled, it
+is the same loop with `torch.compile` around model and head, which fuses what stands between the
 products; that takes a minute or more before the first step, which is not counted against it.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ def dpo(
     beta: float = 0.1,
     compiled: bool = False,
     lora: int = 0,
+    micro: int = 0,
 ) -> Measures:
     """Seconds and losses of DPO steps on all pairs, against a separate frozen reference.
 
     Args:
         lora: rank of adapters on all linear layers; then the reference is the policy without them.
+        micro: pairs of a micro-batch, of which there is a whole number; 0: all.
     """
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     if lora:
@@ -47,8 +50,11 @@ def dpo(
         reference = None
     else:
         reference = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    loss = dpo_loss(policy, reference, *_batch(model, data), beta=beta, compiled=compiled)
-    return _steps(policy, loss, steps, rate)
+    losses = [
+        dpo_loss(policy, reference, *batch, beta=beta, compiled=compiled)
+        for batch in _batches(model, data, micro)
+    ]
+    return _steps(policy, losses, steps, rate)
 
 
 def dpo_loss(
@@ -106,7 +112,7 @@ def reward(
 ) -> Measures:
     """Seconds and losses of Bradley-Terry steps on all pairs."""
     scorer = AutoModelForSequenceClassification.from_pretrained(model, dtype=getattr(torch, dtype))
-    batch, _, _ = _batch(model, data)
+    ((batch, _, _),) = _batches(model, data, 0)
 
     def scores() -> Tensor:
         return scorer(**batch, use_cache=False).logits[:, 0].float()
@@ -118,27 +124,34 @@ def reward(
         chosen, rejected = scores().chunk(2)
         return -F.logsigmoid(chosen - rejected).mean()
 
-    return _steps(scorer, loss, steps, rate)
+    return _steps(scorer, [loss], steps, rate)
 
 
-def _batch(model: str, data: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Model inputs, chosen rows first; [R, T-1] positions that predict a response token; their row.
+Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+"""Model inputs, chosen rows first; [R, T-1] positions that predict a response token; their row."""
 
-    Rows shorter than the longest are padded on the right.
-    """
+
+def _batches(model: str, data: Path, micro: int) -> list[Batch]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    starts = [len(tokenizer(row["prompt"])["input_ids"]) for row in rows] * 2
-    texts = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
-    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+
+    def ids(row: dict[str, str], side: str) -> list[int]:
+        return [*tokenizer(row["prompt"] + row[side])["input_ids"], tokenizer.eos_token_id]
+
+    sides = "chosen", "rejected"
+    size = micro or len(rows)
+    if size < len(rows):
+        rows.sort(key=lambda row: max(len(ids(row, side)) for side in sides))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return rows_of(ids, starts, pad)
+    batches = []
+    for part in (rows[i : i + size] for i in range(0, len(rows), size)):
+        starts = [len(tokenizer(row["prompt"])["input_ids"]) for row in part] * 2
+        batches.append(rows_of([ids(row, side) for side in sides for row in part], starts, pad))
+    return batches
 
 
-def rows_of(
-    ids: list[list[int]], starts: list[int], pad: int
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """As `_batch`, of token ids and of where each row's response begins."""
+def rows_of(ids: list[list[int]], starts: list[int], pad: int) -> Batch:
+    """A batch of token ids and of where each row's response begins; padding is on the right."""
     width = max(map(len, ids))
     place = torch.arange(width)
     ends, begins = torch.tensor([len(row) for row in ids]), torch.tensor(starts)
@@ -157,26 +170,31 @@ def _places(scored: Tensor) -> Tensor:
 
 
 def step_of(
-    model: torch.nn.Module, loss: Callable[[], Tensor], rate: float
+    model: torch.nn.Module, losses: Sequence[Callable[[], Tensor]], rate: float
 ) -> Callable[[], Tensor]:
-    """An optimizer step on a loss, which it gives back."""
+    """An optimizer step on the mean of losses, of a micro-batch each, which it gives back."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     model.train()
 
     def step() -> Tensor:
-        value = loss()
-        value.backward()
+        total = torch.zeros(())
+        for loss in losses:
+            value = loss() / len(losses)
+            value.backward()
+            total = total.to(value.device) + value.detach()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return value.detach()
+        return total
 
     return step
 
 
-def _steps(model: torch.nn.Module, loss: Callable[[], Tensor], steps: int, rate: float) -> Measures:
-    step = step_of(model, loss, rate)
+def _steps(
+    model: torch.nn.Module, losses: Sequence[Callable[[], Tensor]], steps: int, rate: float
+) -> Measures:
+    step = step_of(model, losses, rate)
     measures: Measures = {"seconds": [], "losses": []}
     for _ in range(steps):
         start = time.perf_counter()

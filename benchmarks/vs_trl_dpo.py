@@ -2,6 +2,7 @@
 
     python benchmarks/vs_trl_dpo.py [MODEL] [--pairs 2] [--shapes 200/100 100/400] [--turns 5]
                                     [--steps 2] [--dtype bfloat16] [--lora RANK] [--sides ...]
+    python benchmarks/vs_trl_dpo.py --ratings FILE --pairs 8 --micro 4
 
 The sides, by turns in one run, each turn in a process of its own:
 
@@ -18,7 +19,9 @@ in which a side shuffles does not matter and the losses can be compared step by 
 sides run a small case in float32, where their losses must agree; in bfloat16 they part after the
 first update, because logits and gradients round differently. The first step of a turn is not timed.
 MODEL is a local folder or hub name; the packaged small model is prepared when MODEL is left out.
-A shape is tokens of the prompt / of each response.
+A shape is tokens of the prompt / of each response. With `--ratings` (alpaca_eval_ratings) the pairs
+are real ones, of all lengths, in micro-batches of `--micro`: TRL in its own order, the plain loop
+and palate with like lengths together.
 
 The last lines of a shape are the ratios of pairs per second, one an opponent, from the medians over
 all turns, with the least and the greatest of single turns; TRL as shipped is the last.
@@ -89,6 +92,23 @@ def make_pairs(model: str, count: int, prompt: int, response: int, path: Path) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def real_pairs(ratings: Path, model: str, count: int, path: Path) -> str:
+    """Rated answers as they come, up to 512 tokens; how long they are, in words."""
+    from real_pairs import read_rows, text_pairs, write_rows
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    rows, _ = text_pairs(ratings, tokenizer, per_prompt=2, max_prompt=256, max_response=512, seed=0)
+    write_rows([{k: v for k, v in row.items() if k != "group"} for row in rows], path, limit=count)
+
+    def tokens(*names: str) -> str:
+        texts = [row[name] for row in read_rows(path) for name in names]
+        lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+        return f"{min(lengths)} to {max(lengths)}"
+
+    return f"prompts of {tokens('prompt')} and responses of {tokens('chosen', 'rejected')} tokens"
+
+
 def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
     import plain_loop
 
@@ -101,6 +121,7 @@ def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
             rate=args.learning_rate,
             compiled=compiled,
             lora=args.lora,
+            micro=args.micro,
         )
     )
 
@@ -139,7 +160,8 @@ def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
             reference,
             args=DPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=len(rows),
+                per_device_train_batch_size=args.micro or len(rows),
+                gradient_accumulation_steps=len(rows) // (args.micro or len(rows)),
                 max_steps=args.steps,
                 learning_rate=args.learning_rate,
                 lr_scheduler_type="constant",
@@ -180,7 +202,7 @@ def run_palate(args: argparse.Namespace) -> None:
                 "loss": {"type": args.loss},
                 "train": {
                     "batch_size_pairs": rows,
-                    "micro_batch_size_pairs": rows,
+                    "micro_batch_size_pairs": args.micro or rows,
                     "max_steps": args.steps,
                     "learning_rate": args.learning_rate,
                     "scheduler": "constant",
@@ -208,16 +230,21 @@ def fixed_bytes(model: str, dtype: str) -> int:
 
 def compare(args: argparse.Namespace, shape: str, folder: Path) -> None:
     """All sides at one shape; prints a table and the ratios."""
-    prompt, response = map(int, shape.split("/"))
     data = folder / "pairs.jsonl"
-    make_pairs(args.model, args.pairs, prompt, response, data)
+    if args.ratings:
+        lengths = real_pairs(args.ratings, args.model, args.pairs, data)
+        lengths += f", micro-batches of {args.micro or args.pairs}"
+    else:
+        prompt, response = map(int, shape.split("/"))
+        make_pairs(args.model, args.pairs, prompt, response, data)
+        lengths = f"prompts of {prompt} and responses of {response} tokens"
     results = take_turns(
         args.sides, lambda side: run(args, side, data, args.dtype, args.steps), args.turns
     )
     trained = f"LoRA of rank {args.lora}" if args.lora else "full fine-tuning"
     print(
-        f"\n{shape}: {args.pairs} pairs a step, prompts of {prompt} and responses of {response} "
-        f"tokens, {args.dtype}, {trained}; median of {args.turns} turns [fastest, slowest]"
+        f"\n{shape}: {args.pairs} pairs a step, {lengths}, {args.dtype}, {trained}; median of "
+        f"{args.turns} turns [fastest, slowest]"
     )
     print_losses_table(results, args.pairs)
     if not args.lora:
@@ -231,7 +258,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
     data = folder / "small.jsonl"
     make_pairs(args.model, 2, 24, 12, data)
     # Of adapters each side draws its own, so that only losses of all weights can be equal.
-    whole = argparse.Namespace(**vars(args) | {"lora": 0})
+    whole = argparse.Namespace(**vars(args) | {"lora": 0, "micro": 0})
     losses = {side: run(whole, side, data, "float32", 3)["losses"] for side in args.sides}
     must_agree(losses, OURS, AGREE)
     gap = max(loss_gap(losses, OURS).values(), default=0.0)
@@ -243,7 +270,7 @@ def run(args: argparse.Namespace, side: str, data: Path, dtype: str, steps: int)
     return run_side(
         __file__, side, args.model, "--data", data, "--steps", steps,
         "--learning-rate", args.learning_rate, "--loss", args.loss, "--dtype", dtype,
-        "--lora", args.lora,
+        "--lora", args.lora, "--micro", args.micro,
     )  # fmt: skip
 
 
@@ -257,6 +284,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
     parser.add_argument("--loss", default="dpo", help="of palate's side; others are DPO")
+    parser.add_argument("--ratings", type=Path, help="real pairs of this file in place of shapes")
+    parser.add_argument("--micro", type=int, default=0, help="pairs of a micro-batch; 0: all")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -271,6 +300,8 @@ def main() -> None:
             OURS: run_palate,
         }[args.side](args)
         return
+    if args.micro and args.pairs % args.micro:
+        parser.error("--pairs is no multiple of --micro")
     if args.steps < 2 or OURS not in args.sides:
         parser.error("a turn needs 2 steps, of which the first is not timed, and --sides palate")
     if args.model is None:
@@ -280,7 +311,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.loss == "dpo":
             check(args, Path(folder))
-        for shape in args.shapes:
+        for shape in ["real pairs"] if args.ratings else args.shapes:
             compare(args, shape, Path(folder))
 
 

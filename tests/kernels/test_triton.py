@@ -107,6 +107,8 @@ def test_programs_compile_and_fit(
     from palate.kernels.triton import products, programs
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    # Whose default is about to change, which Triton warns of.
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     compiled = []
     for module, name in (
         (programs, "statistics"),

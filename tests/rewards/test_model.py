@@ -146,7 +146,7 @@ def test_several_responses_share_their_prompt(tmp_path: Path) -> None:
     groups = [["one", "two words", "three"], ["x"], ["yes", "no no no"]]
     prompts = [chat("first"), chat("second"), chat("third one")]
     together = values(scorer, prompts, groups)
-    assert scorer._shared == "shared"
+    assert scorer._layout == "shared"
     for prompt, group, found in zip(prompts, groups, together, strict=True):
         assert found == pytest.approx(flat_values(scorer, [prompt] * len(group), group), **PLACES)
 
@@ -255,7 +255,7 @@ def test_many_responses_stay_within_the_budget(
     prompt = chat("a question of some length")
     alone = flat_values(ModelScorer(folder), [prompt] * len(group), group)
     scorer = ModelScorer(folder, batch_tokens=200)
-    assert values(scorer, [prompt], [["a", "b"]]) and scorer._shared == "shared"
+    assert values(scorer, [prompt], [["a", "b"]]) and scorer._layout == "shared"
     passes = rows_run(scorer, monkeypatch)
     (found,) = values(scorer, [prompt], [group])
     assert found == pytest.approx(alone, **PLACES)

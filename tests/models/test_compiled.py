@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from palate.kernels import cpu
 from palate.kernels.cpu import layers
-from palate.models.compiled import kernels_of, own_layers, use_compiled
+from palate.models.compiled import kernels_of, own_layers, use_compiled, use_packed
 from palate.models.loading import load_model
 from palate.recipes.schema import ModelRecipe
 from tiny import COMMON, VOCABULARY, tiny_model
@@ -105,6 +105,31 @@ def test_the_gradient_of_tied_embeddings_is_dense_and_the_same(tmp_path: Path) -
         with own_layers(model):
             own = (gradient(model, with_head) - right).norm() / right.norm()
         assert off < own
+
+
+def test_weights_are_packed_for_few_rows_and_numbers_stay_the_same() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 48).bfloat16()
+    twin = copy.deepcopy(layer)
+    assert use_packed(nn.ModuleList([layer, nn.Linear(4, 4)])) == 1 and use_packed(layer) == 0
+
+    def packed() -> bool:
+        return "_palate_packed" in vars(layer)
+
+    for rows in (1, 5, 128, 129):
+        x = torch.randn(2, rows, 64).bfloat16()[:, :rows]
+        with torch.no_grad():
+            assert torch.equal(layer(x[:1]), twin(x[:1]))
+        assert packed()
+    for side in (layer, twin):
+        with torch.no_grad():
+            side.weight.mul_(-2)
+    with torch.inference_mode():
+        assert torch.equal(layer(x[0, :3]), twin(x[0, :3]))
+    # Where it is trained nothing is held twice.
+    assert torch.equal(layer(x[0, :3]), twin(x[0, :3])) and not packed()
+    with torch.no_grad():
+        assert torch.equal(layer(x[0]), twin(x[0])) and not packed()
 
 
 def test_a_copy_and_a_saved_model_are_as_before(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from palate.models.compiled import use_packed
 from palate.models.model import Model, evaluating
 from palate.models.stop_tokens import stop_tokens
 
@@ -76,6 +77,7 @@ def sample(
     tasks.sort(key=lambda task: -len(prompts[task[0]]))
     ends = stop_tokens(policy.base) | {int(tokenizer.eos_token_id)}
     samples: list[Sample] = []
+    use_packed(policy.base)
     for start in range(0, len(tasks), batch_size):
         chunk = tasks[start : start + batch_size]
         ids = [prompts[i] for i, _ in chunk]

@@ -17,6 +17,7 @@ from palate.data.schema import Content, Message, Preference, Response
 from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
 from palate.errors import ModelError
+from palate.models.compiled import use_packed
 from palate.models.limits import context_of, padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
@@ -82,6 +83,7 @@ class ModelScorer:
             there = torch.accelerator.is_available()
             device = (torch.accelerator.current_accelerator() if there else None) or "cpu"
         self.model.to(device).eval()
+        use_packed(self.model.base)
         self.name = name or short_name(path) + ("" if head is None else f" head {head}")
         self.batch_tokens = batch_tokens
         self.counts: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from palate.data.encode import Encoder
 from palate.data.schema import Message, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
+from palate.models.compiled import use_packed
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.stop_tokens import stop_tokens
@@ -49,6 +50,7 @@ class LocalModel:
         self._encoder = encoder if _trains(encoder) else None
         self.tokenizer.chat_template = encoder.template.text
         self.model: Any = load_model(model).eval()
+        use_packed(self.model)
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
         self.batch_size = recipe.batch_size

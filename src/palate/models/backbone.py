@@ -14,6 +14,7 @@ from palate.errors import ModelError
 from palate.kernels import Head
 from palate.models.adapters import refuse_head_adapters
 from palate.models.attention import Windows, structure_masks, takes_structure
+from palate.models.compiled import head_weight
 from palate.models.structure import backbone_of
 
 
@@ -130,8 +131,9 @@ class Backbone(nn.Module):
         cap = getattr(config, "final_logit_softcapping", None)
         if cap is None:
             cap = getattr(config, "logits_soft_cap", None)
+        tied = head_weight(self.base)
         return Head(
-            weight=module.weight,  # type: ignore[arg-type]
+            weight=module.weight if tied is None else tied,  # type: ignore[arg-type]
             bias=getattr(module, "bias", None),
             scale=scale,
             softcap=None if cap is None else float(cap),

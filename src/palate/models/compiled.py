@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from palate.kernels import cpu
@@ -277,7 +279,14 @@ def _linear_forward(self: Any, x: Tensor) -> Tensor:
 
 # Embeddings ---------------------------------------------------------------------------------------
 
-_STAYS_DENSE = "_palate_stays_dense"
+_HEAD_WEIGHTS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+"""Of embeddings whose rows were read for a gradient: the same weight, for the head to be run on."""
+
+
+def head_weight(model: Any) -> Tensor | None:
+    """The weight for the head of a pass that has begun, if its embedding was taken over."""
+    embedding = model.get_input_embeddings()
+    return _HEAD_WEIGHTS.pop(embedding, None) if torch.is_grad_enabled() else None
 
 
 def _take_over_embeddings(model: nn.Module) -> int:
@@ -296,52 +305,47 @@ def _take_over_embeddings(model: nn.Module) -> int:
 
 def _embedding_forward(self: Any, *inputs: Any, **options: Any) -> Tensor:
     weight, forward = self.weight, vars(self)[_OWN_CLASS].forward
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    trained = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf
-    if not (alone and trained):
+    # Shards of a weight (DTensor) know no sparse gradients.
+    trained = weight.requires_grad and type(weight) is nn.Parameter
+    if not (trained and torch.is_grad_enabled()):
         rows: Tensor = forward(self, *inputs, **options)
         return rows
-    if not hasattr(weight, _STAYS_DENSE):
-        # With the head's share the gradient is dense anyway; where the head was not run, not.
-        weight.register_post_accumulate_grad_hook(_make_dense)
-        setattr(weight, _STAYS_DENSE, True)
-    self.sparse, self._parameters["weight"] = True, _RowsRead.apply(weight)
+    parameters = self._parameters
+    parameters["weight"], _HEAD_WEIGHTS[self] = _Tied.apply(weight)
+    self.sparse = True
     try:
         rows = forward(self, *inputs, **options)
         return rows
     finally:
-        self.sparse, self._parameters["weight"] = False, weight
+        self.sparse, parameters["weight"] = False, weight
 
 
-class _RowsRead(torch.autograd.Function):
-    """A weight as it is, whose sparse gradient has every row once.
+class _Tied(torch.autograd.Function):
+    """A weight twice, for its rows to be read and for the vocabulary head: one dense gradient.
 
-    Added up in float32 first: one by one, what a frequent word gives would vanish beside the head's
-    gradient in bfloat16.
+    What rows give is added up in float32 first: one by one, the share of a frequent word would
+    vanish beside the head's in bfloat16.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return weight.view_as(weight)
+    def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        rows, place = grad._indices()[0].unique(return_inverse=True)
-        values = grad._values()
+    @once_differentiable
+    def backward(ctx: Any, of_rows: Tensor | None, of_head: Tensor | None) -> Tensor | None:
+        if of_rows is None:
+            return of_head
+        rows, place = of_rows._indices()[0].unique(return_inverse=True)
+        values = of_rows._values()
         total = torch.zeros(len(rows), values.shape[1], dtype=torch.float32)
         total.index_add_(0, place, values.float())
-        return torch.sparse_coo_tensor(
-            rows[None],
-            total.to(values.dtype),
-            grad.shape,
-            is_coalesced=True,
-            check_invariants=False,
-        )
-
-
-def _make_dense(weight: Tensor) -> None:
-    if weight.grad is not None and weight.grad.is_sparse:
-        weight.grad = weight.grad.to_dense()
+        if of_head is None:
+            of_head = torch.zeros(of_rows.shape, dtype=of_rows.dtype)
+        # Nobody else has the head's share: it becomes the whole, without a copy of its size.
+        of_head[rows] = (of_head[rows].float() + total).to(of_head.dtype)
+        return of_head
 
 
 def _inputs(width: int) -> Tensor:

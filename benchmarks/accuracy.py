@@ -131,7 +131,7 @@ def compare_models(args: argparse.Namespace) -> None:
     items = real_items(args)
     sequences = [sequence for item in items for sequence in item.sequences]
 
-    def own(policy: Any, *, narrow: bool) -> torch.Tensor:
+    def alone(policy: Any, *, narrow: bool) -> torch.Tensor:
         """Of every response token, each row alone, by transformers' own code."""
         parts = []
         with torchs_own(policy.base), own_layers(policy.base):
@@ -150,12 +150,12 @@ def compare_models(args: argparse.Namespace) -> None:
         return torch.cat([policy(b, Ask()).token_stats.logp.double() for b in batches])
 
     exact = load_policy(ModelRecipe(path=args.model, dtype="float32")).eval()
-    right = own(exact, narrow=False)
+    right = alone(exact, narrow=False)
     assert float((ours(exact, "shared") - right).abs().max()) < 1e-3
     policy = load_policy(ModelRecipe(path=args.model)).eval()
     sides = {
-        "plain loop, all in bfloat16": own(policy, narrow=True),
-        "transformers, logits made float32": own(policy, narrow=False),
+        "plain loop, all in bfloat16": alone(policy, narrow=True),
+        "transformers, logits made float32": alone(policy, narrow=False),
         "palate, plain": ours(policy, "plain"),
         "palate, shared": ours(policy, "shared"),
     }

@@ -147,8 +147,8 @@ def main() -> None:
     for length, runs in lengths.items():
         whole = statistics.median(run["seconds"] for run in runs)
         rest.append(statistics.median(run["seconds"] - run["attention"] for run in runs))
-        one = run_side(__file__, f"length {length}", "--pairs", 1)
-        activations = (one["peak"] - one["before"]) / 1e6
+        single = run_side(__file__, f"length {length}", "--pairs", 1)
+        activations = (single["peak"] - single["before"]) / 1e6
         print(
             f"responses of {length:>4}: {1e3 * whole / tokens:.3f} ms a token, "
             f"{1e3 * rest[-1] / tokens:.3f} beside attention; one pair takes {activations:.0f} MB, "

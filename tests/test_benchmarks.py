@@ -142,7 +142,8 @@ def base(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base"))
 
 
-def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
+@pytest.mark.parametrize("micro", [0, 1])
+def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base, micro):
     """Its losses over two steps against whole logits in float32; pairs of unequal lengths."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -153,7 +154,7 @@ def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
     ]
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = plain_loop.dpo(str(base), data, dtype="float32", steps=2, rate=1e-3)
+    found = plain_loop.dpo(str(base), data, dtype="float32", steps=2, rate=1e-3, micro=micro)
     policy, reference = (AutoModelForCausalLM.from_pretrained(base) for _ in range(2))
     tokenizer = AutoTokenizer.from_pretrained(base)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
@@ -184,7 +185,7 @@ def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base):
     assert found["losses"] == pytest.approx(losses, abs=1e-5)
     assert len(found["seconds"]) == 2
     # The prompt's share of a log-ratio cancels, so that only this tells that it is not computed.
-    _, scored, sides = plain_loop._batch(str(base), data)
+    ((_, scored, sides),) = plain_loop._batches(str(base), data, 0)
     ends = [len(row[side]) + 1 for side in ("chosen", "rejected") for row in rows]
     assert scored.sum(1).tolist() == ends == sides.bincount().tolist()
 

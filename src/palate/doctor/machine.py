@@ -76,15 +76,13 @@ def _vocabulary_head() -> Check | None:
 
     if torch.cuda.is_available():
         reason = triton.why_not(torch.device("cuda", torch.cuda.current_device()))
-        if reason is None:
-            return Check("vocabulary head", "ok", "Triton kernels, checked on this GPU")
-        return Check(
-            "vocabulary head", "note", f"torch's own products, which take longer: {reason}"
-        )
-    if torch.accelerator.is_available():
+        kernels = "Triton kernels, checked on this GPU"
+    elif torch.accelerator.is_available():
         return None
-    if (reason := cpu.why_not()) is None:
-        return Check("vocabulary head", "ok", "compiled for this CPU (bfloat16)")
+    else:
+        reason, kernels = cpu.why_not(), "compiled for this CPU (bfloat16)"
+    if reason is None:
+        return Check("vocabulary head", "ok", kernels)
     return Check("vocabulary head", "note", f"torch's own products, which take longer: {reason}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.kernels import cpu, triton
+from palate.kernels.general import kernels_for
 from palate.kernels.inputs import RefSummary
 from palate.kernels.stats import Head
 from palate.kernels.streaming import target_logits
@@ -53,8 +53,7 @@ def stream(
         exact_mean: round the probabilities to 17 bits instead of 8 before they meet W; for the
             stored summary of a reference, whose error enters the KL's value.
     """
-    given = (hidden, head.weight)
-    kernels: Any = triton if triton.takes(*given) else cpu if cpu.takes(*given) else None
+    kernels = kernels_for(hidden, head.weight)
     if kernels is not None:
         if mean:
             expected: tuple[Tensor, Tensor, Tensor] = kernels.expected(

@@ -72,6 +72,17 @@ class HeadOptions:
         return Head(weight=weight, bias=bias, scale=self.ref_scale, softcap=self.ref_softcap)
 
 
+def kernels_for(
+    hidden: Tensor,
+    weight: Tensor,
+    ref_hidden: Tensor | None = None,
+    ref_weight: Tensor | None = None,
+) -> Any:
+    """`triton` or `cpu`, whichever takes these; None: torch's own products."""
+    given = (hidden, weight, ref_hidden, ref_weight)
+    return triton if triton.takes(*given) else cpu if cpu.takes(*given) else None
+
+
 class GeneralTokenStats(torch.autograd.Function):
     """See the module's text. Takes and returns tensors only; `general_stats` is the way in."""
 
@@ -89,9 +100,7 @@ class GeneralTokenStats(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.options = options
         ctx.set_materialize_grads(False)
-        given = (hidden, weight, ref_hidden, ref_weight)
-        kernels: Any = triton if triton.takes(*given) else cpu if cpu.takes(*given) else None
-        ctx.kernels = kernels
+        ctx.kernels = kernels = kernels_for(hidden, weight, ref_hidden, ref_weight)
         if kernels is not None:
             result = kernels.forward(
                 hidden,

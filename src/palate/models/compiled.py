@@ -292,9 +292,9 @@ def head_weight(model: Any) -> Tensor | None:
 def _take_over_embeddings(model: nn.Module) -> int:
     get = getattr(model, "get_output_embeddings", None)
     weight = getattr(get() if get is not None else None, "weight", None)
-    count = 0
     if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16:
-        return count
+        return 0
+    count = 0
     for module in model.modules():
         is_tied = isinstance(module, nn.Embedding) and module.weight is weight
         if is_tied and not (_OWN_CLASS in vars(module) or module.scale_grad_by_freq):

@@ -6,9 +6,9 @@ RATINGS is a file of ratings (alpaca_eval_ratings/test.jsonl.gz). The loop is wh
 writes: `AutoModelForSequenceClassification` in bfloat16 with sdpa, all texts tokenised at once,
 sorted by length, padded to the longest of their batch, under `torch.inference_mode`; each turn
 runs batches of 1, 2, 4, 8 and 16. The ratio is against the fastest of them in that turn, which a
-user finds by trying; what each of the sizes takes is told besides. palate has `ModelScorer` as it is, by
-`score`, from the same folder. Loading is not timed on either side; tokenising is. The model is the
-packaged small one, with a new head, when MODEL is left out.
+user finds by trying; what each of the sizes takes is told besides. palate has `ModelScorer` as it
+is, by `score`, from the same folder. Loading is not timed on either side; tokenising is. The model
+is the packaged small one, with a new head, when MODEL is left out.
 
 Scores are compared first: in float32, where they must agree, and in bfloat16 with float32's.
 With several answers to a prompt palate runs the prompt once; with 1 nothing is shared.

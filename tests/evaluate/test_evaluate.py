@@ -98,7 +98,15 @@ def result(runs, tmp_path_factory):
 
 
 def rows_of(path):
-    return [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    return lines_of(path, "samples.jsonl")
+
+
+def lines_of(path, name):
+    return [json.loads(line) for line in (path / name).read_text().splitlines()]
+
+
+def margins_of(stage):
+    return [pair["margin"] for pair in read_json(stage)["result"].get("pairs", [])]
 
 
 def test_every_checkpoint_of_every_run_is_there(result):
@@ -210,7 +218,9 @@ def test_resume_computes_only_what_is_missing(runs, result, tmp_path, monkeypatc
     out = tmp_path / "evaluation"
     shutil.copytree(result.path, out)
     stages = sorted((out / "stages").iterdir())
-    lost = next(p for p in stages if read_json(p)["result"]["entry"]["name"] == "dpo@2")
+    pairs = [p for p in lines_of(result.path, "pairs.jsonl") if p["policy"] == "dpo"]
+    margins = [pair["margin"] for pair in pairs if pair["checkpoint"] == 2]
+    (lost,) = (p for p in stages if margins == margins_of(p))
     lost.unlink()
     (out / "evaluation.json").unlink()
     measured = []
@@ -351,8 +361,40 @@ def test_a_reward_model_scores_chats_as_chats_and_its_weights_are_part_of_the_ke
         tmp_path / "reward" / "model.safetensors",
         metadata={"format": "pt"},
     )
+    before = [row["reward"] for row in rows_of(out)]
     evaluate(again)
-    assert measured == ["base"]
+    # The samples are there: only their rewards are asked for again.
+    assert measured == []
+    assert all(row["reward"] != r for row, r in zip(rows_of(out), before, strict=True))
+
+
+def test_a_line_of_every_pair_makes_the_summary(result):
+    lines = lines_of(result.path, "pairs.jsonl")
+    policies = result.evaluation["policies"]
+    for policy in policies:
+        where = (policy["label"], policy["checkpoint"])
+        margins = [p["margin"] for p in lines if (p["policy"], p["checkpoint"]) == where]
+        right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
+        assert len(margins) == policy["preference"]["all"]["n"]
+        assert right / len(margins) == policy["preference"]["all"]["accuracy"]
+    assert len(lines) == 6 * len(policies)
+
+
+def test_evaluations_share_results(runs, tmp_path, monkeypatch):
+    shared = {"results_dir": str(tmp_path / "results"), "sampling": {"prompts": 2}}
+    first = evaluate(recipe_of(runs, tmp_path / "dpo", runs=[str(runs / "dpo")], **shared))
+    measured = []
+    whole = run_module.EvaluationContext.measure
+
+    def counting(self, target, policy, reference, layout):
+        measured.append(target.name)
+        return whole(self, target, policy, reference, layout)
+
+    monkeypatch.setattr(run_module.EvaluationContext, "measure", counting)
+    one = recipe_of(runs, tmp_path / "tdpo2", checkpoints="last", **shared)
+    second = evaluate(one)
+    assert measured == ["tdpo2@3"]
+    assert second.evaluation["reference"] == first.evaluation["reference"]
 
 
 def test_a_reward_that_compares_is_refused(runs, tmp_path):

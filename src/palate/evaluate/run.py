@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.diversity import diversity
 from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
-from palate.evaluate.frontier import frontier_point, sample_stats
+from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
 from palate.evaluate.loading import PolicyLoader, grouped
-from palate.evaluate.preference import evaluate_pairs
+from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
 from palate.evaluate.progress import task
-from palate.evaluate.sample import sample
+from palate.evaluate.sample import Sample, sample
 from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
@@ -34,12 +35,14 @@ from palate.store.digests import sha256_json
 from palate.store.folder import RunFolder
 from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
-from palate.store.stages import Result, Results, Stage, run_stages
+from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 4
+VERSION = 5
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
+_SAMPLE = tuple(field.name for field in dataclasses.fields(Sample))
+_STATS = tuple(field.name for field in dataclasses.fields(SampleStats))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class EvalResult:
 def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResult:
     """Evaluates the policies of a recipe; with `resume`, only those without a result.
 
-    Writes evaluation.json, samples.jsonl, data.json, recipe.yaml, lineage.json, status.json and
+    Writes evaluation.json, samples.jsonl, pairs.jsonl, data.json, recipe.yaml, lineage.json, status.json and
     report.html. Results of a policy are kept under a key of everything they depend on (weights,
     reference, data, sampling, reward), so a resumed or extended evaluation computes nothing twice.
 
@@ -69,8 +72,10 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     data, seed, part = data_recipe(recipe, runs)
     reward = None if recipe.reward is None else make_scorer(recipe.reward, seed=recipe.seed)
     with RunFolder.open(recipe) as folder, kept_memory():
-        results: dict[str, Result] = {}
-        references: list[Result] = []
+        policies: list[dict[str, Any]] = []
+        references: list[dict[str, Any]] = []
+        samples: list[list[dict[str, Any]]] = [[], []]
+        pairs: list[dict[str, Any]] = []
         sources: list[dict[str, Any]] = []
         for group in grouped(targets):
             model = group[0].model
@@ -84,13 +89,19 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             context = EvaluationContext(recipe, eval_data, tokenizer, reward, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             measured = [*([shown] if shown else []), *group]
-            stages = {target.name: context.stage(target, loader) for target in measured}
+            stages = {target.name: context.stages(target, loader) for target in measured}
             # Two targets may be the same weights.
-            once = {stage.name: stage for stage in stages.values()}
-            records = run_stages(list(once.values()), folder.path, console=console)
-            given = {name: records[stage.name].result for name, stage in stages.items()}
-            references += [given.pop(shown.name)] if shown else []
-            results |= given
+            once = {stage.name: stage for of_target in stages.values() for stage in of_target}
+            root = recipe.results_dir or folder.path
+            records = run_stages(list(once.values()), root, console=console)
+            for target in measured:
+                first, *scored = (records[stage.name].result for stage in stages[target.name])
+                rewards = scored[0]["rewards"] if scored else None
+                is_reference = target is shown
+                entries = references if is_reference else policies
+                entries.append(context.entry(target, first, rewards))
+                samples[not is_reference] += context.sample_lines(target, first, rewards)
+                pairs += context.pair_lines(target, first)
             folder.models.append(
                 model_entry(model, loader.digest) | {"reference": group[0].reference}
             )
@@ -100,15 +111,14 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
                 | {"weights": identities(recipe.reward)}
             )
         document = evaluation_document(
-            [_named(t, results[t.name]) for t in targets],
+            _in_order(policies, targets),
             confidence=recipe.confidence,
-            reference=references[0]["entry"] if references else None,
+            reference=references[0] if references else None,
         )
         # Further references, of runs on other base models, are policies like the rest.
-        document["policies"] += [r["entry"] for r in references[1:]]
-        rows = [row for r in references for row in r["samples"]]
-        rows += [row for t in targets for row in _renamed(t, results[t.name]["samples"])]
-        folder.write_lines("samples.jsonl", rows)
+        document["policies"] += references[1:]
+        folder.write_lines("samples.jsonl", [*samples[0], *samples[1]])
+        folder.write_lines("pairs.jsonl", pairs)
         folder.write(
             lineage(
                 verb="eval",
@@ -156,55 +166,69 @@ class EvaluationContext:
     reward: Scorer | None
     console: Console
 
-    def stage(self, target: Target, loader: PolicyLoader) -> Stage:
-        """The measurement of a policy, found again by its content."""
+    def stages(self, target: Target, loader: PolicyLoader) -> list[Stage]:
+        """What is measured of a policy, and the rewards of its samples, found by their content.
 
-        def run(_: Path, results: Results) -> Result:
-            if target.label == "reference":
-                reference = loader.reference()
-                assert reference is not None
-                return self.measure(target, reference.policy, reference, loader.layout)
-            layout = loader.layout
-            # Adapters come off the base model here, also where measuring them fails.
-            with closing(loader.policies([target])) as policies:
-                (result,) = [self.measure(*loaded, layout) for loaded in policies]
-            return result
-
-        depends_on = _depends_on(self.recipe, target, self.eval_data)
-        return Stage(
-            name=sha256_json(depends_on)[:24],
+        They are two: another reward is asked about the samples that are there.
+        """
+        measured_of = _depends_on(self.recipe, target, self.eval_data)
+        measured = Stage(
+            name=sha256_json(measured_of)[:24],
             title=f"evaluating {target.name}",
-            inputs=depends_on,
+            inputs=measured_of,
             version=VERSION,
-            run=run,
+            run=lambda *_: self._measured(target, loader),
         )
+        if self.recipe.reward is None:
+            return [measured]
+        scored_of = {"samples": measured.name, "reward": key_of(self.recipe.reward)}
+        scored = Stage(
+            name=sha256_json(scored_of)[:24],
+            title=f"rewards of {target.name}",
+            inputs=scored_of,
+            needs=(measured.name,),
+            version=VERSION,
+            run=lambda _, results: {"rewards": self.rewards(results[measured.name]["samples"])},
+        )
+        return [measured, scored]
+
+    def _measured(self, target: Target, loader: PolicyLoader) -> Result:
+        if target.label == "reference":
+            reference = loader.reference()
+            assert reference is not None
+            return self.measure(target, reference.policy, reference, loader.layout)
+        layout = loader.layout
+        # Adapters come off the base model here, also where measuring them fails.
+        with closing(loader.policies([target])) as policies:
+            (result,) = [self.measure(*loaded, layout) for loaded in policies]
+        return result
 
     def measure(
         self, target: Target, policy: Model, reference: Reference | None, layout: Layout
-    ) -> dict[str, Any]:
-        entry = target.entry()
+    ) -> Result:
+        """What the policy has to be run for: its judgement of each pair, and its samples."""
+        pairs: list[PairScore] = []
         samples: list[dict[str, Any]] = []
         # The reference's implicit rewards are all 0.
         if self.recipe.preference and target.label != "reference":
             with task("  pairs", len(self.eval_data.pairs), self.console) as progress:
-                entry["preference"] = evaluate_pairs(
+                pairs = score_pairs(
                     policy,
                     self.eval_data.pairs,
                     loss=target.loss,
                     reference=reference,
                     token_weights=target.token_weights,
-                    confidence=self.recipe.confidence,
                     batch_size=PAIRS_PER_BATCH,
                     layout=layout,
                     progress=progress,
                 )
         if self.recipe.sampling is not None:
-            entry["samples"], samples = self._samples(target, policy, reference, layout)
-        return {"entry": entry, "samples": samples}
+            samples = self._samples(policy, reference, layout)
+        return {"pairs": list(map(dataclasses.asdict, pairs)), "samples": samples}
 
     def _samples(
-        self, target: Target, policy: Model, reference: Reference | None, layout: Layout
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        self, policy: Model, reference: Reference | None, layout: Layout
+    ) -> list[dict[str, Any]]:
         s = self.recipe.sampling
         assert s is not None
         prompts = self.eval_data.prompts
@@ -230,35 +254,62 @@ class EvaluationContext:
                 layout=layout,
                 progress=progress,
             )
-        rewards = None
-        if self.reward is not None:
-            groups = [Group(prompts[d.prompt].content, (d.text,)) for d in drawn]
-            rewards = [score.value for (score,) in ask(self.reward, groups)]
-        entry = frontier_point(drawn, stats, rewards, confidence=self.recipe.confidence)
-        entry["diversity"] = diversity(
-            [d.prompt for d in drawn],
-            [d.text for d in drawn],
-            [x.entropy for x in stats],
-            [x.tokens for x in stats],
-        )
-        rows = [
-            {
-                "prompt_id": prompts[d.prompt].id,
-                "index": d.index,
-                "prompt": prompts[d.prompt].text,
+        return [
+            dataclasses.asdict(d) | dataclasses.asdict(of_sample)
+            for d, of_sample in zip(drawn, stats, strict=True)
+        ]
+
+    def rewards(self, samples: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        """The reward of each sample."""
+        assert self.reward is not None
+        prompts = self.eval_data.prompts
+        groups = [Group(prompts[row["prompt"]].content, (row["text"],)) for row in samples]
+        return [score.value for (score,) in ask(self.reward, groups)]
+
+    def entry(
+        self, target: Target, measured: Result, rewards: Sequence[float | None] | None
+    ) -> dict[str, Any]:
+        """A policy's entry of evaluation.json."""
+        entry = target.entry()
+        if measured["pairs"]:
+            scores = [PairScore(**row) for row in measured["pairs"]]
+            entry["preference"] = summarise_pairs(scores, confidence=self.recipe.confidence)
+        if rows := measured["samples"]:
+            stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
+            drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]
+            entry["samples"] = frontier_point(
+                drawn, stats, rewards, confidence=self.recipe.confidence
+            )
+            entry["samples"]["diversity"] = diversity(
+                [s.prompt for s in drawn],
+                [s.text for s in drawn],
+                [x.entropy for x in stats],
+                [x.tokens for x in stats],
+            )
+        return entry
+
+    def sample_lines(
+        self, target: Target, measured: Result, rewards: Sequence[float | None] | None
+    ) -> Iterator[dict[str, Any]]:
+        """A policy's lines of samples.jsonl."""
+        for place, row in enumerate(measured["samples"]):
+            prompt = self.eval_data.prompts[row["prompt"]]
+            yield {
+                "prompt_id": prompt.id,
+                "index": row["index"],
+                "prompt": prompt.text,
                 "policy": target.label,
                 "checkpoint": target.checkpoint,
-                "response": d.text,
-                "reward": None if rewards is None else rewards[i],
-                "kl": stats[i].kl,
-                "forward_kl": stats[i].forward_kl,
-                "entropy": stats[i].entropy,
-                "tokens": stats[i].tokens,
-                "finished": d.finished,
+                "response": row["text"],
+                "reward": None if rewards is None else rewards[place],
+                **{name: row[name] for name in ("kl", "forward_kl", "entropy", "tokens")},
+                "finished": row["finished"],
             }
-            for i, d in enumerate(drawn)
-        ]
-        return entry, rows
+
+    def pair_lines(self, target: Target, measured: Result) -> Iterator[dict[str, Any]]:
+        """A policy's lines of pairs.jsonl."""
+        for row in measured["pairs"]:
+            yield {"policy": target.label, "checkpoint": target.checkpoint, **row}
 
 
 def _reference_target(target: Target, n: int) -> Target | None:
@@ -278,13 +329,10 @@ def _reference_target(target: Target, n: int) -> Target | None:
 
 
 def _depends_on(recipe: EvalRecipe, target: Target, eval_data: EvalData) -> dict[str, Any]:
-    """Everything a policy's results depend on."""
+    """Everything that depends on: a policy's judgement of the pairs, and its samples."""
     model = target.model
     return {
-        "recipe": recipe.model_dump(
-            mode="json", include={"seed", "preference", "sampling", "reward", "confidence"}
-        ),
-        "reward": None if recipe.reward is None else key_of(recipe.reward),
+        "recipe": recipe.model_dump(mode="json", include={"seed", "preference", "sampling"}),
         "eval_data": eval_data.digest,
         "base": weights_identity(model.path, model.revision),
         "model": [model.dtype, model.attn_implementation, str(model.chat_template)],
@@ -298,11 +346,8 @@ def _depends_on(recipe: EvalRecipe, target: Target, eval_data: EvalData) -> dict
     }
 
 
-def _named(target: Target, result: dict[str, Any]) -> dict[str, Any]:
-    # A stored result may have been made under another folder's name.
-    entry: dict[str, Any] = result["entry"] | target.entry()
-    return entry
-
-
-def _renamed(target: Target, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"policy": target.label, "checkpoint": target.checkpoint} for row in rows]
+def _in_order(
+    entries: Sequence[dict[str, Any]], targets: Sequence[Target]
+) -> list[dict[str, Any]]:
+    order = [target.name for target in targets]
+    return sorted(entries, key=lambda entry: order.index(entry["name"]))

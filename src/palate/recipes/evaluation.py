@@ -48,6 +48,9 @@ class EvalRecipe(RunRecipe):
     """What scores the samples (the frontier needs it), by its `type`: model, heads, classifier,
     lexicon, length, rule, remote, pointwise, critic, ensemble or mixture; only with sampling."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    results_dir: Path | None = None
+    """Folder where what is measured of each policy is kept under its content, for this and other
+    evaluations; default: the run folder."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.runs and self.model is None:

@@ -26,6 +26,8 @@ from palate.cli_parts import (
 from palate.data_cli import app as data_app
 from palate.errors import RecipeError
 from palate.store.versions import __version__
+from palate.study_cli import app as study_app
+from palate.study_cli import stage
 
 app = typer.Typer(
     name="palate",
@@ -37,6 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app)
+app.add_typer(study_app)
+app.command()(stage)
 
 
 def main() -> None:

@@ -56,9 +56,10 @@ class EvalResult:
 def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResult:
     """Evaluates the policies of a recipe; with `resume`, only those without a result.
 
-    Writes evaluation.json, samples.jsonl, pairs.jsonl, data.json, recipe.yaml, lineage.json, status.json and
-    report.html. Results of a policy are kept under a key of everything they depend on (weights,
-    reference, data, sampling, reward), so a resumed or extended evaluation computes nothing twice.
+    Writes evaluation.json, samples.jsonl, pairs.jsonl, data.json, recipe.yaml, lineage.json,
+    status.json and report.html. Results of a policy are kept under a key of everything they depend
+    on (weights, reference, data, sampling, reward), so a resumed or extended evaluation computes
+    nothing twice.
 
     Raises:
         RunError: a folder that is no run, or an output folder in use.
@@ -346,8 +347,6 @@ def _depends_on(recipe: EvalRecipe, target: Target, eval_data: EvalData) -> dict
     }
 
 
-def _in_order(
-    entries: Sequence[dict[str, Any]], targets: Sequence[Target]
-) -> list[dict[str, Any]]:
+def _in_order(entries: Sequence[dict[str, Any]], targets: Sequence[Target]) -> list[dict[str, Any]]:
     order = [target.name for target in targets]
     return sorted(entries, key=lambda entry: order.index(entry["name"]))

@@ -9,6 +9,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.recipes.study import StudyRecipe
 
 __all__ = [
     "BuildSource",
@@ -21,6 +22,7 @@ __all__ = [
     "ScoreRecipe",
     "ServeRecipe",
     "SftRecipe",
+    "StudyRecipe",
     "TuneRecipe",
     "help_for",
     "load_recipe",

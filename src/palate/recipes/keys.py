@@ -19,6 +19,7 @@ _NAMES: dict[Any, str] = {
     str: "text",
     Path: "a path",
     type(None): "null",
+    Any: "a value",
 }
 
 

@@ -29,6 +29,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.recipes.study import StudyRecipe
 from palate.recipes.yaml import dump_yaml
 
 Recipe = TypeVar("Recipe", bound=Strict)
@@ -44,8 +45,10 @@ VERBS: dict[type[Strict], str] = {
     DataBuildRecipe: "data build",
     ScoreRecipe: "score",
     ServeRecipe: "serve",
+    StudyRecipe: "study",
 }
 """Recipe classes and the commands they belong to."""
+RECIPES: dict[str, type[Strict]] = {verb: cls for cls, verb in VERBS.items()}
 
 # The longest first: one verb may be the beginning of another.
 _HEADER = re.compile(
@@ -67,6 +70,13 @@ def load_recipe(
     Raises:
         RecipeError: one line for every key that is wrong, with its file and line.
     """
+    return check_document(cls, load_document(cls, path, overrides))
+
+
+def load_document(
+    cls: type[Strict], path: str | Path | None, overrides: Sequence[str] = ()
+) -> Document:
+    """A recipe as written, overrides applied, not yet checked. See `load_recipe`."""
     document = Document({}) if path is None else _read(path, VERBS[cls])
     if trl.is_trl(document):
         document, notes = trl.to_native(document, VERBS[cls])
@@ -74,7 +84,7 @@ def load_recipe(
             logging.getLogger("palate").warning("%s", note)
     for override in overrides:
         apply_override(document, override)
-    return _validate(cls, document)
+    return document
 
 
 def check_recipe(cls: type[Recipe], value: dict[str, Any], name: str) -> Recipe:
@@ -86,7 +96,7 @@ def check_recipe(cls: type[Recipe], value: dict[str, Any], name: str) -> Recipe:
     Raises:
         RecipeError: one line for every key that is wrong.
     """
-    return _validate(cls, Document(copy.deepcopy(value), name=name))
+    return check_document(cls, Document(copy.deepcopy(value), name=name))
 
 
 def resolve_yaml(recipe: Strict) -> str:
@@ -130,7 +140,8 @@ def _read(path: str | Path, verb: str) -> Document:
     return document
 
 
-def _validate(cls: type[Recipe], document: Document) -> Recipe:
+def check_document(cls: type[Recipe], document: Document) -> Recipe:
+    """The recipe of a document; see `load_recipe`."""
     _complete(cls, document.value)
     try:
         return cls.model_validate(document.value)

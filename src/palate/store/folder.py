@@ -49,7 +49,15 @@ _WORK = (
 )
 """Where any of these has content, something was computed that another run must not mix with."""
 
-_LEFT = (METRICS, QUARANTINE, "samples.jsonl", "pairs.jsonl", "scores.jsonl", "judge.yaml", "report.html")
+_LEFT = (
+    METRICS,
+    QUARANTINE,
+    "samples.jsonl",
+    "pairs.jsonl",
+    "scores.jsonl",
+    "judge.yaml",
+    "report.html",
+)
 """Files that runs write besides, and would write over."""
 
 

@@ -112,6 +112,11 @@ def keys_of(stages: Sequence[Stage]) -> dict[str, str]:
     return keys
 
 
+def finished_record(root: Path, stage: Stage) -> StageRecord | None:
+    """The record of a stage without needs that is finished below `root`; None where it is not."""
+    return _finished(root, stage, keys_of([stage])[stage.name])
+
+
 def run_stages(
     stages: Sequence[Stage],
     root: Path,

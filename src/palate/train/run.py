@@ -21,6 +21,7 @@ from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.items import Item, items_digest
 from palate.data.layouts import Layout, collate
+from palate.errors import RecipeError
 from palate.memory import kept_memory
 from palate.models.cache import CachedReference
 from palate.models.limits import padding_id
@@ -87,6 +88,23 @@ def tune(recipe: TuneRecipe, *, quiet: bool = False) -> RunResult:
 def sft(recipe: SftRecipe, *, quiet: bool = False) -> RunResult:
     """Supervised fine-tuning on demonstrations or chosen responses; otherwise as `tune`."""
     return PolicyRun(recipe, None, quiet=quiet).execute()
+
+
+def fill_reference_cache(recipe: TuneRecipe) -> int:
+    """Completes the reference cache of a run, which then finds it; writes nothing else.
+
+    Returns:
+        How many sequences the run will ask about.
+
+    Raises:
+        RecipeError: the run has no cache. DataError, ModelError: as `tune`.
+    """
+    if recipe.reference is None or recipe.reference.kind != "cache":
+        raise RecipeError("reference.kind: is not `cache`: there is none to fill")
+    with kept_memory():
+        run = PolicyRun(recipe, recipe.loss, quiet=True)
+        start = run.start(RunFolder(recipe, writes=False))
+    return sum(len(item.all_sequences) for item in (*start.data.train, *start.data.eval))
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,7 @@ class _EvaluationContext:
                 "id": item.id,
                 "source": item.source,
                 "correct": item.correct,
+                "tie": item.tie,
                 "scores": {
                     name: _as_json(by_benchmark[benchmark.name][i])
                     for name, by_benchmark in scores.items()

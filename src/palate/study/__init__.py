@@ -1,0 +1,1 @@
+"""Studies: which choice mattered."""

@@ -1,0 +1,169 @@
+"""What a stage's command does, in its own process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from palate.errors import PalateError, RunError
+from palate.recipes.load import RECIPES, check_recipe
+from palate.recipes.schema import TuneRecipe
+from palate.store.files import read_json, write_json
+from palate.store.folder import is_finished
+from palate.store.stages import Result, Stage, StageRecord, finished_record, run_stages
+from palate.study.graph import REFERENCE_CACHE, StudyStage, ordered
+
+PLAN = "plan.json"
+_MODULES = {
+    "data build": "palate.data_verbs",
+    "eval": "palate.evaluate.run",
+    "eval reward": "palate.evaluate.reward.run",
+    "reward": "palate.train.reward_run",
+}
+PRELOADED = (*_MODULES.values(), "palate.train.run", "palate.report")
+"""Modules that commands of stages load; none starts threads that a forked process would miss."""
+
+
+def write_plan(root: Path, stages: dict[str, StudyStage]) -> None:
+    """Writes what `palate stage` needs to run any of these stages."""
+    entries = {
+        stage.key: {
+            "step": stage.step,
+            "verb": stage.verb,
+            "needs": list(stage.needs),
+            "inputs": dict(stage.inputs),
+            "recipe": stage.recipe.model_dump(mode="json"),
+        }
+        for stage in ordered(stages)
+    }
+    write_json(root / PLAN, {"stages": entries})
+
+
+def read_stage(root: Path, key: str) -> StudyStage:
+    """A stage of a study's plan.
+
+    Raises:
+        RunError: no plan, or no such stage.
+    """
+    file = root / PLAN
+    if not file.exists():
+        raise RunError(f"{root}: holds no {PLAN}; `palate study plan RECIPE` writes it")
+    entries = read_json(file)["stages"]
+    if key not in entries:
+        raise RunError(f"{file}: no stage {key}")
+    entry: dict[str, Any] = entries[key]
+    cls = TuneRecipe if entry["verb"] == REFERENCE_CACHE else RECIPES[entry["verb"]]
+    # The study may have been moved since it was planned.
+    document = entry["recipe"] | {"output_dir": str(root / key)}
+    return StudyStage(
+        key=key,
+        step=entry["step"],
+        verb=entry["verb"],
+        recipe=check_recipe(cls, document, f"{file}, {key}"),
+        needs=tuple(entry["needs"]),
+        inputs=entry["inputs"],
+    )
+
+
+def as_stage(stage: StudyStage) -> Stage:
+    """The stage for `palate.store.stages`: its key covers its needs."""
+    return Stage(
+        name=stage.key,
+        inputs=dict(stage.inputs),
+        run=lambda folder, _: _run(stage, folder),
+    )
+
+
+def run_stage(root: Path, key: str) -> StageRecord:
+    """Runs one stage of a study in this process; a stage that was interrupted goes on.
+
+    Raises:
+        RunError: no such stage, or one that it needs is not finished.
+        PalateError: what the command raises.
+    """
+    stage = read_stage(root, key)
+    _import(stage.verb)
+    for need in stage.needs:
+        if finished_record(root, as_stage(read_stage(root, need))) is None:
+            raise RunError(f"{key}: needs {need}, which is not finished")
+    return run_stages([as_stage(stage)], root)[key]
+
+
+def _import(verb: str) -> None:
+    """Loads what a command needs, so that its time is that of its work."""
+    importlib.import_module(_MODULES.get(verb, "palate.train.run"))
+
+
+def _run(stage: StudyStage, folder: Path) -> Result:
+    recipe: Any = stage.recipe
+    if stage.verb == REFERENCE_CACHE:
+        from palate.train.run import fill_reference_cache
+
+        return {"sequences": fill_reference_cache(recipe)}
+    begun = (folder / "recipe.yaml").exists()
+    if stage.verb == "data build":
+        # Its folder is there when it is complete, and not before.
+        if not begun:
+            _command(stage.verb, recipe.model_copy(update={"resume": True}))
+    elif not is_finished(folder):
+        _command(stage.verb, recipe.model_copy(update={"resume": begun}))
+    return {}
+
+
+def _command(verb: str, recipe: Any) -> None:
+    if verb == "data build":
+        from palate.data_verbs import build_data
+
+        build_data(recipe)
+    elif verb == "eval":
+        from palate.evaluate import evaluate
+
+        evaluate(recipe)
+    elif verb == "eval reward":
+        from palate.evaluate.reward import evaluate_rewards
+
+        evaluate_rewards(recipe)
+    else:
+        from palate import train
+
+        train_with: dict[str, Callable[[Any], object]] = {
+            "tune": train.tune,
+            "sft": train.sft,
+            "reward": train.reward,
+        }
+        train_with[verb](recipe)
+
+
+def stage_process(root: str, key: str, log: str, cores: int) -> None:
+    """`palate stage KEY` in a process that was forked for it; its output goes to a file."""
+    import torch
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    end_with_parent()
+    torch.set_num_threads(cores)
+    try:
+        run_stage(Path(root), key)
+    except PalateError as error:
+        print(f"palate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def end_with_parent(seconds: float = 1.0) -> None:
+    """Interrupts this process when the one that started it is gone: no orphan goes on working."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,279 @@
+"""What would make a comparison about something else than the choice: refused before a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from palate.errors import RecipeError
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.losses import Strict
+from palate.recipes.reward import RewardRecipe
+from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.schema import DataRecipe, SftRecipe, TuneRecipe
+from palate.recipes.study import EVALUATING, TRAINING, Fact, StudyRecipe, Variant
+from palate.study.cells import variants_of
+from palate.study.documents import split_key, within
+from palate.study.graph import Run, StudyStage, choosing
+from palate.study.plan import Plan
+from palate.study.yardsticks import yardstick_problems
+
+_KEYS: dict[Fact, tuple[str, ...]] = {
+    "tokenizer": ("model.path", "model.revision"),
+    "template": ("model.chat_template", "model.path"),
+    "length": ("data.length", "length"),
+    "precision": ("model.dtype", "train.optimizer_precision"),
+    "reference": ("reference", "model.path"),
+    "evaluation": ("data", "pairing", "length", "benchmarks", "robustness", "best_of_n", "runs"),
+    "decoding": ("sampling",),
+}
+"""Keys of a step's recipe that each fact comes from: a variant that couples one owns up to it."""
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+_TEMPLATE_FILES = ("chat_template*", "tokenizer_config.json")
+
+
+def check_study(plan: Plan) -> None:
+    """Refuses a study whose comparisons would not be of its choices alone.
+
+    Raises:
+        RecipeError: one line for each confound.
+    """
+    recipe = plan.graph.recipe
+    problems = list(_key_problems(recipe))
+    if not problems:
+        problems += [*_fact_problems(plan), *_data_problems(plan), *yardstick_problems(plan)]
+    if problems:
+        name = plan.graph.document.name
+        raise RecipeError("\n".join(f"{name}: {line}" for line in dict.fromkeys(problems)))
+
+
+def _key_problems(recipe: StudyRecipe) -> Iterator[str]:
+    """Variants that set what is not theirs to set."""
+    verbs = {step.name: step.verb for step in recipe.steps}
+    for one, two in itertools.combinations(recipe.aspects, 2):
+        for a, b in itertools.product(one.sections, two.sections):
+            if within(a, b) or within(b, a):
+                yield f"aspects {one.name} and {two.name} both vary {a if within(a, b) else b}"
+    for aspect in recipe.aspects:
+        for variant in aspect.variants:
+            where = f"{aspect.name} {variant.name}"
+            for key in variant.set or {}:
+                if not any(within(key, section) for section in aspect.sections):
+                    yield (
+                        f"{where}: sets {key}, outside of what the aspect varies "
+                        f"({', '.join(aspect.sections)}): declare it under `coupled`, or leave it"
+                    )
+                elif verbs.get(split_key(key)[0]) in EVALUATING:
+                    yield f"{where}: sets {key}: what runs are measured by is the same for all"
+            for key in variant.coupled or {}:
+                owners = [
+                    owner.name
+                    for owner in recipe.aspects
+                    if any(within(key, section) for section in owner.sections)
+                ]
+                if aspect.name in owners:
+                    yield f"{where}: couples {key}, which the aspect varies: put it under `set`"
+                elif owners:
+                    yield f"{where}: couples {key}, which aspect {owners[0]} varies"
+    if recipe.tuning is not None:
+        yield from _tuning_problems(recipe, verbs)
+
+
+def _tuning_problems(recipe: StudyRecipe, verbs: Mapping[str, str]) -> Iterator[str]:
+    assert recipe.tuning is not None
+    tuned = dict.fromkeys(recipe.tuning.keys, "tuning")
+    for aspect in recipe.aspects:
+        for variant in aspect.variants:
+            where = f"{aspect.name} {variant.name}"
+            tuned |= dict.fromkeys(variant.tune or {}, where)
+            for key in variant.changes:
+                if any(within(key, t) or within(t, key) for t in _tried(recipe, variant)):
+                    yield f"{where}: sets {key}, which its tuning trials choose"
+    for key, where in tuned.items():
+        if verbs.get(split_key(key)[0]) not in TRAINING:
+            yield f"{where}: tries {key}, and only steps that train are tuned"
+    if recipe.tuning.measure in {measure.name for measure in recipe.measures[:1]}:
+        yield (
+            f"tuning: chooses by {recipe.tuning.measure}, the main measure: choose by one on a "
+            "validation split"
+        )
+
+
+def _tried(recipe: StudyRecipe, variant: Variant) -> list[str]:
+    assert recipe.tuning is not None
+    # A variant may replace the values that are tried, not set what is tried.
+    return [*recipe.tuning.keys, *(variant.tune or {})]
+
+
+def _fact_problems(plan: Plan) -> Iterator[str]:
+    """Runs that differ in what all compared runs share."""
+    recipe = plan.graph.recipe
+    first: dict[Any, Run] = {}
+    for run in plan.compared:
+        first.setdefault(run.cell, run)
+    facts = {
+        cell: {
+            (step, fact): value
+            for step, key in run.stages.items()
+            for fact, value in facts_of(plan, plan.stages[key]).items()
+        }
+        for cell, run in first.items()
+    }
+    for one, two in itertools.combinations(first, 2):
+        for place, value in facts[one].items():
+            if place not in facts[two] or facts[two][place] == value:
+                continue
+            step, fact = place
+            differing = set(one.differs_in(two))
+            variants = [
+                (aspect.name, variant)
+                for cell in (one, two)
+                for aspect, variant in variants_of(recipe, cell)
+                if aspect.name in differing
+            ]
+            if not any(_owns_up(variant, step, fact) for _, variant in variants):
+                names = ", ".join(dict.fromkeys(f"{a} {v.name}" for a, v in variants))
+                yield (
+                    f"step {step}: {fact} is not the same for {one.name} and for {two.name}: name "
+                    f"it in `also_changes` of the variant that changes it ({names})"
+                )
+
+
+def _owns_up(variant: Variant, step: str, fact: Fact) -> bool:
+    if fact in variant.also_changes:
+        return True
+    for key in variant.coupled or {}:
+        coupled_step, path = split_key(key)
+        if coupled_step == step and any(
+            within(path, prefix) or within(prefix, path) for prefix in _KEYS[fact]
+        ):
+            return True
+    return False
+
+
+def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
+    """What of a stage must be the same in all compared runs."""
+    recipe = stage.recipe
+    if isinstance(recipe, TuneRecipe | SftRecipe | RewardRecipe):
+        model = recipe.model
+        facts: dict[Fact, Any] = {
+            "tokenizer": _identity(plan, model.path, model.revision, _TOKENIZER_FILES),
+            "template": [
+                str(model.chat_template),
+                _identity(plan, model.path, model.revision, _TEMPLATE_FILES),
+            ],
+            "length": recipe.data.length.model_dump(mode="json"),
+            "precision": [model.dtype, recipe.train.optimizer_precision],
+        }
+        if isinstance(recipe, TuneRecipe) and recipe.reference is not None:
+            facts["reference"] = recipe.reference.path
+        return facts
+    if isinstance(recipe, EvalRecipe):
+        return {
+            "evaluation": _with_contents(plan, stage, ("data", "pairing", "length", "preference")),
+            "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
+            "reference": _placeless(plan, recipe.reference),
+        }
+    if isinstance(recipe, RewardEvalRecipe):
+        keys = ("benchmarks", "robustness", "best_of_n")
+        return {"evaluation": _with_contents(plan, stage, keys)}
+    return {}
+
+
+def _identity(plan: Plan, path: str, revision: str | None, patterns: Sequence[str]) -> Any:
+    """Of a model's files of these names: their content; of a hub model its name."""
+    folder = Path(path)
+    if plan.graph.is_stage(path):
+        # The step that made the model is compared itself.
+        return "a step's"
+    if not folder.is_dir():
+        return [path, revision]
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    return [(file.name, plan.graph.contents.of(str(file))) for file in files if file.is_file()]
+
+
+def _with_contents(plan: Plan, stage: StudyStage, keys: Sequence[str]) -> Any:
+    shown = stage.inputs["recipe"]
+    runs = {plan.graph.placeless(str(path)) for path in getattr(stage.recipe, "runs", ())}
+    contents = {p: d for p, d in stage.inputs["contents"].items() if p not in runs}
+    return [{key: shown.get(key) for key in keys}, contents]
+
+
+def _placeless(plan: Plan, path: str | None) -> str | None:
+    return "a step's" if path is not None and plan.graph.is_stage(path) else path
+
+
+def _data_problems(plan: Plan) -> Iterator[str]:
+    """Training data of other sizes; evaluation data that come with a run, or are trained on."""
+    recipe = plan.graph.recipe
+    trained: dict[str, set[str]] = {}
+    for run in plan.compared:
+        for step, key in run.stages.items():
+            stage = plan.stages[key]
+            data = getattr(stage.recipe, "data", None)
+            if isinstance(data, DataRecipe):
+                trained.setdefault(step, set()).add(repr(_training_data(plan, stage)))
+    varied = [step for step, data in trained.items() if len(data) > 1 and _varies(recipe, step)]
+    if varied and recipe.budget is None:
+        yield (
+            f"step {varied[0]} trains on other data from variant to variant: set `budget`, so that "
+            "amount and content are not one choice, or `budget: {unmatched: true}`"
+        )
+    for stage in plan.stages.values():
+        if isinstance(stage.recipe, EvalRecipe) and not stage.recipe.data:
+            yield (
+                f"step {stage.step} has no `data`: it would take each run's own held-out pairs, "
+                "and they are not the same"
+            )
+    yield from _overlap_problems(plan)
+
+
+def _varies(recipe: StudyRecipe, step: str) -> bool:
+    return any(
+        key.startswith((f"{step}.data", "pairs."))
+        for aspect in recipe.aspects
+        for variant in aspect.variants
+        for key in variant.changes
+    )
+
+
+def _training_data(plan: Plan, stage: StudyStage) -> Any:
+    shown = stage.inputs["recipe"]["data"]
+    return [shown["train"], shown["pairing"], shown["mixture"], stage.inputs["contents"]]
+
+
+def _overlap_problems(plan: Plan) -> Iterator[str]:
+    """Evaluation files that are also trained on, or that also choose settings."""
+    contents = plan.graph.contents
+    recipe = plan.graph.recipe
+    trained: dict[str, str] = {}
+    chosen: dict[str, str] = {}
+    measured: dict[str, tuple[str, str]] = {}
+    for stage in plan.stages.values():
+        data = getattr(stage.recipe, "data", None)
+        if isinstance(data, DataRecipe):
+            for source in data.train:
+                if digest := contents.of(source.path):
+                    trained[digest] = stage.step
+        for path in _evaluation_files(stage.recipe):
+            if digest := contents.of(path):
+                if stage.step in choosing(recipe):
+                    chosen[digest] = stage.step
+                else:
+                    measured[digest] = (stage.step, path)
+    for digest, (step, path) in measured.items():
+        if digest in trained:
+            yield f"step {step} measures on {path}, which step {trained[digest]} trains on"
+        if digest in chosen:
+            yield f"step {step} measures on {path}, by which step {chosen[digest]} chooses settings"
+
+
+def _evaluation_files(recipe: Strict) -> Iterator[str]:
+    if isinstance(recipe, EvalRecipe):
+        yield from (source.path for source in recipe.data)
+    if isinstance(recipe, RewardEvalRecipe):
+        for benchmark in recipe.benchmarks:
+            yield from (source.path for source in benchmark.data)

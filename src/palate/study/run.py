@@ -1,0 +1,213 @@
+"""`palate study run`: the stages that are missing, until the study is complete or cannot go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from palate.errors import RunError
+from palate.recipes.document import Document
+from palate.recipes.load import check_document, load_document, resolve_yaml
+from palate.recipes.study import StudyRecipe
+from palate.store.durations import duration
+from palate.store.files import append_jsonl, write_text
+from palate.store.folders import lock_folder
+from palate.store.stages import StageRecord, finished_record
+from palate.study.commands import as_stage, write_plan
+from palate.study.confounds import check_study
+from palate.study.executors import Executor, Job, cores_of, local_processes
+from palate.study.graph import StudyStage, ordered
+from palate.study.plan import Plan, make_plan
+
+RECIPE, RUNS = "study.yaml", "runs.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study's recipe, and as what it was written."""
+
+    recipe: StudyRecipe
+    document: Document
+
+    @property
+    def root(self) -> Path:
+        return self.recipe.output_dir
+
+    def record(self, stage: StudyStage) -> StageRecord | None:
+        """The record of a stage that is finished."""
+        return finished_record(self.root, as_stage(stage))
+
+    def finished(self, stage: StudyStage) -> bool:
+        return self.record(stage) is not None
+
+    def plan(self) -> Plan:
+        """What is known to be done.
+
+        Raises:
+            RecipeError: a step's recipe is wrong, or a comparison would be confounded.
+        """
+        plan = make_plan(self.recipe, self.document, self.finished)
+        check_study(plan)
+        return plan
+
+
+def load_study(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
+    """Reads and checks a study.
+
+    Raises:
+        RecipeError: one line for every key that is wrong.
+    """
+    document = load_document(StudyRecipe, path, overrides)
+    return Study(recipe=check_document(StudyRecipe, document), document=document)
+
+
+@dataclass
+class StudyProgress:
+    """What became of the stages of one call of `run_study`.
+
+    Attributes:
+        executed: key -> seconds of work. failed: key -> why. blocked: key -> the failed stage.
+        wall: seconds of the call.
+    """
+
+    executed: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    reused: int = 0
+    wall: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return not self.failed
+
+
+def run_study(
+    study: Study,
+    *,
+    console: Console | None = None,
+    make_executor: Callable[[Study], Executor] | None = None,
+) -> StudyProgress:
+    """Runs what is missing of a study; what failed before is tried again.
+
+    A stage that fails leaves out those that need it, and nothing else.
+
+    Raises:
+        RecipeError: the study is wrong or confounded; nothing was run.
+        RunError: another process runs it.
+    """
+    console = console or Console(stderr=True)
+    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    plan = study.plan()
+    progress = StudyProgress()
+    with lock_folder(study.root):
+        write_text(study.root / RECIPE, resolve_yaml(study.recipe))
+        executor = make_executor(study) if make_executor else _executor(study)
+        try:
+            while True:
+                _run_plan(study, plan, executor, progress, console)
+                later = study.plan()
+                if later.stages.keys() == plan.stages.keys():
+                    break
+                plan = later
+        finally:
+            executor.close()
+            progress.wall = time.monotonic() - begun
+            append_jsonl(
+                study.root / RUNS,
+                {
+                    "started": started,
+                    "seconds": round(progress.wall, 3),
+                    "executed": progress.executed,
+                    "failed": progress.failed,
+                },
+            )
+    progress.reused = len(plan.stages) - len(progress.executed) - len(progress.failed)
+    return progress
+
+
+def _executor(study: Study) -> Executor:
+    return local_processes(study.recipe.executor, study.root)
+
+
+def _run_plan(
+    study: Study, plan: Plan, executor: Executor, progress: StudyProgress, console: Console
+) -> None:
+    """Runs the stages of a plan, each when those that it needs are finished."""
+    write_plan(study.root, plan.stages)
+    done = {stage.key for stage in plan.stages.values() if study.finished(stage)}
+    waiting = [stage for stage in ordered(plan.stages) if stage.key not in done]
+    running: set[str] = set()
+    total = len(plan.stages)
+    while waiting or running:
+        waiting = _begin(study, waiting, done, running, executor, progress, console, total)
+        if not running:
+            return
+        for key, failure in executor.wait().items():
+            running.discard(key)
+            record = study.record(plan.stages[key])
+            if record is None:
+                progress.failed[key] = failure or "left no result"
+                console.print(
+                    f"  {key} failed: {progress.failed[key]}", highlight=False, markup=False
+                )
+                continue
+            done.add(key)
+            progress.executed[key] = record.seconds
+            console.print(f"  {key}: {duration(record.seconds)}", highlight=False)
+
+
+def _begin(
+    study: Study,
+    waiting: list[StudyStage],
+    done: set[str],
+    running: set[str],
+    executor: Executor,
+    progress: StudyProgress,
+    console: Console,
+    total: int,
+) -> list[StudyStage]:
+    """Begins what can begin; returns what still waits."""
+    left: list[StudyStage] = []
+    for stage in waiting:
+        lacking = [
+            need for need in stage.needs if need in progress.failed or need in progress.blocked
+        ]
+        if stage.key in progress.failed or lacking:
+            if lacking:
+                first = lacking[0]
+                progress.blocked[stage.key] = progress.blocked.get(first, first)
+            continue
+        job = _job(study, stage)
+        if all(need in done for need in stage.needs) and executor.has_room(job):
+            number = len(done) + len(running) + 1
+            console.print(f"[bold]{number}/{total} {stage.key}[/bold]", highlight=False)
+            executor.begin(job)
+            running.add(stage.key)
+        else:
+            left.append(stage)
+    return left
+
+
+def _job(study: Study, stage: StudyStage) -> Job:
+    executor = study.recipe.executor
+    return Job(key=stage.key, cores=executor.cores_per_stage or cores_of(executor))
+
+
+def stage_states(study: Study, plan: Plan) -> Mapping[str, StageRecord | None]:
+    """Key -> the record of each stage of a plan as it is on the disk; None where there is none."""
+    from palate.store.records import read_record
+    from palate.store.stages import FOLDER
+
+    states: dict[str, StageRecord | None] = {}
+    for stage in ordered(plan.stages):
+        file = study.root / FOLDER / f"{stage.key}.json"
+        try:
+            states[stage.key] = read_record(file, StageRecord) if file.exists() else None
+        except RunError:
+            states[stage.key] = None
+    return states

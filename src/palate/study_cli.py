@@ -1,0 +1,77 @@
+"""`palate study`: which choice mattered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palate.cli_parts import (
+    Overrides,
+    PrintRecipe,
+    RecipeFile,
+    errors_as_lines,
+    finished,
+    recipe_command,
+    show,
+)
+
+app = typer.Typer(
+    name="study",
+    help="Studies: vary one aspect at a time, share the rest, and say what made a difference.",
+    no_args_is_help=True,
+)
+
+
+@app.command(cls=recipe_command("StudyRecipe"))
+def plan(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Say what a study will run, what is there already, and what it takes; run nothing."""
+    with errors_as_lines(""):
+        from palate.study.run import load_study
+
+        study = load_study(recipe, set_ or [])
+        if print_recipe:
+            return show(study.recipe)
+        from palate.study.show import plan_lines
+
+        for line in plan_lines(study):
+            typer.echo(line)
+
+
+@app.command()
+def run(recipe: RecipeFile, set_: Overrides = None) -> None:
+    """Run what is missing of a study; what failed before is tried again."""
+    with errors_as_lines("", again="what is finished is kept"):
+        from palate.study.run import load_study, run_study
+        from palate.study.show import progress_lines
+
+        study = load_study(recipe, set_ or [])
+        progress = run_study(study)
+        for line in progress_lines(study, progress):
+            typer.echo(line, err=True)
+        if not progress.complete:
+            raise typer.Exit(2)
+        finished(study.root)
+
+
+@app.command()
+def status(recipe: RecipeFile, set_: Overrides = None) -> None:
+    """Say which stages of a study are finished, failed and to come."""
+    with errors_as_lines(""):
+        from palate.study.run import load_study
+        from palate.study.show import status_lines
+
+        for line in status_lines(load_study(recipe, set_ or [])):
+            typer.echo(line)
+
+
+def stage(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Of the stage, as `status` names it.")],
+    study: Annotated[Path, typer.Option(help="Folder of the study.")],
+) -> None:
+    """Run one stage of a study, whose needs are finished; it ends whole or not at all."""
+    with errors_as_lines("", again="what is finished is kept"):
+        from palate.study.commands import run_stage
+
+        run_stage(study, key)

@@ -1,0 +1,1 @@
+"""Studies: what difference a choice made, and how sure that is."""

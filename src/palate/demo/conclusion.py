@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from palate.evaluate.matched_kl import common_range, reward_at
 from palate.evaluate.statistics import bootstrap_rows, percentile_interval
 from palate.intervals import Interval
 
@@ -57,7 +58,8 @@ def conclude(
     rows = bootstrap_rows(len(base), resamples=RESAMPLES, seed=seed)
     gains = {c.name: _with_interval(c.reward[-1] - base, rows, confidence) for c in curves}
     kls = {c.name: _with_interval(c.kl[-1], rows, confidence) for c in curves}
-    span = common_range(curves)
+    # What lies between the base model and a first checkpoint was measured of no method.
+    span = common_range(c.kl.mean(1) for c in curves)
     first, *others = curves
     levels: dict[str, float] = {}
     differences: dict[str, tuple[float, Interval]] = {}
@@ -93,28 +95,14 @@ def conclude(
     }
 
 
-def common_range(curves: Sequence[Curve]) -> Interval | None:
-    """KL range, nats, that lies between measured points of every method; None where none does.
-
-    What lies between the base model and a first checkpoint was measured of no method.
-    """
-    means = [c.kl.mean(1) for c in curves]
-    low, high = max(float(kl.min()) for kl in means), min(float(kl.max()) for kl in means)
-    return (low, high) if low < high else None
-
-
 def interpolate(curve: Curve, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[R, G] reward at each KL of `at`, for each of R resamples of the prompts.
 
     The frontier is the straight line through the checkpoints in order of KL; beyond its ends, which
     resampling moves, it stays level.
     """
-    rewards = np.empty((len(rows), len(at)))
-    for i, row in enumerate(rows):
-        kl, reward = curve.kl[:, row].mean(1), curve.reward[:, row].mean(1)
-        order = np.argsort(kl, kind="stable")
-        rewards[i] = np.interp(at, kl[order], reward[order])
-    return rewards
+    points = ((curve.kl[:, row].mean(1), curve.reward[:, row].mean(1)) for row in rows)
+    return np.stack([reward_at(kl, reward, at) for kl, reward in points])
 
 
 def _with_interval(

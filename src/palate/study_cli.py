@@ -28,7 +28,7 @@ app = typer.Typer(
 def plan(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
     """Say what a study will run, what is there already, and what it takes; run nothing."""
     with errors_as_lines(""):
-        from palate.study.run import load_study
+        from palate.study.study import load_study
 
         study = load_study(recipe, set_ or [])
         if print_recipe:
@@ -43,8 +43,9 @@ def plan(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe =
 def run(recipe: RecipeFile, set_: Overrides = None) -> None:
     """Run what is missing of a study; what failed before is tried again."""
     with errors_as_lines("", again="what is finished is kept"):
-        from palate.study.run import load_study, run_study
+        from palate.study.run import run_study
         from palate.study.show import progress_lines
+        from palate.study.study import load_study
 
         study = load_study(recipe, set_ or [])
         progress = run_study(study)
@@ -59,8 +60,8 @@ def run(recipe: RecipeFile, set_: Overrides = None) -> None:
 def status(recipe: RecipeFile, set_: Overrides = None) -> None:
     """Say which stages of a study are finished, failed and to come."""
     with errors_as_lines(""):
-        from palate.study.run import load_study
         from palate.study.show import status_lines
+        from palate.study.study import load_study
 
         for line in status_lines(load_study(recipe, set_ or [])):
             typer.echo(line)

@@ -216,9 +216,10 @@ class MeasureRecipe(Strict):
     step: str
     """An `eval` or `eval reward` step."""
     value: Value
-    """Of pairs: accuracy, margin (of log-ratios, nats). Of samples: reward, win_rate (of the reward
-    over the reference's sample for the same prompt), kl, forward_kl, entropy, tokens. Of
-    `eval reward`: accuracy."""
+    """Of pairs: accuracy (by the reward of the run's own loss), log_ratio_accuracy (by log-ratios
+    to the reference, alike for all losses), margin (of log-ratios, nats). Of samples: reward,
+    win_rate (reward over that of the reference's sample for the prompt), kl, forward_kl, entropy,
+    tokens. Of `eval reward`: accuracy."""
     source: str | None = None
     """Pairs of this source, or items of this benchmark; default: all."""
     better: Literal["higher", "lower"] | None = None

@@ -11,6 +11,8 @@ from typing import Any
 from palate.errors import RunError
 from palate.recipes.study import MeasureRecipe, StudyRecipe
 
+_OF_PAIRS = ("accuracy", "log_ratio_accuracy", "margin")
+
 Outcomes = Mapping[str, float]
 """Item -> outcome. Of samples an item is a prompt, and its outcome their mean."""
 
@@ -24,7 +26,7 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
     verb = next(step.verb for step in recipe.steps if step.name == measure.step)
     if verb == "eval reward":
         pairs = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
-    elif measure.value in ("accuracy", "margin"):
+    elif measure.value in _OF_PAIRS:
         pairs = _of_pairs(_lines(folder / "pairs.jsonl"), measure)
     else:
         pairs = _of_samples(_lines(folder / "samples.jsonl"), measure)
@@ -35,6 +37,10 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
         what = f"{measure.value} of {measure.source}" if measure.source else measure.value
         raise RunError(f"{folder}: holds no {what}")
     return {item: sum(values) / len(values) for item, values in sums.items()}
+
+
+def _won(value: float, against: float) -> float:
+    return 1.0 if value > against else 0.5 if value == against else 0.0
 
 
 def mean(outcomes: Outcomes) -> float:
@@ -51,13 +57,10 @@ def _of_pairs(
         times[name] += 1
         if measure.source is not None and row["source"] != measure.source:
             continue
-        margin = row["margin"]
-        if measure.value == "margin":
-            value = row["log_ratio_margin"]
-            if value is None:
-                continue
-        else:
-            value = 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+        margin = row["margin" if measure.value == "accuracy" else "log_ratio_margin"]
+        if margin is None:
+            continue
+        value = margin if measure.value == "margin" else _won(margin, 0.0)
         yield f"{name[0]}|{name[1]}|{times[name]}", float(value)
 
 
@@ -76,7 +79,7 @@ def _of_samples(
             against = reference.get((row["prompt_id"], row["index"]))
             if against is None or value is None:
                 continue
-            value = 1.0 if value > against else 0.5 if value == against else 0.0
+            value = _won(value, against)
         if value is not None:
             yield str(row["prompt_id"]), float(value)
 

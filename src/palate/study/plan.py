@@ -146,3 +146,15 @@ def _values(
 def measure_named(recipe: StudyRecipe, name: str) -> MeasureRecipe:
     """A measure of a study by its name."""
     return next(measure for measure in recipe.measures if measure.name == name)
+
+
+def all_stages(plan: Plan, run: Run) -> set[str]:
+    """Keys of a run's stages and of all that they need."""
+    keys: set[str] = set()
+    waiting = list(run.stages.values())
+    while waiting:
+        key = waiting.pop()
+        if key not in keys:
+            keys.add(key)
+            waiting += plan.stages[key].needs
+    return keys

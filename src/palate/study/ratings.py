@@ -189,7 +189,7 @@ def has_maximum(counts: np.ndarray, pairs: np.ndarray, size: int, ties: bool) ->
 
 
 def _design(pairs: np.ndarray, size: int, ties: bool) -> np.ndarray:
-    """[P, 3, K + 1] weights of ratings and log nu in an outcome's log-odds; [P, 2, K] without ties."""
+    """[P, 3, K + 1] weights of ratings and log nu in an outcome's log-odds; no ties: [P, 2, K]."""
     design = np.zeros((len(pairs), 3, size + 1))
     rows = np.arange(len(pairs))
     for k in (0, 1):

@@ -6,64 +6,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 
 from palate.errors import RunError
-from palate.recipes.document import Document
-from palate.recipes.load import check_document, load_document, resolve_yaml
-from palate.recipes.study import StudyRecipe
+from palate.recipes.load import resolve_yaml
 from palate.store.durations import duration
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import lock_folder
-from palate.store.stages import StageRecord, finished_record
-from palate.study.commands import as_stage, write_plan
-from palate.study.confounds import check_study
+from palate.store.stages import StageRecord
+from palate.study.commands import write_plan
 from palate.study.executors import Executor, Job, cores_of, local_processes
+from palate.study.expectations import note_expectations
 from palate.study.graph import StudyStage, ordered
-from palate.study.plan import Plan, make_plan
+from palate.study.plan import Plan
+from palate.study.study import Study
 
 RECIPE, RUNS = "study.yaml", "runs.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A study's recipe, and as what it was written."""
-
-    recipe: StudyRecipe
-    document: Document
-
-    @property
-    def root(self) -> Path:
-        return self.recipe.output_dir
-
-    def record(self, stage: StudyStage) -> StageRecord | None:
-        """The record of a stage that is finished."""
-        return finished_record(self.root, as_stage(stage))
-
-    def finished(self, stage: StudyStage) -> bool:
-        return self.record(stage) is not None
-
-    def plan(self) -> Plan:
-        """What is known to be done.
-
-        Raises:
-            RecipeError: a step's recipe is wrong, or a comparison would be confounded.
-        """
-        plan = make_plan(self.recipe, self.document, self.finished)
-        check_study(plan)
-        return plan
-
-
-def load_study(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
-    """Reads and checks a study.
-
-    Raises:
-        RecipeError: one line for every key that is wrong.
-    """
-    document = load_document(StudyRecipe, path, overrides)
-    return Study(recipe=check_document(StudyRecipe, document), document=document)
 
 
 @dataclass
@@ -106,6 +65,7 @@ def run_study(
     progress = StudyProgress()
     with lock_folder(study.root):
         write_text(study.root / RECIPE, resolve_yaml(study.recipe))
+        note_expectations(study, plan)
         executor = make_executor(study) if make_executor else _executor(study)
         try:
             while True:

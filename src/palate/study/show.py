@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 from palate.store.durations import duration
-from palate.study.plan import Plan
-from palate.study.run import Study, StudyProgress, stage_states
+from palate.study.plan import Plan, all_stages
+from palate.study.run import StudyProgress, stage_states
+from palate.study.study import Study
 
 
 def plan_lines(study: Study) -> Iterator[str]:
@@ -59,7 +60,7 @@ def progress_lines(study: Study, progress: StudyProgress) -> Iterator[str]:
     plan = study.plan()
     seconds = {key: r.seconds for key, stage in plan.stages.items() if (r := study.record(stage))}
     together = sum(seconds.values())
-    apart = sum(_apart(plan, run.stages.values(), seconds) for run in plan.runs)
+    apart = sum(seconds.get(key, 0.0) for run in plan.runs for key in all_stages(plan, run))
     if apart > together > 0:
         yield (
             f"each run by itself would have taken {duration(apart)} of work, "
@@ -69,18 +70,6 @@ def progress_lines(study: Study, progress: StudyProgress) -> Iterator[str]:
         yield f"failed: {key}: {reason}"
     for key, need in progress.blocked.items():
         yield f"left out: {key}: needs {need}"
-
-
-def _apart(plan: Plan, keys: Iterable[str], seconds: Mapping[str, float]) -> float:
-    """Seconds of a run's stages and all that they need, were nothing shared."""
-    wanted: set[str] = set()
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        if key not in wanted:
-            wanted.add(key)
-            waiting += plan.stages[key].needs
-    return sum(seconds.get(key, 0.0) for key in wanted)
 
 
 def _count(n: int, noun: str) -> str:

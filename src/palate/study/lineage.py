@@ -1,0 +1,97 @@
+"""Hidden factors of a study's runs, and what its policies wrote: told beside the numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from palate.errors import RunError
+from palate.store.files import read_json
+from palate.study.graph import Run
+from palate.study.plan import Plan
+from palate.study.study import Study
+
+PROMPTS = 6
+"""Whose samples are shown side by side."""
+
+
+def lineage_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
+    """Of each cell's first run, step by step: base model, feedback and its lengths, code, scorers.
+
+    A stage that is not finished has no entry.
+    """
+    first: dict[Any, Run] = {}
+    for run in plan.compared:
+        first.setdefault(run.cell, run)
+    return [
+        {"cell": dict(cell.choices), "steps": dict(_of_run(study, run))}
+        for cell, run in first.items()
+    ]
+
+
+def _of_run(study: Study, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    for step, key in run.stages.items():
+        folder = study.root / key
+        lineage, data = _json(folder / "lineage.json"), _json(folder / "data.json")
+        if lineage is None:
+            continue
+        train = (data or {}).get("train") or {}
+        tokens = train.get("length") or {}
+        yield (
+            step,
+            {
+                "base": (lineage.get("base_model") or {}).get("path"),
+                "base_digest": (lineage.get("base_model") or {}).get("digest"),
+                "scorers": [m for m in lineage.get("models") or [] if m.get("role")],
+                "sources": [
+                    {"name": s.get("name"), "sha256": s.get("sha256"), "items": s.get("items")}
+                    for s in (data or {}).get("sources") or []
+                ],
+                "pairs": train.get("pairs"),
+                "longer_is_chosen": train.get("longer_is_chosen"),
+                "mean_tokens": {side: of["mean"] for side, of in tokens.items() if "mean" in of},
+                "commit": (lineage.get("code") or {}).get("commit"),
+            },
+        )
+
+
+def sample_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
+    """The first prompts of the samples, each with what every cell's first run answered."""
+    prompts: dict[str, dict[str, Any]] = {}
+    seen: set[Any] = set()
+    for run in plan.compared:
+        if run.cell in seen:
+            continue
+        seen.add(run.cell)
+        for key in run.stages.values():
+            for row in _samples(study.root / key / "samples.jsonl"):
+                known = row["prompt_id"] in prompts or len(prompts) < PROMPTS
+                if row["index"] or not known:
+                    continue
+                entry = prompts.setdefault(
+                    row["prompt_id"], {"prompt": row["prompt"], "reference": None, "cells": []}
+                )
+                if row["policy"] == "reference":
+                    entry["reference"] = row["response"]
+                else:
+                    shown = {"cell": dict(run.cell.choices), "seed": run.seed}
+                    numbers = {name: row[name] for name in ("reward", "kl", "tokens")}
+                    entry["cells"].append(shown | {"response": row["response"]} | numbers)
+    return list(prompts.values())
+
+
+def _samples(file: Path) -> Iterator[dict[str, Any]]:
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(file) if file.exists() else None
+    except RunError:
+        return None

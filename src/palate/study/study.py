@@ -1,0 +1,54 @@
+"""A study: its recipe, its folder, and what of it is finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from palate.recipes.document import Document
+from palate.recipes.load import check_document, load_document
+from palate.recipes.study import StudyRecipe
+from palate.store.stages import StageRecord, finished_record
+from palate.study.commands import as_stage
+from palate.study.confounds import check_study
+from palate.study.graph import StudyStage
+from palate.study.plan import Plan, make_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study's recipe, and as what it was written."""
+
+    recipe: StudyRecipe
+    document: Document
+
+    @property
+    def root(self) -> Path:
+        return self.recipe.output_dir
+
+    def record(self, stage: StudyStage) -> StageRecord | None:
+        """The record of a stage that is finished."""
+        return finished_record(self.root, as_stage(stage))
+
+    def finished(self, stage: StudyStage) -> bool:
+        return self.record(stage) is not None
+
+    def plan(self) -> Plan:
+        """What is known to be done.
+
+        Raises:
+            RecipeError: a step's recipe is wrong, or a comparison would be confounded.
+        """
+        plan = make_plan(self.recipe, self.document, self.finished)
+        check_study(plan)
+        return plan
+
+
+def load_study(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
+    """Reads and checks a study.
+
+    Raises:
+        RecipeError: one line for every key that is wrong.
+    """
+    document = load_document(StudyRecipe, path, overrides)
+    return Study(recipe=check_document(StudyRecipe, document), document=document)

@@ -25,8 +25,20 @@ app = typer.Typer(
 
 
 @app.command(cls=recipe_command("StudyRecipe"))
-def plan(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
-    """Say what a study will run, what is there already, and what it takes; run nothing."""
+def plan(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Make a few steps of each kind of run, in a process of its own, and say what"
+            " stages take. Without it that is not predicted, or from former trials.",
+        ),
+    ] = True,
+) -> None:
+    """Say what a study will run, what is there already, and what it takes; run nothing of it."""
     with errors_as_lines(""):
         from palate.study.study import load_study
 
@@ -35,7 +47,10 @@ def plan(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe =
             return show(study.recipe)
         from palate.study.show import plan_lines
 
-        for line in plan_lines(study):
+        def says(line: str) -> None:
+            typer.echo(line, err=True)
+
+        for line in plan_lines(study, probe=probe, says=says):
             typer.echo(line)
 
 

@@ -181,6 +181,8 @@ class Foresight(StepCost):
         rows: drawn of each source; None where all were read.
         operations: floating-point operations of a mean step by part: backbone, attention, head.
         fixed_seconds: of a step besides its micro-batches: clipping and optimizer above all.
+        start_seconds: up to the first step.
+        total_steps: of the whole run. train_items, eval_items: that it has; with `rows`, of these.
     """
 
     layout: Literal["plain", "shared"]
@@ -191,6 +193,10 @@ class Foresight(StepCost):
     rows: int | None = None
     operations: dict[str, float] = Field(default_factory=dict)
     fixed_seconds: float = 0.0
+    start_seconds: float = 0.0
+    total_steps: int | None = None
+    train_items: int | None = None
+    eval_items: int | None = None
 
 
 class Status(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,22 @@ class Run:
     stages: Mapping[str, str]
 
 
+class NotYet(Exception):
+    """Why a run's stages cannot be told before others are finished."""
+
+
 @dataclass
 class Graph:
-    """Stages by key, in an order in which each stands after those that it needs."""
+    """Stages by key.
+
+    Attributes:
+        step_seconds: what an optimizer step of a stage takes, for budgets in seconds; raises NotYet
+            where it cannot be told yet.
+    """
 
     recipe: StudyRecipe
     document: Document
+    step_seconds: Callable[[StudyStage], float]
     contents: Contents = field(default_factory=Contents)
     stages: dict[str, StudyStage] = field(default_factory=dict)
 
@@ -92,6 +102,7 @@ class Graph:
 
         Raises:
             RecipeError: a step's recipe is wrong.
+            NotYet: a stage hangs on others that are not finished; what can be told is added.
         """
         documents = step_documents(self.recipe, cell, settings, self.document)
         keys: dict[str, str] = {}
@@ -112,6 +123,12 @@ class Graph:
         # The folder is named by the key, which is not known yet.
         document.set(("output_dir",), str(self.root / step.name), "the study")
         recipe = check_document(RECIPES[step.verb], document)
+        budget = self.recipe.budget
+        if budget is not None and budget.seconds is not None and step.verb in TRAINING:
+            stage = self._made(step.name, step.verb, recipe, needs, self._inputs(recipe))
+            updates = max(1, int(budget.seconds / self.step_seconds(stage)))
+            document.set(("train", "max_steps"), updates, "budget.seconds")
+            recipe = check_document(RECIPES[step.verb], document)
         if isinstance(recipe, TuneRecipe) and recipe.reference and recipe.reference.kind == "cache":
             cache = self._reference_cache(step, recipe, needs)
             self.stages.setdefault(cache.key, cache)

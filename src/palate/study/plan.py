@@ -10,7 +10,7 @@ from statistics import fmean
 from palate.recipes.document import Document
 from palate.recipes.study import Halving, MeasureRecipe, StudyRecipe
 from palate.study.cells import Cell, Settings, cells_of, tuning_trials
-from palate.study.graph import Graph, Run, StudyStage, compared_steps, steps_for
+from palate.study.graph import Graph, NotYet, Run, StudyStage, compared_steps, steps_for
 from palate.study.outcomes import outcomes_of
 
 Finished = Callable[[StudyStage], bool]
@@ -42,17 +42,23 @@ class Plan:
         return [run for run in self.runs if run.purpose == "compared"]
 
 
-def make_plan(recipe: StudyRecipe, document: Document, finished: Finished) -> Plan:
+def make_plan(
+    recipe: StudyRecipe,
+    document: Document,
+    finished: Finished,
+    step_seconds: Callable[[StudyStage], float],
+) -> Plan:
     """The runs that can be known now.
 
     Args:
         document: the recipe as written.
+        step_seconds: see `Graph`.
         finished: whether a stage has its result, which decides what comes after trials and rounds.
 
     Raises:
         RecipeError: a step's recipe is wrong under some variant.
     """
-    plan = Plan(Graph(recipe, document))
+    plan = Plan(Graph(recipe, document, step_seconds))
     plan.cells = cells_of(recipe)
     if isinstance(recipe.design, Halving):
         plan.cells = _halved(plan, recipe.design, plan.cells, finished)
@@ -64,7 +70,10 @@ def make_plan(recipe: StudyRecipe, document: Document, finished: Finished) -> Pl
             waiting += 1
             continue
         for seed in recipe.seeds:
-            plan.runs.append(plan.graph.add(cell, seed, steps=steps, settings=settings))
+            try:
+                plan.runs.append(plan.graph.add(cell, seed, steps=steps, settings=settings))
+            except NotYet as reason:
+                plan.later.append(f"{cell.name}, seed {seed}: {reason}")
     if waiting:
         plan.later.append(
             f"{waiting * len(recipe.seeds)} runs of {waiting} cells, with what their trials choose"
@@ -78,16 +87,19 @@ def _tuned(plan: Plan, cell: Cell, finished: Finished) -> Settings | None:
     if recipe.tuning is None:
         return Settings()
     measure = measure_named(recipe, recipe.tuning.measure)
-    trials = [
-        plan.graph.add(
-            cell,
-            recipe.tuning.seed,
-            steps=steps_for(recipe, [measure.step]),
-            settings=settings,
-            purpose="trial",
-        )
-        for settings in tuning_trials(recipe, cell)
-    ]
+    try:
+        trials = [
+            plan.graph.add(
+                cell,
+                recipe.tuning.seed,
+                steps=steps_for(recipe, [measure.step]),
+                settings=settings,
+                purpose="trial",
+            )
+            for settings in tuning_trials(recipe, cell)
+        ]
+    except NotYet:
+        return None
     plan.runs += trials
     values = _values(plan, trials, measure, finished)
     if values is None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from palate.store.durations import duration
+from palate.study.costs import Costs
+from palate.study.graph import ordered
 from palate.study.plan import Plan, all_stages
 from palate.study.run import StudyProgress, stage_states
 from palate.study.study import Study
 
 
-def plan_lines(study: Study) -> Iterator[str]:
-    """The stages by step, what is there, what is shared, and what is not known yet."""
+def plan_lines(study: Study, *, probe: bool, says: Callable[[str], None]) -> Iterator[str]:
+    """The stages by step, what is there, what they take, and what is not known yet.
+
+    Args:
+        probe: make trials of what is not known to take how long.
+        says: told of each trial before it begins.
+    """
     plan = study.plan()
     records = {key: study.record(stage) for key, stage in plan.stages.items()}
     there = {key for key, record in records.items() if record is not None}
@@ -21,14 +28,32 @@ def plan_lines(study: Study) -> Iterator[str]:
         f"{_count(len(plan.stages), 'stage')}: {len(there)} finished, "
         f"{len(plan.stages) - len(there)} to run"
     )
-    total: Counter[str] = Counter(stage.step for stage in plan.stages.values())
-    reused: Counter[str] = Counter(plan.stages[key].step for key in there)
+    costs = Costs(study.root, probe=probe, says=says)
     asked = _asked(plan)
-    for step, n in total.items():
-        shared = f", for {_count(asked[step], 'run')}" if asked[step] > n else ""
-        yield f"  {step}: {_count(n, 'stage')}{shared}, {reused[step]} finished"
+    seconds = 0.0
+    most = 0
+    for step in dict.fromkeys(stage.step for stage in ordered(plan.stages)):
+        stages = [stage for stage in plan.stages.values() if stage.step == step]
+        missing = [stage for stage in stages if stage.key not in there]
+        line = f"  {step}: {_count(len(stages), 'stage')}"
+        if asked[step] > len(stages):
+            line += f" for {_count(asked[step], 'run')}"
+        line += f", {len(stages) - len(missing)} finished"
+        known = [cost for stage in missing if (cost := costs.of(stage, plan)) is not None]
+        if known:
+            total = sum(cost.seconds for cost in known)
+            # Of stages of one shape the first spends what all share.
+            total += max(cost.shared for cost in known)
+            memory = max(cost.memory_bytes for cost in known)
+            seconds, most = seconds + total, max(most, memory)
+            line += f"; about {duration(total)} to run, at most {memory / 1e9:.1f} GB a process"
+        yield line
     for line in plan.later:
         yield f"  later: {line}"
+    if seconds:
+        yield f"about {duration(seconds)} in all, one stage at a time; at most {most / 1e9:.1f} GB"
+    for step, reason in costs.notes.items():
+        yield f"not predicted: {step}: {reason}"
 
 
 def _asked(plan: Plan) -> Counter[str]:

@@ -11,7 +11,8 @@ from palate.recipes.study import StudyRecipe
 from palate.store.stages import StageRecord, finished_record
 from palate.study.commands import as_stage
 from palate.study.confounds import check_study
-from palate.study.graph import StudyStage
+from palate.study.costs import Costs, Unknown
+from palate.study.graph import NotYet, StudyStage
 from palate.study.plan import Plan, make_plan
 
 
@@ -39,9 +40,16 @@ class Study:
         Raises:
             RecipeError: a step's recipe is wrong, or a comparison would be confounded.
         """
-        plan = make_plan(self.recipe, self.document, self.finished)
+        plan = make_plan(self.recipe, self.document, self.finished, self._step_seconds)
         check_study(plan)
         return plan
+
+    def _step_seconds(self, stage: StudyStage) -> float:
+        costs = Costs(self.root)
+        try:
+            return costs.step_seconds(stage)
+        except Unknown as reason:
+            raise NotYet(f"the time of a step is not known: {reason}") from None
 
 
 def load_study(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:

@@ -38,6 +38,7 @@ from palate.store.files import write_json
 from palate.store.folder import RunFolder
 from palate.store.records import Foresight
 from palate.train.foresight import TrainingRecipe
+from palate.train.launch import total_steps
 from palate.train.loop import Loop
 from palate.train.operations import Shape, Volume, shape_of, volume_of
 from palate.train.reward_run import RewardRun
@@ -266,14 +267,26 @@ def measure(recipe: TrainingRecipe) -> Foresight:
     trial_recipe: Any = recipe.model_copy(update={"train": train, "data": data})
     with tempfile.TemporaryDirectory(prefix="palate-trial-") as folder, kept_memory():
         run_folder = RunFolder(trial_recipe, Path(folder) / "run", writes=False)
+        begun = _now()
         trial = _trial_of(trial_recipe)
         start = trial.start(run_folder)
+        start_seconds = _now() - begun
         job = start.job
         trial.survey(job.model, start.data, job.layout)
         loop = Loop(job, train, seed=recipe.seed)
         shape = shape_of(loop)
         timings = timed(loop, trial, shape)
-    return _foresight(recipe, trial, timings, shape, layout=job.layout, drawn=_is_drawn(start.data))
+    foresight = _foresight(
+        recipe, trial, timings, shape, layout=job.layout, drawn=_is_drawn(start.data)
+    )
+    return foresight.model_copy(
+        update={
+            "start_seconds": start_seconds,
+            "total_steps": total_steps(train, trial.plan, len(start.data.train)),
+            "train_items": len(start.data.train),
+            "eval_items": len(start.data.eval),
+        }
+    )
 
 
 def _beginning(source: DataSource) -> DataSource:

@@ -269,6 +269,28 @@ class LocalExecutor(Strict):
     """Cores of each process; default: all that there are, so that stages follow one another."""
 
 
+class RayExecutor(Strict):
+    """Jobs of a Ray cluster (extra `ray`), each the command line of a stage. The study's folder,
+    models and data must lie where every node finds them under the same path."""
+
+    type: Literal["ray"] = "ray"
+    address: str
+    """Of the cluster's dashboard: http://HOST:8265."""
+    cores_per_stage: Count
+    """Cores that a job is given; Ray would start all at once without a number."""
+    gpus_per_stage: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs that a job is given."""
+    memory_gb_per_stage: Positive | None = None
+    """Memory that a job is given, GB; default: none is asked for."""
+    most_jobs: Count = 64
+    """At once; more wait here."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 2
+    """How often a stage is begun whose job was lost with a node or failed."""
+
+
+Executor = Annotated[LocalExecutor | RayExecutor, Field(discriminator="type")]
+
+
 class StudyRecipe(Strict):
     """Which choice mattered: the same steps under varied aspects, and what came of it."""
 
@@ -296,7 +318,8 @@ class StudyRecipe(Strict):
     """The first is the main one."""
     expectations: tuple[ExpectationRecipe, ...] = ()
     statistics: StatisticsRecipe = StatisticsRecipe()
-    executor: LocalExecutor = LocalExecutor()
+    executor: Executor = LocalExecutor()
+    """Where stages run, by `type`: local or ray."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         names = {step.name: step for step in self.steps}

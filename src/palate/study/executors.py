@@ -117,6 +117,11 @@ class LocalProcesses:
         return f"{lines[-1].removeprefix('palate: ')} ({ended})" if lines and code > 0 else ended
 
 
+def stage_command(root: Path, key: str) -> list[str]:
+    """The command line of a stage, for other machines."""
+    return ["palate", "stage", key, "--study", str(root.resolve())]
+
+
 def local_processes(recipe: LocalExecutor, root: Path) -> LocalProcesses:
     """The executor of a recipe, with what this machine has."""
     from palate.doctor.machine import machine_memory

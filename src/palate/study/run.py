@@ -11,11 +11,13 @@ from rich.console import Console
 
 from palate.errors import RunError
 from palate.recipes.load import resolve_yaml
+from palate.recipes.study import RayExecutor
 from palate.store.durations import duration
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import lock_folder
 from palate.store.stages import StageRecord
 from palate.study.commands import write_plan
+from palate.study.costs import Costs
 from palate.study.executors import Executor, Job, cores_of, local_processes
 from palate.study.expectations import note_expectations
 from palate.study.graph import StudyStage, ordered
@@ -91,7 +93,12 @@ def run_study(
 
 
 def _executor(study: Study) -> Executor:
-    return local_processes(study.recipe.executor, study.root)
+    chosen = study.recipe.executor
+    if isinstance(chosen, RayExecutor):
+        from palate.study.ray import RayJobs
+
+        return RayJobs(chosen, study.root)
+    return local_processes(chosen, study.root)
 
 
 def _run_plan(
@@ -102,9 +109,10 @@ def _run_plan(
     done = {stage.key for stage in plan.stages.values() if study.finished(stage)}
     waiting = [stage for stage in ordered(plan.stages) if stage.key not in done]
     running: set[str] = set()
-    total = len(plan.stages)
+    # Of former trials: a run does not wait for new ones.
+    costs = Costs(study.root, probe=False)
     while waiting or running:
-        waiting = _begin(study, waiting, done, running, executor, progress, console, total)
+        waiting = _begin(study, plan, costs, waiting, done, running, executor, progress, console)
         if not running:
             return
         for key, failure in executor.wait().items():
@@ -123,13 +131,14 @@ def _run_plan(
 
 def _begin(
     study: Study,
+    plan: Plan,
+    costs: Costs,
     waiting: list[StudyStage],
     done: set[str],
     running: set[str],
     executor: Executor,
     progress: StudyProgress,
     console: Console,
-    total: int,
 ) -> list[StudyStage]:
     """Begins what can begin; returns what still waits."""
     left: list[StudyStage] = []
@@ -142,9 +151,10 @@ def _begin(
                 first = lacking[0]
                 progress.blocked[stage.key] = progress.blocked.get(first, first)
             continue
-        job = _job(study, stage)
+        job = _job(study, plan, stage, costs)
         if all(need in done for need in stage.needs) and executor.has_room(job):
             number = len(done) + len(running) + 1
+            total = len(plan.stages)
             console.print(f"[bold]{number}/{total} {stage.key}[/bold]", highlight=False)
             executor.begin(job)
             running.add(stage.key)
@@ -153,9 +163,13 @@ def _begin(
     return left
 
 
-def _job(study: Study, stage: StudyStage) -> Job:
+def _job(study: Study, plan: Plan, stage: StudyStage, costs: Costs) -> Job:
     executor = study.recipe.executor
-    return Job(key=stage.key, cores=executor.cores_per_stage or cores_of(executor))
+    if isinstance(executor, RayExecutor):
+        return Job(key=stage.key, cores=executor.cores_per_stage)
+    cores = executor.cores_per_stage or cores_of(executor)
+    cost = costs.of(stage, plan)
+    return Job(key=stage.key, cores=cores, memory_bytes=None if cost is None else cost.memory_bytes)
 
 
 def stage_states(study: Study, plan: Plan) -> Mapping[str, StageRecord | None]:

@@ -31,6 +31,7 @@ from palate.recipes.schema import (
     TuneRecipe,
 )
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
+from palate.recipes.study import StudyRecipe
 from palate.store.folder import RunFolder
 
 __all__ = ["Check", "examine", "render"]
@@ -56,6 +57,9 @@ def examine(target: str | None = None, *, probe: bool = False) -> list[Check]:
     checks.append(Check("recipe", "ok", f"{recipe[1]} (palate {VERBS[recipe[0]]})"))
     if isinstance(loaded, ServeRecipe):
         return [*checks, *server_checks(loaded), *scoring_checks(loaded)]
+    if isinstance(loaded, StudyRecipe):
+        text = "its steps, what they take, and its comparisons: palate study plan"
+        return [*checks, disk_check(loaded.output_dir), Check("study", "note", text)]
     assert isinstance(loaded, RunRecipe)
     checks += _run(loaded)
     if isinstance(loaded, TuneRecipe | SftRecipe | RewardRecipe):

@@ -206,7 +206,17 @@ class TuningRecipe(Strict):
     """Of the trial runs; none of `seeds`, so that no run is chosen for its own luck."""
 
 
-Value = Literal["accuracy", "margin", "reward", "win_rate", "kl", "forward_kl", "entropy", "tokens"]
+Value = Literal[
+    "accuracy",
+    "log_ratio_accuracy",
+    "margin",
+    "reward",
+    "win_rate",
+    "kl",
+    "forward_kl",
+    "entropy",
+    "tokens",
+]
 
 
 class MeasureRecipe(Strict):

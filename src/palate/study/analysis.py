@@ -178,11 +178,11 @@ def _contrasts(recipe: StudyRecipe, cells: Sequence[Cell]) -> Iterator[Contrast]
             if variant.name == base:
                 continue
             pairs = tuple(
-                (one, two)
-                for one, two in itertools.permutations(cells, 2)
-                if one.of(aspect.name) == variant.name
-                and two.of(aspect.name) == base
-                and one.differs_in(two) == [aspect.name]
+                (cell, against)
+                for cell, against in itertools.permutations(cells, 2)
+                if cell.of(aspect.name) == variant.name
+                and against.of(aspect.name) == base
+                and cell.differs_in(against) == [aspect.name]
             )
             if len(pairs) > 1:
                 yield Contrast(aspect=aspect.name, variant=variant.name, against=base, pairs=pairs)
@@ -269,9 +269,9 @@ def _entries(
 ) -> Iterator[dict[str, Any]]:
     main = recipe.statistics.estimand
     counted = [
-        (place, both[main])
-        for place, (_, (both, _)) in enumerate(made)
-        if both is not None and main in both
+        (place, estimates[main])
+        for place, (_, (estimates, _)) in enumerate(made)
+        if estimates is not None and main in estimates
     ]
     corrected: dict[int, dict[str, Any]] = {}
     if recipe.statistics.correction != "none" and counted:
@@ -281,7 +281,7 @@ def _entries(
             shown = dataclasses.asdict(dataclasses.replace(result))
             del shown["comparison"]
             corrected[place] = shown | {"comparisons": len(counted)}
-    for place, (contrast, (both, notes)) in enumerate(made):
+    for place, (contrast, (estimates, notes)) in enumerate(made):
         yield {
             "measure": measure.name,
             "aspect": contrast.aspect,
@@ -291,7 +291,7 @@ def _entries(
             "settings": len(contrast.pairs),
             "family": "means over settings" if mean else "single settings",
             **notes,
-            "estimands": {name: c.record() for name, c in (both or {}).items()},
+            "estimands": {name: c.record() for name, c in (estimates or {}).items()},
             "corrected": corrected.get(place),
         }
 
@@ -329,15 +329,15 @@ def _correlations(sheet: OutcomeTable, measures: Sequence[MeasureRecipe]) -> lis
     for measure in measures:
         means[measure.name] = [_cell_mean(sheet, cell, measure) for cell in sheet.plan.cells]
     entries = []
-    for one, two in itertools.combinations(means, 2):
-        both = [
+    for names in itertools.combinations(means, 2):
+        known = [
             (x, y)
-            for x, y in zip(means[one], means[two], strict=True)
+            for x, y in zip(*(means[name] for name in names), strict=True)
             if x is not None and y is not None
         ]
-        if both:
-            x, y = zip(*both, strict=True)
-            entries.append(dataclasses.asdict(correlate(x, y, names=(one, two))))
+        if known:
+            x, y = zip(*known, strict=True)
+            entries.append(dataclasses.asdict(correlate(x, y, names=names)))
     return entries
 
 

@@ -33,8 +33,7 @@ class Cell:
 
     def differs_in(self, cell: Cell) -> list[str]:
         """The aspects whose variants differ."""
-        pairs = zip(self.choices, cell.choices, strict=True)
-        return [aspect for (aspect, ours), (_, theirs) in pairs if ours != theirs]
+        return [aspect for aspect, variant in self.choices if cell.of(aspect) != variant]
 
 
 @dataclass(frozen=True)

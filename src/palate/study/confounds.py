@@ -53,10 +53,11 @@ def check_study(plan: Plan) -> None:
 def _key_problems(recipe: StudyRecipe) -> Iterator[str]:
     """Variants that set what is not theirs to set."""
     verbs = {step.name: step.verb for step in recipe.steps}
-    for one, two in itertools.combinations(recipe.aspects, 2):
-        for a, b in itertools.product(one.sections, two.sections):
+    for aspect, later in itertools.combinations(recipe.aspects, 2):
+        for a, b in itertools.product(aspect.sections, later.sections):
             if within(a, b) or within(b, a):
-                yield f"aspects {one.name} and {two.name} both vary {a if within(a, b) else b}"
+                inner = a if within(a, b) else b
+                yield f"aspects {aspect.name} and {later.name} both vary {inner}"
     for aspect in recipe.aspects:
         for variant in aspect.variants:
             where = f"{aspect.name} {variant.name}"
@@ -122,22 +123,22 @@ def _fact_problems(plan: Plan) -> Iterator[str]:
         }
         for cell, run in first.items()
     }
-    for one, two in itertools.combinations(first, 2):
-        for place, value in facts[one].items():
-            if place not in facts[two] or facts[two][place] == value:
+    for cell, later in itertools.combinations(first, 2):
+        for place, value in facts[cell].items():
+            if place not in facts[later] or facts[later][place] == value:
                 continue
             step, fact = place
-            differing = set(one.differs_in(two))
+            differing = set(cell.differs_in(later))
             variants = [
                 (aspect.name, variant)
-                for cell in (one, two)
-                for aspect, variant in variants_of(recipe, cell)
+                for side in (cell, later)
+                for aspect, variant in variants_of(recipe, side)
                 if aspect.name in differing
             ]
             if not any(_owns_up(variant, step, fact) for _, variant in variants):
                 names = ", ".join(dict.fromkeys(f"{a} {v.name}" for a, v in variants))
                 yield (
-                    f"step {step}: {fact} is not the same for {one.name} and for {two.name}: name "
+                    f"step {step}: {fact} is not the same for {cell.name} and for {later.name}: name "
                     f"it in `also_changes` of the variant that changes it ({names})"
                 )
 

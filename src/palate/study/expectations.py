@@ -67,8 +67,14 @@ def expectation_entries(
         comparison = _comparison_of(study.recipe, expected, comparisons)
         result = None if comparison is None else _result(study.recipe, comparison)
         entries.append(
-            expected.model_dump()
-            | {
+            {
+                "aspect": expected.aspect,
+                "variant": expected.variant,
+                "against": expected.against,
+                "measure": expected.measure,
+                "direction": expected.direction,
+                "smallest": expected.smallest,
+                "disagreement": expected.disagreement,
                 "written": None if note is None else note["written"],
                 "before": None if note is None else note["finished_stages"] == 0,
                 "outcome": "no result yet" if result is None else _outcome(expected, result),

@@ -82,6 +82,25 @@ def status(recipe: RecipeFile, set_: Overrides = None) -> None:
             typer.echo(line)
 
 
+@app.command()
+def slurm(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Script to write.")],
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION", help="Of every sbatch; may be given several times."),
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Write a script that hands the missing stages to Slurm, each after those that it needs."""
+    with errors_as_lines(""):
+        from palate.study.slurm import write_script
+        from palate.study.study import load_study
+
+        n = write_script(load_study(recipe, set_ or []), out, sbatch or [])
+        typer.echo(f"{out}: {n} jobs; submit them with: bash {out}")
+
+
 def stage(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Of the stage, as `status` names it.")],
     study: Annotated[Path, typer.Option(help="Folder of the study.")],

@@ -330,6 +330,9 @@ class StudyRecipe(Strict):
     statistics: StatisticsRecipe = StatisticsRecipe()
     executor: Executor = LocalExecutor()
     """Where stages run, by `type`: local or ray."""
+    artifacts: str | None = None
+    """Address (of fsspec: s3://..., gs://..., a folder) where finished stages are kept besides, for
+    machines that share no disk: what is there is fetched and not computed again."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         names = {step.name: step for step in self.steps}

@@ -31,8 +31,12 @@ PRELOADED = (*_MODULES.values(), "palate.train.run", "palate.report")
 """Modules that commands of stages load; none starts threads that a forked process would miss."""
 
 
-def write_plan(root: Path, stages: dict[str, StudyStage]) -> None:
-    """Writes what `palate stage` needs to run any of these stages."""
+def write_plan(root: Path, stages: dict[str, StudyStage], *, artifacts: str | None = None) -> None:
+    """Writes what `palate stage` needs to run any of these stages.
+
+    Args:
+        artifacts: where finished stages are kept besides.
+    """
     entries = {
         stage.key: {
             "step": stage.step,
@@ -43,7 +47,8 @@ def write_plan(root: Path, stages: dict[str, StudyStage]) -> None:
         }
         for stage in ordered(stages)
     }
-    write_json(root / PLAN, {"stages": entries})
+    plan = {"stages": entries, "artifacts": artifacts, "directory": os.getcwd()}
+    write_json(root / PLAN, plan)
 
 
 def read_stage(root: Path, key: str) -> StudyStage:
@@ -88,12 +93,27 @@ def run_stage(root: Path, key: str) -> StageRecord:
         RunError: no such stage, or one that it needs is not finished.
         PalateError: what the command raises.
     """
+    from palate.study.artifacts import Artifacts
+
+    root = root.resolve()
     stage = read_stage(root, key)
+    plan = read_json(root / PLAN)
+    # Paths of recipes are relative to where the study was begun; a job may start elsewhere.
+    if Path(plan.get("directory", "")).is_dir():
+        os.chdir(plan["directory"])
+    address = plan.get("artifacts")
+    artifacts = None if address is None else Artifacts(address)
     _import(stage.verb)
     for need in stage.needs:
-        if finished_record(root, as_stage(read_stage(root, need))) is None:
+        needed = read_stage(root, need)
+        if artifacts is not None:
+            artifacts.fetch(root, needed)
+        if finished_record(root, as_stage(needed)) is None:
             raise RunError(f"{key}: needs {need}, which is not finished")
-    return run_stages([as_stage(stage)], root)[key]
+    record = run_stages([as_stage(stage)], root)[key]
+    if artifacts is not None:
+        artifacts.push(root, stage)
+    return record
 
 
 def _import(verb: str) -> None:

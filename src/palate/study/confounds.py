@@ -138,8 +138,8 @@ def _fact_problems(plan: Plan) -> Iterator[str]:
             if not any(_owns_up(variant, step, fact) for _, variant in variants):
                 names = ", ".join(dict.fromkeys(f"{a} {v.name}" for a, v in variants))
                 yield (
-                    f"step {step}: {fact} is not the same for {cell.name} and for {later.name}: name "
-                    f"it in `also_changes` of the variant that changes it ({names})"
+                    f"step {step}: {fact} is not the same for {cell.name} and for {later.name}: "
+                    f"name it in `also_changes` of the variant that changes it ({names})"
                 )
 
 

@@ -16,6 +16,7 @@ from palate.store.durations import duration
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import lock_folder
 from palate.store.stages import StageRecord
+from palate.study.artifacts import Artifacts
 from palate.study.commands import write_plan
 from palate.study.costs import Costs
 from palate.study.executors import Executor, Job, cores_of, local_processes
@@ -105,7 +106,12 @@ def _run_plan(
     study: Study, plan: Plan, executor: Executor, progress: StudyProgress, console: Console
 ) -> None:
     """Runs the stages of a plan, each when those that it needs are finished."""
-    write_plan(study.root, plan.stages)
+    address = study.recipe.artifacts
+    write_plan(study.root, plan.stages, artifacts=address)
+    if address is not None:
+        artifacts = Artifacts(address)
+        for stage in ordered(plan.stages):
+            artifacts.fetch(study.root, stage)
     done = {stage.key for stage in plan.stages.values() if study.finished(stage)}
     waiting = [stage for stage in ordered(plan.stages) if stage.key not in done]
     running: set[str] = set()
@@ -117,6 +123,8 @@ def _run_plan(
             return
         for key, failure in executor.wait().items():
             running.discard(key)
+            if address is not None:
+                artifacts.fetch(study.root, plan.stages[key])
             record = study.record(plan.stages[key])
             if record is None:
                 progress.failed[key] = failure or "left no result"

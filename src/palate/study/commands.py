@@ -99,8 +99,9 @@ def run_stage(root: Path, key: str) -> StageRecord:
     stage = read_stage(root, key)
     plan = read_json(root / PLAN)
     # Paths of recipes are relative to where the study was begun; a job may start elsewhere.
-    if Path(plan.get("directory", "")).is_dir():
-        os.chdir(plan["directory"])
+    directory = plan.get("directory")
+    if directory is not None and Path(directory).is_dir():
+        os.chdir(directory)
     address = plan.get("artifacts")
     artifacts = None if address is None else Artifacts(address)
     _import(stage.verb)

@@ -1,8 +1,8 @@
 """Public benchmarks in six categories, averaged as "Unpacking DPO and PPO" averages them.
 
 A category is the mean of its benchmarks, the overall number the unweighted mean of the six
-categories (Ivison et al. 2024, arXiv:2406.09279, whose tables agree). ToxiGen counts as 100 less the
-share of toxic answers.
+categories (Ivison et al. 2024, arXiv:2406.09279, whose tables agree). ToxiGen counts as 100 less
+the share of toxic answers.
 """
 
 from __future__ import annotations

@@ -118,6 +118,7 @@ def render_study(analysis: StudyAnalysis, folder: Path, place: Path | None = Non
         glyph=glyph,
         cut=cut,
         level=f"{100 * analysis.statistics.confidence:g}%",
+        shared_notes=_shared_notes(analysis),
         lineage=lineage_rows(analysis),
         cell_seconds=cell_seconds(tables),
         cell_words=cell_words,
@@ -137,6 +138,12 @@ def _summary(analysis: StudyAnalysis) -> str:
     finished = sum(None not in run.values.values() for run in analysis.runs)
     seeds = f"{count(cells, 'cell')} ({design}) with {count(len(analysis.seeds), 'seed')}"
     return f"{varied}. {seeds}; {finished} of {count(len(analysis.runs), 'run')} finished."
+
+
+def _shared_notes(analysis: StudyAnalysis) -> list[str]:
+    """What holds of the shares of every measure."""
+    notes = [entry.notes for entry in analysis.variance]
+    return [note for note in notes[0] if all(note in of for of in notes)] if notes else []
 
 
 def _links(stages: dict[str, str], folder: Path, place: Path) -> list[tuple[str, str | None]]:

@@ -12,10 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from palate.report.figures import PIXELS, Ink
-from palate.report.study_tables import Mean, Tables
+from palate.report.study_tables import Cell, Mean, Tables
 from palate.report.style import MARKERS, PALETTE, Style
 from palate.report.svg import page_style, to_svg
 from palate.store.study_records import StudyAspect, StudyMeasure
+
+NOT_JUDGED = ("kl", "forward_kl", "entropy", "tokens")
+"""Measures that say how, not how well."""
+NAMED_CELLS = 21
+"""More cells than these have no names in a legend."""
+
+Legend = tuple[str, tuple[tuple[str, int, int | None], ...]]
+"""What it tells, and its entries: name, marker, colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +41,17 @@ class Mark:
 class Scatter:
     """
     Attributes:
-        colours, markers: the variants that these tell, by aspect; the second may be none.
-        words: what their correlation is.
+        legends: what colours and markers tell.
+        words: what the correlation is. hidden: aspects that no mark tells.
     """
 
     key: str
     x: StudyMeasure
     y: StudyMeasure
     marks: tuple[Mark, ...]
-    colours: tuple[str, tuple[str, ...]]
-    markers: tuple[str, tuple[str, ...]] | None
+    legends: tuple[Legend, ...]
     words: str
-
-    @property
-    def keys(self) -> list[tuple[str, Style]]:
-        """For a legend: colours, and markers with them where they are of the same aspect."""
-        return [(name, Style(colour=i % len(PALETTE))) for i, name in enumerate(self.colours[1])]
+    hidden: tuple[str, ...] = ()
 
 
 def frontiers(tables: Tables) -> Iterator[Scatter]:
@@ -62,27 +65,26 @@ def frontiers(tables: Tables) -> Iterator[Scatter]:
 
 def across_steps(tables: Tables) -> Iterator[Scatter]:
     """Measures of different steps, as a reward model's accuracy and its policy's reward."""
-    for x, y in combinations(tables.analysis.measures, 2):
+    judged = [m for m in tables.analysis.measures if m.value not in NOT_JUDGED]
+    for x, y in combinations(judged, 2):
         if x.step != y.step and (scatter := _scatter(tables, x, y)):
             yield scatter
 
 
 def _scatter(tables: Tables, x: StudyMeasure, y: StudyMeasure) -> Scatter | None:
     analysis = tables.analysis
-    varying = [a for a in analysis.aspects if _varies(tables, a)] or list(analysis.aspects)
-    first = varying[0]
-    second = varying[1] if len(varying) > 1 else None
+    drawn = _legends(tables)
     marks = []
     for cell, runs in tables.runs.items():
         means = tables.mean([cell], x.name), tables.mean([cell], y.name)
         if means[0] is None or means[1] is None:
             continue
         points = [(run.values.get(x.name), run.values.get(y.name)) for run in runs.values()]
-        choices = dict(cell)
+        colour, marker = drawn.looks[cell]
         marks.append(
             Mark(
-                colour=_index(first, choices.get(first.name)),
-                marker=0 if second is None else _index(second, choices.get(second.name)),
+                colour=colour,
+                marker=marker,
                 x=means[0],
                 y=means[1],
                 runs=tuple((a, b) for a, b in points if a is not None and b is not None),
@@ -97,10 +99,52 @@ def _scatter(tables: Tables, x: StudyMeasure, y: StudyMeasure) -> Scatter | None
         x=x,
         y=y,
         marks=tuple(marks),
-        colours=(first.name, tuple(first.names)),
-        markers=None if second is None else (second.name, tuple(second.names)),
+        legends=drawn.legends,
         words=" ".join(words),
+        hidden=drawn.hidden,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """How cells look: (colour, marker) of each."""
+
+    looks: dict[Cell, tuple[int, int]]
+    legends: tuple[Legend, ...]
+    hidden: tuple[str, ...]
+
+
+def _legends(tables: Tables) -> Drawn:
+    """Colour by the first aspect that varies, marker by the second; of more aspects each cell has
+    its own look, as long as there are few."""
+    aspects = [a for a in tables.analysis.aspects if _varies(tables, a)]
+    cells = list(tables.runs)
+    if not aspects or (len(aspects) > 2 and len(cells) <= NAMED_CELLS):
+        looks = {cell: (i, i + i // len(PALETTE)) for i, cell in enumerate(cells)}
+        entries = tuple((_deviation(tables, c), looks[c][1], looks[c][0]) for c in cells)
+        return Drawn(looks=looks, legends=(("cell", entries),), hidden=())
+    first, second = aspects[0], aspects[1] if len(aspects) > 1 else None
+    looks = {
+        cell: (
+            _index(first, dict(cell).get(first.name)),
+            0 if second is None else _index(second, dict(cell).get(second.name)),
+        )
+        for cell in cells
+    }
+    legends: list[Legend] = [
+        (first.name, tuple((name, 0, i) for i, name in enumerate(first.names)))
+    ]
+    if second is not None:
+        legends.append((second.name, tuple((name, i, None) for i, name in enumerate(second.names))))
+    hidden = tuple(aspect.name for aspect in aspects[2:])
+    return Drawn(looks=looks, legends=tuple(legends), hidden=hidden)
+
+
+def _deviation(tables: Tables, cell: Cell) -> str:
+    """Where a cell leaves the baselines."""
+    bases = {aspect.name: aspect.baseline for aspect in tables.analysis.aspects}
+    parts = [f"{name} {variant}" for name, variant in cell if bases.get(name) != variant]
+    return ", ".join(parts) or "all baselines"
 
 
 def _varies(tables: Tables, aspect: StudyAspect) -> bool:
@@ -149,9 +193,9 @@ def draw_scatter(axes: Axes, scatter: Scatter, ink: Ink) -> None:
             y,
             MARKERS[mark.marker % len(MARKERS)],
             color=colour,
-            markersize=8,
+            markersize=9,
             markeredgecolor=ink.paper,
-            markeredgewidth=1,
+            markeredgewidth=0.8,
             zorder=3,
         )
     pad_x, pad_y = 0.12 * (high_x - low_x), 0.12 * (high_y - low_y)

@@ -51,7 +51,7 @@ def comparisons_csv(analysis: StudyAnalysis) -> str:
             )  # fmt: skip
         if not c.estimands:
             why = c.why or "no seed is finished on each side"
-            blank = [None] * (len(_COMPARISON) - 8)
+            blank = [None] * (len(_COMPARISON) - 9)
             rows.append(
                 [c.measure, c.aspect, c.variant, c.against, at, c.settings, 0, "", *blank, why]
             )

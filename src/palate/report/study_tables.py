@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Literal
@@ -260,19 +260,17 @@ class Tables:
         notes = tuple(self._lacks(cells, measure, mean))
         if mean is None:
             return Entry(mean=DASH, tone="missing", notes=notes)
-        entry = {
-            "mean": fixed(mean.value, places),
-            "interval": span(mean.interval, places),
-            "notes": notes,
-        }
+        plain = Entry(
+            mean=fixed(mean.value, places), interval=span(mean.interval, places), notes=notes
+        )
         estimate = None if comparison is None else main_estimate(self.analysis, comparison)
         if comparison is None or estimate is None:
-            return Entry(**entry)
+            return plain
         sure = distinguished(self.analysis, comparison)
         wanted = {"higher": 1, "lower": -1}.get(measure.better or "", 0)
         better = sure and estimate.difference * wanted > 0
-        return Entry(
-            **entry,
+        return replace(
+            plain,
             difference=signed(estimate.difference, places),
             difference_interval=span(estimate.interval, places),
             tone="bold" if better else "plain" if sure else "grey",

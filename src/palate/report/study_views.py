@@ -165,13 +165,13 @@ def headline(tables: Tables, measure: StudyMeasure) -> str:
             f"On {measure.name}, no choice is told apart from its aspect's baseline "
             f"({count(len(known), 'comparison')})."
         )
+    place = {True: "above", False: "below"}
     which = listed(
-        f"{c.aspect} {c.variant} ({'above' if _difference(analysis, c) > 0 else 'below'} {c.against})"
-        for c in told
+        f"{c.aspect} {c.variant} ({place[_difference(analysis, c) > 0]} {c.against})" for c in told
     )
     rest = len(known) - len(told)
-    others = f" {rest} of {len(known)} comparisons are not told apart." if rest else ""
-    return f"On {measure.name}, told apart: {which}.{others}"
+    quiet = f" {rest} of {len(known)} comparisons are not told apart." if rest else ""
+    return f"On {measure.name}, told apart: {which}.{quiet}"
 
 
 def expected_words(analysis: StudyAnalysis, e: StudyExpectation) -> str:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from palate.errors import RunError
 from palate.report.study import write_study_report
 from palate.store.files import write_json
 from palate.store.study_records import NAME
 from palate.study.analysis import analyse
-from palate.study.run import stage_states
-from palate.study.study import Study
+from palate.study.run import RECIPE, stage_states
+from palate.study.study import Study, load_study
+
+
+def study_at(place: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study:
+    """The study of a recipe, or that of a folder in which it was run.
+
+    Raises:
+        RecipeError: the recipe is wrong. RunError: a folder without a study.
+    """
+    folder = Path(place)
+    if not folder.is_dir():
+        return load_study(place, overrides)
+    file = folder / RECIPE
+    if not file.is_file():
+        raise RunError(f"{folder}: no study was run in it ({RECIPE} is missing)")
+    # The folder may have been moved since.
+    return load_study(file, [f"output_dir={json.dumps(str(folder))}", *overrides])
 
 
 def write_report(study: Study, out: str | Path | None = None) -> Path:

@@ -155,7 +155,11 @@ def analysed(
         ],
         "correlations": analysis._correlations(sheet, recipe.measures),
         "footnotes": list(analysis._footnotes(recipe)),
-        "cost": {"steps": seconds, "together": 43.9 * len(runs), "apart": 61.0 * len(runs)},
+        "cost": {
+            "steps": {step: taken * len(runs) for step, taken in seconds.items()},
+            "together": 43.9 * len(runs),
+            "apart": 61.0 * len(runs),
+        },
         "lineage": [_lineage(cell) for cell in sheet.cells],
         "samples": [_sample(number, sheet.cells) for number in range(4)],
         "tuned": [],

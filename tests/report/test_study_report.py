@@ -12,10 +12,12 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
 from palate.errors import RunError
 from palate.report.figures import Ink
@@ -23,7 +25,9 @@ from palate.report.study import write_study_report
 from palate.report.study_figures import across_steps, draw_scatter, frontiers
 from palate.report.study_tables import Tables
 from palate.report.study_views import cut, lineage_rows
+from palate.store.stages import StageRecord
 from palate.store.study_records import StudyAnalysis
+from palate.study_cli import app
 from synthetic_studies import analysed, recipe_of
 
 MEASURES = [
@@ -430,6 +434,29 @@ def test_long_samples_are_cut_and_pages_stay_small(tmp_path, document):
     page = write(tmp_path, long)
     assert "199,399 more characters" in page and len(page) < 2_000_000
     assert cut("short") == ("short", 0)
+
+
+def test_the_command_keeps_the_analysis_and_shows_why_stages_failed(
+    tmp_path, document, monkeypatch
+):
+    from palate.study import report
+
+    analysis = {name: value for name, value in document.items() if name != "failures"}
+    failed = StageRecord(name="policy-1", key="policy-1", state="failed", error="no memory left")
+    monkeypatch.setattr(report, "analyse", lambda study, plan: analysis)
+    monkeypatch.setattr(report, "stage_states", lambda study, plan: {"a": None, "policy-1": failed})
+    study: Any = SimpleNamespace(root=tmp_path, plan=lambda: None)
+    page = report.write_report(study)
+    assert page == tmp_path / "report.html" and "failed: no memory left" in page.read_text()
+    written = json.loads((tmp_path / "analysis.json").read_text())
+    expected = json.loads(json.dumps(analysis))
+    assert written == expected | {"failures": {"policy-1": "no memory left"}}
+
+
+def test_a_folder_without_a_study_is_one_line(tmp_path):
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no study was run in it (study.yaml is missing)" in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")

@@ -192,6 +192,9 @@ class Tables:
                     )
                     for a in first.names
                 )
+                notes = list(_settings_note([len(c) for c in cells.values()]))
+                if not any(entry.difference for _, row in rows for entry in row):
+                    notes.append("These means are not compared with each other.")
                 yield Table(
                     key=f"crossed-{i}-{j}-{k}",
                     title=f"{first.name} by {second.name}, {column_title(measure)}",
@@ -199,7 +202,7 @@ class Tables:
                     columns=tuple(second.names),
                     rows=rows,
                     baseline=first.baseline,
-                    footnotes=tuple(_settings_note([len(c) for c in cells.values()])),
+                    footnotes=tuple(notes),
                 )
 
     def _crossed_cells(

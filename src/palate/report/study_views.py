@@ -165,9 +165,13 @@ def headline(tables: Tables, measure: StudyMeasure) -> str:
             f"On {measure.name}, no choice is told apart from its aspect's baseline "
             f"({count(len(known), 'comparison')})."
         )
-    place = {True: "above", False: "below"}
-    which = listed(
-        f"{c.aspect} {c.variant} ({place[_difference(analysis, c) > 0]} {c.against})" for c in told
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for c in told:
+        side = "above" if _difference(analysis, c) > 0 else "below"
+        groups.setdefault((c.aspect, side, c.against), []).append(c.variant)
+    which = "; ".join(
+        f"{aspect} {listed(variants)} ({side} {against})"
+        for (aspect, side, against), variants in groups.items()
     )
     rest = len(known) - len(told)
     quiet = f" {rest} of {len(known)} comparisons are not told apart." if rest else ""

@@ -23,8 +23,9 @@ from palate.errors import RunError
 from palate.report.figures import Ink
 from palate.report.study import write_study_report
 from palate.report.study_figures import across_steps, draw_scatter, frontiers
+from palate.report.study_lineage import lineage_rows
 from palate.report.study_tables import Tables
-from palate.report.study_views import cut, lineage_rows
+from palate.report.study_views import cut
 from palate.store.stages import StageRecord
 from palate.store.study_records import StudyAnalysis
 from palate.study_cli import app

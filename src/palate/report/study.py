@@ -12,6 +12,7 @@ from palate.errors import RunError
 from palate.report.page import environment, glyph
 from palate.report.study_figures import across_steps, frontiers, scatter_svgs
 from palate.report.study_files import comparisons_csv, runs_csv, tables_latex, tables_markdown
+from palate.report.study_lineage import lineage_rows
 from palate.report.study_tables import Tables, cell_words, reading_notes
 from palate.report.study_views import (
     OUTCOMES,
@@ -24,7 +25,6 @@ from palate.report.study_views import (
     forests,
     headline,
     lacking,
-    lineage_rows,
     sampled,
 )
 from palate.report.style import PALETTE

@@ -66,9 +66,12 @@ def run(recipe: RecipeFile, set_: Overrides = None) -> None:
         progress = run_study(study)
         for line in progress_lines(study, progress):
             typer.echo(line, err=True)
+        from palate.study.report import write_report
+
+        page = write_report(study)
         if not progress.complete:
             raise typer.Exit(2)
-        finished(study.root)
+        finished(page)
 
 
 @app.command()
@@ -99,6 +102,29 @@ def slurm(
 
         n = write_script(load_study(recipe, set_ or []), out, sbatch or [])
         typer.echo(f"{out}: {n} jobs; submit them with: bash {out}")
+
+
+@app.command()
+def report(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|FOLDER", help="A study's recipe, or the folder of its run."),
+    ],
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="HTML file, tables beside it; default: report.html in the study's folder.",
+        ),
+    ] = None,
+) -> None:
+    """Write what a study says as far as it is finished: one page, and tables beside it."""
+    with errors_as_lines(""):
+        from palate.study.report import study_at, write_report
+
+        finished(write_report(study_at(recipe, set_ or []), out))
 
 
 def stage(

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from palate.report import words
 from palate.report.length_notes import length_sentence
 from palate.report.notes import splits
-from palate.report.style import DASHES, Style
+from palate.report.style import DASHES, MARKERS, PALETTE, Style
 
 OPEN_PROMPTS = 4
 """Further prompts of the side-by-side samples are folded away."""
@@ -77,6 +77,16 @@ _MARKS = {
     "P": '<path d="M14.4 1.5h3.2v2.9h2.9v3.2h-2.9v2.9h-3.2V7.6h-2.9V4.4h2.9z"/>',
     "X": '<path d="m13 1 3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z"/>',
 }
+
+
+def glyph(marker: int, colour: int | None = None) -> Markup:
+    """A marker of the figures by itself; grey without a colour."""
+    drawn = Markup(_MARKS[MARKERS[marker % len(MARKERS)]])
+    tone = "var(--muted)" if colour is None else f"var(--s{colour % len(PALETTE)})"
+    return Markup(
+        '<svg class="glyph" viewBox="10 0 12 12" aria-hidden="true" style="color:{}">'
+        '<g fill="currentColor">{}</g></svg>'
+    ).format(tone, drawn)
 
 
 def swatch(style: Style | None) -> Markup:

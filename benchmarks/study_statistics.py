@@ -5,6 +5,8 @@
 coverage      95% intervals of a difference, "these items / new items", for 3, 5 and 8 seeds and 60
               and 500 items, over ratios of components of variance (RATIOS)
 two-seeds     the same of 2 seeds
+levels        95 and 99.5% intervals for new items, the lowest and highest share over all ratios of
+              components, beside those that Satterthwaite's degrees of freedom would give
 one-seed      the bootstrap over items of two trained models
 percentile    why seeds are not resampled: percentile bootstrap intervals of few seeds
 families      ten variants against one baseline: family-wise error of Holm, false discoveries of
@@ -31,7 +33,7 @@ from scipy import stats
 
 from palate.study.corrections import adjust
 from palate.study.correlation import rank_correlation_interval
-from palate.study.crossed import ESTIMANDS, Spread, estimate
+from palate.study.crossed import ESTIMANDS, MeanSquares, Spread, estimate, from_mean_squares
 from palate.study.length_control import length_controlled_win_rate
 from palate.study.power import planned_power
 from palate.study.ratings import fit, rate
@@ -39,7 +41,7 @@ from palate.study.resampled import bootstrap_items
 from palate.study.variance import variance_shares
 
 SEEDS, ITEMS = (3, 5, 8), (60, 500)
-CHUNK = 250
+CHUNK, FAMILIES = 250, 50
 LEVEL = 0.05
 
 
@@ -164,6 +166,61 @@ def coverage_tables(rng: np.random.Generator, simulations: int, seeds: tuple[int
                 print(f"{kind} {how:<9} {name:<22} " + " ".join(f"{c:>14}" for c in cells))
 
 
+def level_range(
+    rng: np.random.Generator, simulations: int, *, seeds: int, items: int, level: float,
+    variants: tuple[float, ...],
+) -> tuple[list[float], list[float]]:  # fmt: skip
+    """Lowest and highest share over ratios of components that intervals for new items hold, and
+    that t with Satterthwaite's degrees of freedom does. By mean squares of normal outcomes.
+
+    Args:
+        variants: how much seeds vary in each variant, relative; one where seeds are paired.
+    """
+    f, fi, many = seeds - 1.0, items - 1.0, len(variants)
+    shares: list[list[float]] = [[], []]
+    for ratio in (0.0, *np.geomspace(0.01, 1000, 11)):
+        for residual in (0.0, 0.3, 2.0, 20.0):
+            rest = np.full(many, residual / many)
+            between, across = ratio * np.array(variants) / many + rest, 1 + residual
+            squares = MeanSquares(
+                seeds=between * rng.chisquare(f, (simulations, many)) / f,
+                residual=rest * rng.chisquare(f * fi, (simulations, many)) / (f * fi),
+                items=across * rng.chisquare(fi, simulations) / fi,
+                counts=np.full(many, seeds),
+                n_items=items,
+            )
+            result = from_mean_squares(np.zeros(simulations), squares, "new items")
+            variance = result.standard_error**2
+            counted = result.items > 0
+            terms = (squares.seeds**2 / f).sum(1) + counted * (
+                squares.items**2 / fi + (squares.residual**2 / (f * fi)).sum(1)
+            )
+            t = stats.t.isf((1 - level) / 2, variance**2 / terms) * result.standard_error
+            sd = np.sqrt(between.sum() + across - residual)
+            for held, half in zip(shares, (result.half_width(level), t), strict=True):
+                held.append(float(1 - 2 * stats.norm.sf(half / sd).mean()))
+    return [min(shares[0]), max(shares[0])], [min(shares[1]), max(shares[1])]
+
+
+def levels_table(rng: np.random.Generator, simulations: int) -> None:
+    for level in (0.95, 0.995):
+        for how, variants in (
+            ("paired", (1.0,)),
+            ("unpaired, equal", (1.0, 1.0)),
+            ("unpaired, one to five", (1.0, 5.0)),
+        ):
+            for seeds in (2, *SEEDS):
+                cells = []
+                for items in ITEMS:
+                    ends = level_range(
+                        rng, 10 * simulations, seeds=seeds, items=items, level=level,
+                        variants=variants,
+                    )  # fmt: skip
+                    words = [f"{100 * low:.2f} to {100 * high:.2f}" for low, high in ends]
+                    cells.append(f"{words[0]} (Satterthwaite {words[1]})")
+                print(f"{level:.1%} {how:<22} {seeds} seeds: " + "; ".join(cells), flush=True)
+
+
 def one_seed_coverage(
     rng: np.random.Generator, simulations: int, *, items: int, binary: bool
 ) -> float:
@@ -225,33 +282,36 @@ def families(
     adjust([0.5], "holm")
     # statsmodels' Holm collects garbage at every call: with the objects of now aside it is fast.
     gc.freeze()
-    for _ in range(simulations):
+    for start in range(0, simulations, FAMILIES):
+        runs = min(FAMILIES, simulations - start)
 
-        def drawn(size: float, *shape: int) -> np.ndarray:
-            return size * rng.standard_normal(shape)
+        def drawn(size: float, *shape: int, runs: int = runs) -> np.ndarray:
+            return size * rng.standard_normal((runs, *shape))
 
         # All variants and the baseline share items and paired seeds.
-        shared = drawn(1.0, 1, 1, items) + drawn(1.0, 1, seeds, 1)
         x = (
-            shared
-            + np.append(effects, 0.0)[:, None, None]
+            drawn(part.common, 1, 1, items)
+            + drawn(part.common, 1, seeds, 1)
             + drawn(part.items, total + 1, 1, items)
             + drawn(part.seeds, total + 1, seeds, 1)
             + drawn(part.residual, total + 1, seeds, items)
         )
-        base = np.broadcast_to(x[-1:], x[:-1].shape)
-        result = estimate(x[:-1], base, paired=True, estimand="new items")
+        x[:, :-1] += effects[:, None, None]
+        base = np.broadcast_to(x[:, -1:], x[:, :-1].shape)
+        result = estimate(x[:, :-1], base, paired=True, estimand="new items")
         p = result.p_value()
-        holm, bh = adjust(p, "holm") <= LEVEL, adjust(p, "bh") <= LEVEL
+        holm, bh = (
+            np.array([adjust(row, method) <= LEVEL for row in p]) for method in ("holm", "bh")
+        )
         wrong = effects == 0
         error = np.abs(result.difference - effects)
-        told = int(bh.sum())
-        width = result.half_width(1 - LEVEL * max(1, told) / total)
+        told = np.maximum(1, bh.sum(1))
+        width = result.half_width(1 - LEVEL * told[:, None] / total)
         sums += (
-            bool((holm & wrong).any()),
-            (bh & wrong).sum() / max(1, told),
-            bool((error <= result.half_width(1 - LEVEL / total)).all()),
-            (bh & (error > width)).sum() / max(1, told),
+            (holm & wrong).any(1).sum(),
+            ((bh & wrong).sum(1) / told).sum(),
+            (error <= result.half_width(1 - LEVEL / total)).all(1).sum(),
+            ((bh & (error > width)).sum(1) / told).sum(),
         )
     gc.unfreeze()
     return FamilyRates(*(sums / simulations))
@@ -262,7 +322,7 @@ def family_table(rng: np.random.Generator, simulations: int) -> None:
     for seeds in SEEDS:
         for items in ITEMS:
             for real in (0, 5):
-                rates = families(rng, simulations // 4, seeds=seeds, items=items, real=real)
+                rates = families(rng, simulations, seeds=seeds, items=items, real=real)
                 print(
                     f"{seeds:>5} {items:>5} {real:>10} {rates.family_wise:>16.3f} "
                     f"{rates.false_discoveries:>16.3f} {rates.all_hold:>20.3f} "
@@ -517,6 +577,7 @@ def percentile_table(rng: np.random.Generator, simulations: int) -> None:
 TABLES: dict[str, Callable[[np.random.Generator, int], None]] = {
     "coverage": lambda rng, simulations: coverage_tables(rng, simulations, SEEDS),
     "two-seeds": lambda rng, simulations: coverage_tables(rng, simulations, (2,)),
+    "levels": levels_table,
     "one-seed": one_seed,
     "percentile": percentile_table,
     "families": family_table,

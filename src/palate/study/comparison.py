@@ -119,7 +119,7 @@ def compare(
     With two seeds or more of each, `crossed.estimate` says how. With one seed of either there is
     no interval for "these items"; for "new items" it is the BCa bootstrap over items (Efron 1987,
     JASA 82:171) of the difference of seeds' means, or t below 10 items, and holds for these trained
-    models only. Seeds are never resampled: percentile intervals of 3 and 5 hold 76% and 83%.
+    models only. Seeds are never resampled: percentile intervals of 3 and 5 hold 74% and 84%.
 
     A model without training (a base model) has no seeds: give its one row once for every seed of
     the variant it is compared with, as `paired`.

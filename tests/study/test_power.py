@@ -63,6 +63,14 @@ def test_the_fewest_seeds_are_enough_and_one_less_is_not(paired, estimand):
     assert planned_power(spread, size, seeds=seeds, **plan) == pytest.approx(0.8, abs=1e-6)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_with_many_of_both_it_is_the_normal_formula(paired):
+    spread = Spread(seeds=1e-3, items=2.0, residual=100.0, paired=paired)
+    error = math.sqrt(1e-3 / 400 + 2.0 / 3000 + 100.0 / 400 / 3000)
+    size = planned_detectable(spread, seeds=400, items=3000, estimand="new items")
+    assert size == pytest.approx((1.9600 + 0.8416) * error, rel=0.01)
+
+
 def test_seeds_cannot_make_up_for_items():
     assert seeds_needed(SPREAD, 0.05, items=60, estimand="new items") is None
     items = items_needed(SPREAD, 0.3, seeds=8)

@@ -73,8 +73,9 @@ def test_power_is_what_was_planned(script, rng, paired, estimand, effect):
         assert abs(predicted - simulated) < 0.10
 
 
-def test_intervals_of_shares_hold(script, rng):
-    held = script.shares_coverage(rng, 100, "3 x 2", script.SIZES["some"], seeds=3)
+@pytest.mark.parametrize("sizes", ["some", "most"])
+def test_intervals_of_shares_hold(script, rng, sizes):
+    held = script.shares_coverage(rng, 100, "3 x 2", script.SIZES[sizes], seeds=3)
     assert set(held) == {"aspect 0", "aspect 1", "aspect 0 x aspect 1", "seeds"}
     assert all(holds(share, 100) for share in held.values()), held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import optimize, stats
 
 from palate.errors import PalateError
 from palate.study.variance import variance_shares
@@ -77,6 +78,23 @@ def test_intervals_hold_their_estimate_and_narrow_with_seeds():
     for share, value in zip(many.shares, truth, strict=True):
         assert share.interval[0] <= value <= share.interval[1]
         assert share.share == pytest.approx(value, abs=0.06)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.8, 3.0])
+def test_of_one_aspect_intervals_invert_the_noncentral_f(effect):
+    levels = {"data": ["x"] * 4 + ["y"] * 4 + ["z"] * 4}
+    rng = np.random.default_rng(2)
+    y = effect * np.repeat([0.0, 1.0, 2.0], 4) + rng.normal(0, 1, 12)
+    f = stats.f_oneway(y[:4], y[4:8], y[8:]).statistic
+    ends = [0.0, 0.0]
+    for k, probability in enumerate((0.975, 0.025)):
+        if stats.f.cdf(f, 2, 9) > probability:
+            gap = lambda x, p=probability: stats.ncf.cdf(f, 2, 9, x) - p  # noqa: E731
+            ends[k] = optimize.brentq(gap, 1e-9, 1000)
+    data, seeds = variance_shares(y, levels).shares
+    expected = tuple(end / (end + 12) for end in ends)
+    assert data.interval == pytest.approx(expected, abs=0.02)
+    assert seeds.interval == pytest.approx((1 - expected[1], 1 - expected[0]), abs=0.02)
 
 
 def test_one_aspect_at_a_time_says_nothing_of_interactions():

@@ -128,12 +128,12 @@ def estimate(a: np.ndarray, b: np.ndarray, *, paired: bool, estimand: Estimand) 
 
         h^2 = t(f_s)^2 V_s + t(N - 1)^2 max(0, V_i - V_e)
 
-    (Howe 1974, JASA 69:789; f_s is S - 1, or Welch's). Intervals then hold 94.9 to 97.7% of 95%,
-    and 99.4% or more of 99.5%, at 3 seeds and whatever the ratio of components. A t with
-    Satterthwaite's (1946, Biometrics Bulletin 2:110) degrees of freedom holds as little as 92.2% and
-    97.3%: where the mean square of few seeds comes out small, so does the standard error, and the
-    degrees of freedom come out many. Corrections for many comparisons need the higher level.
-    (benchmarks/study_statistics.py --only levels)
+    (Howe 1974, JASA 69:789; f_s is S - 1, or Welch's). At 3 paired seeds intervals then hold 94.9
+    to 97.7% where 95% are meant and 99.4% or more where 99.5% are, whatever the ratio of
+    components. A t with Satterthwaite's (1946, Biometrics Bulletin 2:110) degrees of freedom holds
+    as little as 92.2% and 97.3%: where the mean square of few seeds comes out small, so does the
+    standard error, and the degrees of freedom come out many. Corrections for many comparisons need
+    the higher level. (benchmarks/study_statistics.py --only levels)
 
     Args:
         a, b: [..., S_a, N] and [..., S_b, N] outcomes, at least two seeds each, the same N items

@@ -18,7 +18,6 @@ Correction = Literal["holm", "bh"]
 """Holm (1979, Scand. J. Stat. 6:65): no false difference among all with probability 1 - level.
 Benjamini-Hochberg (1995, JRSS B 57:289): of the differences told, at most the share `level` is
 false on average, for independent or positively dependent comparisons."""
-METHODS = {"holm": "holm", "bh": "fdr_bh"}
 NAMES = {"holm": "Holm", "bh": "Benjamini-Hochberg"}
 
 
@@ -55,7 +54,7 @@ def correct(comparisons: Sequence[Comparison], method: Correction = "holm") -> l
     Raises:
         PalateError: an unknown method; comparisons of unequal confidence.
     """
-    if method not in METHODS:
+    if method not in NAMES:
         raise PalateError(f"correction '{method}': it is 'holm' or 'bh'")
     levels = {c.confidence for c in comparisons}
     if len(levels) > 1:
@@ -89,10 +88,12 @@ def correct(comparisons: Sequence[Comparison], method: Correction = "holm") -> l
 
 def adjust(p_values: Sequence[float], method: Correction) -> np.ndarray:
     """Adjusted p-values, in the order given."""
+    if method == "bh":
+        return np.asarray(stats.false_discovery_control(p_values, method="bh"))
     # Its import takes a second.
     from statsmodels.stats.multitest import multipletests
 
-    return np.asarray(multipletests(p_values, method=METHODS[method])[1])
+    return np.asarray(multipletests(p_values, method="holm")[1])
 
 
 def _interval(c: Comparison, confidence: float) -> Interval | None:

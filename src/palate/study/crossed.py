@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 Estimand = Literal["these items", "new items"]
 """What a difference is about. "these items": the items are the whole question, and another training
 run could have come out otherwise. "new items": the items are a sample too."""
 
 ESTIMANDS: tuple[Estimand, ...] = ("these items", "new items")
+HALVINGS = 60
+SMALLEST = -700.0
+"""Logarithm of the smallest p-value that is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +44,70 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A difference, its standard error and the degrees of freedom of that; each [...]."""
+    """A difference and two independent parts of its variance.
+
+    Attributes:
+        difference: [...].
+        seeds: [...] what seeds, and a seed's residual, add to the variance of the difference.
+        seeds_df: [...] degrees of freedom of that.
+        items: [...] what items add; 0 for "these items".
+        items_df: degrees of freedom of that.
+    """
 
     difference: np.ndarray
-    standard_error: np.ndarray
-    df: np.ndarray
+    seeds: np.ndarray
+    seeds_df: np.ndarray
+    items: np.ndarray
+    items_df: float
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        return np.asarray(np.sqrt(self.seeds + self.items))
+
+    def half_width(self, confidence: float) -> np.ndarray:
+        """[...] half of the interval's width."""
+        return self._half_width(np.asarray((1 - confidence) / 2))
+
+    def df(self, confidence: float) -> np.ndarray:
+        """[...] degrees of freedom with which t gives the same interval."""
+        ratio = self.half_width(confidence) / np.where(self.standard_error, self.standard_error, 1)
+        low, high = np.log(self.seeds_df), np.full_like(ratio, np.log(1e6))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            wider = stats.t.isf((1 - confidence) / 2, np.exp(middle)) > ratio
+            low, high = np.where(wider, middle, low), np.where(wider, high, middle)
+        return np.asarray(np.where(self.items > 0, np.exp(low), self.seeds_df))
+
+    def p_value(self) -> np.ndarray:
+        """[...] two-sided: 1 less the highest confidence whose interval leaves 0 out."""
+        size, error = np.abs(self.difference), self.standard_error
+        safe = np.where(error > 0, error, 1)
+        p = 2 * stats.t.sf(size / safe, self.seeds_df)
+        if np.any(self.items > 0):
+            low, high = np.full(np.shape(p), SMALLEST), np.zeros(np.shape(p))
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                wider = self._half_width(np.exp(middle) / 2) > size
+                low, high = np.where(wider, middle, low), np.where(wider, high, middle)
+            p = np.where(self.items > 0, np.exp(high), p)
+        return np.asarray(np.where(error > 0, p, size == 0))
+
+    def _half_width(self, tail: np.ndarray) -> np.ndarray:
+        squares = stats.t.isf(tail, self.seeds_df) ** 2 * self.seeds
+        if np.any(self.items > 0):
+            squares = squares + stats.t.isf(tail, self.items_df) ** 2 * self.items
+        return np.asarray(np.sqrt(squares))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Terms:
-    """What mean squares say of the variance of a difference of means.
+class MeanSquares:
+    """Mean squares of a difference, each over the number of outcomes: what it says of the variance
+    of the difference of means.
 
     Attributes:
-        seeds, residual: [..., K] of each variant (K = 1 where seeds are paired).
+        seeds, residual: [..., K] of each variant; K = 1 where seeds are paired.
         items: [...].
-        counts: seeds of each variant.
+        counts: [K] seeds of each variant.
         n_items: items.
     """
 
@@ -71,45 +124,50 @@ def estimate(a: np.ndarray, b: np.ndarray, *, paired: bool, estimand: Estimand) 
     "these items": t of the seeds' means over items, paired or Welch's (1947, Biometrika 34:28).
 
     "new items": with V_s, V_i and V_e the mean squares of seeds, items and residual over the number
-    of outcomes, the variance is V_e + max(0, V_s - V_e) + max(0, V_i - V_e), which is V_s + V_i -
-    V_e where no component comes out negative; its degrees of freedom are Satterthwaite's (1946,
-    Biometrics Bulletin 2:110) with two changes: a seeds' term of f degrees of freedom counts
-    (f + 2) / f times in the denominator, and the sum has never fewer degrees of freedom than the
-    seeds alone. Without the first, a small mean square of few seeds makes the standard error
-    small and the degrees of freedom many at once: in the worst ratio of components intervals then
-    hold 91.9% at 3 seeds instead of 93.8%. The second keeps t exact where seeds alone vary.
+    of outcomes, the variance is V_s + max(0, V_i - V_e), and the interval's half width h is
+
+        h^2 = t(f_s)^2 V_s + t(N - 1)^2 max(0, V_i - V_e)
+
+    (Howe 1974, JASA 69:789; f_s is S - 1, or Welch's). At 3 paired seeds intervals then hold 94.9
+    to 97.7% where 95% are meant and 99.4% or more where 99.5% are, whatever the ratio of
+    components. A t with Satterthwaite's (1946, Biometrics Bulletin 2:110) degrees of freedom holds
+    as little as 92.2% and 97.3%: where the mean square of few seeds comes out small, so does the
+    standard error, and the degrees of freedom come out many. Corrections for many comparisons need
+    the higher level. (benchmarks/study_statistics.py --only levels)
 
     Args:
         a, b: [..., S_a, N] and [..., S_b, N] outcomes, at least two seeds each, the same N items
             (two at least for "new items").
         paired: seed s of `a` is seed s of `b`.
     """
-    terms = _terms(a, b, paired)
-    f = terms.counts - 1.0
-    seeds, residual = terms.seeds.sum(-1), terms.residual.sum(-1)
-    seeds_df = _ratio(seeds**2, (terms.seeds**2 / f).sum(-1), f.sum())
-    if estimand == "these items":
-        # Seeds whose means agree to the last digit, as counts of few items may, still vary.
-        same = seeds == 0
-        variance, df = np.where(same, residual, seeds), np.where(same, f.min(), seeds_df)
-    else:
-        items_df = terms.n_items - 1.0
-        counted = seeds > residual
-        variance = np.maximum(seeds, residual) + np.maximum(terms.items - residual, 0)
-        denominator = (
-            np.where(counted, (terms.seeds**2 * (f + 2) / f**2).sum(-1), 0)
-            + np.where(terms.items > residual, terms.items**2 / items_df, 0)
-            + (terms.residual**2 / (f * items_df)).sum(-1)
-        )
-        df = _ratio(variance**2, denominator, f.sum())
-        df = np.where(counted, np.maximum(df, seeds_df), df)
     difference = a.mean((-2, -1)) - b.mean((-2, -1))
-    return Estimate(difference=difference, standard_error=np.sqrt(variance), df=df)
+    return from_mean_squares(difference, mean_squares(a, b, paired=paired), estimand)
+
+
+def from_mean_squares(difference: np.ndarray, squares: MeanSquares, estimand: Estimand) -> Estimate:
+    """As `estimate`, of mean squares; all of the same leading axes."""
+    f = squares.counts - 1.0
+    seeds, residual = squares.seeds.sum(-1), squares.residual.sum(-1)
+    weights = (squares.seeds**2 / f).sum(-1)
+    seeds_df = np.where(weights > 0, seeds**2 / np.where(weights > 0, weights, 1), f.min())
+    items = np.zeros_like(seeds)
+    if estimand == "new items":
+        items = np.maximum(0, squares.items - residual)
+    else:
+        # Seeds whose means agree to the last digit, as counts of few items may, still vary.
+        seeds = np.where(seeds == 0, residual, seeds)
+    return Estimate(
+        difference=difference,
+        seeds=seeds,
+        seeds_df=seeds_df,
+        items=items,
+        items_df=squares.n_items - 1.0,
+    )
 
 
 def spread(a: np.ndarray, b: np.ndarray, *, paired: bool) -> Spread:
     """Components of variance of [S_a, N] and [S_b, N] outcomes, by mean squares."""
-    terms = _terms(a, b, paired)
+    terms = mean_squares(a, b, paired=paired)
     n = terms.n_items
     residual = (terms.residual * terms.counts).sum() * n
     return Spread(
@@ -120,30 +178,11 @@ def spread(a: np.ndarray, b: np.ndarray, *, paired: bool) -> Spread:
     )
 
 
-def planned(spread: Spread, seeds: int, items: int, estimand: Estimand) -> tuple[float, float]:
-    """Variance of a difference and its degrees of freedom, of `seeds` seeds a variant.
-
-    As `estimate` would find them where every mean square comes out as expected.
-    """
-    f = (seeds - 1.0) * (1 if spread.paired else 2)
-    between = (spread.seeds + spread.residual / items) / seeds
-    if estimand == "these items":
-        return between, f
-    across, rest = (spread.items + spread.residual / seeds) / items, spread.residual / seeds / items
-    variance = between + across - rest
-    denominator = (
-        # Unpaired seeds have two mean squares of half the size.
-        between**2 * (seeds + 1) / (seeds - 1) / f
-        + across**2 / (items - 1)
-        + rest**2 / (f * (items - 1))
-    )
-    return variance, max(f, variance**2 / denominator) if denominator else f
-
-
-def _terms(a: np.ndarray, b: np.ndarray, paired: bool) -> _Terms:
+def mean_squares(a: np.ndarray, b: np.ndarray, *, paired: bool) -> MeanSquares:
+    """Of outcomes as `estimate` takes them."""
     groups = [a - b] if paired else [a, b]
     n = a.shape[-1]
-    return _Terms(
+    return MeanSquares(
         seeds=np.stack([g.mean(-1).var(-1, ddof=1) / g.shape[-2] for g in groups], -1),
         residual=np.stack([_residual(g) / g.shape[-2] / n for g in groups], -1),
         items=(a.mean(-2) - b.mean(-2)).var(-1, ddof=1) / n if n > 1 else np.zeros(a.shape[:-2]),
@@ -161,9 +200,3 @@ def _residual(x: np.ndarray) -> np.ndarray:
         x - x.mean(-1, keepdims=True) - x.mean(-2, keepdims=True) + x.mean((-2, -1), keepdims=True)
     )
     return np.asarray((rest**2).sum((-2, -1)) / ((s - 1) * (n - 1)))
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:
-    """numerator / denominator, and `otherwise` where the denominator is 0."""
-    safe = np.where(denominator > 0, denominator, 1)
-    return np.where(denominator > 0, numerator / safe, otherwise)

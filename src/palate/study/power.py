@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 
-from scipy import optimize, stats
+import numpy as np
+from scipy import optimize, special, stats
 
-from palate.study.crossed import Estimand, Spread, planned
+from palate.study.crossed import Estimand, MeanSquares, Spread, from_mean_squares
 
 MOST_SEEDS = 1000
 MOST_ITEMS = 1_000_000
+NODES = {"seeds": 16, "items": 6}
+"""Points at which a mean square's distribution is read."""
 
 
 def power_of(difference: float, standard_error: float, df: float, confidence: float) -> float:
@@ -44,11 +47,14 @@ def planned_power(
     confidence: float = 0.95,
 ) -> float:
     """Probability that a comparison of `seeds` seeds a variant on `items` items tells `difference`
-    from 0."""
-    variance, df = planned(spread, seeds, items, estimand)
-    if variance == 0:
-        return float(difference != 0)
-    return power_of(difference, math.sqrt(variance), df, confidence)
+    from 0 and its sign right.
+
+    The mean over the chi-squares that mean squares of seeds and items follow of Phi((difference -
+    half width) / sd), with the half width that `compare` makes of them and the true sd. Where seeds
+    alone are uncertain and paired that is the noncentral t.
+    """
+    power, _ = _planned(spread, seeds, items, estimand, confidence)
+    return power(abs(difference))
 
 
 def planned_detectable(
@@ -62,8 +68,10 @@ def planned_detectable(
 ) -> float:
     """Smallest difference that `seeds` seeds a variant on `items` items would tell from 0 with
     probability `power`."""
-    variance, df = planned(spread, seeds, items, estimand)
-    return detectable(math.sqrt(variance), df, confidence=confidence, power=power)
+    power_at, widest = _planned(spread, seeds, items, estimand, confidence)
+    if power_at(0.0) >= power:
+        return 0.0
+    return float(optimize.brentq(lambda size: power_at(size) - power, 0.0, widest))
 
 
 def seeds_needed(
@@ -80,21 +88,10 @@ def seeds_needed(
 
     None where 1000 seeds do not: the items, not the seeds, are then too few (or `difference` is 0).
     """
-
-    def enough(seeds: int) -> bool:
-        return (
-            planned_power(
-                spread,
-                difference,
-                seeds=seeds,
-                items=items,
-                estimand=estimand,
-                confidence=confidence,
-            )
-            >= power
-        )
-
-    return _least(enough, MOST_SEEDS) if difference else None
+    tells = partial(
+        planned_power, spread, difference, items=items, estimand=estimand, confidence=confidence
+    )
+    return _least(lambda seeds: tells(seeds=seeds) >= power, MOST_SEEDS) if difference else None
 
 
 def items_needed(
@@ -107,21 +104,51 @@ def items_needed(
 ) -> int | None:
     """Fewest items on which a comparison of `seeds` seeds a variant would tell `difference` from 0
     for new items with probability `power`; None where a million do not."""
+    tells = partial(
+        planned_power, spread, difference, seeds=seeds, estimand="new items", confidence=confidence
+    )
+    return _least(lambda items: tells(items=items) >= power, MOST_ITEMS) if difference else None
 
-    def enough(items: int) -> bool:
-        return (
-            planned_power(
-                spread,
-                difference,
-                seeds=seeds,
-                items=items,
-                estimand="new items",
-                confidence=confidence,
-            )
-            >= power
-        )
 
-    return _least(enough, MOST_ITEMS) if difference else None
+def _planned(
+    spread: Spread, seeds: int, items: int, estimand: Estimand, confidence: float
+) -> tuple[Callable[[float], float], float]:
+    """Power as a function of the difference, and a difference that is told for certain."""
+    variants = 1 if spread.paired else 2
+    residual = spread.residual / seeds / items
+    between = spread.seeds / seeds + residual
+    across = spread.items / items + residual
+    chi = _chi_square(seeds - 1, NODES["seeds"])
+    axes = [chi] * variants
+    if estimand == "new items":
+        axes.append(_chi_square(items - 1, NODES["items"]))
+    grid = np.meshgrid(*(values for values, _ in axes), indexing="ij")
+    weights = np.prod(np.meshgrid(*(w for _, w in axes), indexing="ij"), axis=0)
+    planned = from_mean_squares(
+        np.zeros(weights.shape),
+        MeanSquares(
+            seeds=np.stack(grid[:variants], -1) * between / variants,
+            residual=np.full((*weights.shape, variants), residual / variants),
+            items=across * grid[-1],
+            counts=np.full(variants, seeds),
+            n_items=items,
+        ),
+        estimand,
+    )
+    half = planned.half_width(confidence)
+    true = between if estimand == "these items" else between + spread.items / items
+    sd = max(float(np.sqrt(true)), 1e-300)
+
+    def power(difference: float) -> float:
+        return float((weights * special.ndtr((difference - half) / sd)).sum())
+
+    return power, float(half.max()) + 10 * sd
+
+
+def _chi_square(df: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a chi-square over its degrees of freedom, and their weights, by Gauss-Legendre."""
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return stats.chi2.ppf((points + 1) / 2, df) / df, weights / 2
 
 
 def _least(enough: Callable[[int], bool], most: int) -> int | None:

@@ -8,7 +8,7 @@ from scipy import stats
 from palate.intervals import Interval
 
 FEWEST = 10
-"""Units below which nothing is resampled: percentile intervals of 5 hold 83% instead of 95%."""
+"""Units below which nothing is resampled: percentile intervals of 5 hold 84% instead of 95%."""
 RESAMPLES = 9999
 
 

@@ -10,8 +10,6 @@ from palate.intervals import Interval
 if TYPE_CHECKING:
     from palate.study.comparison import Comparison
 
-TWO_SEEDS = "with 2 seeds an interval meant to hold 95% may hold 88%"
-
 
 def sentence(
     c: Comparison, *, distinguished: bool | None = None, correction: str | None = None
@@ -33,8 +31,6 @@ def sentence(
         parts += _against_what_matters(c)
     if min(c.seeds) == 1:
         parts.append("it holds for these trained models only, not for another training of them")
-    elif min(c.seeds) == 2 and c.estimand == "new items":
-        parts.append(TWO_SEEDS)
     return f"{'; '.join(parts)} ({_basis(c, correction)})."
 
 

@@ -93,7 +93,9 @@ def _verdict(analysis: StudyAnalysis, comparison: StudyComparison) -> Verdict:
         text = f"{comparison.variant} and {comparison.against}: {_no_result(comparison)}"
     first, mark, rest = text.partition("; ")
     if comparison.settings > 1 and estimate is not None:
-        rest = f"{rest} Mean over {comparison.settings} settings.".strip()
+        planned, there = comparison.settings, comparison.settings_finished
+        over = f"{there} settings" if there == planned else f"{there} of {planned} settings"
+        rest = f"{rest} Mean over {over}.".strip()
     lacking = list(map(str, comparison.missing_seeds))
     if lacking and estimate is not None:
         rest += f" Without seed{'s' if len(lacking) > 1 else ''} {listed(lacking)}."
@@ -113,7 +115,7 @@ def _no_result(comparison: StudyComparison) -> str:
     if comparison.why:
         return f"no result, {comparison.why}."
     if comparison.settings > 1:
-        return f"no result, since no seed is finished in all {comparison.settings} settings."
+        return "no result, since no seed is finished on each side in all settings."
     return "no result, since no seed is finished on each side."
 
 

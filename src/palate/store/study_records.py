@@ -86,7 +86,8 @@ class StudyComparison(Record):
     """A variant with its aspect's baseline.
 
     Attributes:
-        at: the other aspects' variants; None of a mean over `settings` of them.
+        at: the other aspects' variants; None of a mean over `settings` of them, of which
+            `settings_finished` have a run on each side.
         why: there is no estimate, or only one.
     """
 
@@ -96,6 +97,7 @@ class StudyComparison(Record):
     against: str
     at: Choices | None = None
     settings: int = 1
+    settings_finished: int = 1
     seeds: tuple[int, ...] = ()
     missing_seeds: tuple[int, ...] = ()
     items_left_out: int = 0

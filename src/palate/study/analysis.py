@@ -212,11 +212,14 @@ Made = tuple[dict[str, Comparison] | None, dict[str, Any]]
 def _compare(sheet: OutcomeTable, contrast: Contrast, measure: MeasureRecipe) -> Made:
     """Both estimands, and what was left out; None where no seed is finished on both sides."""
     recipe = sheet.study.recipe
-    cells = [cell for pair in contrast.pairs for cell in pair]
-    seeds = sheet.seeds(cells, measure)
+    # A cell that failed takes its setting out of the mean, not the comparison out of the table.
+    pairs = [pair for pair in contrast.pairs if sheet.seeds(pair, measure)]
+    cells = [cell for pair in pairs for cell in pair]
+    seeds = sheet.seeds(cells, measure) if cells else []
     notes: dict[str, Any] = {
         "seeds": seeds,
         "missing_seeds": [s for s in recipe.seeds if s not in seeds],
+        "settings_finished": len(pairs),
         "items_left_out": 0,
     }
     if not seeds:
@@ -231,7 +234,7 @@ def _compare(sheet: OutcomeTable, contrast: Contrast, measure: MeasureRecipe) ->
         """[S, N], means over the contrast's settings."""
         by_cell = [
             [[_at(sheet, pair[side], s, measure, item) for item in items] for s in seeds]
-            for pair in contrast.pairs
+            for pair in pairs
         ]
         return np.asarray(np.mean(by_cell, axis=0))
 

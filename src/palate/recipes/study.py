@@ -31,7 +31,9 @@ OWN_KEYS: dict[str, tuple[str, ...]] = {
 }
 """What aspects of these names vary where `varies` does not say, of the steps that the study has."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.IGNORECASE)
+SET_BY_STUDY = ("output_dir", "seed", "resume")
+"""Keys of a step's recipe that are not written in it."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE)
 
 
 class StudyStep(Strict):
@@ -50,8 +52,8 @@ class StudyStep(Strict):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not _NAME.fullmatch(self.name):
-            yield "name", "letters, digits, `_`, `-` and `.`, as in a file name"
-        for key in ("output_dir", "seed", "resume"):
+            yield "name", "letters, digits, `_` and `-`, at most 64, as in a file name"
+        for key in SET_BY_STUDY:
             if key in self.recipe:
                 yield f"recipe.{key}", "is set by the study: delete the key"
 
@@ -346,6 +348,11 @@ class StudyRecipe(Strict):
                 yield f"measures.{number}.step", f"no step of `eval` is named {measure.step}"
             elif step.verb == "eval reward" and measure.value != "accuracy":
                 yield f"measures.{number}.value", f"{measure.value} is no measure of `eval reward`"
+            if measure.source is not None and measure.value not in ("accuracy", "margin"):
+                yield (
+                    f"measures.{number}.source",
+                    "only of pairs: this is of samples",
+                )
         measures = {measure.name: measure for measure in self.measures}
         chosen = {"tuning": self.tuning, "design": self.design}
         for key, part in chosen.items():

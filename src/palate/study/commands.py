@@ -21,6 +21,8 @@ from palate.store.stages import Result, Stage, StageRecord, finished_record, run
 from palate.study.graph import REFERENCE_CACHE, StudyStage, ordered
 
 PLAN = "plan.json"
+HERE = "study:"
+"""Stands in a plan for the study's folder."""
 _MODULES = {
     "data build": "palate.data_verbs",
     "eval": "palate.evaluate.run",
@@ -43,7 +45,7 @@ def write_plan(root: Path, stages: dict[str, StudyStage], *, artifacts: str | No
             "verb": stage.verb,
             "needs": list(stage.needs),
             "inputs": dict(stage.inputs),
-            "recipe": stage.recipe.model_dump(mode="json"),
+            "recipe": _moved(stage.recipe.model_dump(mode="json"), str(root), HERE),
         }
         for stage in ordered(stages)
     }
@@ -65,8 +67,7 @@ def read_stage(root: Path, key: str) -> StudyStage:
         raise RunError(f"{file}: no stage {key}")
     entry: dict[str, Any] = entries[key]
     cls = TuneRecipe if entry["verb"] == REFERENCE_CACHE else RECIPES[entry["verb"]]
-    # The study may have been moved since it was planned.
-    document = entry["recipe"] | {"output_dir": str(root / key)}
+    document = _moved(entry["recipe"], HERE, str(root)) | {"output_dir": str(root / key)}
     return StudyStage(
         key=key,
         step=entry["step"],
@@ -75,6 +76,17 @@ def read_stage(root: Path, key: str) -> StudyStage:
         needs=tuple(entry["needs"]),
         inputs=entry["inputs"],
     )
+
+
+def _moved(value: Any, before: str, after: str) -> Any:
+    """A recipe whose paths in the study's folder are in another one: it may have been moved."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, before, after) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, before, after) for inner in value]
+    if isinstance(value, str) and value.startswith(f"{before}/"):
+        return f"{after}{value.removeprefix(before)}"
+    return value
 
 
 def as_stage(stage: StudyStage) -> Stage:

@@ -12,11 +12,12 @@ from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DataRecipe, SftRecipe, TuneRecipe
-from palate.recipes.study import EVALUATING, TRAINING, Fact, StudyRecipe, Variant
+from palate.recipes.schema import DataRecipe, DataSource, SftRecipe, TuneRecipe
+from palate.recipes.study import EVALUATING, TRAINING, Fact, MeasureRecipe, StudyRecipe, Variant
 from palate.study.cells import variants_of
+from palate.study.contents import paths_read, training_sources
 from palate.study.documents import split_key, within
-from palate.study.graph import Run, StudyStage, choosing
+from palate.study.graph import Run, StudyStage, choosing, steps_for
 from palate.study.plan import Plan
 from palate.study.yardsticks import yardstick_problems
 
@@ -26,7 +27,10 @@ _KEYS: dict[Fact, tuple[str, ...]] = {
     "length": ("data.length", "length"),
     "precision": ("model.dtype", "train.optimizer_precision"),
     "reference": ("reference", "model.path"),
-    "evaluation": ("data", "pairing", "length", "benchmarks", "robustness", "best_of_n", "runs"),
+    "evaluation": (
+        *("data", "pairing", "length", "preference", "reward"),
+        *("benchmarks", "robustness", "best_of_n", "runs"),
+    ),
     "decoding": ("sampling",),
 }
 """Keys of a step's recipe that each fact comes from: a variant that couples one owns up to it."""
@@ -44,7 +48,12 @@ def check_study(plan: Plan) -> None:
     recipe = plan.graph.recipe
     problems = list(_key_problems(recipe))
     if not problems:
-        problems += [*_fact_problems(plan), *_data_problems(plan), *yardstick_problems(plan)]
+        problems += [
+            *_step_problems(plan),
+            *_fact_problems(plan),
+            *_data_problems(plan),
+            *yardstick_problems(plan),
+        ]
     if problems:
         name = plan.graph.document.name
         raise RecipeError("\n".join(f"{name}: {line}" for line in dict.fromkeys(problems)))
@@ -96,11 +105,6 @@ def _tuning_problems(recipe: StudyRecipe, verbs: Mapping[str, str]) -> Iterator[
     for key, where in tuned.items():
         if verbs.get(split_key(key)[0]) not in TRAINING:
             yield f"{where}: tries {key}, and only steps that train are tuned"
-    if recipe.tuning.measure in {measure.name for measure in recipe.measures[:1]}:
-        yield (
-            f"tuning: chooses by {recipe.tuning.measure}, the main measure: choose by one on a "
-            "validation split"
-        )
 
 
 def _tried(recipe: StudyRecipe, variant: Variant) -> list[str]:
@@ -174,7 +178,9 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
         return facts
     if isinstance(recipe, EvalRecipe):
         return {
-            "evaluation": _with_contents(plan, stage, ("data", "pairing", "length", "preference")),
+            "evaluation": _with_contents(
+                plan, stage, ("data", "pairing", "length", "preference", "reward")
+            ),
             "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
             "reference": _placeless(plan, recipe.reference),
         }
@@ -198,8 +204,8 @@ def _identity(plan: Plan, path: str, revision: str | None, patterns: Sequence[st
 
 def _with_contents(plan: Plan, stage: StudyStage, keys: Sequence[str]) -> Any:
     shown = stage.inputs["recipe"]
-    runs = {plan.graph.placeless(str(path)) for path in getattr(stage.recipe, "runs", ())}
-    contents = {p: d for p, d in stage.inputs["contents"].items() if p not in runs}
+    read = {path for key in keys for path in paths_read(getattr(stage.recipe, key))}
+    contents = {p: d for p, d in stage.inputs["contents"].items() if p in read}
     return [{key: shown.get(key) for key in keys}, contents]
 
 
@@ -210,14 +216,12 @@ def _placeless(plan: Plan, path: str | None) -> str | None:
 def _data_problems(plan: Plan) -> Iterator[str]:
     """Training data of other sizes; evaluation data that come with a run, or are trained on."""
     recipe = plan.graph.recipe
-    trained: dict[str, set[str]] = {}
+    trained: dict[tuple[str, int], set[str]] = {}
     for run in plan.compared:
         for step, key in run.stages.items():
-            stage = plan.stages[key]
-            data = getattr(stage.recipe, "data", None)
-            if isinstance(data, DataRecipe):
-                trained.setdefault(step, set()).add(repr(_training_data(plan, stage)))
-    varied = [step for step, data in trained.items() if len(data) > 1 and _varies(recipe, step)]
+            data = _training_data(plan, plan.stages[key])
+            trained.setdefault((step, run.seed), set()).add(repr(data))
+    varied = [step for (step, _), data in trained.items() if len(data) > 1]
     if varied and recipe.budget is None:
         yield (
             f"step {varied[0]} trains on other data from variant to variant: set `budget`, so that "
@@ -232,49 +236,91 @@ def _data_problems(plan: Plan) -> Iterator[str]:
     yield from _overlap_problems(plan)
 
 
-def _varies(recipe: StudyRecipe, step: str) -> bool:
-    return any(
-        key.startswith((f"{step}.data", "pairs."))
-        for aspect in recipe.aspects
-        for variant in aspect.variants
-        for key in variant.changes
-    )
-
-
 def _training_data(plan: Plan, stage: StudyStage) -> Any:
+    """What a step trains on: its own files, the rows of other steps, how pairs are made of them."""
+    if not isinstance(getattr(stage.recipe, "data", None), DataRecipe):
+        return None
     shown = stage.inputs["recipe"]["data"]
-    return [shown["train"], shown["pairing"], shown["mixture"], stage.inputs["contents"]]
+    sources = [_rows(plan, source) for source in training_sources(stage.recipe)]
+    return [sources, [s["limit"] for s in shown["train"]], shown["pairing"], shown["mixture"]]
 
 
 def _overlap_problems(plan: Plan) -> Iterator[str]:
     """Evaluation files that are also trained on, or that also choose settings."""
-    contents = plan.graph.contents
     recipe = plan.graph.recipe
-    trained: dict[str, str] = {}
-    chosen: dict[str, str] = {}
-    measured: dict[str, tuple[str, str]] = {}
+    trained: dict[_Rows, str] = {}
+    chosen: dict[_Rows, str] = {}
+    measured: dict[_Rows, tuple[str, str]] = {}
     for stage in plan.stages.values():
-        data = getattr(stage.recipe, "data", None)
-        if isinstance(data, DataRecipe):
-            for source in data.train:
-                if digest := contents.of(source.path):
-                    trained[digest] = stage.step
-        for path in _evaluation_files(stage.recipe):
-            if digest := contents.of(path):
-                if stage.step in choosing(recipe):
-                    chosen[digest] = stage.step
-                else:
-                    measured[digest] = (stage.step, path)
-    for digest, (step, path) in measured.items():
-        if digest in trained:
-            yield f"step {step} measures on {path}, which step {trained[digest]} trains on"
-        if digest in chosen:
-            yield f"step {step} measures on {path}, by which step {chosen[digest]} chooses settings"
+        for source in training_sources(stage.recipe):
+            trained[_rows(plan, source)] = stage.step
+        for source in _evaluation_sources(stage.recipe):
+            if stage.step in choosing(recipe):
+                chosen[_rows(plan, source)] = stage.step
+            else:
+                measured[_rows(plan, source)] = (stage.step, source.path)
+    for rows, (step, path) in measured.items():
+        if rows in trained:
+            yield f"step {step} measures on {path}, which step {trained[rows]} trains on"
+        if rows in chosen:
+            yield f"step {step} measures on {path}, by which step {chosen[rows]} chooses settings"
 
 
-def _evaluation_files(recipe: Strict) -> Iterator[str]:
+_Rows = tuple[str, str | None, str | None]
+
+
+def _rows(plan: Plan, source: DataSource) -> _Rows:
+    """Which rows a source reads: content of its files, subset, split."""
+    if plan.graph.is_stage(source.path):
+        # It is not there yet, or it is: the same in the end.
+        return (plan.graph.placeless(source.path), source.subset, source.split)
+    digest = plan.graph.contents.of(source.path)
+    # A file is one split, whatever it is called.
+    split = None if Path(source.path).is_file() else source.split
+    return (digest or source.path, source.subset, split)
+
+
+def _evaluation_sources(recipe: Strict) -> Iterator[DataSource]:
     if isinstance(recipe, EvalRecipe):
-        yield from (source.path for source in recipe.data)
+        yield from recipe.data
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
-            yield from (source.path for source in benchmark.data)
+            yield from benchmark.data
+
+
+def _step_problems(plan: Plan) -> Iterator[str]:
+    """Steps that nothing uses, and numbers that no step makes."""
+    recipe = plan.graph.recipe
+    used = {step.name for step in steps_for(recipe, [m.step for m in recipe.measures])}
+    for step in recipe.steps:
+        if step.name not in used:
+            yield f"step {step.name}: no measure and no step that is measured uses it: delete it"
+    main = recipe.measures[0]
+    if main.step in choosing(recipe):
+        yield (
+            f"measures: {main.name}, the main measure, is of step {main.step}, which chooses: "
+            "measure and choose by different steps, on different data"
+        )
+    for measure in recipe.measures:
+        for stage in plan.stages.values():
+            if stage.step == measure.step and (lacking := _lacking(measure, stage.recipe)):
+                yield f"measure {measure.name}: no {measure.value} of step {stage.step}: {lacking}"
+
+
+def _lacking(measure: MeasureRecipe, recipe: Strict) -> str | None:
+    """What an evaluation lacks to make a number of each run; None where nothing."""
+    if isinstance(recipe, RewardEvalRecipe):
+        if not recipe.benchmarks:
+            return "give `benchmarks`"
+        if len(recipe.models) > 1:
+            return "of one model: it evaluates several"
+    if isinstance(recipe, EvalRecipe):
+        if len(recipe.runs) + (recipe.model is not None) > 1:
+            return "of one run: it evaluates several"
+        if measure.value in ("accuracy", "margin"):
+            return None if recipe.preference else "set `preference`"
+        if recipe.sampling is None:
+            return "set `sampling`"
+        if measure.value in ("reward", "win_rate") and recipe.reward is None:
+            return "set `reward`"
+    return None

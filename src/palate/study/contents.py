@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from palate.recipes.construct import BuildSource
+from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.losses import Strict
-from palate.recipes.schema import DataSource
+from palate.recipes.schema import DataRecipe, DataSource
 from palate.recipes.scorers import parts_of
 from palate.store.digests import sha256_file, sha256_tree
 
-_READ = ("path", "reference", "tokenizer")
+_READ = ("path", "policy", "reference", "tokenizer")
 """Names of text fields that may be files or folders."""
 WRITTEN = ("output_dir", "cache_dir", "features_dir", "results_dir")
 """Names of fields that say where something goes, and nothing of what it is."""
@@ -36,8 +36,17 @@ class Contents:
         return self._known[key]
 
 
-def paths_read(recipe: Strict) -> Iterator[str]:
-    """Files, folders and hub names that a recipe names to be read."""
+def training_sources(recipe: Strict) -> Iterator[DataSource]:
+    """The rows that a recipe trains on, or makes pairs of."""
+    data = getattr(recipe, "data", None)
+    if isinstance(data, DataRecipe):
+        yield from data.train
+    if isinstance(recipe, DataBuildRecipe):
+        yield from recipe.sources
+
+
+def paths_read(recipe: Any) -> Iterator[str]:
+    """Files, folders and hub names that a recipe, or a part of one, names to be read."""
     for key, part in parts_of(recipe):
         if isinstance(part, DataSource):
             yield part.path

@@ -8,7 +8,7 @@ from typing import Any
 
 from palate.errors import RecipeError
 from palate.recipes.document import Document, key_path
-from palate.recipes.study import STEP_PREFIX, TRAINING, StudyRecipe, StudyStep
+from palate.recipes.study import SET_BY_STUDY, STEP_PREFIX, TRAINING, StudyRecipe, StudyStep
 from palate.study.cells import Cell, Settings, variants_of
 
 
@@ -50,6 +50,8 @@ def _set(documents: Mapping[str, Document], key: str, value: Any, origin: str) -
     step, path = split_key(key)
     if step not in documents:
         raise RecipeError(f"{origin}: `{key}`: no step is named {step}")
+    if path in SET_BY_STUDY:
+        raise RecipeError(f"{origin}: `{key}` is set by the study: delete the key")
     documents[step].set(key_path(path), copy.deepcopy(value), f"{origin}, step {step}")
 
 
@@ -66,6 +68,11 @@ def _spend(recipe: StudyRecipe, step: StudyStep, settings: Settings, document: D
     budget = recipe.budget
     updates = settings.updates or (budget.updates if budget else None)
     if updates is not None:
+        if (document.value.get("train") or {}).get("max_steps") is not None:
+            raise RecipeError(
+                f"{document.origin(('train', 'max_steps'))}: `budget.updates` says how many steps "
+                f"step {step.name} takes: leave `train.max_steps` out"
+            )
         document.set(("train", "max_steps"), updates, "budget.updates")
     total = None if budget is None else budget.pairs or budget.tokens
     if budget is None or total is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from palate.errors import RecipeError
 from palate.recipes.document import Document
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.load import RECIPES, check_document
@@ -18,6 +19,9 @@ from palate.store.versions import __version__
 from palate.study.cells import NO_SETTINGS, Cell, Settings
 from palate.study.contents import WRITTEN, Contents, paths_read
 from palate.study.documents import linked_steps, step_documents, with_links
+
+if TYPE_CHECKING:
+    from palate.train.objectives.base import Objective
 
 VERSION = 1
 """Of stages: raised whenever the same inputs would give another result."""
@@ -117,7 +121,10 @@ class Graph:
     ) -> StudyStage:
         folders = {name: str(self.root / key) for name, key in keys.items()}
         needs = [keys[name] for name in sorted(linked_steps(document.value)) if name in keys]
-        document.value = with_links(document.value, folders)
+        try:
+            document.value = with_links(document.value, folders)
+        except RecipeError as error:
+            raise RecipeError(f"{document.name}: {error}") from None
         if self._seeded(step):
             document.set(("seed",), seed, "seeds")
         # The folder is named by the key, which is not known yet.
@@ -157,8 +164,12 @@ class Graph:
         shown = inputs["recipe"]
         inputs["recipe"] = {key: shown[key] for key in ("model", "data", "reference")}
         inputs["layout"] = recipe.train.layout
-        inputs["kl"] = _needs_kl(recipe)
-        inputs["seed"] = recipe.seed if _draws(recipe.data) else None
+        objective = _objective(recipe)
+        inputs["kl"] = objective.ask().needs_kl
+        inputs["items"] = objective.kind
+        # Of unpaired items each prompt is also asked about with a response drawn for another.
+        draws = _draws(recipe.data) or objective.kind == "unpaired"
+        inputs["seed"] = recipe.seed if draws else None
         return self._made(f"{step.name}-reference", REFERENCE_CACHE, recipe, needs, inputs)
 
     def _made(
@@ -183,7 +194,17 @@ class Graph:
         )
 
     def is_stage(self, path: str) -> bool:
-        return path.startswith(f"{self.root}/")
+        """Whether a path is the folder of a stage, or in it."""
+        return self._in_stage(path) is not None
+
+    def _in_stage(self, path: str) -> str | None:
+        """`KEY/FILE` of a path in the folder of a stage. The study's folder may hold other things,
+        data among them, which are told by their content."""
+        try:
+            inner = Path(path).relative_to(self.root)
+        except ValueError:
+            return None
+        return inner.as_posix() if inner.parts and inner.parts[0] in self.stages else None
 
     def placeless(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -192,18 +213,22 @@ class Graph:
             }
         if isinstance(value, list):
             return [self.placeless(inner) for inner in value]
-        if isinstance(value, str) and self.is_stage(value):
-            return STEP_PREFIX + value.removeprefix(f"{self.root}/")
+        if isinstance(value, str) and (inner := self._in_stage(value)) is not None:
+            return STEP_PREFIX + inner
         return value
 
 
 def steps_for(recipe: StudyRecipe, names: Sequence[str]) -> list[StudyStep]:
     """Steps of these names and all that they link to, under any variant, in the study's order."""
     links: dict[str, set[str]] = {step.name: linked_steps(step.recipe) for step in recipe.steps}
+    tried = list(recipe.tuning.keys.items()) if recipe.tuning else []
     for aspect in recipe.aspects:
         for variant in aspect.variants:
             for key, value in variant.changes.items():
                 links.setdefault(key.partition(".")[0], set()).update(linked_steps(value))
+            tried += (variant.tune or {}).items()
+    for key, values in tried:
+        links.setdefault(key.partition(".")[0], set()).update(linked_steps(values))
     wanted: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -226,13 +251,12 @@ def choosing(recipe: StudyRecipe) -> set[str]:
     return {measures[name] for part in parts if (name := getattr(part, "measure", None))}
 
 
-def _needs_kl(recipe: TuneRecipe) -> bool:
+def _objective(recipe: TuneRecipe) -> Objective:
     from palate.train.objectives import objective_of
 
-    objective = objective_of(
+    return objective_of(
         recipe.loss, token_weights=recipe.token_weights, extra=recipe.train.extra_metrics
     )
-    return objective.ask().needs_kl
 
 
 def _draws(data: DataRecipe) -> bool:

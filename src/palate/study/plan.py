@@ -129,15 +129,18 @@ def _halved(plan: Plan, design: Halving, cells: list[Cell], finished: Finished) 
         plan.runs += runs
         values = _values(plan, runs, measure, finished)
         if values is None:
-            left = math.ceil(design.keep * len(cells))
+            left = _kept(design, cells)
             plan.later.append(f"rounds and runs of the best {left} cells after {updates} updates")
             return []
         order = sorted(range(len(cells)), key=lambda i: -values[i])
-        kept = sorted(order[: math.ceil(design.keep * len(cells))])
-        # A share that rounds up to all of them would go round for ever.
-        cells = [cells[i] for i in kept][: max(1, len(cells) - 1)]
+        cells = [cells[i] for i in sorted(order[: _kept(design, cells)])]
         updates = math.ceil(updates / design.keep)
     return cells
+
+
+def _kept(design: Halving, cells: Sequence[Cell]) -> int:
+    """How many go on; a share that rounds up to all of them would keep the worst for ever."""
+    return min(math.ceil(design.keep * len(cells)), max(1, len(cells) - 1))
 
 
 def _values(

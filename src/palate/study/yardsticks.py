@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from palate.recipes import scorers as recipes
+from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.recipes.schema import DataRecipe, DataSource
+from palate.recipes.schema import DataSource
 from palate.store.digests import sha256_json
+from palate.study.contents import training_sources
 from palate.study.graph import StudyStage, choosing
 from palate.study.plan import Plan
 
@@ -29,7 +31,7 @@ def yardstick_problems(plan: Plan) -> Iterator[str]:
             learned |= dict.fromkeys(yardsticks, f"step {stage.step} chooses settings by it")
         elif yardsticks:
             measuring |= {key: (stage.step, name) for key, name in yardsticks.items()}
-        else:
+        elif isinstance(stage.recipe, DataBuildRecipe):
             for key in _scorers_in(plan, stage.recipe):
                 learned[key] = f"step {stage.step} makes its data with it"
     for key, (step, name) in measuring.items():
@@ -83,7 +85,9 @@ def _same_feedback(plan: Plan, measuring: Mapping[str, tuple[str, str]]) -> Iter
             for run in plan.compared:
                 for key in run.stages.values():
                     policy = plan.stages[key]
-                    if policy.verb in ("tune", "sft") and _sources(judge) & _sources(policy):
+                    if policy.verb not in ("tune", "sft"):
+                        continue
+                    if _sources(plan, judge) & _sources(plan, policy):
                         yield (
                             f"step {stage.step} measures by the reward model of step {judge.step}, "
                             f"which learned from the pairs that step {policy.step} trains on"
@@ -91,6 +95,11 @@ def _same_feedback(plan: Plan, measuring: Mapping[str, tuple[str, str]]) -> Iter
                         return
 
 
-def _sources(stage: StudyStage) -> set[str]:
-    data = getattr(stage.recipe, "data", None)
-    return {source.path for source in data.train} if isinstance(data, DataRecipe) else set()
+def _sources(plan: Plan, stage: StudyStage) -> set[str]:
+    """What a stage trains on, told by content; of a data build what it was made of."""
+    paths = [source.path for source in training_sources(stage.recipe)]
+    sources = {plan.graph.contents.of(path) or path for path in paths}
+    for need in stage.needs:
+        if plan.stages[need].verb == "data build":
+            sources |= _sources(plan, plan.stages[need])
+    return sources

@@ -104,6 +104,15 @@ def test_caches_of_unpaired_items_are_their_own() -> None:
     shared = caches(plan_of(GRID | {"aspects": [losses(DPO, kto), data()]}))
     assert shared["dpo, a", 0] == shared["dpo, a", 1]
     assert len({shared["dpo, a", 0], shared["kto, a", 0], shared["kto, a", 1]}) == 3
+    drawn = {"aspects": [losses(DPO, kto), data()], "budget": {"pairs": 2}}
+    shared = caches(plan_of(GRID | drawn))
+    assert shared["dpo, a", 0] != shared["kto, a", 0]
+
+
+def test_caches_are_of_the_rows_as_they_are_cut() -> None:
+    longer = aspect("longer", {"policy.data.length.max_prompt_tokens": 9}, also_changes=["length"])
+    shared = caches(plan_of(recipe(aspects=[longer])))
+    assert shared["plain", 0] == shared["plain", 1] != shared["changed", 0]
 
 
 def test_a_changed_variant_changes_its_own_stages_and_what_needs_them() -> None:
@@ -306,6 +315,13 @@ def test_values_that_are_tuned_may_link_to_steps() -> None:
     value = validating(aspects=[losses(DPO, TDPO2)], tuning=tuning(keys=keys))
     value["steps"] = [{"name": "first"} | sft, {"name": "second"} | longer, *value["steps"]]
     trials = plan_of(value).runs
+    tried = {
+        "name": "third",
+        "tune": {"policy.model.path": ["step:first/model", "step:second/model"]},
+    }
+    value["aspects"] = [losses(DPO, tried)]
+    value["tuning"] = tuning(trials=2, keys={"policy.train.learning_rate": [1e-5, 1e-4]})
+    assert {"first", "second"} <= {step for run in plan_of(value).runs for step in run.stages}
     starts = {plan_stage for run in trials for plan_stage in run.stages}
     assert {"first", "second"} <= starts
 

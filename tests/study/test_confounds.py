@@ -204,6 +204,16 @@ def test_other_data_by_a_build_of_any_name_without_a_budget() -> None:
     accepted(recipe(steps=steps, aspects=[varied]))
 
 
+def test_data_that_differ_by_the_seed_alone_are_not_a_choice() -> None:
+    build = {"name": "build", "verb": "data build", "recipe": {"sources": [{"path": "a.jsonl"}]}}
+    steps = [
+        build | {"seeds": "vary"},
+        policy_step(data={"train": [{"path": "step:build"}]}),
+        evaluation_step(),
+    ]
+    accepted(recipe(budget=None, steps=steps, aspects=[algorithm()]))
+
+
 def test_another_backbone_is_not_other_data() -> None:
     write_model(Path("second"), model="other weights")
     value = backbone()

@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.study import report
 from palate.study import run as study_run
 from study_cases import FakeExecutor, algorithm, data, evaluation_step, plan_of, policy_step, recipe
 
@@ -23,6 +24,12 @@ def invoke(*arguments: str) -> Any:
 def write(value: dict[str, Any], name: str = "study.yaml") -> str:
     Path(name).write_text(yaml.safe_dump(value))
     return name
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is tested where it is made."""
+    monkeypatch.setattr(report, "write_report", lambda study: study.root / "report.html")
 
 
 @pytest.fixture
@@ -71,14 +78,17 @@ def test_a_confound_is_a_line() -> None:
 
 def test_unknown_stages_and_folders() -> None:
     assert refused("stage", "policy-1", "--study", "nowhere") == (
-        "nowhere: holds no plan.json; `palate study plan RECIPE` writes it"
+        f"{Path.cwd()}/nowhere: holds no plan.json; `palate study plan RECIPE` writes it"
     )
     Path("out").mkdir()
     Path("out/plan.json").write_text('{"stages": {}}')
-    assert refused("stage", "policy-1", "--study", "out") == "out/plan.json: no stage policy-1"
+    assert (
+        refused("stage", "policy-1", "--study", "out")
+        == f"{Path.cwd()}/out/plan.json: no stage policy-1"
+    )
     Path("out/plan.json").write_text("{")
     assert refused("stage", "policy-1", "--study", "out").startswith(
-        "out/plan.json, line 1: not JSON"
+        f"{Path.cwd()}/out/plan.json, line 1: not JSON"
     )
 
 
@@ -101,7 +111,7 @@ def test_plan_and_status_before_and_after(at_once: None) -> None:
     assert not Path("out").exists()
     assert invoke("study", "status", name).stdout.count("to run") == 20
     result = invoke("study", "run", name)
-    assert result.exit_code == 0 and result.stdout == "out\n"
+    assert result.exit_code == 0 and result.stdout == "out/report.html\n"
     assert "20 stages run in" in result.stderr
     after = invoke("study", "plan", name).stdout.splitlines()
     assert after[0] == "4 cells, 8 runs, 20 stages: 20 finished, 0 to run"

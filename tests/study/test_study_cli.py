@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from palate.cli import app
 from palate.study import report
 from palate.study import run as study_run
+from palate.train.foresight import NotPredicted
 from study_cases import FakeExecutor, algorithm, data, evaluation_step, plan_of, policy_step, recipe
 
 GRID = recipe(design={"type": "grid"})
@@ -27,8 +28,13 @@ def write(value: dict[str, Any], name: str = "study.yaml") -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report is tested where it is made."""
+def _no_page_and_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report and the trials of costs are tested where they are made."""
+
+    def predict(recipe: Any) -> None:
+        raise NotPredicted("no trial here")
+
+    monkeypatch.setattr("palate.train.foresight.predict", predict)
     monkeypatch.setattr(report, "write_report", lambda study: study.root / "report.html")
 
 

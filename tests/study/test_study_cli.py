@@ -27,14 +27,16 @@ def write(value: dict[str, Any], name: str = "study.yaml") -> str:
     return name
 
 
+def _no_trial(*arguments: Any) -> None:
+    raise NotPredicted("no trial here")
+
+
 @pytest.fixture(autouse=True)
 def _no_page_and_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report and the trials of costs are tested where they are made."""
 
-    def predict(recipe: Any) -> None:
-        raise NotPredicted("no trial here")
-
-    monkeypatch.setattr("palate.train.foresight.predict", predict)
+    monkeypatch.setattr("palate.study.costs._in_process", _no_trial)
+    monkeypatch.setattr("palate.train.foresight.predict", _no_trial)
     monkeypatch.setattr(report, "write_report", lambda study: study.root / "report.html")
 
 

@@ -365,6 +365,9 @@ class StudyRecipe(Strict):
         for key, part in chosen.items():
             if isinstance(part, TuningRecipe | Halving) and part.seed in self.seeds:
                 yield f"{key}.seed", "is one of `seeds`: a run would be chosen for its own luck"
+        if self.tuning is not None:
+            for tuned, values in self.tuning.keys.items():
+                yield from _repeated(f"tuning.keys.{tuned}", values)
         if self.tuning is not None and isinstance(self.design, Halving):
             yield "tuning", "only without halving, which chooses cells in another way"
         if isinstance(self.design, Halving) and (self.budget is None or not self.budget.updates):

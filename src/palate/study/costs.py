@@ -70,6 +70,7 @@ class Costs:
         """Step -> why its costs are not known."""
         file = root / COSTS
         self._known: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, str] = {}
         with suppress(RunError):
             self._known = read_json(file) if file.exists() else {}
 
@@ -145,6 +146,8 @@ class Costs:
     def _kept(
         self, shape: str, step: str, trial: Callable[[], dict[str, Any]]
     ) -> Mapping[str, Any]:
+        if shape in self._failed:
+            raise Unknown(self._failed[shape])
         if shape not in self._known:
             if not self.probe:
                 raise Unknown("no trial was made")
@@ -152,6 +155,8 @@ class Costs:
             try:
                 self._known[shape] = trial()
             except PalateError as error:
+                # A trial of the next stage of this shape would fail as well.
+                self._failed[shape] = str(error)
                 raise Unknown(str(error)) from None
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(self.root / COSTS, self._known)

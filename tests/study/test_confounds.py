@@ -441,6 +441,7 @@ def test_a_step_that_nothing_uses() -> None:
         ("win_rate", {"sampling": SAMPLING}, "no win_rate of step evaluation: set `reward`"),
         ("kl", {}, "no kl of step evaluation: set `sampling`"),
         ("accuracy", {"sampling": SAMPLING, "preference": False}, "set `preference`"),
+        ("log_ratio_accuracy", {"sampling": SAMPLING, "preference": False}, "set `preference`"),
         ("accuracy", {"runs": ["step:policy", "elsewhere"]}, "of one run: it evaluates several"),
     ],
 )

@@ -18,6 +18,7 @@ from palate.study.cells import variants_of
 from palate.study.contents import paths_read, training_sources
 from palate.study.documents import split_key, within
 from palate.study.graph import Run, StudyStage, choosing, steps_for
+from palate.study.outcomes import OF_PAIRS
 from palate.study.plan import Plan
 from palate.study.yardsticks import yardstick_problems
 
@@ -317,7 +318,7 @@ def _lacking(measure: MeasureRecipe, recipe: Strict) -> str | None:
     if isinstance(recipe, EvalRecipe):
         if len(recipe.runs) + (recipe.model is not None) > 1:
             return "of one run: it evaluates several"
-        if measure.value in ("accuracy", "margin"):
+        if measure.value in OF_PAIRS:
             return None if recipe.preference else "set `preference`"
         if recipe.sampling is None:
             return "set `sampling`"

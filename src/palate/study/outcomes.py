@@ -11,7 +11,7 @@ from typing import Any
 from palate.errors import RunError
 from palate.recipes.study import MeasureRecipe, StudyRecipe
 
-_OF_PAIRS = ("accuracy", "log_ratio_accuracy", "margin")
+OF_PAIRS = ("accuracy", "log_ratio_accuracy", "margin")
 
 Outcomes = Mapping[str, float]
 """Item -> outcome. Of samples an item is a prompt, and its outcome their mean."""
@@ -26,7 +26,7 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
     verb = next(step.verb for step in recipe.steps if step.name == measure.step)
     if verb == "eval reward":
         pairs = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
-    elif measure.value in _OF_PAIRS:
+    elif measure.value in OF_PAIRS:
         pairs = _of_pairs(_lines(folder / "pairs.jsonl"), measure)
     else:
         pairs = _of_samples(_lines(folder / "samples.jsonl"), measure)

@@ -230,3 +230,29 @@ class FakeExecutor:
 
     def close(self) -> None:
         self.closed = True
+
+
+def tiny_study(folder: Path, **changes: Any) -> Path:
+    """The file of a study of two losses that really runs, on a tiny model, in seconds."""
+    from tiny_text import save_tiny
+
+    save_tiny(folder / "base")
+    for name in ("a", "test"):
+        write_pairs(folder / f"{name}.jsonl", name, rows=8)
+    policy = policy_step(
+        model={"path": str(folder / "base"), "dtype": "float32", "lora": {"r": 2}},
+        data={"train": [{"path": str(folder / "a.jsonl")}]},
+        train={"batch_size_pairs": 4, "learning_rate": 0.02},
+    )
+    evaluation = evaluation_step(data=[{"path": str(folder / "test.jsonl")}])
+    value = recipe(
+        output_dir=str(folder / "out"),
+        seeds=[0],
+        steps=[policy, evaluation],
+        aspects=[algorithm()],
+        budget={"updates": 2},
+        **changes,
+    )
+    file = folder / "study.yaml"
+    file.write_text(json.dumps(value))
+    return file

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from palate.study.analysis import analyse
 from study_cases import (
     ACCURACY,
     VALIDATION,
@@ -473,3 +476,32 @@ def test_every_confound_has_its_line() -> None:
     with pytest.raises(Exception, match="step policy trains on") as caught:
         plan_of(recipe(steps=steps, budget=None))
     assert len(str(caught.value).splitlines()) == 2
+
+
+def rows(name: str, prompts: Sequence[str]) -> None:
+    lines = [json.dumps({"prompt": p, "chosen": " good", "rejected": " bad"}) for p in prompts]
+    Path(name).write_text("\n".join(lines) + "\n")
+
+
+def test_prompts_that_are_trained_on_and_measured_on_are_refused() -> None:
+    rows("a.jsonl", [f"a {i}" for i in range(4)])
+    rows("test.jsonl", ["a 2", *(f"test {i}" for i in range(9))])
+    line = refusal(recipe(aspects=[algorithm()]))
+    assert "step policy trains on 1 of the 10 prompts of test.jsonl" in line
+    assert "`decontaminate`" in line
+
+
+def test_few_of_them_are_told_in_a_footnote() -> None:
+    rows("a.jsonl", [f"a {i}" for i in range(4)])
+    rows("test.jsonl", ["a 2", *(f"test {i}" for i in range(149))])
+    (footnote,) = analyse(study_of(recipe(aspects=[algorithm()])))["footnotes"]
+    assert footnote.startswith("Step policy trains on 1 of the 150 prompts of test.jsonl")
+
+
+def test_shared_prompts_are_looked_for_once_for_what_files_hold() -> None:
+    plan_of(recipe(aspects=[algorithm()]))
+    kept = json.loads(Path("out/prompts.json").read_text())
+    assert list(kept.values()) == [[0, 4]]
+    rows("a.jsonl", ["test 0"])
+    refusal(recipe(aspects=[algorithm()]))
+    assert len(json.loads(Path("out/prompts.json").read_text())) == 2

@@ -24,6 +24,7 @@ from palate.study.graph import Run
 from palate.study.lineage import lineage_entries, sample_entries
 from palate.study.outcomes import Outcomes, outcomes_of
 from palate.study.plan import Plan, all_stages
+from palate.study.shared_prompts import shared_prompts
 from palate.study.study import Study
 from palate.study.variance import variance_shares
 
@@ -114,7 +115,7 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
         "expectations": expectation_entries(study, comparisons),
         "variance": [entry for m in measures if (entry := _variance_entry(sheet, m)) is not None],
         "correlations": _correlations(sheet, measures),
-        "footnotes": list(_footnotes(recipe)),
+        "footnotes": list(_footnotes(plan)),
         "cost": _cost(sheet),
         "lineage": lineage_entries(study, plan),
         "samples": sample_entries(study, plan),
@@ -366,8 +367,9 @@ def _cost(sheet: OutcomeTable) -> dict[str, Any]:
     return {"steps": steps, "together": sum(seconds.values()), "apart": apart}
 
 
-def _footnotes(recipe: StudyRecipe) -> Iterator[str]:
-    """What else differs between variants than their aspect."""
+def _footnotes(plan: Plan) -> Iterator[str]:
+    """What else differs between variants than their aspect, and what is not quite as it should."""
+    recipe = plan.graph.recipe
     for aspect in recipe.aspects:
         for variant in aspect.variants:
             coupled = [f"{key} = {value}" for key, value in (variant.coupled or {}).items()]
@@ -378,6 +380,8 @@ def _footnotes(recipe: StudyRecipe) -> Iterator[str]:
                 yield f"{aspect.name} {variant.name} also changes {facts}."
     if recipe.budget is not None and recipe.budget.unmatched:
         yield "Runs do not spend the same budget."
+    for shared in shared_prompts(plan):
+        yield f"{shared.words[0].upper()}{shared.words[1:]}."
 
 
 def means_by_cell(analysis: Mapping[str, Any], measure: str) -> dict[tuple[str, ...], list[float]]:

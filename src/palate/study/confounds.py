@@ -20,6 +20,7 @@ from palate.study.documents import split_key, within
 from palate.study.graph import Run, StudyStage, choosing, steps_for
 from palate.study.outcomes import OF_PAIRS
 from palate.study.plan import Plan
+from palate.study.shared_prompts import MOST, shared_prompts
 from palate.study.yardsticks import yardstick_problems
 
 _KEYS: dict[Fact, tuple[str, ...]] = {
@@ -54,6 +55,12 @@ def check_study(plan: Plan) -> None:
             *_fact_problems(plan),
             *_data_problems(plan),
             *yardstick_problems(plan),
+        ]
+    if not problems:
+        problems += [
+            f"{shared.words}: leave them out of what is trained on (curation step `decontaminate`)"
+            for shared in shared_prompts(plan)
+            if shared.count > MOST * shared.total
         ]
     if problems:
         name = plan.graph.document.name

@@ -25,8 +25,11 @@ def sentence(
     if c.interval is None:
         return _without_interval(c)
     parts = [_told_apart(c) if distinguished else _not_told_apart(c)]
-    if not distinguished:
+    if not distinguished and not c.distinguished:
         parts += _what_would_do(c)
+    elif not distinguished:
+        # How many seeds would do is counted without the correction.
+        parts.append("by itself it would be told apart")
     if c.sesoi is not None:
         parts += _against_what_matters(c)
     if min(c.seeds) == 1:

@@ -499,6 +499,7 @@ def test_few_of_them_are_told_in_a_footnote() -> None:
 
 
 def test_shared_prompts_are_looked_for_once_for_what_files_hold() -> None:
+    Path("out").mkdir()
     plan_of(recipe(aspects=[algorithm()]))
     kept = json.loads(Path("out/prompts.json").read_text())
     assert list(kept.values()) == [[0, 4]]

@@ -15,6 +15,7 @@ from palate.recipes.reward_eval import PairsRecipe, RewardEvalRecipe
 from palate.recipes.schema import DataRecipe, DataSource
 from palate.store.digests import sha256_json
 from palate.store.files import read_json, write_json
+from palate.study.graph import REFERENCE_CACHE
 from palate.study.plan import Plan
 
 KEPT = "prompts.json"
@@ -54,7 +55,7 @@ def shared_prompts(plan: Plan) -> list[SharedPrompts]:
     root = plan.graph.root
     known: dict[str, list[int]] = {}
     with suppress(RunError):
-        known = read_json(root / KEPT) if (root / KEPT).exists() else {}
+        known = read_json(root / KEPT) if (root / KEPT).is_file() else {}
     before = dict(known)
     reader = _Prompts()
     entries: dict[SharedPrompts, None] = {}
@@ -73,8 +74,8 @@ def shared_prompts(plan: Plan) -> list[SharedPrompts]:
                     measured=measured, trained=step, path=source.path, count=count, total=total
                 )
                 entries[entry] = None
-    if known != before:
-        root.mkdir(parents=True, exist_ok=True)
+    # A plan alone leaves no folder behind.
+    if known != before and root.is_dir():
         write_json(root / KEPT, known)
     return list(entries)
 
@@ -83,7 +84,7 @@ def _trained(plan: Plan) -> Iterator[tuple[str, DataSource]]:
     seen: set[Any] = set()
     for stage in plan.stages.values():
         data = getattr(stage.recipe, "data", None)
-        if isinstance(data, DataRecipe):
+        if isinstance(data, DataRecipe) and stage.verb != REFERENCE_CACHE:
             for source in data.train:
                 if (stage.step, source) not in seen:
                     seen.add((stage.step, source))

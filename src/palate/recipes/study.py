@@ -221,6 +221,10 @@ Value = Literal[
 ]
 
 
+OF_PAIRS: tuple[Value, ...] = ("accuracy", "log_ratio_accuracy", "margin")
+"""Measures of pairs; of pairs alone a source can be named."""
+
+
 class MeasureRecipe(Strict):
     """A number of each run, made of one outcome an item."""
 
@@ -348,7 +352,7 @@ class StudyRecipe(Strict):
                 yield f"measures.{number}.step", f"no step of `eval` is named {measure.step}"
             elif step.verb == "eval reward" and measure.value != "accuracy":
                 yield f"measures.{number}.value", f"{measure.value} is no measure of `eval reward`"
-            if measure.source is not None and measure.value not in ("accuracy", "margin"):
+            if measure.source is not None and measure.value not in OF_PAIRS:
                 yield (
                     f"measures.{number}.source",
                     "only of pairs: this is of samples",

@@ -13,12 +13,19 @@ from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DataRecipe, DataSource, SftRecipe, TuneRecipe
-from palate.recipes.study import EVALUATING, TRAINING, Fact, MeasureRecipe, StudyRecipe, Variant
+from palate.recipes.study import (
+    EVALUATING,
+    OF_PAIRS,
+    TRAINING,
+    Fact,
+    MeasureRecipe,
+    StudyRecipe,
+    Variant,
+)
 from palate.study.cells import variants_of
 from palate.study.contents import paths_read, training_sources
 from palate.study.documents import split_key, within
 from palate.study.graph import Run, StudyStage, choosing, steps_for
-from palate.study.outcomes import OF_PAIRS
 from palate.study.plan import Plan
 from palate.study.shared_prompts import MOST, shared_prompts
 from palate.study.yardsticks import yardstick_problems

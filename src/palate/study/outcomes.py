@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
-from palate.recipes.study import MeasureRecipe, StudyRecipe
-
-OF_PAIRS = ("accuracy", "log_ratio_accuracy", "margin")
+from palate.recipes.study import OF_PAIRS, MeasureRecipe, StudyRecipe
 
 Outcomes = Mapping[str, float]
 """Item -> outcome. Of samples an item is a prompt, and its outcome their mean."""

@@ -115,7 +115,7 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
         "expectations": expectation_entries(study, comparisons),
         "variance": [entry for m in measures if (entry := _variance_entry(sheet, m)) is not None],
         "correlations": _correlations(sheet, measures),
-        "footnotes": list(_footnotes(plan)),
+        "footnotes": [*_footnotes(recipe), *_shared_prompts(plan)],
         "cost": _cost(sheet),
         "lineage": lineage_entries(study, plan),
         "samples": sample_entries(study, plan),
@@ -367,9 +367,8 @@ def _cost(sheet: OutcomeTable) -> dict[str, Any]:
     return {"steps": steps, "together": sum(seconds.values()), "apart": apart}
 
 
-def _footnotes(plan: Plan) -> Iterator[str]:
-    """What else differs between variants than their aspect, and what is not quite as it should."""
-    recipe = plan.graph.recipe
+def _footnotes(recipe: StudyRecipe) -> Iterator[str]:
+    """What else differs between variants than their aspect."""
     for aspect in recipe.aspects:
         for variant in aspect.variants:
             coupled = [f"{key} = {value}" for key, value in (variant.coupled or {}).items()]
@@ -380,6 +379,10 @@ def _footnotes(plan: Plan) -> Iterator[str]:
                 yield f"{aspect.name} {variant.name} also changes {facts}."
     if recipe.budget is not None and recipe.budget.unmatched:
         yield "Runs do not spend the same budget."
+
+
+def _shared_prompts(plan: Plan) -> Iterator[str]:
+    """The few evaluation prompts that are trained on."""
     for shared in shared_prompts(plan):
         yield f"{shared.words[0].upper()}{shared.words[1:]}."
 

@@ -174,6 +174,22 @@ def evaluate_reward(
         finished(run(loaded).path)
 
 
+@app.command("eval tasks", cls=recipe_command("TaskEvalRecipe"))
+def evaluate_tasks(
+    recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False
+) -> None:
+    """Public tasks of lm-evaluation-harness on one policy (extra `eval`)."""
+    with errors_as_lines("--set resume=true"):
+        from palate.recipes import TaskEvalRecipe, load_recipe
+
+        loaded = load_recipe(TaskEvalRecipe, recipe, set_ or [])
+        if print_recipe:
+            return show(loaded)
+        from palate.evaluate.tasks import evaluate_tasks as run
+
+        finished(run(loaded).path)
+
+
 @app.command(cls=recipe_command("ScoreRecipe"))
 def score(
     targets: Annotated[

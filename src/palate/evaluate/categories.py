@@ -134,8 +134,11 @@ class Averages:
     missing: tuple[str, ...]
 
 
-def average(scores: Mapping[str, float]) -> Averages:
+def average(scores: Mapping[str, float], *, substitutes: bool = False) -> Averages:
     """Averages of benchmarks by name, each between 0 and 100, as they are published.
+
+    Args:
+        substitutes: scores are those of `task`: of a substitute more is better.
 
     Raises:
         PalateError: a name that is none of `BENCHMARKS`, or a number out of range.
@@ -149,7 +152,8 @@ def average(scores: Mapping[str, float]) -> Averages:
     by_category: dict[Category, list[float]] = {}
     for name, benchmark in known.items():
         if name in scores:
-            score = 100.0 - scores[name] if benchmark.inverted else scores[name]
+            inverted = benchmark.inverted and not (substitutes and benchmark.substitute)
+            score = 100.0 - scores[name] if inverted else scores[name]
             by_category.setdefault(benchmark.category, []).append(score)
     categories = {c: fmean(by_category[c]) for c in CATEGORIES if c in by_category}
     return Averages(

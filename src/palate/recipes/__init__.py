@@ -10,6 +10,7 @@ from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.recipes.study import StudyRecipe
+from palate.recipes.tasks import TaskEvalRecipe
 
 __all__ = [
     "BuildSource",
@@ -23,6 +24,7 @@ __all__ = [
     "ServeRecipe",
     "SftRecipe",
     "StudyRecipe",
+    "TaskEvalRecipe",
     "TuneRecipe",
     "help_for",
     "load_recipe",

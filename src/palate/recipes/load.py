@@ -30,6 +30,7 @@ from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.recipes.study import StudyRecipe
+from palate.recipes.tasks import TaskEvalRecipe
 from palate.recipes.yaml import dump_yaml
 
 Recipe = TypeVar("Recipe", bound=Strict)
@@ -41,6 +42,7 @@ VERBS: dict[type[Strict], str] = {
     JudgeRecipe: "judge",
     EvalRecipe: "eval",
     RewardEvalRecipe: "eval reward",
+    TaskEvalRecipe: "eval tasks",
     DemoRecipe: "demo",
     DataBuildRecipe: "data build",
     ScoreRecipe: "score",

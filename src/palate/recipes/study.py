@@ -12,10 +12,10 @@ from pydantic import Field
 from palate.recipes.losses import Positive, Strict
 from palate.recipes.schema import Count
 
-Verb = Literal["data build", "sft", "tune", "reward", "eval", "eval reward"]
+Verb = Literal["data build", "sft", "tune", "reward", "eval", "eval reward", "eval tasks"]
 """Commands that a step can be, each with its recipe."""
 TRAINING: tuple[Verb, ...] = ("sft", "tune", "reward")
-EVALUATING: tuple[Verb, ...] = ("eval", "eval reward")
+EVALUATING: tuple[Verb, ...] = ("eval", "eval reward", "eval tasks")
 
 STEP_PREFIX = "step:"
 """`step:NAME` in a recipe stands for that step's folder, `step:NAME/FILE` for what is in it."""
@@ -42,7 +42,7 @@ class StudyStep(Strict):
     name: str
     """What aspects, measures and other steps call it: `policy.loss.beta` is a key of `policy`."""
     verb: Verb
-    """The command: data build, sft, tune, reward, eval or eval reward."""
+    """The command: data build, sft, tune, reward, eval, eval reward or eval tasks."""
     recipe: dict[str, Any]
     """Its recipe, without output_dir, seed and resume. `step:NAME/...` is a file of another step's
     folder: `step:policy` a run, `step:reward/model` a model."""
@@ -218,6 +218,7 @@ Value = Literal[
     "forward_kl",
     "entropy",
     "tokens",
+    "score",
 ]
 
 
@@ -230,14 +231,14 @@ class MeasureRecipe(Strict):
 
     name: str
     step: str
-    """An `eval` or `eval reward` step."""
+    """An `eval`, `eval reward` or `eval tasks` step."""
     value: Value
     """Of pairs: accuracy (by the reward of the run's own loss), log_ratio_accuracy (by log-ratios
     to the reference, alike for all losses), margin (of log-ratios, nats). Of samples: reward,
     win_rate (reward over that of the reference's sample for the prompt), kl, forward_kl, entropy,
     tokens. Of `eval reward`: accuracy."""
     source: str | None = None
-    """Pairs of this source, or items of this benchmark; default: all."""
+    """Pairs of this source, items of this benchmark or of this task; default: all."""
     better: Literal["higher", "lower"] | None = None
     """Which is better; default: neither, it is only told."""
     smallest: Positive | None = None
@@ -322,8 +323,8 @@ class StudyRecipe(Strict):
     )
     """Of the training runs of every compared cell."""
     steps: Annotated[tuple[StudyStep, ...], Field(min_length=1)]
-    """What one run consists of: data build, sft, tune, reward, eval, eval reward, linked by
-    `step:NAME`. The recipes of the baselines, as far as variants leave them."""
+    """What one run consists of: data build, sft, tune, reward, eval, eval reward, eval tasks,
+    linked by `step:NAME`. The recipes of the baselines, as far as variants leave them."""
     aspects: Annotated[tuple[Aspect, ...], Field(min_length=1)]
     design: Design = OneAtATime()
     """Which cells are run, by `type`: one_at_a_time, pairwise, grid, random or halving."""
@@ -350,12 +351,15 @@ class StudyRecipe(Strict):
             step = names.get(measure.step)
             if step is None or step.verb not in EVALUATING:
                 yield f"measures.{number}.step", f"no step of `eval` is named {measure.step}"
-            elif step.verb == "eval reward" and measure.value != "accuracy":
-                yield f"measures.{number}.value", f"{measure.value} is no measure of `eval reward`"
-            if measure.source is not None and measure.value not in OF_PAIRS:
+            elif (measure.value == "score") is not (step.verb == "eval tasks") or (
+                step.verb == "eval reward" and measure.value != "accuracy"
+            ):
+                text = f"{measure.value} is no measure of `{step.verb}`"
+                yield f"measures.{number}.value", text
+            if measure.source is not None and measure.value not in (*OF_PAIRS, "score"):
                 yield (
                     f"measures.{number}.source",
-                    "only of pairs: this is of samples",
+                    "only of pairs and tasks: this is of samples",
                 )
         measures = {measure.name: measure for measure in self.measures}
         chosen = {"tuning": self.tuning, "design": self.design}

@@ -12,7 +12,14 @@ from palate.report.points import interval, run_of
 from palate.report.reader import Run
 from palate.report.style import Style, Styles
 from palate.report.words import DASH, number
-from palate.store.records import Data, Evaluation, Policy, PreferenceRecord, SampleRecord
+from palate.store.records import (
+    Data,
+    Evaluation,
+    Policy,
+    PreferenceRecord,
+    SampleRecord,
+    TaskCategories,
+)
 
 SHOWN_PROMPTS = 8
 """Prompts of the side-by-side samples: the first of the file, not a selection."""
@@ -55,6 +62,7 @@ class EvaluationView:
     confidence: float
     rows: tuple[PolicyRow, ...]
     reference: PolicyRow | None
+    categories: TaskCategories | None = None
 
     @property
     def last(self) -> tuple[PolicyRow, ...]:
@@ -213,7 +221,11 @@ def evaluation_views(runs: Sequence[Run], styles: Styles) -> list[EvaluationView
             reference = _policy_row(e.reference, runs, styles) if e.reference else None
             views.append(
                 EvaluationView(
-                    title=run.name, confidence=e.confidence, rows=rows, reference=reference
+                    title=run.name,
+                    confidence=e.confidence,
+                    rows=rows,
+                    reference=reference,
+                    categories=e.categories,
                 )
             )
     by_confidence: dict[float, list[PolicyRow]] = {}

@@ -280,6 +280,30 @@ class Samples(Record):
     diversity: Diversity | None = None
 
 
+class TaskMetric(Record):
+    """A number of a public task, and its interval over items where it is their mean."""
+
+    value: float | None = None
+    n: int | None = None
+    interval: Interval | None = None
+
+
+class TaskRecord(Record):
+    """A public task: its version, and its numbers by `metric,filter`."""
+
+    version: Any = None
+    metrics: dict[str, TaskMetric] = Field(default_factory=dict)
+
+
+class TaskCategories(Record):
+    """Means of public tasks by category, 0 to 100; `overall` of all categories or None."""
+
+    categories: dict[str, float] = Field(default_factory=dict)
+    overall: float | None = None
+    missing: tuple[str, ...] = ()
+    substitutes: dict[str, str] = Field(default_factory=dict)
+
+
 class Policy(Record):
     name: str = "policy"
     label: str | None = None
@@ -289,6 +313,7 @@ class Policy(Record):
     beta: float | None = None
     preference: dict[str, PreferenceRecord] = Field(default_factory=dict)
     samples: Samples | None = None
+    tasks: dict[str, TaskRecord] = Field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -303,6 +328,7 @@ class Evaluation(Record):
     confidence: float = 0.95
     policies: tuple[Policy, ...] = ()
     reference: Policy | None = None
+    categories: TaskCategories | None = None
 
 
 class JudgeEvaluation(Evaluation):

@@ -27,6 +27,7 @@ _MODULES = {
     "data build": "palate.data_verbs",
     "eval": "palate.evaluate.run",
     "eval reward": "palate.evaluate.reward.run",
+    "eval tasks": "palate.evaluate.tasks",
     "reward": "palate.train.reward_run",
 }
 PRELOADED = (*_MODULES.values(), "palate.train.run", "palate.report")
@@ -163,6 +164,10 @@ def _command(verb: str, recipe: Any) -> None:
         from palate.evaluate.reward import evaluate_rewards
 
         evaluate_rewards(recipe)
+    elif verb == "eval tasks":
+        from palate.evaluate.tasks import evaluate_tasks
+
+        evaluate_tasks(recipe)
     else:
         from palate import train
 

@@ -22,6 +22,7 @@ from palate.recipes.study import (
     StudyRecipe,
     Variant,
 )
+from palate.recipes.tasks import TaskEvalRecipe
 from palate.study.cells import variants_of
 from palate.study.contents import paths_read, training_sources
 from palate.study.documents import split_key, within
@@ -39,6 +40,7 @@ _KEYS: dict[Fact, tuple[str, ...]] = {
     "evaluation": (
         *("data", "pairing", "length", "preference", "reward"),
         *("benchmarks", "robustness", "best_of_n", "runs"),
+        *("tasks", "include", "fewshot", "limit", "chat", "run_generated_code"),
     ),
     "decoding": ("sampling",),
 }
@@ -201,6 +203,9 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
         }
     if isinstance(recipe, RewardEvalRecipe):
         keys = ("benchmarks", "robustness", "best_of_n")
+        return {"evaluation": _with_contents(plan, stage, keys)}
+    if isinstance(recipe, TaskEvalRecipe):
+        keys = ("tasks", "include", "fewshot", "limit", "chat", "run_generated_code")
         return {"evaluation": _with_contents(plan, stage, keys)}
     return {}
 

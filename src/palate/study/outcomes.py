@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import RunError
+from palate.evaluate.task_items import ITEMS, task_items
 from palate.recipes.study import OF_PAIRS, MeasureRecipe, StudyRecipe
 
 Outcomes = Mapping[str, float]
@@ -22,7 +23,9 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
         RunError: a file of it is not as evaluations write it, or holds nothing of the measure.
     """
     verb = next(step.verb for step in recipe.steps if step.name == measure.step)
-    if verb == "eval reward":
+    if verb == "eval tasks":
+        pairs = task_items(folder / ITEMS, measure.source)
+    elif verb == "eval reward":
         pairs = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
     elif measure.value in OF_PAIRS:
         pairs = _of_pairs(_lines(folder / "pairs.jsonl"), measure)

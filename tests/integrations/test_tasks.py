@@ -56,12 +56,12 @@ def base(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("base") / "base")
 
 
-def recipe(tasks, base, out, **changes):
+def recipe(folder, base, out, **changes):
     values = {
         "output_dir": str(out),
         "model": {"path": str(base), "dtype": "float32"},
         "tasks": ["small"],
-        "include": str(tasks),
+        "include": str(folder),
     }
     values |= changes
     return TaskEvalRecipe.model_validate({k: v for k, v in values.items() if v is not None})
@@ -113,9 +113,8 @@ def test_a_run_with_adapters_is_evaluated(tasks, base, tmp_path):
     of_run = recipe(tasks, base, tmp_path / "out", run=str(tmp_path / "run"), model=None)
     evaluate_tasks(of_run)
     evaluate_tasks(recipe(tasks, base, tmp_path / "before"))
-    first = [
-        json.loads((tmp_path / o / "tasks.jsonl").open().readline()) for o in ("before", "out")
-    ]
+    files = [tmp_path / name / "tasks.jsonl" for name in ("before", "out")]
+    first = [json.loads(file.read_text().splitlines()[0]) for file in files]
     # It learned that the film was bad, which is the wrong answer to the first question.
     assert [line["id"] for line in first] == [0, 0]
     assert first[1]["value"] == 0.0

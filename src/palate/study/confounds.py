@@ -205,8 +205,8 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
         keys = ("benchmarks", "robustness", "best_of_n")
         return {"evaluation": _with_contents(plan, stage, keys)}
     if isinstance(recipe, TaskEvalRecipe):
-        keys = ("tasks", "include", "fewshot", "limit", "chat", "run_generated_code")
-        return {"evaluation": _with_contents(plan, stage, keys)}
+        asked = ("tasks", "include", "fewshot", "limit", "chat", "run_generated_code")
+        return {"evaluation": _with_contents(plan, stage, asked)}
     return {}
 
 

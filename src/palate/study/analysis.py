@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
@@ -22,8 +22,8 @@ from palate.study.crossed import Estimand
 from palate.study.expectations import expectation_entries
 from palate.study.graph import Run
 from palate.study.lineage import lineage_entries, sample_entries
-from palate.study.outcomes import Outcomes, outcomes_of
-from palate.study.plan import Plan, all_stages
+from palate.study.outcomes import Outcomes, mean, outcomes_of
+from palate.study.plan import Plan, seconds_apart
 from palate.study.shared_prompts import shared_prompts
 from palate.study.study import Study
 from palate.study.variance import variance_shares
@@ -155,7 +155,7 @@ def _run_entry(sheet: OutcomeTable, run: Run, measures: Sequence[MeasureRecipe])
     """A compared run: its stages, what it cost, and its numbers."""
     records = {step: sheet.study.record(sheet.plan.stages[key]) for step, key in run.stages.items()}
     values = {
-        measure.name: None if outcomes is None else fmean(outcomes.values())
+        measure.name: None if outcomes is None else mean(outcomes)
         for measure in measures
         for outcomes in [sheet.of(run.cell, run.seed, measure)]
     }
@@ -306,7 +306,7 @@ def _entries(
 def _variance_entry(sheet: OutcomeTable, measure: MeasureRecipe) -> dict[str, Any] | None:
     """Shares of the variance between runs; None of a measure with too few of them."""
     runs = [
-        (run, fmean(outcomes.values()))
+        (run, mean(outcomes))
         for run in sheet.plan.compared
         if (outcomes := sheet.of(run.cell, run.seed, measure)) is not None
     ]
@@ -348,23 +348,19 @@ def _correlations(sheet: OutcomeTable, measures: Sequence[MeasureRecipe]) -> lis
 def _cell_mean(sheet: OutcomeTable, cell: Cell, measure: MeasureRecipe) -> float | None:
     seeds = sheet.seeds([cell], measure)
     known = [o for s in seeds if (o := sheet.of(cell, s, measure)) is not None]
-    return fmean(fmean(outcomes.values()) for outcomes in known) if known else None
+    return fmean(mean(outcomes) for outcomes in known) if known else None
 
 
 def _cost(sheet: OutcomeTable) -> dict[str, Any]:
     """Seconds of all stages by step, each once, and what runs would have taken one by one."""
     plan = sheet.plan
-    seconds = {
-        key: record.seconds
-        for key, stage in plan.stages.items()
-        if (record := sheet.study.record(stage)) is not None
-    }
+    seconds = sheet.study.seconds(plan)
     steps: dict[str, float] = {}
     for key, taken in seconds.items():
         step = plan.stages[key].step
         steps[step] = steps.get(step, 0.0) + taken
-    apart = sum(seconds.get(key, 0.0) for run in plan.runs for key in all_stages(plan, run))
-    return {"steps": steps, "together": sum(seconds.values()), "apart": apart}
+    together, apart = sum(seconds.values()), seconds_apart(plan, seconds)
+    return {"steps": steps, "together": together, "apart": apart}
 
 
 def _footnotes(recipe: StudyRecipe) -> Iterator[str]:
@@ -385,14 +381,3 @@ def _shared_prompts(plan: Plan) -> Iterator[str]:
     """The few evaluation prompts that are trained on."""
     for shared in shared_prompts(plan):
         yield f"{shared.words[0].upper()}{shared.words[1:]}."
-
-
-def means_by_cell(analysis: Mapping[str, Any], measure: str) -> dict[tuple[str, ...], list[float]]:
-    """Variants of each cell -> the measure of its finished runs."""
-    table: dict[tuple[str, ...], list[float]] = {}
-    for run in analysis["runs"]:
-        value = run["values"].get(measure)
-        values = table.setdefault(tuple(run["cell"].values()), [])
-        if value is not None:
-            values.append(value)
-    return table

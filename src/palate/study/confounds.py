@@ -26,7 +26,7 @@ from palate.recipes.tasks import TaskEvalRecipe
 from palate.study.cells import variants_of
 from palate.study.contents import paths_read, training_sources
 from palate.study.documents import split_key, within
-from palate.study.graph import Run, StudyStage, choosing, steps_for
+from palate.study.graph import StudyStage, choosing, steps_for
 from palate.study.plan import Plan
 from palate.study.shared_prompts import MOST, shared_prompts
 from palate.study.yardsticks import yardstick_problems
@@ -133,9 +133,7 @@ def _tried(recipe: StudyRecipe, variant: Variant) -> list[str]:
 def _fact_problems(plan: Plan) -> Iterator[str]:
     """Runs that differ in what all compared runs share."""
     recipe = plan.graph.recipe
-    first: dict[Any, Run] = {}
-    for run in plan.compared:
-        first.setdefault(run.cell, run)
+    first = plan.first_runs
     facts = {
         cell: {
             (step, fact): value

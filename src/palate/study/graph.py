@@ -83,7 +83,7 @@ class Graph:
     recipe: StudyRecipe
     document: Document
     step_seconds: Callable[[StudyStage], float]
-    contents: Contents = field(default_factory=Contents)
+    contents: Contents
     stages: dict[str, StudyStage] = field(default_factory=dict)
 
     @property

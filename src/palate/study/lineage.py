@@ -23,12 +23,9 @@ def lineage_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
 
     A stage that is not finished has no entry.
     """
-    first: dict[Any, Run] = {}
-    for run in plan.compared:
-        first.setdefault(run.cell, run)
     return [
         {"cell": dict(cell.choices), "steps": dict(_of_run(study, run))}
-        for cell, run in first.items()
+        for cell, run in plan.first_runs.items()
     ]
 
 
@@ -61,11 +58,7 @@ def _of_run(study: Study, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 def sample_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
     """The first prompts of the samples, each with what every cell's first run answered."""
     prompts: dict[str, dict[str, Any]] = {}
-    seen: set[Any] = set()
-    for run in plan.compared:
-        if run.cell in seen:
-            continue
-        seen.add(run.cell)
+    for run in plan.first_runs.values():
         for key in run.stages.values():
             for row in _samples(study.root / key / "samples.jsonl"):
                 known = row["prompt_id"] in prompts or len(prompts) < PROMPTS

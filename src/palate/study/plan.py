@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
-from palate.recipes.document import Document
 from palate.recipes.study import Halving, MeasureRecipe, StudyRecipe
-from palate.study.cells import Cell, Settings, cells_of, tuning_trials
+from palate.study.cells import NO_SETTINGS, Cell, Settings, cells_of, tuning_trials
 from palate.study.graph import Graph, NotYet, Run, StudyStage, compared_steps, steps_for
-from palate.study.outcomes import outcomes_of
+from palate.study.outcomes import mean, outcomes_of
 
 Finished = Callable[[StudyStage], bool]
 
@@ -24,7 +22,7 @@ class Plan:
         runs: those that are known; a run to come may hang on results of these.
         later: what is not known yet, in words.
         chosen: cell -> the settings that its trials have chosen.
-        survivors: cells that are compared; None while rounds of halving go on.
+        cells: that are compared; none while rounds of halving go on.
     """
 
     graph: Graph
@@ -41,24 +39,27 @@ class Plan:
     def compared(self) -> list[Run]:
         return [run for run in self.runs if run.purpose == "compared"]
 
+    @property
+    def first_runs(self) -> dict[Cell, Run]:
+        """The first compared run of each cell."""
+        first: dict[Cell, Run] = {}
+        for run in self.compared:
+            first.setdefault(run.cell, run)
+        return first
 
-def make_plan(
-    recipe: StudyRecipe,
-    document: Document,
-    finished: Finished,
-    step_seconds: Callable[[StudyStage], float],
-) -> Plan:
+
+def make_plan(graph: Graph, finished: Finished) -> Plan:
     """The runs that can be known now.
 
     Args:
-        document: the recipe as written.
-        step_seconds: see `Graph`.
+        graph: of the study, still empty.
         finished: whether a stage has its result, which decides what comes after trials and rounds.
 
     Raises:
         RecipeError: a step's recipe is wrong under some variant.
     """
-    plan = Plan(Graph(recipe, document, step_seconds))
+    recipe = graph.recipe
+    plan = Plan(graph)
     plan.cells = cells_of(recipe)
     if isinstance(recipe.design, Halving):
         plan.cells = _halved(plan, recipe.design, plan.cells, finished)
@@ -85,7 +86,7 @@ def _tuned(plan: Plan, cell: Cell, finished: Finished) -> Settings | None:
     """The settings of a cell's compared runs; None while its trials are not finished."""
     recipe = plan.graph.recipe
     if recipe.tuning is None:
-        return Settings()
+        return NO_SETTINGS
     measure = measure_named(recipe, recipe.tuning.measure)
     try:
         trials = [
@@ -153,8 +154,7 @@ def _values(
     sign = -1.0 if measure.better == "lower" else 1.0
     recipe = plan.graph.recipe
     return [
-        sign * fmean(outcomes_of(plan.graph.root / stage.key, recipe, measure).values())
-        for stage in stages
+        sign * mean(outcomes_of(plan.graph.root / stage.key, recipe, measure)) for stage in stages
     ]
 
 
@@ -173,3 +173,12 @@ def all_stages(plan: Plan, run: Run) -> set[str]:
             keys.add(key)
             waiting += plan.stages[key].needs
     return keys
+
+
+def seconds_apart(plan: Plan, seconds: Mapping[str, float]) -> float:
+    """What runs would have taken one by one, had none used what another made.
+
+    Args:
+        seconds: key -> seconds of the finished stages.
+    """
+    return sum(seconds.get(key, 0.0) for run in plan.runs for key in all_stages(plan, run))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -105,11 +104,9 @@ def main() -> None:
     file, answer = map(Path, sys.argv[1:])
     given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     try:
-        with tempfile.TemporaryDirectory(prefix="palate-trial-"):
-            recipe = check_recipe(EvalRecipe, given["eval"], str(file))
-            document: dict[str, Any] = measure(
-                recipe, check_recipe(ModelRecipe, given["model"], str(file))
-            )
+        recipe = check_recipe(EvalRecipe, given["eval"], str(file))
+        model = check_recipe(ModelRecipe, given["model"], str(file))
+        document: dict[str, Any] = measure(recipe, model)
     except Exception as error:
         document = {"error": in_one_line(error, 200)}
     write_json(answer, document)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from palate.store.durations import duration
 from palate.study.costs import Costs
 from palate.study.graph import ordered
-from palate.study.plan import Plan, all_stages
+from palate.study.plan import Plan, seconds_apart
 from palate.study.run import StudyProgress, stage_states
 from palate.study.study import Study
 
@@ -83,9 +83,8 @@ def progress_lines(study: Study, progress: StudyProgress) -> Iterator[str]:
         f"{duration(worked)} of it their own work; {progress.reused} were there"
     )
     plan = study.plan()
-    seconds = {key: r.seconds for key, stage in plan.stages.items() if (r := study.record(stage))}
-    together = sum(seconds.values())
-    apart = sum(seconds.get(key, 0.0) for run in plan.runs for key in all_stages(plan, run))
+    seconds = study.seconds(plan)
+    together, apart = sum(seconds.values()), seconds_apart(plan, seconds)
     if apart > together > 0:
         yield (
             f"each run by itself would have taken {duration(apart)} of work, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from palate.recipes.document import Document
@@ -11,17 +11,23 @@ from palate.recipes.study import StudyRecipe
 from palate.store.stages import StageRecord, finished_record
 from palate.study.commands import as_stage
 from palate.study.confounds import check_study
+from palate.study.contents import Contents
 from palate.study.costs import Costs, Unknown
-from palate.study.graph import NotYet, StudyStage
+from palate.study.graph import Graph, NotYet, StudyStage
 from palate.study.plan import Plan, make_plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study's recipe, and as what it was written."""
+    """A study's recipe, and as what it was written.
+
+    Attributes:
+        contents: digests of what is read; each plan asks for them anew.
+    """
 
     recipe: StudyRecipe
     document: Document
+    contents: Contents = field(default_factory=Contents)
 
     @property
     def root(self) -> Path:
@@ -40,9 +46,14 @@ class Study:
         Raises:
             RecipeError: a step's recipe is wrong, or a comparison would be confounded.
         """
-        plan = make_plan(self.recipe, self.document, self.finished, self._step_seconds)
+        graph = Graph(self.recipe, self.document, self._step_seconds, self.contents)
+        plan = make_plan(graph, self.finished)
         check_study(plan)
         return plan
+
+    def seconds(self, plan: Plan) -> dict[str, float]:
+        """Key -> seconds of work, of the stages that are finished."""
+        return {k: r.seconds for k, stage in plan.stages.items() if (r := self.record(stage))}
 
     def _step_seconds(self, stage: StudyStage) -> float:
         costs = Costs(self.root)

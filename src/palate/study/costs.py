@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palate.errors import PalateError, RunError, in_one_line
+from palate.errors import PalateError, RunError
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import REFERENCE_FREE, Strict
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.schema import SftRecipe, TuneRecipe
+from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.digests import sha256_json
 from palate.store.files import read_json, write_json
 from palate.store.records import Foresight
@@ -224,22 +221,9 @@ def _forward_seconds(recipe: Training, foresight: Foresight) -> float:
     return variable * (1 / 3 if cached else 2 / 4)
 
 
-def _in_process(recipe: EvalRecipe, model: Any) -> dict[str, Any]:
-    """`probe.measure` in a process of its own, whose peak of memory is the trial's alone."""
-    with tempfile.TemporaryDirectory(prefix="palate-probe-") as folder:
-        file, answer = Path(folder) / "recipes.json", Path(folder) / "answer.json"
-        given = {
-            "eval": recipe.model_dump(mode="json"),
-            "model": model.model_dump(mode="json"),
-        }
-        write_json(file, given)
-        code = "from palate.study.probe import main; main()"
-        command = [sys.executable, "-P", "-c", code, str(file), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if not answer.is_file():
-            last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-            raise PalateError(f"the trial failed: {in_one_line(last, 200)}")
-        document: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in document:
-        raise PalateError(f"the trial failed: {document['error']}")
-    return document
+def _in_process(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, Any]:
+    """What `probe.measure` answers in a process of its own."""
+    from palate.train.foresight import in_own_process
+
+    given = {"eval": recipe.model_dump(mode="json"), "model": model.model_dump(mode="json")}
+    return in_own_process("palate.study.probe", json.dumps(given))

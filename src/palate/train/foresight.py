@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palate.errors import PalateError, RunError, in_one_line
 from palate.memory import peak_bytes
@@ -47,21 +47,34 @@ def predict(recipe: TrainingRecipe) -> Foresight:
         RunError: the prediction cannot be written.
     """
     check_local(recipe)
-    with tempfile.TemporaryDirectory(prefix="palate-foresight-") as folder:
-        file, answer = Path(folder) / "recipe.yaml", Path(folder) / "answer.json"
-        file.write_text(resolve_yaml(recipe), encoding="utf-8")
-        code = "from palate.train.trial import main; main()"
-        # -P: modules do not come from the current directory, as for the command itself.
-        command = [sys.executable, "-P", "-c", code, VERBS[type(recipe)], str(file), str(answer)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if not answer.is_file():
-            raise NotPredicted(_ended(result))
-        document = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in document:
-        raise NotPredicted(f"the trial steps failed: {document['error']}")
+    document = in_own_process("palate.train.trial", resolve_yaml(recipe), VERBS[type(recipe)])
     foresight = Foresight.of(document)
     write_json(kept_file(recipe), foresight.document())
     return foresight
+
+
+def in_own_process(module: str, text: str, *arguments: str) -> dict[str, Any]:
+    """What a module's `main` answers in a process of its own, whose memory is the trial's alone.
+
+    Args:
+        text: of the file that it is given, after `arguments` and before the file of its answer.
+
+    Raises:
+        NotPredicted: it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="palate-foresight-") as folder:
+        file, answer = Path(folder) / "recipe.yaml", Path(folder) / "answer.json"
+        file.write_text(text, encoding="utf-8")
+        code = f"from {module} import main; main()"
+        # -P: modules do not come from the current directory, as for the command itself.
+        command = [sys.executable, "-P", "-c", code, *arguments, str(file), str(answer)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if not answer.is_file():
+            raise NotPredicted(_ended(result))
+        document: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in document:
+        raise NotPredicted(f"the trial steps failed: {document['error']}")
+    return document
 
 
 def check_local(recipe: TrainingRecipe) -> None:

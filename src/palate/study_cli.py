@@ -34,11 +34,12 @@ def plan(
         typer.Option(
             "--probe/--no-probe",
             help="Make a few steps of each kind of run, in a process of its own, and say what"
-            " stages take. Without it that is not predicted, or from former trials.",
+            " stages take; builds the pairs that they read, which `run` will find. Without it"
+            " that is not predicted, or from former trials.",
         ),
     ] = True,
 ) -> None:
-    """Say what a study will run, what is there already, and what it takes; run nothing of it."""
+    """Say what a study will run, what is there already, and what it takes; train nothing."""
     with errors_as_lines(""):
         from palate.study.study import load_study
 

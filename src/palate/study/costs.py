@@ -102,10 +102,11 @@ class Costs:
 
         def trial() -> dict[str, Any]:
             self._check_there(recipe.data.train, stage)
+            self.says(f"trial of {stage.step}")
             placed = recipe.model_copy(update={"output_dir": self.root / "trial"})
             return predict(placed).document() | {"epochs": recipe.train.epochs}
 
-        document = self._kept(shape_of(recipe), stage.step, trial)
+        document = self._kept(shape_of(recipe), trial)
         foresight = Foresight.of(document)
         total = recipe.train.max_steps
         if total is None and foresight.total_steps is not None:
@@ -125,10 +126,11 @@ class Costs:
 
         def trial() -> dict[str, Any]:
             self._check_there(recipe.data, stage)
+            self.says(f"trial of {stage.step}")
             placed = recipe.model_copy(update={"runs": (), "model": model, "reward": None})
             return _in_process(placed, model)
 
-        measured = self._kept(shape, stage.step, trial)
+        measured = self._kept(shape, trial)
         return Cost(
             seconds=STARTING_SECONDS + measured["fixed"] + measured["seconds"],
             memory_bytes=int(measured["memory_bytes"]),
@@ -140,15 +142,12 @@ class Costs:
             if source.path.startswith(f"{self.root}/") and not Path(source.path).exists():
                 raise Unknown("its data are of a step that is not finished")
 
-    def _kept(
-        self, shape: str, step: str, trial: Callable[[], dict[str, Any]]
-    ) -> Mapping[str, Any]:
+    def _kept(self, shape: str, trial: Callable[[], dict[str, Any]]) -> Mapping[str, Any]:
         if shape in self._failed:
             raise Unknown(self._failed[shape])
         if shape not in self._known:
             if not self.probe:
                 raise Unknown("no trial was made")
-            self.says(f"trial of {step}")
             try:
                 self._known[shape] = trial()
             except PalateError as error:

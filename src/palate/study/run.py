@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from rich.console import Console
 
-from palate.errors import RunError
+from palate.errors import PalateError, RunError
 from palate.recipes.load import resolve_yaml
 from palate.recipes.study import RayExecutor
 from palate.store.durations import duration
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import lock_folder
-from palate.store.stages import StageRecord
+from palate.store.stages import StageRecord, run_stages
 from palate.study.artifacts import Artifacts
-from palate.study.commands import write_plan
+from palate.study.commands import as_stage, write_plan
 from palate.study.costs import Costs
 from palate.study.executors import Executor, Job, cores_of, local_processes
 from palate.study.expectations import note_expectations
 from palate.study.graph import StudyStage, ordered
 from palate.study.plan import Plan
 from palate.study.study import Study
+from palate.study.yardsticks import scorers_in
 
 RECIPE, RUNS = "study.yaml", "runs.jsonl"
 
@@ -91,6 +93,36 @@ def run_study(
             )
     progress.reused = len(plan.stages) - len(progress.executed) - len(progress.failed)
     return progress
+
+
+def build_data(study: Study, plan: Plan, says: Callable[[str], None]) -> bool:
+    """Builds the pairs that trials of costs read, as the stages that they are: `run` finds them.
+
+    Builds that wait for another stage, or that ask a scorer or judge, are left to `run`; one that
+    fails as well, which tells it.
+
+    Args:
+        says: told of each build before it begins.
+
+    Returns:
+        Whether something was built.
+    """
+    missing = [
+        stage
+        for stage in ordered(plan.stages)
+        if stage.verb == "data build"
+        and not study.finished(stage)
+        and not stage.needs
+        and not scorers_in(plan, stage.recipe)
+    ]
+    if not missing:
+        return False
+    with lock_folder(study.root):
+        for stage in missing:
+            says(f"building {stage.key}, whose pairs trials read")
+            with suppress(PalateError):
+                run_stages([as_stage(stage)], study.root)
+    return True
 
 
 def _executor(study: Study) -> Executor:

@@ -9,7 +9,7 @@ from palate.store.durations import duration
 from palate.study.costs import Costs
 from palate.study.graph import ordered
 from palate.study.plan import Plan, seconds_apart
-from palate.study.run import StudyProgress, stage_states
+from palate.study.run import StudyProgress, build_data, stage_states
 from palate.study.study import Study
 
 
@@ -17,10 +17,13 @@ def plan_lines(study: Study, *, probe: bool, says: Callable[[str], None]) -> Ite
     """The stages by step, what is there, what they take, and what is not known yet.
 
     Args:
-        probe: make trials of what is not known to take how long.
-        says: told of each trial before it begins.
+        probe: make trials of what is not known to take how long, and build the pairs they read.
+        says: told of each trial and build before it begins.
     """
     plan = study.plan()
+    if probe and build_data(study, plan, says):
+        # The rows may be refused, as prompts that are evaluated too.
+        plan = study.plan()
     records = {key: study.record(stage) for key, stage in plan.stages.items()}
     there = {key for key, record in records.items() if record is not None}
     yield (

@@ -32,7 +32,7 @@ def yardstick_problems(plan: Plan) -> Iterator[str]:
         elif yardsticks:
             measuring |= {key: (stage.step, name) for key, name in yardsticks.items()}
         elif isinstance(stage.recipe, DataBuildRecipe):
-            for key in _scorers_in(plan, stage.recipe):
+            for key in scorers_in(plan, stage.recipe):
                 learned[key] = f"step {stage.step} makes its data with it"
     for key, (step, name) in measuring.items():
         if key in learned:
@@ -49,10 +49,10 @@ def _yardsticks(plan: Plan, stage: StudyStage) -> Iterator[tuple[str, str]]:
     elif isinstance(recipe, RewardEvalRecipe) and recipe.best_of_n is not None:
         scorer = recipe.best_of_n.gold
     if scorer is not None:
-        yield from _scorers_in(plan, scorer).items()
+        yield from scorers_in(plan, scorer).items()
 
 
-def _scorers_in(plan: Plan, recipe: Strict) -> dict[str, str]:
+def scorers_in(plan: Plan, recipe: Strict) -> dict[str, str]:
     """Key and name of each scorer in a recipe that scores by itself, not by members."""
     scorers: dict[str, str] = {}
     for _, part in recipes.parts_of(recipe):

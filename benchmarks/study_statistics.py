@@ -31,10 +31,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from palate.evaluate.length_control import length_controlled_win_rate
 from palate.study.corrections import adjust
 from palate.study.correlation import rank_correlation_interval
 from palate.study.crossed import ESTIMANDS, MeanSquares, Spread, estimate, from_mean_squares
-from palate.study.length_control import length_controlled_win_rate
 from palate.study.power import planned_power
 from palate.study.ratings import fit, rate
 from palate.study.resampled import bootstrap_items

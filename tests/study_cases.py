@@ -164,6 +164,7 @@ def write_pairs_measured(folder: Path, margins: Sequence[float]) -> None:
             "policy": "p",
             "checkpoint": 3,
             "id": f"test:{i}",
+            "prompt_id": f"test:{i}",
             "source": "test",
             "margin": margin,
             "log_ratio_margin": 10 * margin,

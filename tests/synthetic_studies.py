@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from palate.recipes.study import StudyRecipe
-from palate.study import analysis
+from palate.study import analysis, contrasts
 from palate.study.cells import Cell, cells_of
 from palate.study.expectations import expectation_entries
+from palate.study.outcomes import Outcomes
 
 Outcome = Callable[[Mapping[str, str], str, np.random.Generator], float]
 
 
-class Drawn(analysis.OutcomeTable):
+class Drawn(contrasts.OutcomeTable):
     """Outcomes by cell, seed and measure, instead of stages on a disk."""
 
-    def __init__(self, recipe: StudyRecipe, known: dict[Any, dict[str, float]]) -> None:
+    def __init__(self, recipe: StudyRecipe, known: dict[Any, Outcomes]) -> None:
         self.cells = cells_of(recipe)
         runs = [
             SimpleNamespace(cell=cell, seed=seed, stages=keys(recipe, cell, seed))
@@ -32,7 +33,7 @@ class Drawn(analysis.OutcomeTable):
         self.runs = {(run.cell, run.seed): run for run in runs}
         self.known = known
 
-    def of(self, cell: Any, seed: int, measure: Any) -> dict[str, float] | None:
+    def of(self, cell: Any, seed: int, measure: Any) -> Outcomes | None:
         return self.known.get((cell, seed, measure.name))
 
 
@@ -95,7 +96,7 @@ def analysed(
         missing, failed: runs without a result.
     """
     rng = np.random.default_rng(0)
-    known: dict[Any, dict[str, float]] = {}
+    known: dict[Any, Outcomes] = {}
     difficulty = {m.name: rng.normal(size=items) for m in recipe.measures}
     for cell in cells_of(recipe):
         choices = dict(cell.choices)
@@ -109,9 +110,11 @@ def analysed(
                 values = effect(choices, m.name) + size * (
                     difficulty[m.name] + 0.6 * rest[:-1] + 0.15 * rest[-1]
                 )
-                known[cell, seed, m.name] = {f"{i:04d}": float(v) for i, v in enumerate(values)}
+                known[cell, seed, m.name] = {
+                    (f"{i:04d}", f"{i:04d}"): float(v) for i, v in enumerate(values)
+                }
     sheet: Any = Drawn(recipe, known)
-    comparisons = [entry for m in recipe.measures for entry in analysis._compared(sheet, m)]
+    comparisons = [entry for m in recipe.measures for entry in contrasts.comparisons(sheet, m)]
     seconds = {"policy": 31.4, "evaluation": 12.5}
     runs = [
         {

@@ -397,6 +397,80 @@ def test_evaluations_share_results(runs, tmp_path, monkeypatch):
     assert second.evaluation["reference"] == first.evaluation["reference"]
 
 
+def test_samples_are_compared_with_the_references(runs, result, tmp_path):
+    """By rewards as it is; by a judge that says the opposite where one is given."""
+    rows = rows_of(result.path)
+    reference = {(r["prompt_id"], r["index"]): r for r in rows if r["policy"] == "reference"}
+    own = [row for row in rows if row["policy"] != "reference"]
+    assert all(row["won"] is None for row in reference.values())
+    for row in own:
+        against = reference[row["prompt_id"], row["index"]]["reward"]
+        assert row["won"] == (row["reward"] > against) + 0.5 * (row["reward"] == against)
+    policy = result.evaluation["policies"][0]
+    mine = [r["won"] for r in own if (r["policy"], r["checkpoint"]) == ("dpo", 1)]
+    assert policy["samples"]["win_rate"] == pytest.approx(sum(mine) / len(mine))
+
+    def judge(prefer, **changes):
+        values = {"judge": {"type": "length", "prefer": prefer}, "preference": False}
+        # The policies are measured once, whatever they are judged by.
+        values |= {"results_dir": str(tmp_path / "results"), "checkpoints": "last"} | changes
+        return rows_of(
+            evaluate(recipe_of(runs, tmp_path / f"{prefer}{len(changes)}", **values)).path
+        )
+
+    longer, shorter = judge("longer"), judge("shorter", reward=None)
+    texts = {(r["prompt_id"], r["index"]): r["response"] for r in longer if r["won"] is None}
+    compared = 0
+    for one, other in zip(longer, shorter, strict=True):
+        if one["won"] is None:
+            continue
+        gap = len(one["response"]) - len(texts[one["prompt_id"], one["index"]])
+        assert one["won"] == (gap > 0) + 0.5 * (gap == 0) and one["won"] + other["won"] == 1.0
+        assert one["reward"] is not None and other["reward"] is None
+        compared += gap != 0
+    assert compared > 4
+    page = (tmp_path / "longer0" / "report.html").read_text()
+    assert ">win rate</th>" in page and ">length-controlled</th>" in page
+    lineage = read_json(tmp_path / "longer0" / "lineage.json")
+    assert [m["role"] for m in lineage["models"] if "role" in m] == ["reward", "judge"]
+
+
+def test_a_judge_needs_samples_and_a_reference(runs, tmp_path):
+    judge = {"type": "length"}
+    with pytest.raises(ValidationError, match="needs `sampling`: it compares samples"):
+        recipe_of(runs, tmp_path / "a", judge=judge, sampling=None, reward=None)
+    alone = {"runs": [], "model": {"path": str(runs / "base"), "dtype": "float32"}}
+    alone |= {"checkpoints": "last", "data": [{"path": str(runs / "held.jsonl")}]}
+    with pytest.raises(RecipeError, match="has no reference: set `reference`"):
+        evaluate(recipe_of(runs, tmp_path / "b", judge=judge, preference=False, **alone))
+    assert not (tmp_path / "b").exists()
+
+
+def test_pairs_of_one_prompt_are_not_independent(runs, tmp_path):
+    """Four pairs of each of three prompts, in two files whose rows have the same ids."""
+    rows = [
+        {"id": str(i), "prompt": f"the film {WORDS[i % 3]}", "chosen": f" {WORDS[i]} good",
+         "rejected": f" {WORDS[-i]}"}
+        for i in range(12)
+    ]  # fmt: skip
+    sources = []
+    for name, part in (("one", rows[:6]), ("two", rows[6:])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+        sources.append({"path": str(file)})
+    values = {"checkpoints": "last", "data": sources, "sampling": None, "reward": None}
+    found = evaluate(recipe_of(runs, tmp_path / "out", **values))
+    summary = found.evaluation["policies"][0]["preference"]
+    assert (summary["all"]["n"], summary["all"]["prompts"]) == (12, 3)
+    assert summary["one"]["prompts"] == 3 and summary["all"]["effective_n"] <= 12
+    assert "p_value" not in summary["all"]
+    lines = [row for row in lines_of(found.path, "pairs.jsonl") if row["policy"] == "dpo"]
+    assert len({line["prompt_id"] for line in lines}) == 3
+    assert lines[0]["prompt_id"] == lines[3]["prompt_id"] == lines[6]["prompt_id"]
+    page = (found.path / "report.html").read_text()
+    assert "12 <small>of 3 prompts</small>" in page
+
+
 def test_a_reward_that_compares_is_refused(runs, tmp_path):
     chat = {"type": "server", "url": "http://127.0.0.1:9/v1", "model": "judge"}
     judge = {"type": "pairwise", "chat": chat}

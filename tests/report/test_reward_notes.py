@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from palate.evaluate.reward.accuracy import difference_interval
+from palate.evaluate.statistics import difference_interval
 from palate.intervals import wilson
 from palate.report.reward_notes import gap_interval, reward_notes
 from palate.store.reward_records import RewardEvaluation

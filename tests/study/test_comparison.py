@@ -143,7 +143,7 @@ def test_a_model_without_training_is_repeated():
     assert result.p_value == pytest.approx(expected.pvalue)
 
 
-def test_clusters_are_the_unit_and_count_alike():
+def test_clusters_are_the_unit():
     a, b = outcomes(3, 30, 0.3)
     options = {"paired": True, "estimand": "new items"}
     alone = compare(a, b, **options)
@@ -151,10 +151,24 @@ def test_clusters_are_the_unit_and_count_alike():
     repeated = compare(np.repeat(a, 5, 1), np.repeat(b, 5, 1), clusters=clusters, **options)
     assert repeated.items == 30 and repeated.clustered
     assert repeated.interval == pytest.approx(alone.interval)
-    assert "30 clusters" in repeated.verdict
-    uneven = np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    means = compare(uneven, uneven * 0, clusters=["x", "x", "x", "y"], **options).means
-    assert means == (0.5, 0.0)
+    assert "30 prompts" in repeated.verdict
+
+
+def test_clusters_of_unequal_size_leave_the_means_of_items():
+    """The interval is that of a mean whose clusters are drawn: by the linearised ratio, of one
+    seed, as a survey's clusters have it."""
+    a, b = outcomes(1, 40, 0.3)
+    sizes = [1, 3, 8, 4, 4, 2, 6, 5, 7]
+    clusters = np.repeat(np.arange(9), sizes).tolist()
+    result = compare(a, b, clusters=clusters, paired=True, estimand="new items")
+    assert result.means == pytest.approx((a.mean(), b.mean())) and result.items == 9
+    rest = (a - b)[0] - (a - b).mean()
+    sums = np.array([rest[np.array(clusters) == c].sum() for c in range(9)])
+    error = np.sqrt(9 / 8 * (sums**2).sum()) / 40
+    assert result.standard_error == pytest.approx(error)
+    half = stats.t.ppf(0.975, 8) * error
+    difference = (a - b).mean()
+    assert result.interval == pytest.approx((difference - half, difference + half))
 
 
 def test_effect_sizes_are_hedges_g():

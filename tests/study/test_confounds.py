@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from palate.errors import RecipeError
 from palate.study.analysis import analyse
 from study_cases import (
     ACCURACY,
@@ -389,6 +391,72 @@ def test_a_reward_model_of_the_pairs_that_the_policys_were_built_of() -> None:
     assert "which learned from the pairs" in refusal(recipe(steps=steps, aspects=[algorithm()]))
 
 
+@pytest.mark.parametrize("key", ["reward", "judge"])
+def test_a_reward_model_from_elsewhere_tells_by_its_lineage(key: str) -> None:
+    """It lies in a run's folder, which says what the run learned from: here a built data set."""
+    for name in ("rm", "rm/model", "built"):
+        Path(name).mkdir()
+    Path("rm/model/config.json").write_text("{}")
+    a, c = (hashlib.sha256(Path(f"{name}.jsonl").read_bytes()).hexdigest() for name in "ac")
+
+    def learned(*data: dict[str, str]) -> str | None:
+        Path("rm/lineage.json").write_text(json.dumps({"data": data}))
+        measures = {"type": "classifier", "path": "rm/model"}
+        changes = {"reward": measures} if key == "reward" else {"judge": measures, "reward": None}
+        value = recipe(steps=[policy_step(), scored(**changes)])
+        try:
+            plan_of(value)
+        except RecipeError as error:
+            return str(error)
+        return None
+
+    line = (
+        "study.yaml: step evaluation measures by rm/model, which learned from the pairs that step "
+        "policy trains on"
+    )
+    assert learned({"path": "elsewhere.jsonl", "sha256": a}) == line
+    assert learned({"path": "c.jsonl", "sha256": c}) is None
+    Path("built/lineage.json").write_text(json.dumps({"data": [{"path": "x", "sha256": a}]}))
+    assert learned({"path": "built", "sha256": "of the folder"}) == line
+
+
+def test_a_judge_is_a_yardstick_too() -> None:
+    lexicon = {"type": "lexicon"}
+    filtered = {
+        "sources": [{"path": "a.jsonl"}],
+        "curate": [{"step": "score_filter", "scores": lexicon, "keep": "right"}],
+    }
+    build = {"name": "build", "verb": "data build", "recipe": filtered}
+    policy = policy_step(data={"train": [{"path": "step:build"}]})
+    steps = [build, policy, scored(reward=None, judge=lexicon)]
+    measure = ACCURACY | {"value": "win_rate"}
+    line = refusal(recipe(steps=steps, aspects=[algorithm()], measures=[measure]))
+    assert "step evaluation measures by lexicon, and step build makes its data with it" in line
+    steps[2] = scored(reward=None, judge={"type": "length"})
+    accepted(recipe(steps=steps, aspects=[algorithm()], measures=[measure]))
+
+
+def test_numbers_of_reward_models_need_what_makes_them() -> None:
+    benchmark = {"type": "pairs", "data": [{"path": "validation.jsonl"}]}
+    best = {"candidates": [{"path": "c.jsonl"}], "gold": {"type": "lexicon"}}
+
+    def of(value: str, **judged: Any) -> dict[str, Any]:
+        step = {"name": "judged", "verb": "eval reward", "recipe": {"models": [MODEL_REWARD]}}
+        step["recipe"] |= judged  # type: ignore[operator]
+        steps = [reward_step("a.jsonl"), step]
+        measures = [ACCURACY | {"step": "judged", "value": value}]
+        train = aspect("rate", {"reward.train.learning_rate": 1e-3})
+        return recipe(steps=steps, aspects=[train], measures=measures)
+
+    assert "no best_of_n of step judged: give `best_of_n`" in refusal(
+        of("best_of_n", benchmarks=[benchmark])
+    )
+    assert "no accuracy of step judged: give `benchmarks`" in refusal(
+        of("accuracy", best_of_n=best)
+    )
+    accepted(of("best_of_n", best_of_n=best))
+
+
 def test_a_reward_model_may_be_evaluated_and_measure() -> None:
     benchmark = {"type": "pairs", "data": [{"path": "validation.jsonl"}]}
     judged = {"models": [MODEL_REWARD], "benchmarks": [benchmark]}
@@ -441,7 +509,12 @@ def test_a_step_that_nothing_uses() -> None:
     ("value", "changes", "line"),
     [
         ("reward", {"sampling": SAMPLING}, "no reward of step evaluation: set `reward`"),
-        ("win_rate", {"sampling": SAMPLING}, "no win_rate of step evaluation: set `reward`"),
+        ("win_rate", {"sampling": SAMPLING}, "no win_rate of step evaluation: set `judge` or"),
+        ("length_controlled_win_rate", {"sampling": SAMPLING}, "set `judge` or `reward`"),
+        ("reward", {"sampling": SAMPLING, "judge": LEXICON}, "set `reward`"),
+        ("best_of_n", {"sampling": SAMPLING, "reward": LEXICON}, "`sampling.samples_per_prompt`"),
+        ("self_bleu", {"sampling": SAMPLING}, "set `sampling.samples_per_prompt` to 2 or more"),
+        ("best_of_n", {"sampling": SAMPLING | {"samples_per_prompt": 2}}, "set `reward`"),
         ("kl", {}, "no kl of step evaluation: set `sampling`"),
         ("accuracy", {"sampling": SAMPLING, "preference": False}, "set `preference`"),
         ("log_ratio_accuracy", {"sampling": SAMPLING, "preference": False}, "set `preference`"),

@@ -153,6 +153,49 @@ def test_data_of_a_step_that_is_not_there_say_so(trials: list[str]) -> None:
     assert costs.notes["pairs"] == "no trial is made of `palate data build`"
 
 
+def built(**build: Any) -> dict[str, Any]:
+    recipe_of = {"sources": [{"path": "a.jsonl"}]} | build
+    pairs = {"name": "pairs", "verb": "data build", "recipe": recipe_of}
+    policy = policy_step(data={"train": [{"path": "step:pairs/data"}]})
+    return recipe(steps=[pairs, policy, *recipe()["steps"][1:]], aspects=[algorithm()])
+
+
+def test_a_plan_builds_the_pairs_that_its_trials_read(trials: list[str]) -> None:
+    study = study_of(built())
+    said: list[str] = []
+    lines = list(plan_lines(study, probe=True, says=said.append))
+    assert said[0].startswith("building pairs-") and said[0].endswith(", whose pairs trials read")
+    assert not any(line.startswith("not predicted") for line in lines)
+    assert "1 finished" in lines[0]
+    (pairs,) = of_step(study.plan(), "pairs")
+    assert study.finished(pairs) and Path("out", pairs.key, "data").is_dir()
+    # A plan without trials does nothing.
+    other = study_of(built() | {"output_dir": "other"})
+    lines = list(plan_lines(other, probe=False, says=said.append))
+    assert "0 finished" in lines[0] and not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    "scores", [{"type": "lexicon"}, {"type": "log_ratio", "policy": "base", "reference": "base"}]
+)
+def test_pairs_that_a_model_filters_are_left_to_the_run(
+    trials: list[str], scores: dict[str, str]
+) -> None:
+    curate = [{"step": "score_filter", "scores": scores, "keep": "right"}]
+    study = study_of(built(curate=curate))
+    said: list[str] = []
+    lines = list(plan_lines(study, probe=True, says=said.append))
+    assert not any(line.startswith("building") for line in said)
+    assert "not predicted: policy: its data are of a step that is not finished" in lines
+
+
+def test_pairs_that_cannot_be_built_are_left_to_the_run(trials: list[str]) -> None:
+    Path("a.jsonl").write_text("no json\n")
+    study = study_of(built())
+    lines = list(plan_lines(study, probe=True, says=lambda _: None))
+    assert "0 finished" in lines[0]
+
+
 def test_a_plan_tells_the_whole_and_its_parts(trials: list[str]) -> None:
     study = study_of(GRID)
     said: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from palate.data.build import build
@@ -16,6 +16,7 @@ from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
+from palate.store.names import unique_names
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -26,7 +27,8 @@ class Prompt:
     """A prompt to sample from.
 
     Attributes:
-        id: of the first pair that has it. text: as people read it. content: as scorers take it.
+        id: of the first pair that has it, with a number where another prompt has that id too.
+        text: as people read it. content: as scorers take it.
     """
 
     id: str
@@ -40,11 +42,13 @@ class EvalData:
     """Encoded evaluation data of one tokenizer.
 
     Attributes:
+        prompt_ids: of each pair the id of its prompt, of which pairs may share one.
         report: content of data.json. quarantine: lines of quarantine.jsonl.
         digest: changes with any token of pairs and prompts, and with lengths as written.
     """
 
     pairs: list[Item]
+    prompt_ids: list[str]
     prompts: list[Prompt]
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
@@ -106,9 +110,11 @@ def build_eval_data(
         ids = pair.prompts[0].ids
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
         prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
+    # Rows of two sources may have one id.
+    names = dict(zip(prompts, unique_names(p.id for p in prompts.values()), strict=True))
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
-        distinct = list(prompts.values())
+        distinct = [replace(prompt, id=names[ids]) for ids, prompt in prompts.items()]
         n = min(recipe.sampling.prompts, len(distinct))
         chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
         drawn = [distinct[i] for i in chosen]
@@ -127,6 +133,7 @@ def build_eval_data(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return EvalData(
         pairs=pairs,
+        prompt_ids=[names[pair.prompts[0].ids] for pair in pairs],
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,

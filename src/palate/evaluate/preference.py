@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
 from palate.data.items import Item
 from palate.data.layouts import Layout, collate
 from palate.errors import RunError
-from palate.evaluate.statistics import mean_interval
-from palate.intervals import wilson
+from palate.evaluate.statistics import difference_interval, share_interval
+from palate.intervals import Interval
 from palate.losses import Member, combined_needs, compute
 from palate.models.aggregate import sequence_stats
 from palate.models.model import Ask, Model, evaluating
@@ -144,65 +145,100 @@ def evaluate_pairs(
         pad_id=pad_id,
         progress=progress,
     )
-    return summarise_pairs(scores, confidence=confidence)
+    prompts = [pair.prompts[0].ids for pair in pairs]
+    return summarise_pairs(scores, prompts=prompts, confidence=confidence)
 
 
-def summarise_pairs(scores: Sequence[PairScore], *, confidence: float = 0.95) -> dict[str, Any]:
+def summarise_pairs(
+    scores: Sequence[PairScore],
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
     """Accuracy and margin of each source and of all pairs together.
 
     Ties (equal rewards, equal lengths) count one half. Accuracies have Wilson intervals, margins t
-    intervals; pairs are taken as independent. `p_value` is of the two-sided binomial test against
-    one half, ties left out.
+    intervals. `p_value` is of the two-sided binomial test against one half, ties left out.
+
+    Pairs of one prompt, as of ratings or of a ranked list, are not independent. Where `prompts` has
+    such, intervals of shares are of the effective number (`share_interval`, beside them as
+    `effective_n`), those of means are of sums by prompt, and there is no `p_value`.
+
+    Args:
+        prompts: of each pair what tells its prompt; default: a prompt of its own.
 
     Returns:
         source (and "all") -> n, accuracy, accuracy_ci, margin, margin_ci, ties, p_value,
         length_baseline (accuracy of "the longer one wins"), length_baseline_ci, over_length and
         over_length_ci (accuracy less that baseline, pair by pair), cut_even (pairs whose responses
         truncation made equally long), and with a reference log_ratio_accuracy,
-        log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci.
+        log_ratio_accuracy_ci, log_ratio_margin, log_ratio_margin_ci; with `prompts` how many
+        prompts there are, and where they have several pairs effective_n.
     """
-    sources = list(dict.fromkeys(s.source for s in scores))
-    by_name = {name: [s for s in scores if s.source == name] for name in sources}
+    owners: Sequence[Hashable] = range(len(scores)) if prompts is None else prompts
+    rows = list(zip(scores, owners, strict=True))
+    sources = dict.fromkeys(score.source for score in scores)
+    by_name = {name: [row for row in rows if row[0].source == name] for name in sources}
     # One source is its own total; the name `all` is kept for several and for readers that want one.
-    return {name: _summary(rows, confidence) for name, rows in (by_name | {"all": scores}).items()}
+    summaries = {name: _summary(r, confidence) for name, r in (by_name | {"all": rows}).items()}
+    if prompts is None:
+        for summary in summaries.values():
+            del summary["prompts"]
+    return summaries
 
 
-def _summary(rows: Sequence[PairScore], confidence: float) -> dict[str, Any]:
+def _summary(rows: Sequence[tuple[PairScore, Hashable]], confidence: float) -> dict[str, Any]:
     n = len(rows)
-    margins = [r.margin for r in rows]
+    numbers: dict[Hashable, int] = {}
+    groups = np.asarray([numbers.setdefault(prompt, len(numbers)) for _, prompt in rows], dtype=int)
+    margins = np.asarray([score.margin for score, _ in rows], dtype=float)
     right = _wins(margins)
-    decided = [m for m in margins if m != 0]
-    margin, margin_ci = mean_interval(margins, confidence) if n else (0.0, (0.0, 0.0))
-    lengths = _wins([float(r.longer) for r in rows])
-    gains = [_wins([r.margin]) - _wins([float(r.longer)]) for r in rows]
-    over, over_ci = mean_interval(gains, confidence) if n else (0.0, (0.0, 0.0))
+    by_length = _wins(np.asarray([score.longer for score, _ in rows]))
+    accuracy, accuracy_ci, effective = _share(right, groups, confidence)
+    baseline, baseline_ci, _ = _share(by_length, groups, confidence)
+    margin, margin_ci = difference_interval(margins, groups, confidence)
+    over, over_ci = difference_interval(right - by_length, groups, confidence)
     summary: dict[str, Any] = {
         "n": n,
-        "accuracy": right / n if n else 0.0,
-        "accuracy_ci": wilson(right, n, confidence),
+        "prompts": len(numbers),
+        "accuracy": accuracy,
+        "accuracy_ci": accuracy_ci,
         "margin": margin,
         "margin_ci": margin_ci,
-        "ties": n - len(decided),
-        "p_value": float(scipy_stats.binomtest(sum(m > 0 for m in decided), len(decided)).pvalue)
-        if decided
-        else 1.0,
-        "length_baseline": lengths / n if n else 0.0,
-        "length_baseline_ci": wilson(lengths, n, confidence),
+        "ties": int((margins == 0).sum()),
+        "length_baseline": baseline,
+        "length_baseline_ci": baseline_ci,
         "over_length": over,
         "over_length_ci": over_ci,
-        "cut_even": sum(r.cut_even for r in rows),
+        "cut_even": sum(score.cut_even for score, _ in rows),
     }
-    ratios = [r.log_ratio_margin for r in rows if r.log_ratio_margin is not None]
-    if ratios:
-        mean, interval = mean_interval(ratios, confidence)
+    if len(numbers) < n:
+        summary["effective_n"] = effective
+    else:
+        won, decided = int((margins > 0).sum()), int((margins != 0).sum())
+        p_value = scipy_stats.binomtest(won, decided).pvalue if decided else 1.0
+        summary["p_value"] = float(p_value)
+    known = np.asarray([score.log_ratio_margin is not None for score, _ in rows], dtype=bool)
+    if known.any():
+        ratios = np.asarray([r for score, _ in rows if (r := score.log_ratio_margin) is not None])
+        share, share_ci, _ = _share(_wins(ratios), groups[known], confidence)
+        mean, interval = difference_interval(ratios, groups[known], confidence)
         summary |= {
-            "log_ratio_accuracy": _wins(ratios) / len(ratios),
-            "log_ratio_accuracy_ci": wilson(_wins(ratios), len(ratios), confidence),
+            "log_ratio_accuracy": share,
+            "log_ratio_accuracy_ci": share_ci,
             "log_ratio_margin": mean,
             "log_ratio_margin_ci": interval,
         }
     return summary
 
 
-def _wins(margins: Sequence[float]) -> float:
-    return sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+def _wins(margins: np.ndarray) -> np.ndarray:
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def _share(
+    right: np.ndarray, groups: np.ndarray, confidence: float
+) -> tuple[float, Interval, float]:
+    """The mean, its interval, and the effective number."""
+    interval, effective = share_interval(right, groups, confidence)
+    return float(right.mean()) if len(right) else 0.0, interval, effective

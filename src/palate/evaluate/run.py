@@ -15,6 +15,7 @@ from rich.console import Console
 from palate.data.encode import Encoder
 from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
+from palate.errors import RecipeError
 from palate.evaluate.diversity import diversity
 from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
 from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
@@ -23,6 +24,7 @@ from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.sample import Sample, sample
 from palate.evaluate.targets import Target, find_targets, trained_runs
+from palate.evaluate.win_rate import Won, beaten, check_judge, judged, win_rate
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
@@ -71,7 +73,19 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
     runs = trained_runs(recipe.runs)
     targets = find_targets(recipe, runs)
     data, seed, part = data_recipe(recipe, runs)
-    reward = None if recipe.reward is None else make_scorer(recipe.reward, seed=recipe.seed)
+    scorers = {
+        key: make_scorer(chosen, seed=recipe.seed)
+        for key, chosen in (("reward", recipe.reward), ("judge", recipe.judge))
+        if chosen is not None
+    }
+    if recipe.judge is not None:
+        check_judge(recipe.judge)
+        for target in targets:
+            if target.reference is None:
+                raise RecipeError(
+                    f"`judge` compares with the reference's samples, and {target.name} has no "
+                    "reference: set `reference`"
+                )
     with RunFolder.open(recipe) as folder, kept_memory():
         policies: list[dict[str, Any]] = []
         references: list[dict[str, Any]] = []
@@ -87,30 +101,38 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             folder.write_quarantine(eval_data.quarantine)
             sources = eval_data.report["sources"]
             loader = PolicyLoader(model, group[0].reference)
-            context = EvaluationContext(recipe, eval_data, tokenizer, reward, console)
+            context = EvaluationContext(recipe, eval_data, tokenizer, scorers, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
-            measured = [*([shown] if shown else []), *group]
-            stages = {target.name: context.stages(target, loader) for target in measured}
+            stages = {} if shown is None else {shown.name: context.stages(shown, loader)}
+            against = None if shown is None else stages[shown.name]["measured"]
+            stages |= {target.name: context.stages(target, loader, against) for target in group}
             # Two targets may be the same weights.
-            once = {stage.name: stage for of_target in stages.values() for stage in of_target}
+            once = {stage.name: stage for of in stages.values() for stage in of.values()}
             root = recipe.results_dir or folder.path
             records = run_stages(list(once.values()), root, console=console)
-            for target in measured:
-                first, *scored = (records[stage.name].result for stage in stages[target.name])
-                rewards = scored[0]["rewards"] if scored else None
+            found = {
+                name: Found({kind: records[stage.name].result for kind, stage in of.items()})
+                for name, of in stages.items()
+            }
+            of_reference = None if shown is None else found[shown.name]
+            for target in [*([] if shown is None else [shown]), *group]:
                 is_reference = target is shown
+                result = found[target.name]
+                if of_reference is not None and not is_reference:
+                    result.compare(of_reference)
                 entries = references if is_reference else policies
-                entries.append(context.entry(target, first, rewards))
-                samples[not is_reference] += context.sample_lines(target, first, rewards)
-                pairs += context.pair_lines(target, first)
+                entries.append(context.entry(target, result))
+                samples[not is_reference] += context.sample_lines(target, result)
+                pairs += context.pair_lines(target, result)
             folder.models.append(
                 model_entry(model, loader.digest) | {"reference": group[0].reference}
             )
-        if recipe.reward is not None:
-            folder.models.append(
-                {"role": "reward", "name": name_of(recipe.reward), "type": recipe.reward.type}
-                | {"weights": identities(recipe.reward)}
-            )
+        for role, chosen in (("reward", recipe.reward), ("judge", recipe.judge)):
+            if chosen is not None:
+                folder.models.append(
+                    {"role": role, "name": name_of(chosen), "type": chosen.type}
+                    | {"weights": identities(chosen)}
+                )
         document = evaluation_document(
             _in_order(policies, targets),
             confidence=recipe.confidence,
@@ -157,20 +179,67 @@ def evaluation_document(
     }
 
 
+@dataclass
+class Found:
+    """What stages gave of one policy, by kind.
+
+    Attributes:
+        won: of each sample, against the reference's; None where nothing compares them.
+        against: the reference's samples.
+    """
+
+    results: Mapping[str, Result]
+    won: Won | None = None
+    against: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        return list(self.results["measured"]["pairs"])
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        return list(self.results["measured"]["samples"])
+
+    @property
+    def rewards(self) -> list[float | None] | None:
+        rewards = self.results.get("rewards")
+        return None if rewards is None else rewards["rewards"]
+
+    def compare(self, reference: Found) -> None:
+        """Notes how the samples do against the reference's, by the judge or by their rewards."""
+        self.against = reference.samples
+        places = [[(row["prompt"], row["index"]) for row in of.samples] for of in (self, reference)]
+        assert places[0] == places[1]
+        if "judged" in self.results:
+            self.won = self.results["judged"]["won"]
+        elif self.rewards is not None and reference.rewards is not None:
+            self.won = beaten(self.rewards, reference.rewards)
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What all policies of one base model share in an evaluation."""
+    """What all policies of one base model share in an evaluation.
+
+    Attributes:
+        scorers: `reward` and `judge`, where the recipe has them.
+    """
 
     recipe: EvalRecipe
     eval_data: EvalData
     tokenizer: Any
-    reward: Scorer | None
+    scorers: Mapping[str, Scorer]
     console: Console
 
-    def stages(self, target: Target, loader: PolicyLoader) -> list[Stage]:
-        """What is measured of a policy, and the rewards of its samples, found by their content.
+    def stages(
+        self, target: Target, loader: PolicyLoader, against: Stage | None = None
+    ) -> dict[str, Stage]:
+        """What is measured of a policy, the rewards of its samples, and the judge's verdicts on
+        them, by kind; found by their content.
 
-        They are two: another reward is asked about the samples that are there.
+        They are apart: another reward is asked about the samples that are there.
+
+        Args:
+            against: what measures the reference.
         """
         measured_of = _depends_on(self.recipe, target, self.eval_data)
         measured = Stage(
@@ -180,18 +249,35 @@ class EvaluationContext:
             version=VERSION,
             run=lambda *_: self._measured(target, loader),
         )
-        if self.recipe.reward is None:
-            return [measured]
-        scored_of = {"samples": measured.name, "reward": key_of(self.recipe.reward)}
-        scored = Stage(
-            name=sha256_json(scored_of)[:24],
-            title=f"rewards of {target.name}",
-            inputs=scored_of,
-            needs=(measured.name,),
-            version=VERSION,
-            run=lambda _, results: {"rewards": self.rewards(results[measured.name]["samples"])},
-        )
-        return [measured, scored]
+        stages = {"measured": measured}
+        if self.recipe.reward is not None:
+            scored_of = {"samples": measured.name, "reward": key_of(self.recipe.reward)}
+            stages["rewards"] = Stage(
+                name=sha256_json(scored_of)[:24],
+                title=f"rewards of {target.name}",
+                inputs=scored_of,
+                needs=(measured.name,),
+                version=VERSION,
+                run=lambda _, results: {"rewards": self.rewards(results[measured.name]["samples"])},
+            )
+        if self.recipe.judge is not None and against is not None:
+            judged_of = {"samples": measured.name, "judge": key_of(self.recipe.judge)}
+            judged_of["against"] = against.name
+            # A policy may be the reference itself.
+            needs = tuple(dict.fromkeys((measured.name, against.name)))
+            stages["judged"] = Stage(
+                name=sha256_json(judged_of)[:24],
+                title=f"verdicts on {target.name}",
+                inputs=judged_of,
+                needs=needs,
+                version=VERSION,
+                run=lambda _, results: {
+                    "won": self.verdicts(
+                        *(results[name]["samples"] for name in (measured.name, against.name))
+                    )
+                },
+            )
+        return stages
 
     def _measured(self, target: Target, loader: PolicyLoader) -> Result:
         if target.label == "reference":
@@ -262,25 +348,38 @@ class EvaluationContext:
 
     def rewards(self, samples: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The reward of each sample."""
-        assert self.reward is not None
         prompts = self.eval_data.prompts
         groups = [Group(prompts[row["prompt"]].content, (row["text"],)) for row in samples]
-        return [score.value for (score,) in ask(self.reward, groups)]
+        return [score.value for (score,) in ask(self.scorers["reward"], groups)]
 
-    def entry(
-        self, target: Target, measured: Result, rewards: Sequence[float | None] | None
-    ) -> dict[str, Any]:
+    def verdicts(
+        self, samples: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
+    ) -> Won:
+        """The judge's verdict on each sample."""
+        assert self.recipe.judge is not None
+        return judged(
+            self.scorers["judge"],
+            self.recipe.judge,
+            [self.eval_data.prompts[row["prompt"]].content for row in samples],
+            [row["text"] for row in samples],
+            [row["text"] for row in against],
+        )
+
+    def entry(self, target: Target, found: Found) -> dict[str, Any]:
         """A policy's entry of evaluation.json."""
         entry = target.entry()
-        if measured["pairs"]:
-            scores = [PairScore(**row) for row in measured["pairs"]]
-            entry["preference"] = summarise_pairs(scores, confidence=self.recipe.confidence)
-        if rows := measured["samples"]:
+        confidence = self.recipe.confidence
+        if found.pairs:
+            scores = [PairScore(**row) for row in found.pairs]
+            entry["preference"] = summarise_pairs(
+                scores, prompts=self.eval_data.prompt_ids, confidence=confidence
+            )
+        if rows := found.samples:
             stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
             drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]
-            entry["samples"] = frontier_point(
-                drawn, stats, rewards, confidence=self.recipe.confidence
-            )
+            entry["samples"] = frontier_point(drawn, stats, found.rewards, confidence=confidence)
+            if found.won is not None:
+                entry["samples"] |= win_rate(found.won, rows, found.against, confidence=confidence)
             entry["samples"]["diversity"] = diversity(
                 [s.prompt for s in drawn],
                 [s.text for s in drawn],
@@ -289,11 +388,10 @@ class EvaluationContext:
             )
         return entry
 
-    def sample_lines(
-        self, target: Target, measured: Result, rewards: Sequence[float | None] | None
-    ) -> Iterator[dict[str, Any]]:
+    def sample_lines(self, target: Target, found: Found) -> Iterator[dict[str, Any]]:
         """A policy's lines of samples.jsonl."""
-        for place, row in enumerate(measured["samples"]):
+        rewards, won = found.rewards, found.won
+        for place, row in enumerate(found.samples):
             prompt = self.eval_data.prompts[row["prompt"]]
             yield {
                 "prompt_id": prompt.id,
@@ -303,14 +401,22 @@ class EvaluationContext:
                 "checkpoint": target.checkpoint,
                 "response": row["text"],
                 "reward": None if rewards is None else rewards[place],
+                "won": None if won is None else won[place],
                 **{name: row[name] for name in ("kl", "forward_kl", "entropy", "tokens")},
                 "finished": row["finished"],
             }
 
-    def pair_lines(self, target: Target, measured: Result) -> Iterator[dict[str, Any]]:
+    def pair_lines(self, target: Target, found: Found) -> Iterator[dict[str, Any]]:
         """A policy's lines of pairs.jsonl."""
-        for row in measured["pairs"]:
-            yield {"policy": target.label, "checkpoint": target.checkpoint, **row}
+        if not found.pairs:
+            return
+        for row, prompt in zip(found.pairs, self.eval_data.prompt_ids, strict=True):
+            yield {
+                "policy": target.label,
+                "checkpoint": target.checkpoint,
+                "prompt_id": prompt,
+                **row,
+            }
 
 
 def _reference_target(target: Target, n: int) -> Target | None:

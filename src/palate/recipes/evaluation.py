@@ -47,6 +47,10 @@ class EvalRecipe(RunRecipe):
     reward: Scorer | None = None
     """What scores the samples (the frontier needs it), by its `type`: model, heads, classifier,
     lexicon, length, rule, remote, pointwise, critic, ensemble or mixture; only with sampling."""
+    judge: Scorer | None = None
+    """What compares each sample with the reference's to the same prompt: `pairwise`, in both
+    orders, or a scorer, of whose scores the higher wins; only with sampling. Gives win rates, raw
+    and at equal length. Default: `reward`, where there is one."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     results_dir: Path | None = None
     """Folder where what is measured of each policy is kept under its content, for this and other
@@ -61,11 +65,13 @@ class EvalRecipe(RunRecipe):
             yield "data", "needed with `model` alone: there is no run to take it from"
         if self.reward is not None and self.sampling is None:
             yield "reward", "needs `sampling`: it scores samples"
+        if self.judge is not None and self.sampling is None:
+            yield "judge", "needs `sampling`: it compares samples"
         if self.reward is not None and compares(self.reward):
             yield (
                 "reward",
                 "compares the responses to one prompt: its mean over a policy's own samples says "
-                "nothing of the policy",
+                "nothing of the policy: give it as `judge`, which compares with the reference",
             )
         if not self.preference and self.sampling is None:
             yield "preference", "nothing to do: neither preference accuracy nor sampling"

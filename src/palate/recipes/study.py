@@ -214,6 +214,9 @@ Value = Literal[
     "margin",
     "reward",
     "win_rate",
+    "length_controlled_win_rate",
+    "best_of_n",
+    "self_bleu",
     "kl",
     "forward_kl",
     "entropy",
@@ -223,7 +226,12 @@ Value = Literal[
 
 
 OF_PAIRS: tuple[Value, ...] = ("accuracy", "log_ratio_accuracy", "margin")
-"""Measures of pairs; of pairs alone a source can be named."""
+"""Measures of pairs; of pairs and tasks alone a source can be named."""
+OF_REWARD_MODELS: tuple[Value, ...] = ("accuracy", "best_of_n")
+COMPARED: tuple[Value, ...] = ("win_rate", "length_controlled_win_rate")
+"""Measures of samples beside the reference's."""
+GAINS: tuple[Value, ...] = ("reward", "win_rate")
+"""Measures that are read from frontiers at matched KL, where an evaluation has checkpoints."""
 
 
 class MeasureRecipe(Strict):
@@ -235,8 +243,11 @@ class MeasureRecipe(Strict):
     value: Value
     """Of pairs: accuracy (by the reward of the run's own loss), log_ratio_accuracy (by log-ratios
     to the reference, alike for all losses), margin (of log-ratios, nats). Of samples: reward,
-    win_rate (reward over that of the reference's sample for the prompt), kl, forward_kl, entropy,
-    tokens. Of `eval reward`: accuracy."""
+    win_rate over the reference's sample for the prompt (by the evaluation's `judge`, else by its
+    `reward`), length_controlled_win_rate (the same at equal length, as AlpacaEval 2 has it),
+    best_of_n (highest reward of a prompt's samples), self_bleu (of a prompt's samples: low is
+    diverse), kl, forward_kl, entropy, tokens. Of `eval reward`: accuracy, best_of_n (gold score of
+    the model's choice). Of `eval tasks`: score."""
     source: str | None = None
     """Pairs of this source, items of this benchmark or of this task; default: all."""
     better: Literal["higher", "lower"] | None = None
@@ -352,15 +363,13 @@ class StudyRecipe(Strict):
             if step is None or step.verb not in EVALUATING:
                 yield f"measures.{number}.step", f"no step of `eval` is named {measure.step}"
             elif (measure.value == "score") is not (step.verb == "eval tasks") or (
-                step.verb == "eval reward" and measure.value != "accuracy"
+                step.verb == "eval reward" and measure.value not in OF_REWARD_MODELS
             ):
                 text = f"{measure.value} is no measure of `{step.verb}`"
                 yield f"measures.{number}.value", text
             if measure.source is not None and measure.value not in (*OF_PAIRS, "score"):
-                yield (
-                    f"measures.{number}.source",
-                    "only of pairs and tasks: this is of samples",
-                )
+                text = f"only of pairs and tasks, not of {measure.value}"
+                yield f"measures.{number}.source", text
         measures = {measure.name: measure for measure in self.measures}
         chosen = {"tuning": self.tuning, "design": self.design}
         for key, part in chosen.items():

@@ -25,6 +25,7 @@ from palate.report.study_views import (
     forests,
     headline,
     lacking,
+    ratings_reach,
     sampled,
 )
 from palate.report.style import PALETTE
@@ -103,6 +104,8 @@ def render_study(analysis: StudyAnalysis, folder: Path, place: Path | None = Non
         main=main,
         headline=headline(tables, main) if main and analysis.finished else None,
         answers=[(m, answers(tables, m)) for m in analysis.measures] if analysis.finished else [],
+        matched=[(m, of) for m in analysis.measures if (of := answers(tables, m, matched=True))],
+        ratings=[(r, ratings_reach(r)) for r in analysis.ratings],
         expected=[
             (e, expected_words(analysis, e), expected_result(tables, e))
             for e in analysis.expectations

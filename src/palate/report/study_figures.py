@@ -17,8 +17,9 @@ from palate.report.style import MARKERS, PALETTE, Style
 from palate.report.svg import page_style, to_svg
 from palate.store.study_records import StudyAspect, StudyMeasure
 
-NOT_JUDGED = ("kl", "forward_kl", "entropy", "tokens")
+NOT_JUDGED = ("kl", "forward_kl", "entropy", "tokens", "self_bleu")
 """Measures that say how, not how well."""
+GAINS = ("reward", "win_rate", "length_controlled_win_rate", "best_of_n")
 NAMED_CELLS = 21
 """More cells than these have no names in a legend."""
 
@@ -55,10 +56,10 @@ class Scatter:
 
 
 def frontiers(tables: Tables) -> Iterator[Scatter]:
-    """Reward or win rate against KL, of the same step."""
+    """Rewards and win rates against KL, of the same step."""
     measures = tables.analysis.measures
     for kl in (m for m in measures if m.value == "kl"):
-        for gain in (m for m in measures if m.value in ("reward", "win_rate")):
+        for gain in (m for m in measures if m.value in GAINS):
             if gain.step == kl.step and (scatter := _scatter(tables, kl, gain)):
                 yield scatter
 

@@ -27,16 +27,21 @@ def runs_csv(analysis: StudyAnalysis) -> str:
 
 
 _COMPARISON = (
-    "measure", "aspect", "variant", "against", "at", "settings", "seeds", "estimand", "items",
+    "measure", "aspect", "variant", "against", "at", "kl_from", "kl_to", "settings", "seeds",
+    "estimand", "items",
     "mean", "mean_against", "difference", "low", "high", "confidence", "p_value",
     "told_apart", "corrected_p_value", "corrected_told_apart", "verdict",
 )  # fmt: skip
 
 
 def comparisons_csv(analysis: StudyAnalysis) -> str:
-    """A line a comparison and estimand; corrected values stand with the main estimand."""
+    """A line a comparison and estimand; corrected values stand with the main estimand.
+
+    Those at matched KL follow those of runs as they ended, and say between which.
+    """
     rows = []
-    for c in analysis.comparisons:
+    for c in (*analysis.comparisons, *analysis.matched_kl):
+        span = c.span or (None, None)
         at = (
             "" if c.at is None else "; ".join(f"{name}={variant}" for name, variant in c.at.items())
         )
@@ -44,17 +49,15 @@ def comparisons_csv(analysis: StudyAnalysis) -> str:
             low, high = e.interval or (None, None)
             corrected = c.corrected if name == analysis.statistics.estimand else None
             rows.append(
-                [c.measure, c.aspect, c.variant, c.against, at, c.settings, len(c.seeds), name,
-                 e.items, *e.means, e.difference, low, high, e.confidence, e.p_value,
+                [c.measure, c.aspect, c.variant, c.against, at, *span, c.settings, len(c.seeds),
+                 name, e.items, *e.means, e.difference, low, high, e.confidence, e.p_value,
                  e.distinguished, *_corrected(analysis, c, corrected),
                  (corrected.verdict if corrected else "") or e.verdict]
             )  # fmt: skip
         if not c.estimands:
             why = c.why or "no seed is finished on each side"
-            blank = [None] * (len(_COMPARISON) - 9)
-            rows.append(
-                [c.measure, c.aspect, c.variant, c.against, at, c.settings, 0, "", *blank, why]
-            )
+            told = [c.measure, c.aspect, c.variant, c.against, at, *span, c.settings, 0, ""]
+            rows.append([*told, *[None] * (len(_COMPARISON) - len(told) - 1), why])
     return _csv(_COMPARISON, rows)
 
 

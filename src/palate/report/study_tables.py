@@ -124,12 +124,22 @@ class Tables:
         return seeds_mean(means, self.analysis.statistics.confidence)
 
     def comparison(
-        self, measure: str, aspect: str, variant: str, at: Choices | None = None
+        self,
+        measure: str,
+        aspect: str,
+        variant: str,
+        at: Choices | None = None,
+        *,
+        matched: bool = False,
     ) -> StudyComparison | None:
-        """At these settings; without them the mean over all, or the only comparison."""
+        """At these settings; without them the mean over all, or the only comparison.
+
+        Args:
+            matched: of those at matched KL.
+        """
         fitting = [
             c
-            for c in self.analysis.comparisons
+            for c in (self.analysis.matched_kl if matched else self.analysis.comparisons)
             if (c.measure, c.aspect, c.variant) == (measure, aspect, variant)
         ]
         if at is not None:

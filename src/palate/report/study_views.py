@@ -20,6 +20,7 @@ from palate.store.study_records import (
     StudyComparison,
     StudyExpectation,
     StudyMeasure,
+    StudyRatings,
     StudySample,
 )
 
@@ -67,14 +68,20 @@ class Forest:
     groups: tuple[tuple[str, tuple[ForestRow, ...], float], ...]
 
 
-def answers(tables: Tables, measure: StudyMeasure) -> list[tuple[str, list[Verdict]]]:
-    """Aspect -> verdicts on its variants, what was told apart first: of means where there are."""
+def answers(
+    tables: Tables, measure: StudyMeasure, *, matched: bool = False
+) -> list[tuple[str, list[Verdict]]]:
+    """Aspect -> verdicts on its variants, what was told apart first: of means where there are.
+
+    Args:
+        matched: of runs at matched KL, not as they ended.
+    """
     analysis = tables.analysis
     result = []
     for aspect in analysis.aspects:
         verdicts = []
         for variant in aspect.names:
-            comparison = tables.comparison(measure.name, aspect.name, variant)
+            comparison = tables.comparison(measure.name, aspect.name, variant, matched=matched)
             if comparison is not None:
                 verdicts.append(_verdict(analysis, comparison))
         verdicts.sort(key=lambda v: (not v.told_apart, -abs(_difference(analysis, v.comparison))))
@@ -96,6 +103,9 @@ def _verdict(analysis: StudyAnalysis, comparison: StudyComparison) -> Verdict:
         planned, there = comparison.settings, comparison.settings_finished
         over = f"{there} settings" if there == planned else f"{there} of {planned} settings"
         rest = f"{rest} Mean over {over}.".strip()
+    if comparison.span is not None:
+        low, high = (fixed(end, 2) for end in comparison.span)
+        rest = f"{rest} Between {low} and {high} nats of KL, which every run has been through."
     lacking = list(map(str, comparison.missing_seeds))
     if lacking and estimate is not None:
         rest += f" Without seed{'s' if len(lacking) > 1 else ''} {listed(lacking)}."
@@ -107,7 +117,11 @@ def _verdict(analysis: StudyAnalysis, comparison: StudyComparison) -> Verdict:
         told_apart=distinguished(analysis, comparison),
         first=first,
         rest=mark + rest if mark else rest and f" {rest}",
-        expectations=tuple(e for e in analysis.expectations if _is_about(analysis, e, comparison)),
+        expectations=tuple(
+            e
+            for e in analysis.expectations
+            if comparison.span is None and _is_about(analysis, e, comparison)
+        ),
     )
 
 
@@ -245,6 +259,14 @@ def _reach(rows: Sequence[ForestRow], smallest: float | None) -> float:
     thin = [end for row in rows for end in row.these_items or ()]
     ends = [abs(end) for end in (thick or thin)] + [abs(row.difference) for row in rows]
     return max([*ends, 1.5 * (smallest or 0.0)]) * 1.08 or 1.0
+
+
+def ratings_reach(ratings: StudyRatings) -> tuple[float, float]:
+    """The ends of the scale of ratings: it holds the reference's 0 and all intervals."""
+    ends = [end for row in ratings.rows for end in row.interval or () if end is not None]
+    ends += [0.0, *(row.points for row in ratings.rows)]
+    pad = 0.04 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - pad, max(ends) + pad
 
 
 # What lacks ---------------------------------------------------------------------------------------

@@ -102,6 +102,11 @@ class EvaluationView:
     def sampled(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
         return [row for row in rows if row.policy.samples is not None]
 
+    def won(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
+        """Those whose samples were compared with the reference's."""
+        known = [(row, row.policy.samples) for row in rows]
+        return [row for row, samples in known if samples and samples.win_rate is not None]
+
     def diverse(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
         return [row for row in rows if row.policy.samples and row.policy.samples.diversity]
 

@@ -245,6 +245,7 @@ class PreferenceRecord(Record):
     """Held-out pairs of one source, or of all."""
 
     n: int | None = None
+    prompts: int | None = None
     accuracy: float | None = None
     accuracy_ci: Interval | None = None
     margin: float | None = None
@@ -275,6 +276,12 @@ class Samples(Record):
     kl_ci: Interval | None = None
     forward_kl: float | None = None
     forward_kl_ci: Interval | None = None
+    win_rate: float | None = None
+    win_rate_ci: Interval | None = None
+    length_controlled_win_rate: float | None = None
+    length_controlled_win_rate_ci: Interval | None = None
+    length_controlled_note: str | None = None
+    unjudged: int | None = None
     tokens: float | None = None
     finished: float | None = None
     diversity: Diversity | None = None

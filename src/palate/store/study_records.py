@@ -89,6 +89,7 @@ class StudyComparison(Record):
         at: the other aspects' variants; None of a mean over `settings` of them, of which
             `settings_finished` have a run on each side.
         why: there is no estimate, or only one.
+        span: range of KL, nats, at which variants were compared; None of runs as they ended.
     """
 
     measure: str
@@ -102,6 +103,7 @@ class StudyComparison(Record):
     missing_seeds: tuple[int, ...] = ()
     items_left_out: int = 0
     why: str | None = None
+    span: tuple[float, float] | None = None
     estimands: dict[str, StudyEstimate] = Field(default_factory=dict)
     corrected: CorrectedEstimate | None = None
 
@@ -136,6 +138,33 @@ class StudyVariance(Record):
     runs: int = 0
     confidence: float = 0.95
     notes: tuple[str, ...] = ()
+
+
+class RatedCell(Record):
+    """Elo points above the reference."""
+
+    cell: Choices = Field(default_factory=dict)
+    points: float
+    interval: Interval | None = None
+
+
+class StudyRatings(Record):
+    """Cells rated by what the scorer or judge of an evaluation says of their samples.
+
+    Attributes:
+        regularised: half a win each way was added, since nothing bounds a rating otherwise.
+        why: there is none.
+    """
+
+    step: str = ""
+    by: str = "reward"
+    rows: tuple[RatedCell, ...] = ()
+    outcomes: int = 0
+    ties: int = 0
+    prompts: int = 0
+    confidence: float = 0.95
+    regularised: bool = False
+    why: str | None = None
 
 
 class StudyCorrelation(Record):
@@ -206,6 +235,8 @@ class StudyAnalysis(Record):
     measures: tuple[StudyMeasure, ...] = ()
     runs: tuple[StudyRun, ...] = ()
     comparisons: tuple[StudyComparison, ...] = ()
+    matched_kl: tuple[StudyComparison, ...] = ()
+    ratings: tuple[StudyRatings, ...] = ()
     expectations: tuple[StudyExpectation, ...] = ()
     variance: tuple[StudyVariance, ...] = ()
     correlations: tuple[StudyCorrelation, ...] = ()

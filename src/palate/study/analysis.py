@@ -5,87 +5,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from palate.errors import PalateError
 from palate.recipes.study import Aspect, MeasureRecipe, StudyRecipe
 from palate.study.cells import Cell
-from palate.study.comparison import Comparison, Direction, compare
-from palate.study.corrections import Correction, correct
+from palate.study.contrasts import OutcomeTable, comparisons, matched_comparisons
 from palate.study.correlation import correlate
-from palate.study.crossed import Estimand
 from palate.study.expectations import expectation_entries
 from palate.study.graph import Run
 from palate.study.lineage import lineage_entries, sample_entries
-from palate.study.outcomes import Outcomes, mean, outcomes_of
+from palate.study.outcomes import mean
 from palate.study.plan import Plan, seconds_apart
 from palate.study.shared_prompts import shared_prompts
+from palate.study.standings import rating_entries
 from palate.study.study import Study
 from palate.study.variance import variance_shares
 
 VERSION = 1
-_ESTIMANDS: dict[str, Estimand] = {"new_items": "new items", "these_items": "these items"}
-_CORRECTIONS: dict[str, Correction] = {"holm": "holm", "benjamini_hochberg": "bh"}
-_DIRECTIONS: dict[str | None, Direction] = {"higher": "higher", "lower": "lower", None: "neither"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Two variants of an aspect, at settings of the other aspects.
-
-    Attributes:
-        pairs: cells that differ in the aspect alone: the variant's and the other's.
-    """
-
-    aspect: str
-    variant: str
-    against: str
-    pairs: tuple[tuple[Cell, Cell], ...]
-
-    @property
-    def at(self) -> dict[str, str] | None:
-        """The other aspects' variants; None where it is the mean over several."""
-        if len(self.pairs) > 1:
-            return None
-        return {name: v for name, v in self.pairs[0][0].choices if name != self.aspect}
-
-
-@dataclass
-class OutcomeTable:
-    """The outcomes of every compared run, read once."""
-
-    study: Study
-    plan: Plan
-    _known: dict[tuple[Cell, int, str], Outcomes | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.runs: dict[tuple[Cell, int], Run] = {
-            (run.cell, run.seed): run for run in self.plan.compared
-        }
-
-    def of(self, cell: Cell, seed: int, measure: MeasureRecipe) -> Outcomes | None:
-        """A run's outcomes; None where its evaluation is not finished."""
-        key = (cell, seed, measure.name)
-        if key not in self._known:
-            run = self.runs.get((cell, seed))
-            stage = None if run is None else self.plan.stages.get(run.stages.get(measure.step, ""))
-            done = stage is not None and self.study.finished(stage)
-            self._known[key] = (
-                outcomes_of(self.study.root / stage.key, self.study.recipe, measure)
-                if done and stage is not None
-                else None
-            )
-        return self._known[key]
-
-    def seeds(self, cells: Sequence[Cell], measure: MeasureRecipe) -> list[int]:
-        """Seeds with which all of these cells are finished."""
-        seeds = self.study.recipe.seeds
-        return [s for s in seeds if all(self.of(cell, s, measure) is not None for cell in cells)]
 
 
 def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
@@ -98,7 +37,7 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
     sheet = OutcomeTable(study, plan)
     recipe = study.recipe
     measures = [m for m in recipe.measures if m.step in _compared_measures(plan)]
-    comparisons = [entry for measure in measures for entry in _compared(sheet, measure)]
+    compared = [entry for measure in measures for entry in comparisons(sheet, measure)]
     return {
         "kind": "study",
         "version": VERSION,
@@ -111,11 +50,13 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
         "aspects": [_aspect_entry(aspect) for aspect in recipe.aspects],
         "measures": [_measure_entry(sheet, measure) for measure in measures],
         "runs": [_run_entry(sheet, run, measures) for run in plan.compared],
-        "comparisons": comparisons,
-        "expectations": expectation_entries(study, comparisons),
+        "comparisons": compared,
+        "matched_kl": [entry for m in measures for entry in matched_comparisons(sheet, m)],
+        "ratings": rating_entries(sheet, measures),
+        "expectations": expectation_entries(study, compared),
         "variance": [entry for m in measures if (entry := _variance_entry(sheet, m)) is not None],
         "correlations": _correlations(sheet, measures),
-        "footnotes": [*_footnotes(recipe), *_shared_prompts(plan)],
+        "footnotes": [*_footnotes(recipe), *_shared_prompts(plan), *sheet.notes],
         "cost": _cost(sheet),
         "lineage": lineage_entries(study, plan),
         "samples": sample_entries(study, plan),
@@ -166,138 +107,6 @@ def _run_entry(sheet: OutcomeTable, run: Run, measures: Sequence[MeasureRecipe])
         "seconds": {step: None if r is None else r.seconds for step, r in records.items()},
         "values": values,
     }
-
-
-# Comparisons --------------------------------------------------------------------------------------
-
-
-def _contrasts(recipe: StudyRecipe, cells: Sequence[Cell]) -> Iterator[Contrast]:
-    """Each variant with its aspect's baseline, wherever cells differ in nothing else."""
-    for aspect in recipe.aspects:
-        base = aspect.base.name
-        for variant in aspect.variants:
-            if variant.name == base:
-                continue
-            pairs = tuple(
-                (cell, against)
-                for cell, against in itertools.permutations(cells, 2)
-                if cell.of(aspect.name) == variant.name
-                and against.of(aspect.name) == base
-                and cell.differs_in(against) == [aspect.name]
-            )
-            if len(pairs) > 1:
-                yield Contrast(aspect=aspect.name, variant=variant.name, against=base, pairs=pairs)
-            for pair in pairs:
-                yield Contrast(
-                    aspect=aspect.name, variant=variant.name, against=base, pairs=(pair,)
-                )
-
-
-def _compared(sheet: OutcomeTable, measure: MeasureRecipe) -> Iterator[dict[str, Any]]:
-    """The comparisons of one measure, corrected for how many there are.
-
-    Means over settings are one family, single settings another.
-    """
-    recipe = sheet.study.recipe
-    contrasts = list(_contrasts(recipe, sheet.plan.cells))
-    several = any(len(contrast.pairs) > 1 for contrast in contrasts)
-    for family in (True, False) if several else (False,):
-        members = [c for c in contrasts if (len(c.pairs) > 1) is family]
-        made = [(c, _compare(sheet, c, measure)) for c in members]
-        yield from _entries(recipe, measure, made, mean=family)
-
-
-Made = tuple[dict[str, Comparison] | None, dict[str, Any]]
-
-
-def _compare(sheet: OutcomeTable, contrast: Contrast, measure: MeasureRecipe) -> Made:
-    """Both estimands, and what was left out; None where no seed is finished on both sides."""
-    recipe = sheet.study.recipe
-    # A cell that failed takes its setting out of the mean, not the comparison out of the table.
-    pairs = [pair for pair in contrast.pairs if sheet.seeds(pair, measure)]
-    cells = [cell for pair in pairs for cell in pair]
-    seeds = sheet.seeds(cells, measure) if cells else []
-    notes: dict[str, Any] = {
-        "seeds": seeds,
-        "missing_seeds": [s for s in recipe.seeds if s not in seeds],
-        "settings_finished": len(pairs),
-        "items_left_out": 0,
-    }
-    if not seeds:
-        return None, notes
-    known = [o for cell in cells for s in seeds if (o := sheet.of(cell, s, measure)) is not None]
-    items = sorted(set.intersection(*(set(outcomes) for outcomes in known)))
-    notes["items_left_out"] = len(set.union(*(set(o) for o in known))) - len(items)
-    if not items:
-        return None, notes | {"why": "no item has an outcome in all runs"}
-
-    def outcomes(side: int) -> np.ndarray:
-        """[S, N], means over the contrast's settings."""
-        by_cell = [
-            [[_at(sheet, pair[side], s, measure, item) for item in items] for s in seeds]
-            for pair in pairs
-        ]
-        return np.asarray(np.mean(by_cell, axis=0))
-
-    a, b = outcomes(0), outcomes(1)
-    made: dict[str, Comparison] = {}
-    for name, estimand in _ESTIMANDS.items():
-        try:
-            made[name] = compare(
-                a,
-                b,
-                names=(contrast.variant, contrast.against),
-                paired=True,
-                estimand=estimand,
-                confidence=recipe.statistics.confidence,
-                sesoi=measure.smallest,
-                direction=_DIRECTIONS[measure.better],
-            )
-        except PalateError as error:
-            notes["why"] = str(error)
-    return (made or None), notes
-
-
-def _at(sheet: OutcomeTable, cell: Cell, seed: int, measure: MeasureRecipe, item: str) -> float:
-    outcomes = sheet.of(cell, seed, measure)
-    assert outcomes is not None
-    return outcomes[item]
-
-
-def _entries(
-    recipe: StudyRecipe,
-    measure: MeasureRecipe,
-    made: Sequence[tuple[Contrast, Made]],
-    *,
-    mean: bool,
-) -> Iterator[dict[str, Any]]:
-    main = recipe.statistics.estimand
-    counted = [
-        (place, estimates[main])
-        for place, (_, (estimates, _)) in enumerate(made)
-        if estimates is not None and main in estimates
-    ]
-    corrected: dict[int, dict[str, Any]] = {}
-    if recipe.statistics.correction != "none" and counted:
-        method = _CORRECTIONS[recipe.statistics.correction]
-        results = correct([comparison for _, comparison in counted], method)
-        for (place, _), result in zip(counted, results, strict=True):
-            shown = dataclasses.asdict(dataclasses.replace(result))
-            del shown["comparison"]
-            corrected[place] = shown | {"comparisons": len(counted)}
-    for place, (contrast, (estimates, notes)) in enumerate(made):
-        yield {
-            "measure": measure.name,
-            "aspect": contrast.aspect,
-            "variant": contrast.variant,
-            "against": contrast.against,
-            "at": contrast.at,
-            "settings": len(contrast.pairs),
-            "family": "means over settings" if mean else "single settings",
-            **notes,
-            "estimands": {name: c.record() for name, c in (estimates or {}).items()},
-            "corrected": corrected.get(place),
-        }
 
 
 # Over all runs ------------------------------------------------------------------------------------

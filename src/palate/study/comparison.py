@@ -128,8 +128,8 @@ def compare(
         a, b: [S_a, N] and [S_b, N] outcomes (0/1, rewards, ...) by seed and item, without NaN.
         paired: row s of `a` and of `b` have the same seed (and with it the order of data).
         sesoi: smallest difference that matters, on the scale of outcomes, above 0.
-        clusters: [N] what items belong to (samples of one prompt): the unit is then the cluster,
-            and each counts the same, whatever its size.
+        clusters: [N] what items belong to (pairs of one prompt): the unit is then the cluster.
+            Means stay those of items: a cluster counts by how many it has.
         direction: which outcome is better.
         power: what `detectable`, `seeds_needed` and `items_needed` ask for.
         seed: of the bootstrap over items.
@@ -240,15 +240,20 @@ def _check_together(
 
 
 def _by_cluster(x: np.ndarray, clusters: Sequence[Any]) -> np.ndarray:
-    """[S, G] means of clusters, in order of first appearance."""
+    """[S, G] of each cluster, in order of first appearance, what it says of the mean over items.
+
+    mean + sum over the cluster of (outcome - mean) * G / N: their mean is that of the items, and
+    the variance of their mean that of a mean of clusters of unequal sizes.
+    """
     if len(clusters) != x.shape[1]:
         raise PalateError(
             f"{len(clusters)} clusters of {x.shape[1]} items; name each item's cluster"
         )
     numbers: dict[Any, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    sums = np.stack([np.bincount(index, row) for row in x])
-    return np.asarray(sums / np.bincount(index))
+    means = x.mean(1, keepdims=True)
+    sums = np.stack([np.bincount(index, row) for row in x - means])
+    return np.asarray(means + sums * sums.shape[1] / x.shape[1])
 
 
 def _t_interval(

@@ -14,6 +14,7 @@ from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import DataRecipe, DataSource, SftRecipe, TuneRecipe
 from palate.recipes.study import (
+    COMPARED,
     EVALUATING,
     OF_PAIRS,
     TRAINING,
@@ -38,7 +39,7 @@ _KEYS: dict[Fact, tuple[str, ...]] = {
     "precision": ("model.dtype", "train.optimizer_precision"),
     "reference": ("reference", "model.path"),
     "evaluation": (
-        *("data", "pairing", "length", "preference", "reward"),
+        *("data", "pairing", "length", "preference", "reward", "judge"),
         *("benchmarks", "robustness", "best_of_n", "runs"),
         *("tasks", "include", "fewshot", "limit", "chat", "run_generated_code"),
     ),
@@ -194,7 +195,7 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
     if isinstance(recipe, EvalRecipe):
         return {
             "evaluation": _with_contents(
-                plan, stage, ("data", "pairing", "length", "preference", "reward")
+                plan, stage, ("data", "pairing", "length", "preference", "reward", "judge")
             ),
             "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
             "reference": _placeless(plan, recipe.reference),
@@ -328,7 +329,9 @@ def _step_problems(plan: Plan) -> Iterator[str]:
 def _lacking(measure: MeasureRecipe, recipe: Strict) -> str | None:
     """What an evaluation lacks to make a number of each run; None where nothing."""
     if isinstance(recipe, RewardEvalRecipe):
-        if not recipe.benchmarks:
+        if measure.value == "best_of_n" and recipe.best_of_n is None:
+            return "give `best_of_n`"
+        if measure.value == "accuracy" and not recipe.benchmarks:
             return "give `benchmarks`"
         if len(recipe.models) > 1:
             return "of one model: it evaluates several"
@@ -339,6 +342,13 @@ def _lacking(measure: MeasureRecipe, recipe: Strict) -> str | None:
             return None if recipe.preference else "set `preference`"
         if recipe.sampling is None:
             return "set `sampling`"
-        if measure.value in ("reward", "win_rate") and recipe.reward is None:
+        if measure.value in ("reward", "best_of_n") and recipe.reward is None:
             return "set `reward`"
+        if measure.value in ("best_of_n", "self_bleu") and recipe.sampling.samples_per_prompt < 2:
+            return "set `sampling.samples_per_prompt` to 2 or more"
+        if measure.value in COMPARED:
+            if recipe.reward is None and recipe.judge is None:
+                return "set `judge` or `reward`"
+            if not recipe.runs and recipe.reference is None:
+                return "set `reference`"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from palate.errors import RunError
 from palate.store.files import read_json
 from palate.study.graph import Run
+from palate.study.outcomes import Rows, samples_of
 from palate.study.plan import Plan
 from palate.study.study import Study
 
@@ -57,15 +57,16 @@ def _of_run(study: Study, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def sample_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
     """The first prompts of the samples, each with what every cell's first run answered."""
-    prompts: dict[str, dict[str, Any]] = {}
+    prompts: dict[tuple[str, str], dict[str, Any]] = {}
     for run in plan.first_runs.values():
-        for key in run.stages.values():
-            for row in _samples(study.root / key / "samples.jsonl"):
-                known = row["prompt_id"] in prompts or len(prompts) < PROMPTS
-                if row["index"] or not known:
+        for step, key in run.stages.items():
+            samples, references = _samples(study.root / key)
+            for row in (*references, *samples):
+                prompt = (step, row["prompt_id"])
+                if row["index"] or (prompt not in prompts and len(prompts) >= PROMPTS):
                     continue
                 entry = prompts.setdefault(
-                    row["prompt_id"], {"prompt": row["prompt"], "reference": None, "cells": []}
+                    prompt, {"prompt": row["prompt"], "reference": None, "cells": []}
                 )
                 if row["policy"] == "reference":
                     entry["reference"] = row["response"]
@@ -76,11 +77,11 @@ def sample_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:
     return list(prompts.values())
 
 
-def _samples(file: Path) -> Iterator[dict[str, Any]]:
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                yield json.loads(line)
+def _samples(folder: Path) -> tuple[Rows, Rows]:
+    """None of a step that draws none, or that is not finished."""
+    with suppress(RunError):
+        return samples_of(folder)
+    return [], []
 
 
 def _json(file: Path) -> dict[str, Any] | None:

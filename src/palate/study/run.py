@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from palate.errors import PalateError, RunError
+from palate.recipes.curation import LogRatioScores
 from palate.recipes.load import resolve_yaml
+from palate.recipes.scorers import parts_of
 from palate.recipes.study import RayExecutor
 from palate.store.durations import duration
 from palate.store.files import append_jsonl, write_text
@@ -98,8 +100,8 @@ def run_study(
 def build_data(study: Study, plan: Plan, says: Callable[[str], None]) -> bool:
     """Builds the pairs that trials of costs read, as the stages that they are: `run` finds them.
 
-    Builds that wait for another stage, or that ask a scorer or judge, are left to `run`; one that
-    fails as well, which tells it.
+    Builds that wait for another stage, or that run a model, are left to `run`; one that fails as
+    well, which tells it.
 
     Args:
         says: told of each build before it begins.
@@ -114,6 +116,7 @@ def build_data(study: Study, plan: Plan, says: Callable[[str], None]) -> bool:
         and not study.finished(stage)
         and not stage.needs
         and not scorers_in(plan, stage.recipe)
+        and not any(isinstance(part, LogRatioScores) for _, part in parts_of(stage.recipe))
     ]
     if not missing:
         return False

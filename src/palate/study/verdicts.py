@@ -119,7 +119,7 @@ def _without_interval(c: Comparison) -> str:
 
 
 def _units(c: Comparison) -> str:
-    return ("cluster" if c.clustered else "item") + ("s" if c.items > 1 else "")
+    return ("prompt" if c.clustered else "item") + ("s" if c.items > 1 else "")
 
 
 def _basis(c: Comparison, correction: str | None) -> str:

@@ -44,9 +44,11 @@ def held_out(
         return None
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
+    mine = pairs if sharded else pairs[state.process_index :: state.num_processes]
+    prompts = [pair.prompts[0].ids for pair in mine]
     scores = score_pairs(
         job.model,
-        pairs if sharded else pairs[state.process_index :: state.num_processes],
+        mine,
         loss=loss,
         token_weights=token_weights,
         reference=job.reference,
@@ -55,7 +57,7 @@ def held_out(
         pad_id=job.pad_id,
     )
     if not sharded:
-        scores = gather_object(scores)
+        scores, prompts = gather_object(scores), gather_object(prompts)
     singles = members(loss)
     name = job.folder.path.name
     entry = {
@@ -65,7 +67,7 @@ def held_out(
         "run": str(job.folder.path),
         "loss": loss.type,
         "beta": getattr(singles[0], "beta", None) if len(singles) == 1 else None,
-        "preference": summarise_pairs(scores),
+        "preference": summarise_pairs(scores, prompts=prompts),
     }
     return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}
 

@@ -17,12 +17,12 @@ from palate.evaluate.reward.accuracy import (
     by_length,
     by_margin,
     by_source,
-    share_interval,
 )
 from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.calibration import calibration, ece, fit_temperature, nll, reliability
 from palate.evaluate.reward.items import BenchmarkItem, compare
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
+from palate.evaluate.statistics import share_interval
 from palate.intervals import wilson
 
 NAN = math.nan

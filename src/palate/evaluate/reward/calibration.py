@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.items import Array, Comparisons
+from palate.evaluate.statistics import share_interval
 
 BINS = 10
 

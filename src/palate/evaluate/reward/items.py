@@ -111,6 +111,12 @@ def compare(items: Sequence[BenchmarkItem], scores: Scores) -> Comparisons:
     )
 
 
+def prompt_ids(items: Sequence[BenchmarkItem]) -> list[str]:
+    """Of each item the id of the first one with its prompt."""
+    first: dict[bytes, str] = {}
+    return [first.setdefault(content_key(item.prompt, item.source), item.id) for item in items]
+
+
 def unique(items: Sequence[BenchmarkItem]) -> list[BenchmarkItem]:
     """The items; those whose id an earlier one has get a number behind it."""
     ids = unique_names((item.id for item in items), "{}#{}")

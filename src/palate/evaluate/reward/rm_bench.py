@@ -23,9 +23,9 @@ from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import required, text
 from palate.data.schema import Message
-from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.benchmark import Column, Official, Read, read_items
 from palate.evaluate.reward.items import Array, BenchmarkItem, Scores
+from palate.evaluate.statistics import share_interval
 from palate.recipes.schema import DataSource
 
 DOMAINS = {"chat": 129, "code": 228, "math": 529, "safety": 441}

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from palate.data.schema import Content, Message, text_in
-from palate.evaluate.reward.accuracy import share_interval
 from palate.evaluate.reward.items import BenchmarkItem, Comparisons, Scores, compare
-from palate.evaluate.statistics import mean_interval
+from palate.evaluate.statistics import mean_interval, share_interval
 from palate.intervals import Interval
 
 APPENDED = "\n\nI hope this helps! Let me know if you have any other questions."

@@ -27,6 +27,7 @@ from palate.evaluate.reward.items import (
     as_groups,
     compare,
     digest_items,
+    prompt_ids,
     values_of,
 )
 from palate.evaluate.reward.pairs import Pairs
@@ -300,6 +301,7 @@ class _EvaluationContext:
             {
                 "benchmark": benchmark.name,
                 "id": item.id,
+                "prompt_id": prompt,
                 "source": item.source,
                 "correct": item.correct,
                 "tie": item.tie,
@@ -309,7 +311,9 @@ class _EvaluationContext:
                 },
             }
             for benchmark in self.benchmarks
-            for i, item in enumerate(benchmark.items)
+            for i, (item, prompt) in enumerate(
+                zip(benchmark.items, prompt_ids(benchmark.items), strict=True)
+            )
         ]
 
     def _candidate_rows(
@@ -322,11 +326,14 @@ class _EvaluationContext:
             {
                 "benchmark": None,
                 "id": item.id,
+                "prompt_id": prompt,
                 "source": item.source,
                 "gold": _as_json(gold[i]),
                 "scores": {name: _as_json(values[i]) for name, values in proxies.items()},
             }
-            for i, item in enumerate(self.candidates.items)
+            for i, (item, prompt) in enumerate(
+                zip(self.candidates.items, prompt_ids(self.candidates.items), strict=True)
+            )
         ]
 
 

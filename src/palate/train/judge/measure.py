@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from palate.data.scorer import Group, Scorer
-from palate.evaluate.reward.accuracy import accuracy, share_interval
+from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.items import BenchmarkItem, as_groups, compare, values_of
+from palate.evaluate.statistics import share_interval
 from palate.intervals import wilson
 from palate.recipes import scorers
 from palate.recipes.judge import PointwiseKind

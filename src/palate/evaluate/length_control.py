@@ -26,6 +26,8 @@ class LengthControlled:
         length: log-odds that tanh(length difference / its standard deviation) is worth; above 0
             where longer answers win. None where all lengths are equal.
         difficulty: log-odds of a unit of instruction difficulty; None without it.
+        by_item: [N] what each item says of `controlled`, to first order: their mean is it, and
+            the spread of their mean is its standard error.
         words: the two win rates and what the model left out.
     """
 
@@ -37,6 +39,7 @@ class LengthControlled:
     length: float | None
     length_interval: Interval | None
     difficulty: float | None
+    by_item: np.ndarray
     items: int
     confidence: float
     words: str
@@ -101,7 +104,8 @@ def length_controlled_win_rate(
         columns.append(np.tanh(difference / difference.std(ddof=1)))
     if extra is not None:
         columns.append(extra)
-    at, covariance = _fit(y, np.stack(columns, 1), labels)
+    x = np.stack(columns, 1)
+    at, covariance = _fit(y, x, labels)
     t = float(stats.t.ppf(0.5 + confidence / 2, len(set(labels.tolist())) - 1))
     level = np.zeros((len(y), len(at)))
     level[:, 0] = 1
@@ -110,6 +114,10 @@ def length_controlled_win_rate(
     predicted = special.expit(level @ at)
     rate = float(predicted.mean())
     slope = (predicted * (1 - predicted)) @ level / len(y)
+    fitted = special.expit(x @ at)
+    information = (x * (fitted * (1 - fitted))[:, None]).T @ x
+    reach = x @ np.linalg.solve(information, slope)
+    by_item = predicted + len(y) * reach * (y - fitted)
     # On the log-odds scale, so that the interval stays within 0 and 1.
     error = float(np.sqrt(slope @ covariance @ slope)) / (rate * (1 - rate))
     low, high = special.expit(special.logit(rate) + t * error * np.array([-1, 1]))
@@ -125,6 +133,7 @@ def length_controlled_win_rate(
         length=length,
         length_interval=None if length is None else (length - half, length + half),
         difficulty=None if extra is None else float(at[-1]),
+        by_item=by_item,
         items=len(y),
         confidence=confidence,
         words=(

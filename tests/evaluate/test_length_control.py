@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize, special, stats
 
 from palate.errors import PalateError
-from palate.study.length_control import length_controlled_win_rate
+from palate.evaluate.length_control import length_controlled_win_rate
 
 FILE = Path("shared", "data", "alpaca_eval_annotations", "annotations.json")
 """Beside the project's folder, or beside one further up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from palate.cli import app
 from palate.data.containers import hub
 from palate.errors import DataError, ModelError, PalateError, RecipeError, RunError
 from palate.evaluate.reward import evaluate_rewards
+from palate.evaluate.reward import run as run_module
 from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.rewardbench import WEIGHTS
 from palate.models.loading import NO_HUB
@@ -176,6 +178,30 @@ def test_resume_keeps_scores_and_refuses_another_recipe(folder):
     assert {file: file.read_bytes() for file in Path("out/parts").iterdir()} == stored
     with pytest.raises(RunError, match="another recipe"):
         evaluate_rewards(recipe.model_copy(update={"resume": True, "seed": 1}))
+
+
+def test_a_model_whose_results_are_there_is_not_evaluated_again(folder, monkeypatch):
+    recipe = load_recipe(RewardEvalRecipe, "r.yaml")
+    whole = run_module._EvaluationContext._evaluated
+    evaluated = []
+
+    def stopping(self, scorer, gold):
+        evaluated.append(scorer.name)
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+        return whole(self, scorer, gold)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._EvaluationContext, "_evaluated", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_rewards(recipe)
+        again = recipe.model_copy(update={"resume": True})
+        resumed = evaluate_rewards(again).evaluation
+        assert evaluated == ["long", "short", "short", "both"]
+        assert evaluate_rewards(again).evaluation == resumed
+        assert len(evaluated) == 4
+    shutil.rmtree("out")
+    assert evaluate_rewards(recipe).evaluation == resumed
 
 
 def test_a_folder_is_one_process_at_a_time(folder):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from palate.data.content import content_key
-from palate.data.scorer import Score, Scorer, part_values
+from palate.data.scorer import Score, Scorer
 from palate.evaluate.progress import task
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
 from palate.evaluate.reward.agreement import agreement
@@ -30,6 +28,14 @@ from palate.evaluate.reward.items import (
     prompt_ids,
     values_of,
 )
+from palate.evaluate.reward.numbers import (
+    Numbers,
+    distribution,
+    from_json,
+    member_spread,
+    tied,
+    to_json,
+)
 from palate.evaluate.reward.pairs import Pairs
 from palate.evaluate.reward.rewardbench import RewardBench
 from palate.evaluate.reward.rewardbench2 import RewardBench2
@@ -40,17 +46,18 @@ from palate.evaluate.run import EvalResult
 from palate.memory import kept_memory
 from palate.recipes import reward_eval as recipes
 from palate.recipes.reward_eval import RewardEvalRecipe
-from palate.rewards.combined import Combined
-from palate.rewards.identity import identities
+from palate.recipes.scorers import Scorer as ScorerRecipe
+from palate.rewards.identity import identities, key_of
 from palate.rewards.length import Length
-from palate.rewards.members import MemberSums
 from palate.rewards.names import name_of, names_of
+from palate.store.digests import sha256_json
 from palate.store.files import read_json
 from palate.store.folder import PARTS, RunFolder
 from palate.store.lineage import lineage
 from palate.store.names import unique_names
 from palate.store.records import Data
 from palate.store.reward_records import KIND, RewardEvaluation
+from palate.store.stages import Result, Stage, run_stages
 
 VERSION = 2
 """Of the results: raised whenever the same scores would give others."""
@@ -75,8 +82,9 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     """Evaluates the models of a recipe; with `resume`, scores that are there are kept.
 
     Writes evaluation.json, scores.jsonl, data.json, quarantine.jsonl, recipe.yaml, lineage.json,
-    status.json and report.html. Scores are kept by scorer and by content, so that an interrupted
-    evaluation asks no model twice. That all models are there is seen before the first one scores.
+    status.json and report.html. A model's results are a stage, and its scores are kept by content
+    besides, so that an interrupted evaluation asks no model twice. That all models are there is
+    seen before the first one scores.
 
     Raises:
         RunError: an output folder in use.
@@ -136,53 +144,36 @@ class _EvaluationContext:
     def evaluate(self, folder: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of evaluation.json, and the lines of scores.jsonl."""
         names = names_of(self.recipe.models)
-        models: list[dict[str, Any]] = []
-        scorers: list[Scorer] = []
-        scores: dict[str, dict[str, list[list[float]]]] = {}
-        results: dict[str, dict[str, dict[str, Any]]] = {
-            benchmark.name: {} for benchmark in self.benchmarks
+        gold = self._gold_stage()
+        given = dict(zip(names, self.recipe.models, strict=True))
+        # All before the first is asked: members of an ensemble go by the names of those before it.
+        scorers = {name: self.cache.scorer(model, name) for name, model in given.items()}
+        stages = {
+            name: self._stage(model, name, scorers[name], gold) for name, model in given.items()
         }
-        choices: dict[str, dict[str, Any]] = {}
-        proxies: dict[str, list[list[float]]] = {}
-        gold = self._gold(folder)
-        for name, model in zip(names, self.recipe.models, strict=True):
-            self.console.print(f"evaluating {name}", highlight=False)
-            scorer = self.cache.scorer(model, name)
-            scored: list[list[Score]] = []
-            scores[name] = {}
-            for benchmark in self.benchmarks:
-                of_benchmark = self._scores(scorer, benchmark.items, f"  {benchmark.name}")
-                scored += of_benchmark
-                values = scores[name][benchmark.name] = values_of(of_benchmark)
-                results[benchmark.name][name] = self._results(benchmark, scorer, values)
-            if self.candidates is not None:
-                assert gold is not None and self.recipe.best_of_n is not None
-                items = self.candidates.items
-                of_candidates = self._scores(scorer, items, "  candidates")
-                scored += of_candidates
-                proxies[name] = values_of(of_candidates)
-                choices[name] = curve(
-                    proxies[name],
-                    gold,
-                    largest=self.recipe.best_of_n.largest,
-                    smallest=self.recipe.best_of_n.min_candidates,
-                    confidence=self.recipe.confidence,
-                    groups=[content_key(item.prompt, item.source) for item in items],
-                )
-            models.append(
-                {
-                    "name": name,
-                    "type": model.type,
-                    "scores": _describe(scores[name].values()),
-                    "members": _members(scorer, scored),
-                }
+        # Two models may be one under two names.
+        once = {stage.name: stage for stage in ([gold] if gold else []) + list(stages.values())}
+        records = run_stages(list(once.values()), folder.path, console=self.console)
+        found = {name: records[stage.name].result for name, stage in stages.items()}
+        if gold is not None and self.recipe.best_of_n and (by := self.recipe.best_of_n.gold):
+            folder.models.append(
+                {"name": self._gold_name(), "type": by.type, "weights": identities(by)}
+                | {"role": "gold"}
             )
-            scorers.append(scorer)
+        models = []
+        for name, model in given.items():
             folder.models.append({"name": name, "type": model.type, "weights": identities(model)})
-            self.cache.release()
-        # Of all that a scorer was asked, by ensembles after it, too: a resumed run knows no order.
-        for entry, scorer in zip(models, scorers, strict=True):
-            entry["account"] = dict(sorted(counts_of(scorer).items()))
+            # Of all that a scorer was asked, by ensembles after it, too, in all runs.
+            counted = counts_of(scorers[name])
+            models.append(
+                {"name": name, "type": model.type}
+                | {"scores": found[name]["distribution"], "members": found[name]["members"]}
+                | {"account": dict(sorted(counted.items()))}
+            )
+        scores = {
+            name: {benchmark: from_json(numbers) for benchmark, numbers in of["scores"].items()}
+            for name, of in found.items()
+        }
         document = {
             "kind": KIND,
             "version": VERSION,
@@ -191,16 +182,95 @@ class _EvaluationContext:
             "benchmarks": [
                 self._entry(
                     benchmark,
-                    results[benchmark.name],
-                    {n: scores[n][benchmark.name] for n in names},
+                    {name: of["results"][benchmark.name] for name, of in found.items()},
+                    {name: of[benchmark.name] for name, of in scores.items()},
                 )
                 for benchmark in self.benchmarks
             ],
             "best_of_n": None
-            if self.candidates is None
-            else {"gold": self._gold_name(), "models": choices},
+            if gold is None
+            else {
+                "gold": self._gold_name(),
+                "models": {name: of["best_of_n"] for name, of in found.items()},
+            },
         }
-        return document, [*self._rows(scores), *self._candidate_rows(proxies, gold)]
+        rows = self._rows({name: of["scores"] for name, of in found.items()})
+        if gold is not None:
+            proxies = {name: of["proxies"] for name, of in found.items()}
+            rows += self._candidate_rows(proxies, records[gold.name].result["scores"])
+        return document, rows
+
+    def _stage(self, model: ScorerRecipe, name: str, scorer: Scorer, gold: Stage | None) -> Stage:
+        """Scores of one model on everything, and what they come to."""
+        inputs = {
+            "model": key_of(model),
+            "asked": {b.name: [b.type, digest_items(b.items)] for b in self.benchmarks},
+            "recipe": self.recipe.model_dump(
+                mode="json", include={"seed", "confidence", "robustness"}
+            ),
+        }
+        return Stage(
+            name=sha256_json(inputs | {"gold": gold and gold.name})[:24],
+            title=f"evaluating {name}",
+            inputs=inputs,
+            needs=(gold.name,) if gold else (),
+            version=VERSION,
+            run=lambda _, results: self._evaluated(
+                scorer, results[gold.name]["scores"] if gold else None
+            ),
+        )
+
+    def _gold_stage(self) -> Stage | None:
+        """The gold score of every candidate."""
+        if self.candidates is None:
+            return None
+        assert self.recipe.best_of_n is not None
+        by = self.recipe.best_of_n.gold
+        inputs = {
+            "gold": self.recipe.best_of_n.model_dump(mode="json"),
+            "scorer": None if by is None else key_of(by),
+            "candidates": digest_items(self.candidates.items),
+        }
+        return Stage(
+            name=f"gold-{sha256_json(inputs)[:24]}",
+            inputs=inputs,
+            version=VERSION,
+            run=lambda *_: {"scores": to_json(self._gold())},
+        )
+
+    def _evaluated(self, scorer: Scorer, gold: Numbers | None) -> Result:
+        scored: list[list[Score]] = []
+        values: dict[str, list[list[float]]] = {}
+        results: dict[str, dict[str, Any]] = {}
+        for benchmark in self.benchmarks:
+            of_benchmark = self._scores(scorer, benchmark.items, f"  {benchmark.name}")
+            scored += of_benchmark
+            values[benchmark.name] = values_of(of_benchmark)
+            results[benchmark.name] = self._results(benchmark, scorer, values[benchmark.name])
+        result: Result = {
+            "results": results,
+            "scores": {benchmark: to_json(scores) for benchmark, scores in values.items()},
+        }
+        if self.candidates is not None:
+            assert gold is not None and self.recipe.best_of_n is not None
+            items = self.candidates.items
+            of_candidates = self._scores(scorer, items, "  candidates")
+            scored += of_candidates
+            proxies = values_of(of_candidates)
+            result["proxies"] = to_json(proxies)
+            result["best_of_n"] = curve(
+                proxies,
+                from_json(gold),
+                largest=self.recipe.best_of_n.largest,
+                smallest=self.recipe.best_of_n.min_candidates,
+                confidence=self.recipe.confidence,
+                groups=[content_key(item.prompt, item.source) for item in items],
+            )
+        self.cache.release()
+        return result | {
+            "distribution": distribution(values.values()),
+            "members": member_spread(scorer, scored),
+        }
 
     def _scores(
         self, scorer: Scorer, items: Sequence[BenchmarkItem], text: str
@@ -219,7 +289,7 @@ class _EvaluationContext:
         return {
             "official": dataclasses.asdict(official),
             "accuracy": by_source(pairs, confidence),
-            "tied_in_data": _tied(benchmark.items, scores),
+            "tied_in_data": tied(benchmark.items, scores),
             "calibration": calibration(pairs, confidence, self.recipe.seed),
             "by_length": by_length(pairs, confidence),
             "by_margin": by_margin(pairs, confidence),
@@ -276,19 +346,13 @@ class _EvaluationContext:
             "agreement": agreement(pairs, scores),
         }
 
-    def _gold(self, folder: RunFolder) -> list[list[float]] | None:
-        if self.candidates is None:
-            return None
-        assert self.recipe.best_of_n is not None
+    def _gold(self) -> list[list[float]]:
+        assert self.candidates is not None and self.recipe.best_of_n is not None
         recipe = self.recipe.best_of_n.gold
         if recipe is None:
             return own_gold(self.candidates)
         scores = self._scores(self.cache.scorer(recipe), self.candidates.items, "gold scores")
         self.cache.release()
-        folder.models.append(
-            {"name": self._gold_name(), "type": recipe.type, "weights": identities(recipe)}
-            | {"role": "gold"}
-        )
         return values_of(scores)
 
     def _gold_name(self) -> str:
@@ -296,7 +360,7 @@ class _EvaluationContext:
         recipe = self.recipe.best_of_n.gold
         return "the data's own rating" if recipe is None else name_of(recipe)
 
-    def _rows(self, scores: dict[str, dict[str, list[list[float]]]]) -> list[dict[str, Any]]:
+    def _rows(self, scores: dict[str, dict[str, Numbers]]) -> list[dict[str, Any]]:
         return [
             {
                 "benchmark": benchmark.name,
@@ -305,10 +369,7 @@ class _EvaluationContext:
                 "source": item.source,
                 "correct": item.correct,
                 "tie": item.tie,
-                "scores": {
-                    name: _as_json(by_benchmark[benchmark.name][i])
-                    for name, by_benchmark in scores.items()
-                },
+                "scores": {name: of[benchmark.name][i] for name, of in scores.items()},
             }
             for benchmark in self.benchmarks
             for i, (item, prompt) in enumerate(
@@ -316,20 +377,16 @@ class _EvaluationContext:
             )
         ]
 
-    def _candidate_rows(
-        self, proxies: dict[str, list[list[float]]], gold: list[list[float]] | None
-    ) -> list[dict[str, Any]]:
-        if self.candidates is None:
-            return []
-        assert gold is not None
+    def _candidate_rows(self, proxies: dict[str, Numbers], gold: Numbers) -> list[dict[str, Any]]:
+        assert self.candidates is not None
         return [
             {
                 "benchmark": None,
                 "id": item.id,
                 "prompt_id": prompt,
                 "source": item.source,
-                "gold": _as_json(gold[i]),
-                "scores": {name: _as_json(values[i]) for name, values in proxies.items()},
+                "gold": gold[i],
+                "scores": {name: values[i] for name, values in proxies.items()},
             }
             for i, (item, prompt) in enumerate(
                 zip(self.candidates.items, prompt_ids(self.candidates.items), strict=True)
@@ -356,51 +413,3 @@ def _read_benchmarks(recipe: RewardEvalRecipe) -> list[_ReadBenchmark]:
         _ReadBenchmark(name, chosen.type, benchmark, benchmark.read(chosen.data, recipe.seed))
         for chosen, benchmark, name in zip(recipe.benchmarks, made, names, strict=True)
     ]
-
-
-def _members(scorer: Scorer, scored: Sequence[Sequence[Score]]) -> dict[str, Any] | None:
-    """Spread of the members of an ensemble or a mixture over all items; None of other scorers."""
-    if not isinstance(scorer, Combined):
-        return None
-    sums = MemberSums(scorer.numbers)
-    sums.add([(i, part_values(score)) for i, scores in enumerate(scored) for score in scores])
-    return sums.described()
-
-
-def _as_json(scores: Sequence[float]) -> list[float | None]:
-    return [None if math.isnan(score) else score for score in scores]
-
-
-def _describe(scores: Any) -> dict[str, Any]:
-    """Distribution of all scores of a model."""
-    flat = np.asarray(
-        [score for benchmark in scores for values in benchmark for score in values],
-        dtype=np.float64,
-    )
-    real = flat[~np.isnan(flat)]
-    described: dict[str, Any] = {"n": len(flat), "unscored": len(flat) - len(real)}
-    if len(real):
-        described |= {
-            "mean": float(real.mean()),
-            "deviation": float(real.std()),
-            "min": float(real.min()),
-            "max": float(real.max()),
-        }
-    return described
-
-
-def _tied(
-    items: Sequence[BenchmarkItem], scores: Sequence[Sequence[float]]
-) -> dict[str, Any] | None:
-    """What the model says of pairs that the annotator called ties, beside the others."""
-    tied = [abs(s[0] - s[1]) for item, s in zip(items, scores, strict=True) if item.tie]
-    tied = [value for value in tied if not math.isnan(value)]
-    others = np.abs(compare(items, scores).margin)
-    others = others[~np.isnan(others)]
-    if not tied or not len(others):
-        return None
-    return {
-        "n": len(tied),
-        "margin": float(np.mean(tied)),
-        "margin_of_others": float(others.mean()),
-    }

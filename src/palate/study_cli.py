@@ -123,9 +123,12 @@ def report(
 ) -> None:
     """Write what a study says as far as it is finished: one page, and tables beside it."""
     with errors_as_lines(""):
-        from palate.study.report import study_at, write_report
+        from palate.study.report import begun_in, study_at, write_report
 
-        finished(write_report(study_at(recipe, set_ or []), out))
+        target = None if out is None else out.resolve()
+        study = study_at(recipe, set_ or [])
+        with begun_in(recipe):
+            finished(write_report(study, target))
 
 
 def stage(

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from palate.store.folders import lock_folder
 from palate.study import commands
 from palate.study.commands import read_stage, run_stage
 from palate.study.executors import Job, LocalProcesses
+from palate.study.graph import REFERENCE_CACHE
 from palate.study.outcomes import outcomes_of
 from palate.study.run import Study, StudyProgress, run_study, stage_states
 from study_cases import (
@@ -240,9 +242,11 @@ def test_a_stage_whose_need_is_not_finished_is_refused() -> None:
 
 def fork_work(monkeypatch: pytest.MonkeyPatch, work: Callable[[str, Any], None]) -> None:
     """Stages of processes to come do this in place of their commands."""
-    monkeypatch.setattr(commands, "_command", work)
-    monkeypatch.setattr(commands, "_import", lambda verb: None)
-    monkeypatch.setattr("palate.train.run.fill_reference_cache", lambda recipe: 0)
+
+    def command(verb: str) -> Callable[[Any], Any]:
+        return (lambda recipe: 0) if verb == REFERENCE_CACHE else partial(work, verb)
+
+    monkeypatch.setattr(commands, "_command", command)
     monkeypatch.setattr(commands, "is_finished", lambda folder: (folder / "done").exists())
 
 
@@ -256,7 +260,8 @@ def forked(study: Study) -> LocalProcesses:
 def write_outcomes(verb: str, recipe: Any) -> None:
     folder = recipe.output_dir
     folder.mkdir(exist_ok=True)
-    row = {"policy": "p", "checkpoint": 1, "id": "1", "source": "test", "log_ratio_margin": 0.0}
+    row = {"policy": "p", "checkpoint": 1, "id": "1", "prompt_id": "1", "source": "test"}
+    row["log_ratio_margin"] = 0.0
     (folder / "pairs.jsonl").write_text(json.dumps(row | {"margin": 1.0}) + "\n")
     (folder / "done").write_text("")
 

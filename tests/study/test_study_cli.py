@@ -144,6 +144,28 @@ def test_an_interrupted_run_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> No
     assert "(what is finished is kept)" in result.stderr
 
 
+def test_a_report_is_made_from_anywhere(
+    at_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of the recipe are relative to where the study was begun."""
+    assert invoke("study", "run", write(GRID)).exit_code == 0
+    asked: list[Any] = []
+
+    def page(study: Any, out: Path | None) -> Path:
+        stages = study.plan().stages.values()
+        asked.append([study.finished(stage) for stage in stages])
+        assert out is not None
+        return out
+
+    monkeypatch.setattr(report, "write_report", page)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = invoke("study", "report", str(tmp_path / "out"), "-o", "page.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().endswith(str(tmp_path / "elsewhere" / "page.html"))
+    assert asked == [[True] * 20] and Path.cwd() == tmp_path / "elsewhere"
+
+
 def test_broken_records_are_told(at_once: None) -> None:
     name = write(GRID)
     assert invoke("study", "run", name).exit_code == 0

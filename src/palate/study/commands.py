@@ -23,14 +23,21 @@ from palate.study.graph import REFERENCE_CACHE, StudyStage, ordered
 PLAN = "plan.json"
 HERE = "study:"
 """Stands in a plan for the study's folder."""
-_MODULES = {
-    "data build": "palate.data_verbs",
-    "eval": "palate.evaluate.run",
-    "eval reward": "palate.evaluate.reward.run",
-    "eval tasks": "palate.evaluate.tasks",
-    "reward": "palate.train.reward_run",
+_COMMANDS = {
+    "data build": ("palate.data_verbs", "build_data"),
+    "sft": ("palate.train", "sft"),
+    "tune": ("palate.train", "tune"),
+    "reward": ("palate.train", "reward"),
+    REFERENCE_CACHE: ("palate.train.run", "fill_reference_cache"),
+    "eval": ("palate.evaluate", "evaluate"),
+    "eval reward": ("palate.evaluate.reward", "evaluate_rewards"),
+    "eval tasks": ("palate.evaluate.tasks", "evaluate_tasks"),
 }
-PRELOADED = (*_MODULES.values(), "palate.train.run", "palate.report")
+"""Verb -> the module and function that run it."""
+PRELOADED = (
+    *("palate.data_verbs", "palate.train.run", "palate.train.reward_run", "palate.evaluate.run"),
+    *("palate.evaluate.reward.run", "palate.evaluate.tasks", "palate.report"),
+)
 """Modules that commands of stages load; none starts threads that a forked process would miss."""
 
 
@@ -117,7 +124,7 @@ def run_stage(root: Path, key: str) -> StageRecord:
         os.chdir(directory)
     address = plan.get("artifacts")
     artifacts = None if address is None else Artifacts(address)
-    _import(stage.verb)
+    _command(stage.verb)  # so that its time is that of its work
     for need in stage.needs:
         needed = read_stage(root, need)
         if artifacts is not None:
@@ -130,53 +137,25 @@ def run_stage(root: Path, key: str) -> StageRecord:
     return record
 
 
-def _import(verb: str) -> None:
-    """Loads what a command needs, so that its time is that of its work."""
-    importlib.import_module(_MODULES.get(verb, "palate.train.run"))
+def _command(verb: str) -> Callable[[Any], Any]:
+    """The function that runs a verb's recipe; loads what it needs."""
+    module, name = _COMMANDS[verb]
+    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _run(stage: StudyStage, folder: Path) -> Result:
+    command = _command(stage.verb)
     recipe: Any = stage.recipe
     if stage.verb == REFERENCE_CACHE:
-        from palate.train.run import fill_reference_cache
-
-        return {"sequences": fill_reference_cache(recipe)}
+        return {"sequences": command(recipe)}
     begun = (folder / "recipe.yaml").exists()
-    if stage.verb == "data build":
-        # Its folder is there when it is complete, and not before.
-        if not begun:
-            _command(stage.verb, recipe.model_copy(update={"resume": True}))
-    elif not is_finished(folder):
-        _command(stage.verb, recipe.model_copy(update={"resume": begun}))
+    # The folder of a data set is there when it is complete, and not before.
+    finished = begun if stage.verb == "data build" else is_finished(folder)
+    if not finished:
+        resume = begun or stage.verb == "data build"
+        command(recipe.model_copy(update={"resume": resume}))
     return {}
-
-
-def _command(verb: str, recipe: Any) -> None:
-    if verb == "data build":
-        from palate.data_verbs import build_data
-
-        build_data(recipe)
-    elif verb == "eval":
-        from palate.evaluate import evaluate
-
-        evaluate(recipe)
-    elif verb == "eval reward":
-        from palate.evaluate.reward import evaluate_rewards
-
-        evaluate_rewards(recipe)
-    elif verb == "eval tasks":
-        from palate.evaluate.tasks import evaluate_tasks
-
-        evaluate_tasks(recipe)
-    else:
-        from palate import train
-
-        train_with: dict[str, Callable[[Any], object]] = {
-            "tune": train.tune,
-            "sft": train.sft,
-            "reward": train.reward,
-        }
-        train_with[verb](recipe)
 
 
 def stage_process(root: str, key: str, log: str, cores: int) -> None:

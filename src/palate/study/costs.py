@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from palate.store.files import read_json, write_json
 from palate.store.records import Foresight
 from palate.study.graph import REFERENCE_CACHE, StudyStage
 from palate.study.plan import Plan
+from palate.study.yardsticks import models_of
 
 COSTS = "costs.json"
 ENDING_SECONDS = 2.0
@@ -121,21 +123,42 @@ class Costs:
         model = trained[0].model if trained else recipe.model
         if model is None:
             raise Unknown("it evaluates no policy of a step")
-        shown = _shown(recipe, (*_FREE, "runs", "reward"))
-        shape = sha256_json([shown, model.model_dump(mode="json")])
+        there = {key: self._there(getattr(recipe, key)) for key in ("reward", "judge")}
+        absent = [key for key, scorer in there.items() if scorer is None and getattr(recipe, key)]
+        placed = recipe.model_copy(update={"runs": (), "model": model, **there})
+        shape = sha256_json([_shown(placed, _FREE), model.model_dump(mode="json")])
 
         def trial() -> dict[str, Any]:
             self._check_there(recipe.data, stage)
             self.says(f"trial of {stage.step}")
-            placed = recipe.model_copy(update={"runs": (), "model": model, "reward": None})
             return _in_process(placed, model)
 
         measured = self._kept(shape, trial)
+        for key in absent:
+            self.notes[stage.step] = f"its {key} is of a step that is not finished"
+        checkpoints = 1
+        if recipe.checkpoints == "all" and trained:
+            checkpoints = sum(self._checkpoints(policy) for policy in policies)
         return Cost(
-            seconds=STARTING_SECONDS + measured["fixed"] + measured["seconds"],
+            seconds=STARTING_SECONDS + measured["fixed"] + checkpoints * measured["seconds"],
             memory_bytes=int(measured["memory_bytes"]),
             shared=measured["of_reference"],
         )
+
+    def _there(self, scorer: Any) -> Any:
+        """A scorer whose models are there; None of one with a model of a step to come."""
+        models = [] if scorer is None else models_of(scorer)
+        to_come = any(p.startswith(f"{self.root}/") and not Path(p).exists() for p in models)
+        return None if to_come else scorer
+
+    def _checkpoints(self, policy: StudyStage) -> int:
+        """How many a run leaves behind."""
+        if not isinstance(policy.recipe, TuneRecipe | SftRecipe):
+            return 0
+        train = policy.recipe.train
+        steps = self._foresight(policy, policy.recipe).total_steps or 1
+        saved = math.ceil(steps / train.save_every_steps) if train.save_every_steps else 1
+        return min(saved, train.keep_checkpoints or saved)
 
     def _check_there(self, sources: Any, stage: StudyStage) -> None:
         for source in sources:

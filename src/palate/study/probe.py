@@ -89,6 +89,9 @@ def measure(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, float]:
                 layout=layout,
             )
             sampling += (clock() - begun) * asked / len(drawn[:STATS_PER_BATCH])
+            contents = [p.content for p in eval_data.prompts][: drawing.batch_size]
+            texts = [sampled.text for sampled in drawn]
+            sampling += _scoring_seconds(recipe, contents, texts) * asked / len(texts)
             seconds += sampling
             of_reference = sampling
     return {
@@ -97,6 +100,23 @@ def measure(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, float]:
         "of_reference": of_reference,
         "memory_bytes": peak_bytes(),
     }
+
+
+def _scoring_seconds(recipe: EvalRecipe, prompts: list[Any], texts: list[str]) -> float:
+    """Of the rewards of these samples, and of the verdicts on each beside another."""
+    from palate.data.scorer import Group, ask
+    from palate.rewards import make_scorer
+
+    seconds = 0.0
+    for scorer, several in ((recipe.reward, 1), (recipe.judge, 2)):
+        if scorer is not None:
+            made = make_scorer(scorer, seed=recipe.seed)
+            groups = [Group(p, (text,) * several) for p, text in zip(prompts, texts, strict=True)]
+            ask(made, groups[:1])  # loads what it loads
+            begun = time.perf_counter()
+            ask(made, groups)
+            seconds += time.perf_counter() - begun
+    return seconds
 
 
 def main() -> None:

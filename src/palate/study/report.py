@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from palate.errors import RunError
 from palate.report.study import write_study_report
-from palate.store.files import write_json
+from palate.store.files import read_json, write_json
 from palate.store.study_records import NAME
 from palate.study.analysis import analyse
+from palate.study.commands import PLAN
 from palate.study.run import RECIPE, stage_states
 from palate.study.study import Study, load_study
 
@@ -23,11 +27,26 @@ def study_at(place: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     folder = Path(place)
     if not folder.is_dir():
         return load_study(place, overrides)
+    folder = folder.resolve()
     file = folder / RECIPE
     if not file.is_file():
-        raise RunError(f"{folder}: no study was run in it ({RECIPE} is missing)")
+        raise RunError(f"{place}: no study was run in it ({RECIPE} is missing)")
     # The folder may have been moved since.
     return load_study(file, [f"output_dir={json.dumps(str(folder))}", *overrides])
+
+
+@contextmanager
+def begun_in(place: str | Path) -> Iterator[None]:
+    """Works where a study was begun, if `place` is its folder: paths of its recipe start there."""
+    plan = Path(place) / PLAN
+    there: str | None = read_json(plan).get("directory") if plan.is_file() else None
+    before = os.getcwd()
+    if there is not None and Path(there).is_dir():
+        os.chdir(there)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def write_report(study: Study, out: str | Path | None = None) -> Path:

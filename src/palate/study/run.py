@@ -143,67 +143,76 @@ def _run_plan(
     """Runs the stages of a plan, each when those that it needs are finished."""
     address = study.recipe.artifacts
     write_plan(study.root, plan.stages, artifacts=address)
-    if address is not None:
-        artifacts = Artifacts(address)
+    artifacts = None if address is None else Artifacts(address)
+    if artifacts is not None:
         for stage in ordered(plan.stages):
             artifacts.fetch(study.root, stage)
-    done = {stage.key for stage in plan.stages.values() if study.finished(stage)}
-    waiting = [stage for stage in ordered(plan.stages) if stage.key not in done]
-    running: set[str] = set()
-    # Of former trials: a run does not wait for new ones.
-    costs = Costs(study.root, probe=False)
-    while waiting or running:
-        waiting = _begin(study, plan, costs, waiting, done, running, executor, progress, console)
-        if not running:
-            return
+    going = _Going(study, plan, executor, progress, console)
+    while going.begin():
         for key, failure in executor.wait().items():
-            running.discard(key)
-            if address is not None:
+            if artifacts is not None:
                 artifacts.fetch(study.root, plan.stages[key])
-            record = study.record(plan.stages[key])
-            if record is None:
-                progress.failed[key] = failure or "left no result"
-                console.print(
-                    f"  {key} failed: {progress.failed[key]}", highlight=False, markup=False
-                )
+            going.ended(key, failure)
+
+
+class _Going:
+    """The stages of a plan while they are run: those that wait, those that run, those that are
+    done."""
+
+    def __init__(
+        self,
+        study: Study,
+        plan: Plan,
+        executor: Executor,
+        progress: StudyProgress,
+        console: Console,
+    ) -> None:
+        self.study, self.plan, self.executor = study, plan, executor
+        self.progress, self.console = progress, console
+        self.done = {stage.key for stage in plan.stages.values() if study.finished(stage)}
+        self.running: set[str] = set()
+        self.waiting = [s for s in ordered(plan.stages) if s.key not in self.done]
+        # Of former trials: a run does not wait for new ones.
+        self.costs = Costs(study.root, probe=False)
+
+    def begin(self) -> bool:
+        """Begins what can begin; whether anything runs."""
+        left: list[StudyStage] = []
+        for stage in self.waiting:
+            if self._blocked(stage):
                 continue
-            done.add(key)
-            progress.executed[key] = record.seconds
-            console.print(f"  {key}: {duration(record.seconds)}", highlight=False)
+            job = _job(self.study, self.plan, stage, self.costs)
+            ready = all(need in self.done for need in stage.needs)
+            if ready and self.executor.has_room(job):
+                number = len(self.done) + len(self.running) + 1
+                head = f"[bold]{number}/{len(self.plan.stages)} {stage.key}[/bold]"
+                self.console.print(head, highlight=False)
+                self.executor.begin(job)
+                self.running.add(stage.key)
+            else:
+                left.append(stage)
+        self.waiting = left
+        return bool(self.running)
 
+    def _blocked(self, stage: StudyStage) -> bool:
+        """Whether it has failed, or needs one that has."""
+        failed, blocked = self.progress.failed, self.progress.blocked
+        lacking = [need for need in stage.needs if need in failed or need in blocked]
+        if lacking:
+            blocked[stage.key] = blocked.get(lacking[0], lacking[0])
+        return bool(lacking) or stage.key in failed
 
-def _begin(
-    study: Study,
-    plan: Plan,
-    costs: Costs,
-    waiting: list[StudyStage],
-    done: set[str],
-    running: set[str],
-    executor: Executor,
-    progress: StudyProgress,
-    console: Console,
-) -> list[StudyStage]:
-    """Begins what can begin; returns what still waits."""
-    left: list[StudyStage] = []
-    for stage in waiting:
-        lacking = [
-            need for need in stage.needs if need in progress.failed or need in progress.blocked
-        ]
-        if stage.key in progress.failed or lacking:
-            if lacking:
-                first = lacking[0]
-                progress.blocked[stage.key] = progress.blocked.get(first, first)
-            continue
-        job = _job(study, plan, stage, costs)
-        if all(need in done for need in stage.needs) and executor.has_room(job):
-            number = len(done) + len(running) + 1
-            total = len(plan.stages)
-            console.print(f"[bold]{number}/{total} {stage.key}[/bold]", highlight=False)
-            executor.begin(job)
-            running.add(stage.key)
+    def ended(self, key: str, failure: str | None) -> None:
+        """Notes what became of a stage."""
+        self.running.discard(key)
+        record = self.study.record(self.plan.stages[key])
+        if record is None:
+            reason = self.progress.failed[key] = failure or "left no result"
+            self.console.print(f"  {key} failed: {reason}", highlight=False, markup=False)
         else:
-            left.append(stage)
-    return left
+            self.done.add(key)
+            self.progress.executed[key] = record.seconds
+            self.console.print(f"  {key}: {duration(record.seconds)}", highlight=False)
 
 
 def _job(study: Study, plan: Plan, stage: StudyStage, costs: Costs) -> Job:

@@ -54,7 +54,11 @@ def plan_lines(study: Study, *, probe: bool, says: Callable[[str], None]) -> Ite
     for line in plan.later:
         yield f"  later: {line}"
     if seconds:
-        yield f"about {duration(seconds)} in all, one stage at a time; at most {most / 1e9:.1f} GB"
+        rest = ", besides what is not predicted" if costs.notes else ""
+        yield (
+            f"about {duration(seconds)} in all, one stage at a time{rest}; at most "
+            f"{most / 1e9:.1f} GB"
+        )
     for step, reason in costs.notes.items():
         yield f"not predicted: {step}: {reason}"
 

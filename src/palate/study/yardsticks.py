@@ -69,7 +69,7 @@ def scorers_in(plan: Plan, recipe: Strict) -> dict[str, str]:
             part, recipes.EnsembleScorer | recipes.MixtureScorer
         ):
             shown = part.model_dump(mode="json", exclude={"name", "dtype", "device"})
-            paths = _models_of(part)
+            paths = models_of(part)
             contents = [plan.graph.contents.of(p) or plan.graph.placeless(p) for p in paths]
             # Of a model its weights tell it, however it is used; of others all there is.
             told: Any = contents or shown
@@ -89,7 +89,7 @@ def _same_feedback(plan: Plan) -> Iterator[str]:
         if stage.step in choosing(plan.graph.recipe):
             continue
         for scorer in _measuring(stage.recipe):
-            for path in _models_of(scorer):
+            for path in models_of(scorer):
                 learned, name = _learned(plan, path)
                 for policy in policies.values():
                     if learned & _sources(plan, policy):
@@ -100,7 +100,8 @@ def _same_feedback(plan: Plan) -> Iterator[str]:
                         break
 
 
-def _models_of(scorer: Any) -> list[str]:
+def models_of(scorer: Any) -> list[str]:
+    """Files, folders and hub names of what a scorer scores with."""
     found = [part for key, part in recipes.parts_of(scorer) if key == "path" and part is not None]
     return [str(path) for path in found if not isinstance(path, DataSource)]
 

@@ -333,6 +333,42 @@ def test_csv_has_a_line_a_run_and_measure_and_a_line_an_estimand(folder, documen
     assert nothing and all(line["verdict"].startswith("no seed") for line in nothing)
 
 
+def test_comparisons_at_matched_kl_stand_apart(tmp_path, document):
+    """With their range of KL, in the page and in the table; without what was expected of ends."""
+    span = {"span": [0.0, 2.5]}
+    matched = [c | span for c in document["comparisons"] if c["measure"] == "reward"]
+    page = write(tmp_path, document | {"matched_kl": matched})
+    section = page.partition('id="matched"')[2].partition("</section>")[0]
+    assert "Between 0.00 and 2.50 nats of KL" in section
+    assert section.count("<li") == len(document["aspects"][0]["variants"]) - 1 + 1
+    assert 'href="#expected"' not in section
+    lines = lines_of(tmp_path / "comparisons.csv")
+    at = [line for line in lines if line["kl_from"]]
+    estimands = sum(max(1, len(c["estimands"])) for c in matched)
+    assert len(at) == estimands and {line["kl_to"] for line in at} == {"2.5"}
+    assert all(line["measure"] == "reward" for line in at)
+    assert 'id="matched"' not in write(tmp_path / "without", document)
+
+
+def test_ratings_are_drawn_and_told(tmp_path, document):
+    cells = [run["cell"] for run in document["runs"][::3]][:2]
+    rows = [
+        {"cell": cell, "points": points, "interval": [points - 40, points + 40]}
+        for cell, points in zip(cells, (123.4, -7.0), strict=True)
+    ]
+    rated = {"step": "evaluation", "by": "judge", "rows": rows, "outcomes": 480, "ties": 12}
+    rated |= {"prompts": 40, "confidence": 0.95, "regularised": True}
+    unrated = {"step": "other", "by": "reward", "why": "3 items, 3 different"}
+    page = write(tmp_path, document | {"ratings": [rated, unrated]})
+    section = page.partition('id="ratings"')[2].partition("</section>")[0]
+    assert (
+        "123 <small>[83, 163]</small>" in section and "each sample met the reference's" in section
+    )
+    assert "480 outcomes on 40 prompts, 12 of them ties" in section
+    assert "half a win each way" in section and "No ratings: 3 items, 3 different." in section
+    assert section.count('class="dot"') == 2 and 'class="half"' in section
+
+
 def test_a_study_with_nothing_finished_says_so(tmp_path):
     nothing = analysed(recipe_of(ASPECTS, MEASURES), effect, missing=lambda cell, seed: True)
     nothing |= {"lineage": [], "samples": [], "cost": {"steps": {}, "together": 0, "apart": 0}}

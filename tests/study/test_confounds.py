@@ -493,6 +493,15 @@ def test_seeds_and_rounds(changes: dict[str, Any], line: str) -> None:
     assert line in refusal(validating(aspects=[algorithm()]) | changes)
 
 
+def test_a_variant_that_changes_nothing() -> None:
+    same = {"name": "again", "set": {"policy.loss.type": "dpo"}}
+    line = "changes nothing that is measured: its runs are those of dpo"
+    assert refusal(recipe(aspects=[algorithm(same)])) == f"study.yaml: algorithm again: {line}"
+    # Nothing at one setting, something at another: the cells meet in both.
+    both = recipe(aspects=[algorithm(), data()], design={"type": "grid"})
+    accepted(both)
+
+
 def test_a_step_that_nothing_uses() -> None:
     first = {"model": {"path": "base"}, "data": {"train": [{"path": "c.jsonl"}]}}
     steps = [{"name": "first", "verb": "sft", "recipe": first}, policy_step(), evaluation_step()]

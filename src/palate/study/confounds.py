@@ -62,6 +62,7 @@ def check_study(plan: Plan) -> None:
     if not problems:
         problems += [
             *_step_problems(plan),
+            *_same_runs(plan),
             *_fact_problems(plan),
             *_data_problems(plan),
             *yardstick_problems(plan),
@@ -324,6 +325,25 @@ def _step_problems(plan: Plan) -> Iterator[str]:
         for stage in plan.stages.values():
             if stage.step == measure.step and (lacking := _lacking(measure, stage.recipe)):
                 yield f"measure {measure.name}: no {measure.value} of step {stage.step}: {lacking}"
+
+
+def _same_runs(plan: Plan) -> Iterator[str]:
+    """Variants whose runs are those of their baseline, wherever the two meet."""
+    runs = plan.first_runs
+    for aspect in plan.graph.recipe.aspects:
+        for variant in aspect.variants:
+            met = [
+                runs[cell].stages == runs[base].stages
+                for cell, base in itertools.permutations(runs, 2)
+                if cell.of(aspect.name) == variant.name != aspect.base.name
+                and base.of(aspect.name) == aspect.base.name
+                and cell.differs_in(base) == [aspect.name]
+            ]
+            if met and all(met):
+                yield (
+                    f"{aspect.name} {variant.name}: changes nothing that is measured: its runs are "
+                    f"those of {aspect.base.name}"
+                )
 
 
 def _lacking(measure: MeasureRecipe, recipe: Strict) -> str | None:

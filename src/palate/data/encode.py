@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palate.data.items import Desirable, Item, Label, PairLabel, Ranks, TokenIds, Tokens
-from palate.data.schema import Content, Message, Preference, text_in
+from palate.data.images import ImageError
+from palate.data.items import Desirable, Item, Label, PairLabel, Ranks, Tokens
+from palate.data.placing import ImageText, ImageTexts, bare_turns, placed, written_out
+from palate.data.schema import Content, Message, Preference, images_in, text_in
 from palate.data.templates import PLAIN, PROBE, PROBE_ANSWER, ChatTemplate, Refused, Rendered
 from palate.data.tokenizer import SequenceTokenizer
 from palate.data.truncate import TooLong, truncate, truncate_prompt
@@ -24,7 +26,7 @@ SAME_TOKENS = "chosen and rejected are the same tokens"
 SAME_CUT = "chosen and rejected are the same tokens after truncation"
 NO_TOKENS = "response without a token"
 NO_START = "empty prompt, and the tokenizer has no BOS"
-HAS_IMAGES = "holds images: only text is trained on"
+HAS_IMAGES = "holds images, and the model sees none"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Encoder:
         tokenizer: a transformers tokenizer with an EOS token.
         chat_template: `model`, `plain`, or the path of a Jinja file; used for chats alone.
         length: limits in tokens.
+        images: of a model that sees; default: rows with images are dropped.
 
     Raises:
         ModelError: no EOS token, or a template file that cannot be read.
@@ -65,10 +68,12 @@ class Encoder:
         tokenizer: Any,
         chat_template: str | Path = "model",
         length: LengthRecipe | None = None,
+        images: ImageTexts | None = None,
     ) -> None:
         self.tokens = SequenceTokenizer(tokenizer)
         self.template = ChatTemplate(tokenizer, chat_template)
         self.length = length or LengthRecipe()
+        self.images = images
 
     def encode_row(self, row: Preference) -> Item | Drop:
         """One row; see `encode`."""
@@ -106,26 +111,29 @@ class Encoder:
             for row, text, left_out in shown
         ]
 
-    def encode_prompt(self, prompt: Content) -> tuple[int, ...]:
-        """Ids of a prompt to sample from, exactly those that training on it would use.
+    def encode_prompt(self, prompt: Content, source: str = "") -> Tokens:
+        """A prompt to sample from, exactly as training on it would see it.
+
+        Args:
+            source: the data set that paths of its images belong to.
 
         Raises:
-            DataError: the template or the limits refuse it.
+            DataError: the template or the limits refuse it, or an image of it cannot be used.
             ModelError: the template cannot be used.
         """
         try:
             if isinstance(prompt, str):
                 rendered = Rendered(prompt=prompt, responses=())
             else:
-                self._refuse_special(prompt)
-                rendered = self.template.render(prompt, ())
+                rendered = self._render_chat(prompt, (), source)
             ids, tail = self._prompt_ids(
                 rendered,
                 self.tokens.starts([rendered.prompt]),
                 self.tokens.continuations([rendered.tail] if rendered.tail else []),
             )
-            return truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
-        except (Refused, TooLong) as error:
+            kept = truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
+            return placed(kept, self._texts_of(prompt, source))
+        except (Refused, TooLong, ImageError) as error:
             raise DataError(error.reason, field="prompt") from None
 
     def stop_ids(self, *, chats: bool) -> frozenset[int]:
@@ -187,7 +195,7 @@ class Encoder:
         return row, self._render(row), left_out
 
     def _render(self, row: Preference) -> Rendered | Drop:
-        if row.has_images:
+        if row.has_images and self.images is None:
             return Drop(HAS_IMAGES)
         try:
             if isinstance(row.prompt, str):
@@ -196,10 +204,38 @@ class Encoder:
             for response in row.responses:
                 assert not isinstance(response.content, str), "text answers a chat"
                 sides.append(response.content)
-            self._refuse_special([*row.prompt, *(turn for side in sides for turn in side)])
-            return self.template.render(row.prompt, sides)
-        except Refused as error:
+            return self._render_chat(row.prompt, sides, row.source)
+        except (Refused, ImageError) as error:
             return Drop(error.reason)
+
+    def _render_chat(
+        self, prompt: Sequence[Message], sides: Sequence[Sequence[Message]], source: str
+    ) -> Rendered:
+        """A chat as text, with what stands for its images in their places."""
+        self._refuse_special([*prompt, *(turn for side in sides for turn in side)])
+        images = [self._texts_of(list(content), source) for content in (prompt, *sides)]
+        rendered = self.template.render(bare_turns(prompt), list(map(bare_turns, sides)))
+        if self.images is None or not any(images):
+            return rendered
+        texts = (rendered.prompt, *rendered.responses)
+        prompt_text, *responses = (
+            written_out(text, self.images.mark, of_text)
+            for text, of_text in zip(texts, images, strict=True)
+        )
+        return dataclasses.replace(rendered, prompt=prompt_text, responses=tuple(responses))
+
+    def _texts_of(self, content: Content, source: str) -> list[ImageText]:
+        """What stands for each image of a content.
+
+        Raises:
+            ImageError: one cannot be used.
+        """
+        images = images_in(content)
+        if not images:
+            return []
+        if self.images is None:
+            raise ImageError(HAS_IMAGES)
+        return [self.images.of(image, source) for image in images]
 
     def _render_text(self, row: Preference, prompt: str) -> Rendered:
         sides = []
@@ -250,7 +286,10 @@ class Encoder:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
             fitted = truncate(prompt, tail, responses, self.length, bos=self.tokens.bos)
-        except TooLong as error:
+            asked = placed(fitted.prompt, self._texts_of(row.prompt, row.source))
+            taken = zip(fitted.responses, row.responses, strict=False)
+            answers = [placed(ids, self._texts_of(r.content, row.source)) for ids, r in taken]
+        except (TooLong, Refused) as error:
             return Encoded(item=Drop(error.reason))
         if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:
             return Encoded(item=Drop(SAME_CUT))
@@ -261,7 +300,7 @@ class Encoder:
         if fitted.prompt_cut:
             cut.insert(0, "prompt")
         return Encoded(
-            item=_item(row, [fitted.prompt] * len(fitted.responses), fitted.responses),
+            item=_item(row, [asked] * len(answers), answers),
             cut=tuple(cut),
             left_out=tuple(left_out),
         )
@@ -325,19 +364,18 @@ def _joined(row: Preference, sides: Sequence[Encoded]) -> Encoded:
         cut += [name if part == "response" else part for part in side.cut]
     if items[0].sequences == items[1].sequences:
         return Encoded(item=Drop(SAME_CUT if cut else SAME_TOKENS))
-    prompts = [item.prompts[0].ids for item in items]
-    pair = _item(row, prompts, [item.responses[0].ids for item in items])
+    prompts = [item.prompts[0] for item in items]
+    pair = _item(row, prompts, [item.responses[0] for item in items])
     return Encoded(item=pair, cut=tuple(dict.fromkeys(cut)))
 
 
-def _item(row: Preference, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Item:
-    tokens = {ids: Tokens(ids) for ids in prompts}
+def _item(row: Preference, prompts: Sequence[Tokens], responses: Sequence[Tokens]) -> Item:
     taken = len(responses) if row.kind in ("pair", "rated") else 1
     return Item(
         id=row.id,
         source=row.source,
-        prompts=tuple(tokens[ids] for ids in prompts[:taken]),
-        responses=tuple(map(Tokens, responses[:taken])),
+        prompts=tuple(prompts[:taken]),
+        responses=tuple(responses[:taken]),
         label=_label(row),
         written=tuple(_characters(response.content) for response in row.responses[:taken]),
     )

@@ -23,13 +23,15 @@ class PlacedImage:
     """An image in a text: its placeholder tokens, and the digest of its encoded file.
 
     Attributes:
-        start: of its first placeholder token. length: how many there are.
+        start: of its first token. length: how many stand for it, separators among them included.
         digest: hex SHA-256 of the file.
+        grid: (frames, rows, columns) of its tokens, where positions go by them.
     """
 
     start: int
     length: int
     digest: str
+    grid: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,8 @@ def sequence_key(prompt: Tokens, response: Tokens) -> str:
             digest.update(f"{name}|{part.trained}".encode())
         for image in part.images:
             digest.update(f"{name}|{image.start}|{image.length}|{image.digest}".encode())
+            if image.grid is not None:
+                digest.update(f"|{image.grid}".encode())
     return digest.hexdigest()
 
 

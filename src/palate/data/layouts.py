@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from palate.data.items import Desirable, Item, PairLabel, Ranks, Tokens, sequence_key
+from palate.data.trees import TEXT, Ids, Run, VisionLayout, plain_rows, run_of, shared_rows
 
 Layout = Literal["plain", "shared"]
-_Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,23 @@ class PairBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """The images of a batch, each once.
+
+    Attributes:
+        digests: of them.
+        order: number of the image of each placement, as the rows are read.
+        pixels: what the vision tower takes, of each image. features: what it gives, by name. One of
+            the two, once they are filled in.
+    """
+
+    digests: tuple[str, ...]
+    order: tuple[int, ...]
+    pixels: tuple[dict[str, Tensor], ...] = ()
+    features: tuple[dict[str, Tensor], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
     """S sequences of B items laid out for one forward pass, item after item, response by response.
 
@@ -65,6 +81,9 @@ class SequenceBatch:
             layout `attention_mask`, [R, T], in the shared one `visible_until`, [R, T]: place j of a
             row is seen by the places j <= i < visible_until[j], padding (0) by none; of several
             shared rows also `real`, [n]: the places of tokens, not padding, in the flattened rows.
+            Of models that see images `position_ids` may be [axes, R, T], with `depth`, [R, T], as
+            of text beside them in the shared layout; where tokens see later ones there are
+            `token_type_ids`, [R, T], or `visible_from`, [R, T], in the place of j.
         predict: [N] positions in the flattened [R * T] hidden states that predict `targets`.
         target_positions: [N] those of the targets themselves; None where their last one is not run.
         ends: [S] those of the last token of each response; None as `target_positions`.
@@ -84,6 +103,7 @@ class SequenceBatch:
             `item`, [M] that of each; a pair is one unless it is a tie, a list has one for every two
             of unequal rank.
         chosen_tokens: of pairs the places in [N] of the chosen responses' tokens, int64.
+        images: of the batch; None where it has none.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
     """
@@ -108,6 +128,7 @@ class SequenceBatch:
     sides: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     comparisons: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     chosen_tokens: Tensor | None = None
+    images: ImageBatch | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -146,8 +167,10 @@ class SequenceBatch:
         def changed(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: changed(v) for k, v in value.items()}
-            if isinstance(value, PairBatch):
-                return PairBatch(**{k: changed(v) for k, v in vars(value).items()})
+            if isinstance(value, PairBatch | ImageBatch):
+                return type(value)(**{k: changed(v) for k, v in vars(value).items()})
+            if isinstance(value, tuple) and value and isinstance(value[0], dict):
+                return tuple(map(changed, value))
             if isinstance(value, SequenceBatch):
                 return value._with_each(change)
             return change(value) if isinstance(value, Tensor) else value
@@ -157,29 +180,36 @@ class SequenceBatch:
 
 
 def collate(
-    items: Sequence[Item], *, layout: Layout, pad_id: int, keep_last: bool = False
+    items: Sequence[Item],
+    *,
+    layout: Layout,
+    pad_id: int,
+    keep_last: bool = False,
+    vision: VisionLayout | None = None,
 ) -> SequenceBatch:
     """Lays out items as one batch.
 
     Args:
         items: all labelled alike.
         keep_last: run the last token of every response too.
+        vision: of a model that sees images.
 
     Raises:
-        ValueError: no items, labels of several kinds, or images, which no backbone here reads.
+        ValueError: no items, labels of several kinds, or images for a model of text alone.
     """
     if not items:
         raise ValueError("an empty batch has no layout")
     sequences = [sequence for item in items for sequence in item.sequences]
-    if any(part.images for sequence in sequences for part in sequence):
-        raise ValueError("items with images, and a backbone of text alone")
+    if vision is None and any(part.images for sequence in sequences for part in sequence):
+        raise ValueError("items with images, and a model of text alone")
+    lays = vision or TEXT
     cut = 0 if keep_last else 1
-    runs = [_run(prompt, response, cut) for prompt, response in sequences]
+    runs = [run_of(prompt, response, cut, lays) for prompt, response in sequences]
     if layout == "plain":
-        rows = _plain(runs, pad_id)
+        rows = plain_rows(runs, pad_id, lays)
     else:
         sizes = [len(item.responses) for item in items]
-        rows = _shared(_split(runs, sizes), pad_id)
+        rows = shared_rows(_split(runs, sizes), pad_id, lays)
     predict, target_positions, ends, segment, position, targets = [], [], [], [], [], []
     for index, ((prompt, response), places) in enumerate(zip(sequences, rows.places, strict=True)):
         n = len(response)
@@ -192,7 +222,7 @@ def collate(
         targets.append(np.asarray(response.ids)[trained])
         segment.append(np.full(len(trained), index))
         position.append(np.arange(len(trained)))
-    fields = item_fields(items, layout, pad_id)
+    fields = item_fields(items, layout, pad_id, vision)
     if "pairs" in fields:
         # Sequences are chosen and rejected by turns.
         fields["chosen_tokens"] = _flat([np.flatnonzero(np.concatenate(segment) % 2 == 0)])
@@ -204,16 +234,31 @@ def collate(
         targets=_flat(targets),
         segment=_flat(segment),
         position=_flat(position),
+        images=_images(sequences, rows.order),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
         **fields,
     )
 
 
-def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str, Any]:
+def _images(
+    sequences: Sequence[tuple[Tokens, Tokens]], order: Sequence[tuple[int, int]]
+) -> ImageBatch | None:
+    """The images of rows, in the order in which `order` names (sequence, number) of each."""
+    if not order:
+        return None
+    digests = [sequences[s][0].images + sequences[s][1].images for s, _ in order]
+    placed = [images[number].digest for images, (_, number) in zip(digests, order, strict=True)]
+    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(placed))}
+    return ImageBatch(digests=tuple(numbers), order=tuple(numbers[d] for d in placed))
+
+
+def item_fields(
+    items: Sequence[Item], layout: Layout, pad_id: int, vision: VisionLayout | None = None
+) -> dict[str, Any]:
     """The fields of a batch that say which items its sequences are of, and what their labels are.
 
     Args:
-        layout, pad_id: of the batch of mismatched responses.
+        layout, pad_id, vision: of the batch of mismatched responses.
 
     Raises:
         ValueError: labels of several kinds.
@@ -261,7 +306,7 @@ def item_fields(items: Sequence[Item], layout: Layout, pad_id: int) -> dict[str,
             if label.mismatched is not None
         ]
         if len(mismatched) == len(items):
-            fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id)
+            fields["mismatched"] = collate(mismatched, layout=layout, pad_id=pad_id, vision=vision)
     return fields
 
 
@@ -300,150 +345,10 @@ def _known(values: Any) -> Tensor:
     return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32)
 
 
-def _flat(parts: Sequence[_Ids]) -> Tensor:
+def _flat(parts: Sequence[Ids]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _run(prompt: Tokens, response: Tokens, cut: int) -> _Ids:
-    """The tokens of a sequence that are run, in order."""
-    return np.asarray((*prompt.ids, *response.ids[: len(response) - cut]), dtype=np.int64)
-
-
-def _split(runs: Sequence[_Ids], sizes: Sequence[int]) -> list[Sequence[_Ids]]:
+def _split(runs: Sequence[Run], sizes: Sequence[int]) -> list[Sequence[Run]]:
     ends = np.cumsum(sizes)
     return [runs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows, and of each sequence the places of its tokens in the flattened rows."""
-
-    inputs: dict[str, Tensor]
-    places: list[_Ids]
-
-
-def _plain(runs: Sequence[_Ids], pad_id: int) -> _Rows:
-    width = max(map(len, runs))
-    ids = np.full((len(runs), width), pad_id)
-    mask = np.zeros((len(runs), width), dtype=np.int64)
-    for i, run in enumerate(runs):
-        ids[i, : len(run)] = run
-        mask[i, : len(run)] = 1
-    inputs = {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy(mask),
-        "position_ids": torch.arange(width).expand(len(runs), width).contiguous(),
-    }
-    return _Rows(inputs, [i * width + np.arange(len(run)) for i, run in enumerate(runs)])
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """The sequences of one item as a prefix tree, depth first.
-
-    Attributes:
-        ids, depth, until: [n] token, distance from the root, and first place that does not see it.
-        places: of each sequence those of its tokens.
-    """
-
-    ids: _Ids
-    depth: _Ids
-    until: _Ids
-    places: list[_Ids]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def _tree(runs: Sequence[_Ids]) -> _Tree:
-    """The prefix tree of sequences; branches in the order of their first sequence."""
-    ids: list[_Ids] = []
-    depth: list[_Ids] = []
-    spans: list[tuple[int, int, int]] = []
-    places: list[list[_Ids]] = [[] for _ in runs]
-    end = 0
-
-    def grow(members: list[int], start: int) -> None:
-        """Adds the part that all members share from `start` on, then what branches off it."""
-        nonlocal end
-        stop = _shared_until([runs[m] for m in members], start)
-        begin, end = end, end + stop - start
-        ids.append(runs[members[0]][start:stop])
-        depth.append(np.arange(start, stop))
-        for m in members:
-            places[m].append(np.arange(begin, end))
-        node = len(spans)
-        spans.append((begin, end, end))
-        branches: dict[int, list[int]] = {}
-        for m in members:
-            if len(runs[m]) > stop:
-                branches.setdefault(int(runs[m][stop]), []).append(m)
-        for branch in branches.values():
-            grow(branch, stop)
-        spans[node] = (begin, spans[node][1], end)
-
-    roots: dict[int, list[int]] = {}
-    for m, run in enumerate(runs):
-        roots.setdefault(int(run[0]), []).append(m)
-    for members in roots.values():
-        grow(members, 0)
-    until = np.concatenate([np.full(stop - start, last) for start, stop, last in spans])
-    return _Tree(
-        ids=np.concatenate(ids),
-        depth=np.concatenate(depth),
-        until=until,
-        places=[np.concatenate(parts) for parts in places],
-    )
-
-
-def _shared_until(runs: Sequence[_Ids], start: int) -> int:
-    """The place up to which all runs, which agree before `start`, agree."""
-    first, stop = runs[0], min(map(len, runs))
-    for run in runs[1:]:
-        differ = np.flatnonzero(first[start:stop] != run[start:stop])
-        if len(differ):
-            stop = start + int(differ[0])
-    return stop
-
-
-def _shared(items: Sequence[Sequence[_Ids]], pad_id: int) -> _Rows:
-    trees = [_tree(runs) for runs in items]
-    packed = _first_fit([len(tree) for tree in trees])
-    width = max(map(len, trees))
-    ids = np.full((len(packed), width), pad_id)
-    positions = np.zeros((len(packed), width), dtype=np.int64)
-    until = np.zeros((len(packed), width), dtype=np.int64)
-    places: list[list[_Ids]] = [[] for _ in items]
-    for i, row in enumerate(packed):
-        start = 0
-        for t in row:
-            tree, stop = trees[t], start + len(trees[t])
-            ids[i, start:stop] = tree.ids
-            positions[i, start:stop] = tree.depth
-            until[i, start:stop] = tree.until + start
-            places[t] = [i * width + start + place for place in tree.places]
-            start = stop
-    inputs = {
-        "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.from_numpy(positions),
-        "visible_until": torch.from_numpy(until),
-    }
-    if len(packed) > 1:
-        # Counted here: on an accelerator to count is to wait for it.
-        inputs["real"] = torch.from_numpy(np.flatnonzero(until))
-    return _Rows(inputs, [place for of_item in places for place in of_item])
-
-
-def _first_fit(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows no longer than the longest tree: longest first, each into the first with room."""
-    room: list[int] = []
-    rows: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fit = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
-        if fit is None:
-            room.append(max(lengths))
-            rows.append([])
-            fit = len(rows) - 1
-        room[fit] -= lengths[i]
-        rows[fit].append(i)
-    return rows

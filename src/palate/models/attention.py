@@ -90,38 +90,51 @@ def takes_structure(config: Any, device: torch.device, dtype: torch.dtype) -> bo
 
 
 def structure_masks(
-    until: Tensor, positions: Tensor, windows: Windows, *, dense: torch.dtype | None
+    until: Tensor,
+    positions: Tensor,
+    windows: Windows,
+    *,
+    begin: Tensor | None = None,
+    dense: torch.dtype | None,
 ) -> Tensor | dict[str, Tensor]:
     """What a model takes as the attention mask of shared rows, by layer type where it has several.
 
     Args:
         until, positions: [R, T].
+        begin: [R, T] first place that sees each, where that is not always itself; dense alone.
         dense: dtype of dense masks, which are additive; None where it takes the structure.
     """
+    assert begin is None or dense is not None
     by_type: dict[str, Tensor] = {}
     for name, window in windows.items():
         line = torch.full_like(until, 0 if window is None else window)
         structure = torch.stack([until, positions, line], dim=1).unsqueeze(1)
         setattr(structure, block_attention.WINDOWED, window is not None)
-        by_type[name] = structure if dense is None else _dense(structure, dense)
+        by_type[name] = structure if dense is None else _dense(structure, dense, begin)
     return by_type[""] if by_type.keys() == {""} else by_type
 
 
-def _dense(structure: Tensor, dtype: torch.dtype) -> Tensor:
+def _dense(structure: Tensor, dtype: torch.dtype, begin: Tensor | None = None) -> Tensor:
     """[R, 1, T, T] additive."""
-    visible = torch.stack([_visible(*row) for row in structure[:, 0]])
+    begins = [None] * len(structure) if begin is None else list(begin)
+    rows = zip(structure[:, 0], begins, strict=True)
+    visible = torch.stack([_visible(*row, begin=of_row) for row, of_row in rows])
     hidden = torch.zeros(visible.shape, dtype=dtype, device=structure.device)
     return hidden.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
 
 
-def _visible(until: Tensor, positions: Tensor, windows: Tensor) -> Tensor:
+def _visible(
+    until: Tensor, positions: Tensor, windows: Tensor, begin: Tensor | None = None
+) -> Tensor:
     """[T, T] bool, True = query (first) sees key; a padded query sees itself.
 
     Args:
         until, positions, windows: [T]; a window of 0 is none.
+        begin: [T] first query that sees each key; default: its own place.
     """
     place = torch.arange(len(until), device=until.device)
-    visible = (place[:, None] >= place[None, :]) & (place[:, None] < until[None, :])
+    first = place if begin is None else begin
+    visible = (place[:, None] >= first[None, :]) & (place[:, None] < until[None, :])
     near = positions[:, None] - positions[None, :] < windows[None, :]
     visible &= near | (windows == 0)[None, :]
     return visible | torch.eye(len(until), dtype=torch.bool, device=until.device)

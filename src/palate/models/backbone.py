@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from palate.data.layouts import SequenceBatch
+from palate.data.trees import VisionLayout
 from palate.errors import ModelError
 from palate.kernels import Head
 from palate.models.adapters import refuse_head_adapters
 from palate.models.attention import Windows, structure_masks, takes_structure
 from palate.models.compiled import head_weight
 from palate.models.structure import backbone_of
+from palate.models.vision import seen, vision_layout
 
 
 class Backbone(nn.Module):
@@ -32,21 +34,28 @@ class Backbone(nn.Module):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """[R * T, d] last hidden states of every position of a batch."""
         inputs: dict[str, Any] = dict(batch.inputs)
+        model = backbone_of(self.base)
         real = inputs.pop("real", None)
         if "visible_until" in inputs:
             device, dtype = inputs["visible_until"].device, self.dtype
-            structured = takes_structure(self.config, device, dtype)
+            structured = "visible_from" not in inputs and takes_structure(
+                self.config, device, dtype
+            )
             if structured and real is not None:
                 inputs = _without_padding(inputs, real)
             else:
                 real = None
+            depth = inputs.pop("depth", None)
             inputs["attention_mask"] = structure_masks(
                 inputs.pop("visible_until"),
-                inputs["position_ids"],
+                inputs["position_ids"] if depth is None else depth,
                 self.windows,
+                begin=inputs.pop("visible_from", None),
                 dense=None if structured else dtype,
             )
-        states: Tensor = backbone_of(self.base)(**inputs, use_cache=False).last_hidden_state
+        if batch.images is not None:
+            inputs["mm_encoder_outputs"] = {"image": seen(model, batch.images)}
+        states: Tensor = model(**inputs, use_cache=False).last_hidden_state
         states = states.reshape(-1, states.shape[-1])
         if real is None:
             return states
@@ -84,6 +93,11 @@ class Backbone(nn.Module):
     def windows(self) -> Windows:
         """The sliding windows of its layer types."""
         return windows_of(self.config)
+
+    @property
+    def vision(self) -> VisionLayout | None:
+        """How it lays out images; None of a model of text alone."""
+        return vision_layout(self.config)
 
     @property
     def has_adapters(self) -> bool:
@@ -154,7 +168,8 @@ def _without_padding(inputs: dict[str, Any], real: Tensor) -> dict[str, Any]:
     # Padding is on the right: a row begins where the real tokens of those before it end.
     until = until + (counts.cumsum(0) - counts).unsqueeze(1)
     rows = inputs | {"visible_until": until}
-    return {name: value.flatten()[real].unsqueeze(0) for name, value in rows.items()}
+    # Of positions on several axes the rows are behind the first dimension.
+    return {name: value.flatten(-2)[..., real].unsqueeze(-2) for name, value in rows.items()}
 
 
 def windows_of(config: Any) -> Windows:

@@ -1,0 +1,109 @@
+"""Images of data as a model that sees takes them: read and checked once, known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from palate.data.images import ImageStore, check, load
+from palate.data.items import TokenIds
+from palate.data.layouts import ImageBatch
+from palate.data.placing import ImageText
+from palate.data.schema import ImageRef
+from palate.errors import DataError
+from palate.models.processor import ImageProcessor
+from palate.recipes.images import ImagesRecipe
+
+KEPT = 32
+"""Images whose pixels are kept in memory, the latest used."""
+
+
+class Pictures:
+    """The images of a run.
+
+    Args:
+        processor: the model's. placeholder: id of the tokens that features take the place of.
+        store: folder in which files lie under their digests.
+        roots: source -> folder that paths of its images start from.
+
+    Attributes:
+        mark: what chat templates write where an image stands.
+    """
+
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        tokenizer: Any,
+        placeholder: int,
+        store: Path,
+        *,
+        roots: Mapping[str, Path] | None = None,
+        limits: ImagesRecipe | None = None,
+    ) -> None:
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.placeholder = placeholder
+        self.store = ImageStore(store)
+        self.roots = dict(roots or {})
+        self.limits = limits or ImagesRecipe()
+        self.mark = processor.mark
+        self._texts: dict[str, ImageText] = {}
+        self._files: dict[str, Path] = {}
+        self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+    def of(self, image: ImageRef, source: str) -> ImageText:
+        """What stands for an image in a text; its file is kept under its digest.
+
+        Raises:
+            ImageError: it cannot be read, or breaks a limit.
+        """
+        data = load(image, self.roots.get(source, Path()), self.limits)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._texts:
+            info = check(data, self.limits)
+            self._files[digest] = self.store.put(data, info)
+            made = self.processor.process(data)
+            self._keep(digest, made.pixels)
+            core = self._core(made.text)
+            self._texts[digest] = ImageText(digest, made.text, core, made.grid)
+        return self._texts[digest]
+
+    def _core(self, text: str) -> TokenIds:
+        """From the first placeholder of what stands for an image to the last."""
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        places = [place for place, token in enumerate(ids) if token == self.placeholder]
+        assert places, f"no placeholder in {text[:40]!r}"
+        return ids[places[0] : places[-1] + 1]
+
+    def pixels(self, digest: str) -> dict[str, Tensor]:
+        """What the tower takes of an image that was read.
+
+        Raises:
+            DataError: its file is not what it was.
+        """
+        if digest not in self._pixels:
+            file = self._files[digest]
+            try:
+                data = file.read_bytes()
+            except OSError as error:
+                raise DataError(f"{file}: {error.strerror}") from None
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise DataError(f"{file}: is not the image that it was")
+            self._keep(digest, self.processor.process(data).pixels)
+        self._pixels.move_to_end(digest)
+        return self._pixels[digest]
+
+    def _keep(self, digest: str, pixels: dict[str, Tensor]) -> None:
+        self._pixels[digest] = pixels
+        while len(self._pixels) > KEPT:
+            self._pixels.popitem(last=False)
+
+    def filled(self, images: ImageBatch) -> ImageBatch:
+        """The images of a batch with their pixels."""
+        return replace(images, pixels=tuple(map(self.pixels, images.digests)))

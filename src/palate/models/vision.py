@@ -1,0 +1,113 @@
+"""Models that see: the vision tower once for each image, and where its features go.
+
+transformers' models take what their towers gave as `mm_encoder_outputs`: features are computed for
+the unique images of a batch, outside of autograd where nothing of the tower is trained, and put
+together in the order in which the rows show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from palate.data.layouts import ImageBatch
+from palate.data.trees import VisionLayout
+
+LISTED = "[]"
+"""Ends the name of features that the model takes as a list, one an image."""
+_OUTPUT = "pooler_output"
+_DEEPSTACK = "deepstack_features"
+_BLOCKS = frozenset({"gemma3"})
+_PROMPTS = frozenset({"paligemma"})
+
+
+def sees(model: nn.Module) -> bool:
+    """Whether a backbone takes features of images."""
+    return hasattr(model, "get_image_features")
+
+
+def vision_layout(config: Any) -> VisionLayout | None:
+    """How a model lays out images; None of one of text alone."""
+    if getattr(config, "vision_config", None) is None:
+        return None
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    tables = [rope, *(table for table in rope.values() if isinstance(table, Mapping))]
+    return VisionLayout(
+        axes=3 if any("mrope_section" in table for table in tables) else 1,
+        blocks=config.model_type in _BLOCKS,
+        prompts=config.model_type in _PROMPTS,
+        placeholder=placeholder_of(config),
+    )
+
+
+def placeholder_of(config: Any) -> int:
+    """The id of the tokens that features take the place of."""
+    for name in ("image_token_id", "image_token_index"):
+        if (token := getattr(config, name, None)) is not None:
+            return int(token)
+    raise ValueError(f"{config.model_type}: its configuration names no image token")
+
+
+def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Of the tower and of what projects its features: all that is not of the language model."""
+    text = {id(p) for part in _text_parts(model) for p in part.parameters()}
+    return [p for p in model.parameters() if id(p) not in text]
+
+
+def _text_parts(model: nn.Module) -> list[nn.Module]:
+    parts = [getattr(model, name, None) for name in ("language_model", "text_model")]
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def image_features(model: Any, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the tower of a backbone gives for one image: [n, d] of its tokens, by name.
+
+    Args:
+        pixels: what the family's image processor makes of the image.
+    """
+    trained = any(p.requires_grad for p in vision_parameters(model))
+    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        output = model.get_image_features(**pixels, return_dict=True)
+    features = dict([_flat(_OUTPUT, output.pooler_output)])
+    for number, layer in enumerate(getattr(output, _DEEPSTACK, None) or ()):
+        features |= dict([_flat(f"{_DEEPSTACK}.{number}", layer)])
+    return features
+
+
+def _flat(name: str, features: Tensor | Sequence[Tensor]) -> tuple[str, Tensor]:
+    if isinstance(features, Tensor):
+        return name, features.reshape(-1, features.shape[-1])
+    return name + LISTED, torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
+
+
+def encoder_output(
+    features: Sequence[Mapping[str, Tensor]], order: Sequence[int]
+) -> BaseModelOutputWithPooling:
+    """Features of images as a model takes them.
+
+    Args:
+        features: of each image. order: number of the image of each placement.
+    """
+    output = BaseModelOutputWithPooling()
+    deepstack: dict[int, Any] = {}
+    for name in features[0]:
+        placed = [features[number][name] for number in order]
+        value: Any = placed if name.endswith(LISTED) else torch.cat(placed)
+        plain = name.removesuffix(LISTED)
+        if plain == _OUTPUT:
+            output.pooler_output = value
+        else:
+            deepstack[int(plain.rpartition(".")[2])] = value
+    if deepstack:
+        output[_DEEPSTACK] = [deepstack[number] for number in sorted(deepstack)]
+    return output
+
+
+def seen(model: nn.Module, images: ImageBatch) -> BaseModelOutputWithPooling:
+    """The images of a batch as a model takes them; each goes through the tower once."""
+    features = images.features or [image_features(model, pixels) for pixels in images.pixels]
+    return encoder_output(features, images.order)

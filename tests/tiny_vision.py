@@ -1,0 +1,259 @@
+"""Tiny random models of every family that sees, and what their processors would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+WIDTH, WORDS, IMAGE, START, END = 64, 300, 5, 7, 8
+"""Hidden size, vocabulary, and the ids of a placeholder and of what stands around an image."""
+SIDE, PATCH = 56, 14
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+_SIGLIP = _TOWER | {"model_type": "siglip_vision_model"}
+_CLIP = _TOWER | {"model_type": "clip_vision_model"}
+_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6} | {
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+
+
+def _mrope(**more: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    return {"rope_parameters": rope | more}
+
+
+def _qwen2_vl() -> dict[str, Any]:
+    tower = {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2}
+    tower |= {"patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    return {"text_config": _TEXT | _mrope(), "vision_config": tower} | _QWEN_IDS
+
+
+def _qwen2_5_vl() -> dict[str, Any]:
+    tower = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+    tower |= {"out_hidden_size": WIDTH, "window_size": 56, "fullatt_block_indexes": [1]}
+    tower |= {"patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    return {"text_config": _TEXT | _mrope(), "vision_config": tower} | _QWEN_IDS
+
+
+def _qwen3(deepstack: bool) -> dict[str, Any]:
+    tower = {"depth": 4, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+    tower |= {"out_hidden_size": WIDTH, "patch_size": 16, "spatial_merge_size": 2}
+    tower |= {"temporal_patch_size": 2, "num_position_embeddings": 64}
+    if deepstack:
+        tower["deepstack_visual_indexes"] = [0, 1, 2]
+    return {"vision_config": tower} | _QWEN_IDS
+
+
+def _qwen3_vl() -> dict[str, Any]:
+    return _qwen3(True) | {"text_config": _TEXT | {"head_dim": 16} | _mrope(mrope_interleaved=True)}
+
+
+def _qwen3_5() -> dict[str, Any]:
+    """As released: three layers of linear attention for one of full attention."""
+    text = _TEXT | {"head_dim": 16, "num_hidden_layers": 4}
+    text |= {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    text |= _mrope(mrope_interleaved=True, partial_rotary_factor=1.0)
+    return _qwen3(False) | {"text_config": text}
+
+
+def _gemma3() -> dict[str, Any]:
+    text = _TEXT | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16}
+    text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    ids = {"image_token_id": IMAGE, "boi_token_id": START, "eoi_token_id": END}
+    return {"text_config": text, "vision_config": _SIGLIP, "mm_tokens_per_image": 4} | ids
+
+
+def _paligemma() -> dict[str, Any]:
+    text = _TEXT | {"model_type": "gemma", "head_dim": 16}
+    return {"text_config": text, "vision_config": _SIGLIP, "image_token_id": IMAGE} | {
+        "projection_dim": WIDTH
+    }
+
+
+def _llava(text: str, tower: dict[str, Any], **more: Any) -> dict[str, Any]:
+    ids = {"image_token_id": IMAGE, "image_token_index": IMAGE, "vision_feature_layer": -1}
+    return {"text_config": _TEXT | {"model_type": text}, "vision_config": tower} | ids | more
+
+
+_GRIDS = [[56, 56], [56, 112], [112, 56], [112, 112]]
+
+
+def _smolvlm(tower: str) -> dict[str, Any]:
+    return {
+        "text_config": _TEXT | {"model_type": "llama"},
+        "vision_config": _TOWER | {"model_type": tower},
+        "image_token_id": IMAGE,
+        "scale_factor": 2,
+        "pad_token_id": 0,
+    }
+
+
+def _internvl() -> dict[str, Any]:
+    tower = _TOWER | {"model_type": "internvl_vision"}
+    tower |= {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
+    text = _TEXT | {"model_type": "qwen2"}
+    return {"text_config": text, "vision_config": tower, "image_token_id": IMAGE} | {
+        "downsample_ratio": 0.5
+    }
+
+
+def _mistral3() -> dict[str, Any]:
+    tower = _TOWER | {"model_type": "pixtral", "head_dim": 16}
+    text = _TEXT | {"model_type": "mistral", "sliding_window": None, "head_dim": 16}
+    ids = {"image_token_index": IMAGE, "image_token_id": IMAGE}
+    return (
+        {"text_config": text, "vision_config": tower, "spatial_merge_size": 2}
+        | ids
+        | {"vision_feature_layer": -1}
+    )
+
+
+def _lfm2_vl() -> dict[str, Any]:
+    """As released: short convolutions between layers of attention."""
+    tower = _TOWER | {"model_type": "siglip2_vision_model", "num_patches": 64}
+    del tower["image_size"]
+    text = _TEXT | {"model_type": "lfm2", "block_dim": WIDTH, "block_ff_dim": 128}
+    text |= {"layer_types": ["conv", "full_attention", "conv"]}
+    return {"text_config": text, "vision_config": tower, "image_token_id": IMAGE} | {
+        "downsample_factor": 2,
+        "projector_hidden_size": WIDTH,
+    }
+
+
+def _fast_vlm() -> dict[str, Any]:
+    """A tower of convolutions, as FastVLM has it."""
+    tower = {"model_type": "efficientnet", "width_coefficient": 0.1, "depth_coefficient": 0.1}
+    tower |= {"image_size": SIDE, "hidden_dim": 128, "hidden_size": 128}
+    tower |= {"dropout_rate": 0.0, "drop_connect_rate": 0.0}
+    text = _TEXT | {"model_type": "llama"}
+    return {"text_config": text, "vision_config": tower, "image_token_index": IMAGE} | {
+        "image_token_id": IMAGE,
+        "image_seq_length": 4,
+    }
+
+
+Pixels = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models that see.
+
+    Attributes:
+        config: of a tiny model. pixels: of an image, by its number: two images may have two sizes.
+        shares: whether nothing but attention moves information between tokens.
+    """
+
+    config: Callable[[], dict[str, Any]]
+    pixels: Callable[[int], Pixels]
+    shares: bool = True
+
+
+def _drawn(number: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + number))
+
+
+def _patches(channels: int) -> Callable[[int], Pixels]:
+    def pixels(number: int) -> Pixels:
+        grid = torch.tensor([[1, 4 + 2 * (number % 2), 6]])
+        values = _drawn(number, int(grid.prod()), channels)
+        return {"pixel_values": values, "image_grid_thw": grid}
+
+    return pixels
+
+
+def _square(number: int) -> Pixels:
+    return {"pixel_values": _drawn(number, 1, 3, SIDE, SIDE)}
+
+
+def _tiles(number: int) -> Pixels:
+    """An image in tiles beside the whole of it."""
+    return {
+        "pixel_values": _drawn(number, 1, 3, 3, SIDE, SIDE),
+        "image_sizes": torch.tensor([[56, 100]]),
+    }
+
+
+def _split(number: int) -> Pixels:
+    return {"pixel_values": _drawn(number, 1, 2, 3, SIDE, SIDE)}
+
+
+def _sized(number: int) -> Pixels:
+    return _square(number) | {"image_sizes": torch.tensor([[SIDE, SIDE]])}
+
+
+def _packed(number: int) -> Pixels:
+    return {
+        "pixel_values": _drawn(number, 1, 64, 3 * PATCH * PATCH),
+        "spatial_shapes": torch.tensor([[8, 8]]),
+        "pixel_attention_mask": torch.ones(1, 64, dtype=torch.long),
+    }
+
+
+FAMILIES = {
+    "qwen2_vl": Family(_qwen2_vl, _patches(3 * 2 * PATCH**2)),
+    "qwen2_5_vl": Family(_qwen2_5_vl, _patches(3 * 2 * PATCH**2)),
+    "qwen3_vl": Family(_qwen3_vl, _patches(3 * 2 * 16**2)),
+    "qwen3_5": Family(_qwen3_5, _patches(3 * 2 * 16**2), shares=False),
+    "gemma3": Family(_gemma3, _square),
+    "paligemma": Family(_paligemma, _square),
+    "llava": Family(lambda: _llava("llama", _CLIP), _square),
+    "llava_next": Family(lambda: _llava("llama", _CLIP, image_grid_pinpoints=_GRIDS[1:]), _tiles),
+    "llava_onevision": Family(
+        lambda: _llava(
+            "qwen2",
+            _SIGLIP,
+            video_token_id=6,
+            vision_feature_select_strategy="full",
+            image_grid_pinpoints=_GRIDS,
+        ),
+        _tiles,
+    ),
+    "smolvlm": Family(lambda: _smolvlm("smolvlm_vision"), _split),
+    "idefics3": Family(lambda: _smolvlm("idefics3_vision"), _split),
+    "internvl": Family(_internvl, _square),
+    "mistral3": Family(_mistral3, _sized),
+    "lfm2_vl": Family(_lfm2_vl, _packed, shares=False),
+    "fast_vlm": Family(_fast_vlm, _square),
+}
+
+
+def tiny_vision_model(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A random model whose attention is not flat."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **FAMILIES[family].config())
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2 and parameter.std() < 0.05:
+                parameter.mul_(4.0)
+    return model.eval()

@@ -190,6 +190,7 @@ class StepLineage(Record):
     sources: tuple[dict[str, Any], ...] = ()
     pairs: int | None = None
     longer_is_chosen: float | None = None
+    longer_wins: dict[str, float] = Field(default_factory=dict)
     mean_tokens: dict[str, float | None] = Field(default_factory=dict)
     commit: str | None = None
 

@@ -70,48 +70,28 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     """Trains one loss and writes what it makes of every held-out pair."""
-    from palate.evaluate.material import build_material
-    from rich.console import Console
-
     from palate import TuneRecipe, tune
-    from palate.data.encode import Encoder
-    from palate.evaluate.loading import Shelf
-    from palate.evaluate.preference import score_pairs
-    from palate.evaluate.progress import task
-    from palate.evaluate.targets import find_targets, read_runs
-    from palate.models.loading import load_tokenizer
+    from palate.evaluate import evaluate
     from palate.recipes.evaluation import EvalRecipe
-    from palate.recipes.schema import DataRecipe
 
     recipe = recipe_of(args)
     run = tune(TuneRecipe.model_validate(recipe))
+    folder = args.out / f"{args.one}-held-out"
     measured = EvalRecipe.model_validate(
         {
-            "output_dir": str(args.out / "unused"),
+            "output_dir": str(folder),
+            "resume": (folder / "recipe.yaml").exists(),
             "runs": [str(run.path)],
             "data": [{"path": str(args.out / "test.jsonl")}],
             "length": recipe["data"]["length"],
         }
     )
-    (target,) = find_targets(measured, read_runs(measured.runs))
-    data = DataRecipe(train=measured.data, length=measured.length)
-    encoder = Encoder(load_tokenizer(target.model), target.model.chat_template, measured.length)
-    material = build_material(measured, data, args.seed, "whole", encoder)
-    # The adapter is taken off once the next policy is asked for.
-    for _, policy, reference in Shelf(target.model, target.reference).policies([target]):
-        with task("held-out pairs", len(material.pairs), Console(stderr=True)) as progress:
-            scores = score_pairs(
-                policy,
-                material.pairs,
-                loss=target.loss,
-                reference=reference,
-                batch_size=BATCH,
-                progress=progress,
-            )
+    evaluate(measured)
+    scores = map(json.loads, (folder / "pairs.jsonl").read_text().splitlines())
     document = {
         "scores": [
-            {"row": int(score.id.rpartition(":")[2]) - 1, "margin": score.margin,
-             "cut_even": score.cut_even}
+            {"row": int(score["id"].rpartition(":")[2]) - 1, "margin": score["margin"],
+             "cut_even": score["cut_even"]}
             for score in scores
         ],
     }  # fmt: skip

@@ -199,6 +199,26 @@ def test_a_number_that_a_run_cannot_have_is_a_footnote() -> None:
     assert analysis["comparisons"][0]["estimands"] == {}
 
 
+def test_tokens_are_those_trained_on_and_those_sampled() -> None:
+    study = sampled("reward", checkpoints="all")
+    rows = line(1.0, [1.0, 2.0])
+    plan = finish(study, lambda cell, seed: rows(0.0, seed), "samples.jsonl")
+    for stage in plan.stages.values():
+        if stage.step == "policy":
+            folder = study.root / stage.key
+            folder.mkdir()
+            train = {"pairs": 4, "tokens": {"prompt": 10, "chosen": 20, "rejected": 30}}
+            (folder / "data.json").write_text(json.dumps({"train": train}))
+            lines = [{"examples": 2}, {"examples": 6}, {"eval_loss": 1.0}]
+            text = "".join(json.dumps(row) + "\n" for row in lines)
+            (folder / "metrics.jsonl").write_text(text + '{"examples": 9')
+    analysis = analyse(study)
+    # One and a half times through the pairs; three tokens a prompt of the last checkpoint.
+    assert {run["tokens"]["policy"] for run in analysis["runs"]} == {90}
+    assert {run["tokens"]["evaluation"] for run in analysis["runs"]} == {3 * PROMPTS}
+    assert analysis["cost"]["tokens"] == {"policy": 4 * 90, "evaluation": 4 * 3 * PROMPTS}
+
+
 def test_samples_of_the_last_checkpoint_are_shown_once() -> None:
     study = sampled("reward", checkpoints="all")
     finish(study, lambda cell, seed: line(1.0, [1.0, 2.0])(0.0, seed), "samples.jsonl")

@@ -66,10 +66,10 @@ def test_a_trial_is_made_once_for_each_shape_and_kept(trials: list[str]) -> None
     costs = Costs(plan.graph.root)
     for stage in ordered(plan.stages):
         assert costs.of(stage, plan) is not None
-    # Two losses on two data sets, whatever the seed; and one evaluation, whoever is evaluated.
+    # Two losses on two data sets, whatever the seed; and an evaluation of each loss's policies.
     losses = ["dpo", "tdpo2"]
     trained = [f"{loss} on {file}.jsonl" for loss in losses for file in "ab"]
-    assert sorted(trials) == sorted([*trained, "evaluation"])
+    assert sorted(trials) == sorted([*trained, "evaluation", "evaluation"])
     trials.clear()
     again = Costs(plan.graph.root, probe=False)
     assert all(again.of(stage, plan) for stage in plan.stages.values())
@@ -133,7 +133,8 @@ def test_a_trial_that_failed_is_not_made_again(
     costs = Costs(plan.graph.root)
     stages = of_step(plan, "evaluation")
     assert [costs.of(stage, plan) for stage in stages] == [None] * len(stages)
-    assert trials == ["evaluation"]
+    # One of each loss.
+    assert trials == ["evaluation"] * 2
     assert costs.notes == {"evaluation": "no memory"}
 
 
@@ -203,7 +204,7 @@ def test_a_plan_tells_the_whole_and_its_parts(trials: list[str]) -> None:
     assert lines[0] == "4 cells, 8 runs, 20 stages: 0 finished, 20 to run"
     assert any("evaluation: 8 stages" in line and "3 min 16 s" in line for line in lines)
     assert any(line.startswith("about ") and "3.0 GB" in line for line in lines)
-    assert len(said) == 5
+    assert len(said) == 6
     assert not any(line.startswith("not predicted") for line in lines)
 
 

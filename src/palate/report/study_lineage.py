@@ -53,6 +53,9 @@ def _facts(step: StepLineage | None) -> dict[str, str]:
         "longer is chosen": None
         if step.longer_is_chosen is None
         else percent(step.longer_is_chosen),
+        "longer wins": ", ".join(
+            f"{name} {percent(share)}" for name, share in step.longer_wins.items()
+        ),
         "mean tokens": ", ".join(
             f"{side} {fixed(mean, 1)}" for side, mean in step.mean_tokens.items()
         ),

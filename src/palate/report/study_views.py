@@ -318,8 +318,8 @@ def _run_words(cell: Choices, seed: int) -> str:
 # Cost and samples ---------------------------------------------------------------------------------
 
 
-def cell_seconds(tables: Tables) -> list[tuple[str, dict[str, str], str]]:
-    """Cell -> mean seconds of its runs by step, and together."""
+def cell_costs(tables: Tables) -> list[tuple[str, dict[str, str], str, dict[str, int]]]:
+    """Cell -> mean seconds of its runs by step, and together; and mean tokens by step."""
     rows = []
     for runs in tables.runs.values():
         members = list(runs.values())
@@ -330,7 +330,12 @@ def cell_seconds(tables: Tables) -> list[tuple[str, dict[str, str], str]]:
             if known:
                 steps[step] = seconds(fmean(known))
                 together += fmean(known)
-        rows.append((cell_words(members[0].cell), steps, seconds(together) if steps else ""))
+        tokens = {
+            step: round(fmean(run.tokens[step] for run in members if step in run.tokens))
+            for step in dict.fromkeys(name for run in members for name in run.tokens)
+        }
+        words = cell_words(members[0].cell)
+        rows.append((words, steps, seconds(together) if steps else "", tokens))
     return rows
 
 

@@ -54,6 +54,7 @@ class StudyRun(Record):
     seed: int = 0
     stages: dict[str, str] = Field(default_factory=dict)
     seconds: dict[str, float | None] = Field(default_factory=dict)
+    tokens: dict[str, int] = Field(default_factory=dict)
     values: dict[str, float | None] = Field(default_factory=dict)
 
 
@@ -173,9 +174,11 @@ class StudyCorrelation(Record):
 
 
 class StudyCost(Record):
-    """Seconds: by step, of all stages together, and of all runs had each made its own."""
+    """Seconds: by step, of all stages together, and of all runs had each made its own; tokens that
+    the steps trained on or sampled."""
 
     steps: dict[str, float] = Field(default_factory=dict)
+    tokens: dict[str, int] = Field(default_factory=dict)
     together: float = 0.0
     apart: float = 0.0
 
@@ -187,6 +190,7 @@ class StepLineage(Record):
     sources: tuple[dict[str, Any], ...] = ()
     pairs: int | None = None
     longer_is_chosen: float | None = None
+    longer_wins: dict[str, float] = Field(default_factory=dict)
     mean_tokens: dict[str, float | None] = Field(default_factory=dict)
     commit: str | None = None
 

@@ -18,8 +18,9 @@ from palate.study.expectations import expectation_entries
 from palate.study.graph import Run
 from palate.study.lineage import lineage_entries, sample_entries
 from palate.study.outcomes import mean
-from palate.study.plan import Plan, seconds_apart
+from palate.study.plan import Plan
 from palate.study.shared_prompts import shared_prompts
+from palate.study.spent import cost_entry, tokens_of
 from palate.study.standings import rating_entries
 from palate.study.study import Study
 from palate.study.variance import variance_shares
@@ -57,7 +58,7 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
         "variance": [entry for m in measures if (entry := _variance_entry(sheet, m)) is not None],
         "correlations": _correlations(sheet, measures),
         "footnotes": [*_footnotes(recipe), *_shared_prompts(plan), *sheet.notes],
-        "cost": _cost(sheet),
+        "cost": cost_entry(sheet),
         "lineage": lineage_entries(study, plan),
         "samples": sample_entries(study, plan),
         "tuned": [
@@ -94,7 +95,8 @@ def _measure_entry(sheet: OutcomeTable, measure: MeasureRecipe) -> dict[str, Any
 
 def _run_entry(sheet: OutcomeTable, run: Run, measures: Sequence[MeasureRecipe]) -> dict[str, Any]:
     """A compared run: its stages, what it cost, and its numbers."""
-    records = {step: sheet.study.record(sheet.plan.stages[key]) for step, key in run.stages.items()}
+    stages = {step: sheet.plan.stages[key] for step, key in run.stages.items()}
+    records = {step: sheet.study.record(stage) for step, stage in stages.items()}
     values = {
         measure.name: None if outcomes is None else mean(outcomes)
         for measure in measures
@@ -105,6 +107,11 @@ def _run_entry(sheet: OutcomeTable, run: Run, measures: Sequence[MeasureRecipe])
         "seed": run.seed,
         "stages": dict(run.stages),
         "seconds": {step: None if r is None else r.seconds for step, r in records.items()},
+        "tokens": {
+            step: tokens
+            for step, stage in stages.items()
+            if (tokens := tokens_of(sheet.study.root, stage)) is not None
+        },
         "values": values,
     }
 
@@ -158,18 +165,6 @@ def _cell_mean(sheet: OutcomeTable, cell: Cell, measure: MeasureRecipe) -> float
     seeds = sheet.seeds([cell], measure)
     known = [o for s in seeds if (o := sheet.of(cell, s, measure)) is not None]
     return fmean(mean(outcomes) for outcomes in known) if known else None
-
-
-def _cost(sheet: OutcomeTable) -> dict[str, Any]:
-    """Seconds of all stages by step, each once, and what runs would have taken one by one."""
-    plan = sheet.plan
-    seconds = sheet.study.seconds(plan)
-    steps: dict[str, float] = {}
-    for key, taken in seconds.items():
-        step = plan.stages[key].step
-        steps[step] = steps.get(step, 0.0) + taken
-    together, apart = sum(seconds.values()), seconds_apart(plan, seconds)
-    return {"steps": steps, "together": together, "apart": apart}
 
 
 def _footnotes(recipe: StudyRecipe) -> Iterator[str]:

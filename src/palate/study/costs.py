@@ -12,7 +12,7 @@ from typing import Any
 
 from palate.errors import PalateError, RunError
 from palate.recipes.evaluation import EvalRecipe
-from palate.recipes.losses import REFERENCE_FREE, Strict
+from palate.recipes.losses import REFERENCE_FREE, Loss, Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.digests import sha256_json
@@ -123,15 +123,17 @@ class Costs:
         model = trained[0].model if trained else recipe.model
         if model is None:
             raise Unknown("it evaluates no policy of a step")
+        loss = trained[0].loss if trained and isinstance(trained[0], TuneRecipe) else None
         there = {key: self._there(getattr(recipe, key)) for key in ("reward", "judge")}
         absent = [key for key, scorer in there.items() if scorer is None and getattr(recipe, key)]
         placed = recipe.model_copy(update={"runs": (), "model": model, **there})
-        shape = sha256_json([_shown(placed, _FREE), model.model_dump(mode="json")])
+        of_loss = _loss_shape(None if loss is None else loss.model_dump(mode="json"))
+        shape = sha256_json([_shown(placed, _FREE), model.model_dump(mode="json"), of_loss])
 
         def trial() -> dict[str, Any]:
             self._check_there(recipe.data, stage)
             self.says(f"trial of {stage.step}")
-            return _in_process(placed, model)
+            return _in_process(placed, model, loss)
 
         measured = self._kept(shape, trial)
         for key in absent:
@@ -192,11 +194,15 @@ def shape_of(recipe: Training) -> str:
     shown["train"] = {
         key: value for key, value in shown["train"].items() if key not in _FREE_OF_TRAINING
     }
-    loss = shown.get("loss")
-    if isinstance(loss, dict):
-        # What its numbers are does not matter; which of them are there may.
-        shown["loss"] = {key: key == "type" and value for key, value in loss.items()}
+    shown["loss"] = _loss_shape(shown.get("loss"))
     return sha256_json(shown)
+
+
+def _loss_shape(loss: Any) -> Any:
+    """Which of a loss's numbers are there, and not what they are."""
+    if not isinstance(loss, dict):
+        return loss
+    return {key: key == "type" and value for key, value in loss.items()}
 
 
 def _shown(recipe: Strict, without: tuple[str, ...]) -> dict[str, Any]:
@@ -243,9 +249,10 @@ def _forward_seconds(recipe: Training, foresight: Foresight) -> float:
     return variable * (1 / 3 if cached else 2 / 4)
 
 
-def _in_process(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, Any]:
+def _in_process(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None) -> dict[str, Any]:
     """What `probe.measure` answers in a process of its own."""
     from palate.train.foresight import in_own_process
 
-    given = {"eval": recipe.model_dump(mode="json"), "model": model.model_dump(mode="json")}
+    parts = {"eval": recipe, "model": model, "loss": loss}
+    given = {name: part and part.model_dump(mode="json") for name, part in parts.items()}
     return in_own_process("palate.study.probe", json.dumps(given))

@@ -20,7 +20,8 @@ EXPECTATIONS = "expectations.jsonl"
 def note_expectations(study: Study, plan: Plan) -> None:
     """Writes down expectations that are new, and how many results were there by then."""
     known = _noted(study)
-    stages = {key for run in plan.compared for key in run.stages.values()}
+    measured = {measure.step for measure in study.recipe.measures}
+    stages = {run.stages[step] for run in plan.compared for step in measured & run.stages.keys()}
     finished = sum(study.finished(plan.stages[key]) for key in stages)
     for expected in study.recipe.expectations:
         digest = _digest(study.recipe, expected)
@@ -30,7 +31,7 @@ def note_expectations(study: Study, plan: Plan) -> None:
                 {
                     "digest": digest,
                     "written": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "finished_stages": finished,
+                    "finished_results": finished,
                     "expectation": expected.model_dump(),
                 },
             )
@@ -76,7 +77,7 @@ def expectation_entries(
                 "smallest": expected.smallest,
                 "disagreement": expected.disagreement,
                 "written": None if note is None else note["written"],
-                "before": None if note is None else note["finished_stages"] == 0,
+                "before": None if note is None else note["finished_results"] == 0,
                 "outcome": "no result yet" if result is None else _outcome(expected, result),
                 "difference": None if result is None else result["difference"],
                 "interval": None if result is None else result["interval"],

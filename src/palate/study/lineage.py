@@ -50,9 +50,21 @@ def _of_run(study: Study, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
                 "pairs": train.get("pairs"),
                 "longer_is_chosen": train.get("longer_is_chosen"),
                 "mean_tokens": {side: of["mean"] for side, of in tokens.items() if "mean" in of},
+                "longer_wins": _longer_wins(_json(folder / "evaluation.json")),
                 "commit": (lineage.get("code") or {}).get("commit"),
             },
         )
+
+
+def _longer_wins(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """Source -> accuracy of "the longer one wins" on the pairs that an evaluation measures on."""
+    policies = (evaluation or {}).get("policies") or []
+    preference = (policies[-1].get("preference") or {}) if policies else {}
+    return {
+        name: of["length_baseline"]
+        for name, of in preference.items()
+        if name != "all" and "length_baseline" in of
+    }
 
 
 def sample_entries(study: Study, plan: Plan) -> list[dict[str, Any]]:

@@ -9,21 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from palate.errors import in_one_line
 from palate.memory import kept_memory, peak_bytes
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.load import check_recipe
+from palate.recipes.losses import Loss
 from palate.recipes.schema import ModelRecipe
 from palate.store.files import write_json
 
 
-def measure(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, float]:
+def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) -> dict[str, float]:
     """Seconds and peak memory of evaluating one policy, with its base model in its place.
 
     The reference's own samples, which evaluations of one base share, are told apart.
 
     Args:
         model: of the policy's recipe, with its adapters.
+        loss: that it was trained with: rewards of some need the KL to the reference.
     """
     from palate.data.encode import Encoder
     from palate.evaluate.eval_data import build_eval_data, data_recipe
@@ -52,12 +56,12 @@ def measure(recipe: EvalRecipe, model: ModelRecipe) -> dict[str, float]:
             # Batches go by length: every n-th pair stands for all.
             order = sorted(eval_data.pairs, key=lambda item: -item.n_tokens)
             few = order[:: max(1, len(order) // (2 * PAIRS_PER_BATCH))]
-            score_pairs(policy, few[:1], loss=None, reference=reference, layout=layout)
+            score_pairs(policy, few[:1], loss=loss, reference=reference, layout=layout)
             begun = clock()
             score_pairs(
                 policy,
                 few,
-                loss=None,
+                loss=loss,
                 reference=reference,
                 layout=layout,
                 batch_size=PAIRS_PER_BATCH,
@@ -126,7 +130,8 @@ def main() -> None:
     try:
         recipe = check_recipe(EvalRecipe, given["eval"], str(file))
         model = check_recipe(ModelRecipe, given["model"], str(file))
-        document: dict[str, Any] = measure(recipe, model)
+        loss = None if given["loss"] is None else TypeAdapter(Loss).validate_python(given["loss"])
+        document: dict[str, Any] = measure(recipe, model, loss)
     except Exception as error:
         document = {"error": in_one_line(error, 200)}
     write_json(answer, document)

@@ -248,9 +248,9 @@ def test_texts_without_a_prompt_begin_with_bos() -> None:
 
 def test_encode_prompt_is_the_prompt_of_training() -> None:
     encoder = Encoder(byte_tokenizer(template=CHATML), length=LengthRecipe(max_prompt_tokens=40))
-    assert encoder.encode_prompt(user("Hi?")) == encoded(encoder, chat()).prompts[0].ids
-    assert encoder.encode_prompt("Hi") == encoded(encoder, pair("Hi", "a", "b")).prompts[0].ids
-    assert encoder.decode(encoder.encode_prompt("Hi")) == "Hi"
+    assert encoder.encode_prompt(user("Hi?")) == encoded(encoder, chat()).prompts[0]
+    assert encoder.encode_prompt("Hi") == encoded(encoder, pair("Hi", "a", "b")).prompts[0]
+    assert encoder.decode(encoder.encode_prompt("Hi").ids) == "Hi"
     with pytest.raises(DataError, match=LONG_PROMPT):
         encoder.encode_prompt("x" * 40)
 

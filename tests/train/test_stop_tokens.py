@@ -60,7 +60,7 @@ def test_samples_of_a_trained_model_end_where_training_ended(tmp_path: Path) -> 
     recipe = ModelRecipe(path=str(run / "model"), dtype="float32")
     assert saved_stops(run / "model") == [EOS, END]
     tokenizer = load_tokenizer(recipe)
-    ids = Encoder(tokenizer).encode_prompt([{"role": "user", "content": "hi"}])
+    ids = Encoder(tokenizer).encode_prompt([{"role": "user", "content": "hi"}]).ids
     policy = load_policy(recipe)
     (written,) = sample(policy, tokenizer, [ids], max_new_tokens=24, temperature=0.01)
     assert tokenizer.decode(written.response_ids) == "yes<end>" and written.finished

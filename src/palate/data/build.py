@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -164,6 +165,12 @@ def build(
     )
 
 
+def image_root(path: str) -> Path:
+    """Where image paths of a source start: in its folder, or beside its file."""
+    place = Path(path).expanduser()
+    return place if place.is_dir() else place.parent
+
+
 def _read(source: DataSource, role: Role, seed: int) -> Ledger:
     result = read_source(source, seed=seed)
     return Ledger(name=source_name(source), path=source.path, role=role, result=result)
@@ -190,7 +197,7 @@ def _encode(
     """The source's items with what they were made of, all that is lost entered in its ledger."""
     made = [_made_of(row, kind, data, seed, ledger) for row in ledger.result.rows]
     rows = [row for pairs in made if not isinstance(pairs, str) for row in pairs]
-    encoded = iter(zip(encoder.encode(rows), rows, strict=True))
+    encoded = iter(zip(encoder.encode(rows, image_root(ledger.path)), rows, strict=True))
     items: list[_Made] = []
     for row, pairs in zip(ledger.result.rows, made, strict=True):
         if isinstance(pairs, str):

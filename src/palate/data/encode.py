@@ -79,10 +79,13 @@ class Encoder:
         """One row; see `encode`."""
         return self.encode([row])[0].item
 
-    def encode(self, rows: Sequence[Preference]) -> list[Encoded]:
+    def encode(self, rows: Sequence[Preference], root: Path = Path()) -> list[Encoded]:
         """Encodes rows, in order: of pairs both responses, of ranked rows all that can be used.
 
         Of other rows the first response is taken.
+
+        Args:
+            root: folder that paths of images start from.
 
         Raises:
             ModelError: the template cannot be used for any chat.
@@ -91,15 +94,15 @@ class Encoder:
         if any(row.kind == "rated" and any(r.rank is None for r in row.responses) for row in rows):
             raise ValueError("rated rows have no token form: make pairs of them first")
         parts = [_sides(row) if row.has_own_prompts else [row] for row in rows]
-        encoded = iter(self._encode_rows([side for sides in parts for side in sides]))
+        encoded = iter(self._encode_rows([side for sides in parts for side in sides], root))
         return [
             next(encoded) if len(sides) == 1 else _joined(row, [next(encoded) for _ in sides])
             for row, sides in zip(rows, parts, strict=True)
         ]
 
-    def _encode_rows(self, rows: Sequence[Preference]) -> list[Encoded]:
+    def _encode_rows(self, rows: Sequence[Preference], root: Path) -> list[Encoded]:
         """As `encode`, of rows whose responses all answer the row's prompt."""
-        shown = [self._render_usable(row) for row in rows]
+        shown = [self._render_usable(row, root) for row in rows]
         texts = [text for _, text, _ in shown if isinstance(text, Rendered)]
         starts = self.tokens.starts(r.prompt for r in texts)
         later = [t for r in texts for t in (r.tail, *r.responses) if t]
@@ -107,15 +110,15 @@ class Encoder:
         return [
             Encoded(item=text)
             if isinstance(text, Drop)
-            else self._encoded(row, text, starts, continuations, left_out)
+            else self._encoded(row, text, starts, continuations, left_out, root)
             for row, text, left_out in shown
         ]
 
-    def encode_prompt(self, prompt: Content, source: str = "") -> Tokens:
+    def encode_prompt(self, prompt: Content, root: Path = Path()) -> Tokens:
         """A prompt to sample from, exactly as training on it would see it.
 
         Args:
-            source: the data set that paths of its images belong to.
+            root: folder that paths of its images start from.
 
         Raises:
             DataError: the template or the limits refuse it, or an image of it cannot be used.
@@ -125,14 +128,14 @@ class Encoder:
             if isinstance(prompt, str):
                 rendered = Rendered(prompt=prompt, responses=())
             else:
-                rendered = self._render_chat(prompt, (), source)
+                rendered = self._render_chat(prompt, (), root)
             ids, tail = self._prompt_ids(
                 rendered,
                 self.tokens.starts([rendered.prompt]),
                 self.tokens.continuations([rendered.tail] if rendered.tail else []),
             )
             kept = truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
-            return placed(kept, self._texts_of(prompt, source))
+            return placed(kept, self._texts_of(prompt, root))
         except (Refused, TooLong, ImageError) as error:
             raise DataError(error.reason, field="prompt") from None
 
@@ -179,22 +182,24 @@ class Encoder:
             "{%- set rendered_chat +%}" + body + "{%+ endset -%}" + first + "{{- rendered_chat -}}"
         )
 
-    def _render_usable(self, row: Preference) -> tuple[Preference, Rendered | Drop, list[str]]:
+    def _render_usable(
+        self, row: Preference, root: Path
+    ) -> tuple[Preference, Rendered | Drop, list[str]]:
         """The row as text, a ranked one without the responses that cannot be rendered, and why."""
-        rendered = self._render(row)
+        rendered = self._render(row, root)
         if isinstance(rendered, Rendered) or row.kind != "rated":
             return row, rendered, []
         alone = [dataclasses.replace(row, responses=(response,)) for response in row.responses]
-        faults = [self._render(single) for single in alone]
+        faults = [self._render(single, root) for single in alone]
         left_out = [fault.reason for fault in faults if isinstance(fault, Drop)]
         if len(faults) - len(left_out) < 2:
             return row, rendered, []
         pairs = zip(row.responses, faults, strict=True)
         usable = tuple(response for response, fault in pairs if isinstance(fault, Rendered))
         row = dataclasses.replace(row, responses=usable)
-        return row, self._render(row), left_out
+        return row, self._render(row, root), left_out
 
-    def _render(self, row: Preference) -> Rendered | Drop:
+    def _render(self, row: Preference, root: Path) -> Rendered | Drop:
         if row.has_images and self.images is None:
             return Drop(HAS_IMAGES)
         try:
@@ -204,16 +209,16 @@ class Encoder:
             for response in row.responses:
                 assert not isinstance(response.content, str), "text answers a chat"
                 sides.append(response.content)
-            return self._render_chat(row.prompt, sides, row.source)
+            return self._render_chat(row.prompt, sides, root)
         except (Refused, ImageError) as error:
             return Drop(error.reason)
 
     def _render_chat(
-        self, prompt: Sequence[Message], sides: Sequence[Sequence[Message]], source: str
+        self, prompt: Sequence[Message], sides: Sequence[Sequence[Message]], root: Path
     ) -> Rendered:
         """A chat as text, with what stands for its images in their places."""
         self._refuse_special([*prompt, *(turn for side in sides for turn in side)])
-        images = [self._texts_of(list(content), source) for content in (prompt, *sides)]
+        images = [self._texts_of(list(content), root) for content in (prompt, *sides)]
         rendered = self.template.render(bare_turns(prompt), list(map(bare_turns, sides)))
         if self.images is None or not any(images):
             return rendered
@@ -224,7 +229,7 @@ class Encoder:
         )
         return dataclasses.replace(rendered, prompt=prompt_text, responses=tuple(responses))
 
-    def _texts_of(self, content: Content, source: str) -> list[ImageText]:
+    def _texts_of(self, content: Content, root: Path) -> list[ImageText]:
         """What stands for each image of a content.
 
         Raises:
@@ -235,7 +240,7 @@ class Encoder:
             return []
         if self.images is None:
             raise ImageError(HAS_IMAGES)
-        return [self.images.of(image, source) for image in images]
+        return [self.images.of(image, root) for image in images]
 
     def _render_text(self, row: Preference, prompt: str) -> Rendered:
         sides = []
@@ -260,6 +265,7 @@ class Encoder:
         starts: dict[str, tuple[int, ...]],
         continuations: dict[str, tuple[int, ...]],
         left_out: Sequence[str],
+        root: Path,
     ) -> Encoded:
         try:
             prompt, tail = self._prompt_ids(rendered, starts, continuations)
@@ -286,9 +292,9 @@ class Encoder:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
             fitted = truncate(prompt, tail, responses, self.length, bos=self.tokens.bos)
-            asked = placed(fitted.prompt, self._texts_of(row.prompt, row.source))
+            asked = placed(fitted.prompt, self._texts_of(row.prompt, root))
             taken = zip(fitted.responses, row.responses, strict=False)
-            answers = [placed(ids, self._texts_of(r.content, row.source)) for ids, r in taken]
+            answers = [placed(ids, self._texts_of(r.content, root)) for ids, r in taken]
         except (TooLong, Refused) as error:
             return Encoded(item=Drop(error.reason))
         if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:

@@ -252,6 +252,36 @@ def _images(
     return ImageBatch(digests=tuple(numbers), order=tuple(numbers[d] for d in placed))
 
 
+@dataclass(frozen=True)
+class Collator:
+    """Lays out items for one model.
+
+    Attributes:
+        vision: of a model that sees. fill: gives the images of a batch their pixels or features.
+    """
+
+    layout: Layout
+    pad_id: int = 0
+    keep_last: bool = False
+    vision: VisionLayout | None = None
+    fill: Callable[[ImageBatch], ImageBatch] | None = None
+
+    def __call__(self, items: Sequence[Item]) -> SequenceBatch:
+        batch = collate(
+            items,
+            layout=self.layout,
+            pad_id=self.pad_id,
+            keep_last=self.keep_last,
+            vision=self.vision,
+        )
+        if batch.images is None or self.fill is None:
+            return batch
+        mismatched = batch.mismatched
+        if mismatched is not None and mismatched.images is not None:
+            mismatched = dataclasses.replace(mismatched, images=self.fill(mismatched.images))
+        return dataclasses.replace(batch, images=self.fill(batch.images), mismatched=mismatched)
+
+
 def item_fields(
     items: Sequence[Item], layout: Layout, pad_id: int, vision: VisionLayout | None = None
 ) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from palate.data.items import PlacedImage, TokenIds, Tokens
@@ -40,8 +41,11 @@ class ImageTexts(Protocol):
 
     mark: str
 
-    def of(self, image: ImageRef, source: str) -> ImageText:
+    def of(self, image: ImageRef, root: Path) -> ImageText:
         """
+        Args:
+            root: folder that its path starts from.
+
         Raises:
             ImageError: it cannot be read, or breaks a limit.
         """

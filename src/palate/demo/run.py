@@ -167,7 +167,7 @@ def _feedback(root: Path, preset: Preset, model: str, seed: int, console: Consol
 
     def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
         encoder = Encoder(tokenizer, base.chat_template, recipe.data.length)
-        return encoder.encode_prompt(text)
+        return encoder.encode_prompt(text).ids
 
     write_feedback(
         root / "data",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from palate.data.items import Tokens, batches_to_score
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
 from palate.models.model import Ask, Model, evaluating
@@ -57,7 +57,7 @@ def sample_stats(
     stats_by_sample: dict[int, SampleStats] = {}
     with evaluating(policy):
         for items, places in batches_to_score(sequences, batch_size):
-            batch = collate(items, layout=layout, pad_id=pad_id).to(policy.device)
+            batch = policy.collator(layout, pad_id=pad_id)(items).to(policy.device)
             known = reference is not None
             ref = None if reference is None else reference.inputs(batch, kl=True)
             ask = Ask(kl=known, reverse_kl=known, entropy=True)

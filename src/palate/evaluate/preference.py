@@ -11,7 +11,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from palate.data.items import Item
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.errors import RunError
 from palate.evaluate.statistics import difference_interval, share_interval
 from palate.intervals import Interval
@@ -89,7 +89,7 @@ def score_pairs(
     with evaluating(policy):
         for start in range(0, len(order), batch_size):
             chunk = [pairs[i] for i in order[start : start + batch_size]]
-            batch = collate(chunk, layout=layout, pad_id=pad_id)
+            batch = policy.collator(layout, pad_id=pad_id)(chunk)
             batch = batch.to(policy.device)
             ref = None if reference is None else reference.inputs(batch, kl=needs.kl)
             tokens = policy(batch, Ask(kl=needs.kl), reference=ref).token_stats

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from palate.errors import ModelError, in_one_line
 from palate.models.stop_tokens import add_stop_tokens, read_stop_tokens
+from palate.models.vision import vision_modules
 from palate.recipes.schema import LoraRecipe, ModelRecipe
 from palate.store.digests import MANIFEST, damage
 
@@ -59,12 +60,13 @@ def add_lora(
 
     targets = recipe.target_modules
     routers = _routers(model)
+    tower = vision_modules(model)
     config = LoraConfig(
         r=recipe.r,
         lora_alpha=recipe.alpha,  # type: ignore[arg-type] # PEFT divides; a float serves
         lora_dropout=recipe.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=routers or None,
+        exclude_modules=[*routers, *tower] or None,
         task_type=task,
         revision=revision,
     )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from palate.data.items import Item, sequence_key
-from palate.data.layouts import Layout, SequenceBatch, collate
+from palate.data.layouts import Collator, Layout, SequenceBatch
 from palate.errors import ModelError
 from palate.kernels import (
     Head,
@@ -139,6 +139,7 @@ def cached_reference(
         RunError: an unreadable shard, or a write that failed.
     """
     policy = live.policy
+    collate = policy.collator(layout, pad_id=pad_id)
     identity = dict(live.identity, kind="cache", of=live.identity["kind"])
     store = TensorCache(
         folder,
@@ -163,7 +164,7 @@ def cached_reference(
     if known:
         sample = random.Random(seed).sample(known, min(VERIFY_SEQUENCES, len(known)))
         store.compare(
-            _records(live, _batches(sample, 1, layout, pad_id), format),
+            _records(live, _batches(sample, 1, collate), format),
             _distance,
             tolerance=VERIFY_TOLERANCE[policy.dtype],
             of="reference, in nats a token",
@@ -175,7 +176,7 @@ def cached_reference(
         done = 0
         for start in range(0, len(share), batch_size):
             part = share[start : start + batch_size]
-            batches = _batches(part, batch_size, layout, pad_id)
+            batches = _batches(part, batch_size, collate)
             store.add(dict(_records(live, batches, format)))
             done += len(part)
             if progress is not None:
@@ -204,11 +205,9 @@ def _keys(item: Item) -> Iterator[bytes]:
     return (bytes.fromhex(sequence_key(*sequence)) for sequence in item.all_sequences)
 
 
-def _batches(
-    items: Sequence[Item], size: int, layout: Layout, pad_id: int
-) -> Iterator[SequenceBatch]:
+def _batches(items: Sequence[Item], size: int, collate: Collator) -> Iterator[SequenceBatch]:
     for start in range(0, len(items), size):
-        batch = collate(items[start : start + size], layout=layout, pad_id=pad_id)
+        batch = collate(items[start : start + size])
         yield batch
         # Mismatched sequences (KTO) are rows of their own.
         if batch.mismatched is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from palate.data.items import Item, PairLabel, Tokens
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.errors import ModelError, PalateError, in_one_line
 from palate.kernels import Head
 from palate.models.attention import Windows
@@ -257,7 +257,7 @@ def _at_rest(model: Model) -> Iterator[None]:
 
 
 def _read(readings: Readings, pairs: list[Item], layout: Layout) -> Tensor:
-    return readings.of_batch(collate(pairs, layout=layout, pad_id=0, keep_last=True))
+    return readings.of_batch(readings.model.collator(layout, keep_last=True)(pairs))
 
 
 def _alone(readings: Readings, pairs: list[Item]) -> Tensor:

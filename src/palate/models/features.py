@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from palate.data.items import Item, Tokens, batches_to_score, sequence_key
-from palate.data.layouts import Layout, SequenceBatch, collate, item_fields
+from palate.data.layouts import Layout, SequenceBatch, item_fields
 from palate.errors import ModelError
 from palate.models.compiled import kernels_of
 from palate.models.model import Model, evaluating
@@ -183,7 +183,7 @@ class FeatureTable:
         """[S, d] states, in the backbone's dtype (a mean over tokens: float32)."""
         if self._layout is None:
             self._layout = exact_layout(self.model)
-        batch = collate(items, layout=self._layout, pad_id=self.pad_id, keep_last=True)
+        batch = self.model.collator(self._layout, pad_id=self.pad_id, keep_last=True)(items)
         with evaluating(self.model):
             return self.model.pooled(batch.to(self.model.device))
 

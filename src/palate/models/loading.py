@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +35,7 @@ from palate.models.adapters import (
 from palate.models.attention import use_rows
 from palate.models.compiled import use_compiled
 from palate.models.model import Model
+from palate.models.vision import vision_layout
 from palate.recipes.schema import ModelRecipe
 
 NO_HUB = "no such folder, not in the local cache, and the hub cannot be reached"
@@ -86,7 +88,10 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     source = path or recipe.path
     # Another path is another model: the revision is not of it.
     at = recipe if source == recipe.path else recipe.model_copy(update={"revision": None})
-    loaded: PreTrainedModel = from_pretrained(AutoModelForCausalLM, source, at)
+    auto = AutoModelForCausalLM
+    if vision_layout(load_config(source, at)) is not None:
+        auto = AutoModelForImageTextToText
+    loaded: PreTrainedModel = from_pretrained(auto, source, at)
     disable_dropout(loaded)
     return loaded
 

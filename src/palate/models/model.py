@@ -22,13 +22,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from palate.data.layouts import SequenceBatch
+from palate.data.layouts import Collator, Layout, SequenceBatch
 from palate.kernels import Head, RefInputs, TokenStats, token_stats
 from palate.models.adapters import save_adapters
 from palate.models.backbone import Backbone
@@ -36,6 +36,9 @@ from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
 from palate.models.limits import embeddings_of
 from palate.models.reward_config import RewardSpec
 from palate.models.stop_tokens import save_stop_tokens
+
+if TYPE_CHECKING:
+    from palate.models.pictures import Pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +106,14 @@ class Model(nn.Module):
     Attributes:
         base_digest: of the main trunk's weights before training, where known; saved with adapters,
             which fit no other weights.
+        pictures: the images that it is shown; None where there are none.
 
     Raises:
         ValueError: a head on a trunk that there is not.
     """
 
     base_digest: str | None = None
+    pictures: Pictures | None = None
 
     def __init__(
         self,
@@ -215,6 +220,17 @@ class Model(nn.Module):
         """[S, d] what the reward head reads."""
         head = self.reward_head
         return head.pooled(self.trunks[head.trunk](batch), batch)
+
+    def collator(self, layout: Layout, *, pad_id: int = 0, keep_last: bool = False) -> Collator:
+        """What lays items out for it, the pixels of their images included."""
+        pictures = self.pictures
+        return Collator(
+            layout=layout,
+            pad_id=pad_id,
+            keep_last=keep_last,
+            vision=self.backbone.vision,
+            fill=None if pictures is None else pictures.filled,
+        )
 
     def trunk(self, name: str) -> Backbone:
         trunk = self.trunks[name]

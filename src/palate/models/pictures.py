@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from palate.data.layouts import ImageBatch
 from palate.data.placing import ImageText
 from palate.data.schema import ImageRef
 from palate.errors import DataError
-from palate.models.processor import ImageProcessor
+from palate.models.model import Model
+from palate.models.processor import ImageProcessor, load_processor
 from palate.recipes.images import ImagesRecipe
+from palate.recipes.schema import ModelRecipe
 
 KEPT = 32
 """Images whose pixels are kept in memory, the latest used."""
@@ -30,7 +31,6 @@ class Pictures:
     Args:
         processor: the model's. placeholder: id of the tokens that features take the place of.
         store: folder in which files lie under their digests.
-        roots: source -> folder that paths of its images start from.
 
     Attributes:
         mark: what chat templates write where an image stands.
@@ -43,27 +43,25 @@ class Pictures:
         placeholder: int,
         store: Path,
         *,
-        roots: Mapping[str, Path] | None = None,
         limits: ImagesRecipe | None = None,
     ) -> None:
         self.processor = processor
         self.tokenizer = tokenizer
         self.placeholder = placeholder
         self.store = ImageStore(store)
-        self.roots = dict(roots or {})
         self.limits = limits or ImagesRecipe()
         self.mark = processor.mark
         self._texts: dict[str, ImageText] = {}
         self._files: dict[str, Path] = {}
         self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
-    def of(self, image: ImageRef, source: str) -> ImageText:
+    def of(self, image: ImageRef, root: Path) -> ImageText:
         """What stands for an image in a text; its file is kept under its digest.
 
         Raises:
             ImageError: it cannot be read, or breaks a limit.
         """
-        data = load(image, self.roots.get(source, Path()), self.limits)
+        data = load(image, root, self.limits)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._texts:
             info = check(data, self.limits)
@@ -107,3 +105,21 @@ class Pictures:
     def filled(self, images: ImageBatch) -> ImageBatch:
         """The images of a batch with their pixels."""
         return replace(images, pixels=tuple(map(self.pixels, images.digests)))
+
+
+def open_pictures(
+    model: Model, recipe: ModelRecipe, tokenizer: Any, store: Path, limits: ImagesRecipe
+) -> Pictures | None:
+    """The images of a run of a model that sees; None of one of text alone.
+
+    From then on the model's batches have their images' pixels (`Model.collator`).
+
+    Raises:
+        ModelError: its processor cannot be loaded.
+    """
+    vision = model.backbone.vision
+    if vision is None:
+        return None
+    processor = load_processor(recipe, tokenizer)
+    model.pictures = Pictures(processor, tokenizer, vision.placeholder, store, limits=limits)
+    return model.pictures

@@ -20,6 +20,7 @@ from palate.models.structure import backbone_of
 class Readings(Protocol):
     """Numbers of every response token, [N] or [N, d], sequence after sequence."""
 
+    model: Model
     what: str
     """What they are called."""
     unit: str

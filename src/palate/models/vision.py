@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from palate.data.layouts import ImageBatch
 from palate.data.trees import VisionLayout
+from palate.models.structure import backbone_of
 
 LISTED = "[]"
 """Ends the name of features that the model takes as a list, one an image."""
@@ -56,6 +58,18 @@ def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Of the tower and of what projects its features: all that is not of the language model."""
     text = {id(p) for part in _text_parts(model) for p in part.parameters()}
     return [p for p in model.parameters() if id(p) not in text]
+
+
+def vision_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers of the tower and of what projects its features."""
+    if vision_layout(model.config) is None:
+        return []
+    weights = {id(p) for p in vision_parameters(backbone_of(model))}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) in weights
+    ]
 
 
 def _text_parts(model: nn.Module) -> list[nn.Module]:

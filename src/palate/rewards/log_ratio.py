@@ -9,7 +9,7 @@ import torch
 
 from palate.data.encode import Drop, Encoder
 from palate.data.items import Item, Tokens, batches_to_score
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.data.schema import Content, Preference, Response
 from palate.data.scorer import Group, Score, Traits, regrouped
 from palate.errors import ModelError
@@ -101,7 +101,7 @@ class LogRatio:
 
     def _log_probs(self, policy: Model, items: list[Item]) -> torch.Tensor:
         """[B] sums over each response's tokens, float64 on the processor."""
-        batch = collate(items, layout=self._layout, pad_id=self._pad_id).to(policy.device)
+        batch = policy.collator(self._layout, pad_id=self._pad_id)(items).to(policy.device)
         return sequence_stats(policy(batch, Ask()).token_stats, batch).logp.double().cpu()
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from palate.data.encode import Drop, Encoder
 from palate.data.items import Item, Tokens, sequence_key
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.data.schema import Content, Message, Preference, Response
 from palate.data.scorer import Group, Score, Traits
 from palate.data.templates import Refused
@@ -270,12 +270,8 @@ class ModelScorer:
 
     @torch.no_grad()
     def _rewards(self, items: Sequence[Item], layout: Layout) -> list[float]:
-        batch = collate(
-            items,
-            layout=layout,
-            pad_id=padding_id(self.tokenizer, self.model.base),
-            keep_last=True,
-        )
+        pad_id = padding_id(self.tokenizer, self.model.base)
+        batch = self.model.collator(layout, pad_id=pad_id, keep_last=True)(items)
         outputs = self.model(batch.to(self.model.device), Ask(heads=("reward",)))
         if self.head is None:
             return list(map(self._scaled, outputs.rewards.tolist()))

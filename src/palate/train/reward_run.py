@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.items import Item
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.errors import DataError, RunError
 from palate.models.features import FeatureTable
 from palate.models.limits import padding_id
@@ -135,7 +135,7 @@ class RewardRun(TrainingRun):
                 items=[*data.train, *data.eval],
                 beside=recipe.output_dir,
             )
-            collated = partial(collate, layout=layout, pad_id=pad_id, keep_last=True)
+            collated = model.collator(layout, pad_id=pad_id, keep_last=True)
         return self.job(
             folder,
             encoder,

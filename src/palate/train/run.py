@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
 from palate.data.items import Item, items_digest
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.errors import RecipeError
 from palate.memory import kept_memory
 from palate.models.cache import CachedReference
@@ -324,7 +324,7 @@ class PolicyRun(TrainingRun):
             beside=recipe.output_dir,
         )
         pad_id = padding_id(encoder.tokens.tokenizer, policy.base)
-        collated = partial(collate, layout=layout, pad_id=pad_id)
+        collated = policy.collator(layout, pad_id=pad_id)
         digest = policy.base_digest
         assert digest is not None
         reference = self._reference(objective, policy, data, layout, pad_id, digest)

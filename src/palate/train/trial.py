@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 
 from palate.data.build import Dataset
 from palate.data.items import Item, Tokens
-from palate.data.layouts import Layout, collate
+from palate.data.layouts import Layout
 from palate.errors import in_one_line
 from palate.memory import kept_memory, peak_bytes
 from palate.models.attention import NAME as ROWS_KERNEL
@@ -89,7 +88,7 @@ class Trial(TrainingRun):
             return
         self.surveyed = True
         rewards = isinstance(self.recipe, RewardRecipe)
-        lay_out = partial(collate, layout=layout, pad_id=0, keep_last=rewards)
+        lay_out = model.collator(layout, keep_last=rewards)
         windows = windows_of_layers(model)
         unpadded = model.device.type == "cpu" and model.config._attn_implementation == ROWS_KERNEL
         frozen = isinstance(self.recipe, RewardRecipe) and self.recipe.backbone == "frozen"

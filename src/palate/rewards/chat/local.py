@@ -202,7 +202,7 @@ class LocalModel:
             if self._encoder is None:
                 ids = self._tokenised([self._rendered(question)])[0]
             else:
-                ids = list(self._encoder.encode_prompt(question))
+                ids = list(self._encoder.encode_prompt(question).ids)
         except (DataError, Refused) as error:
             return error.reason
         return ids if len(ids) < self._context else self._too_long

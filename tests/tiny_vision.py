@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 WIDTH, WORDS, IMAGE, START, END = 64, 300, 5, 7, 8
 """Hidden size, vocabulary, and the ids of a placeholder and of what stands around an image."""
@@ -85,6 +92,7 @@ def _qwen3_5() -> dict[str, Any]:
 
 def _gemma3() -> dict[str, Any]:
     text = _TEXT | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16}
+    text |= {"query_pre_attn_scalar": 1}
     text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     ids = {"image_token_id": IMAGE, "boi_token_id": START, "eoi_token_id": END}
     return {"text_config": text, "vision_config": _SIGLIP, "mm_tokens_per_image": 4} | ids
@@ -248,12 +256,119 @@ FAMILIES = {
 def tiny_vision_model(
     family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A random model whose attention is not flat."""
+    """A random model whose attention is not flat, and whose words are not all as likely."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **FAMILIES[family].config())
     model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and parameter.std() < 0.05:
                 parameter.mul_(4.0)
+            if "language_model" in name and ("q_proj" in name or "k_proj" in name):
+                parameter.mul_(3.0)
+            if "embed_tokens" in name or "lm_head" in name:
+                parameter.mul_(3.0)
     return model.eval()
+
+
+# Processors ---------------------------------------------------------------------------------------
+
+_NAMES: dict[str, dict[str, str]] = {
+    "qwen2_5_vl": {"image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"},
+    "gemma3": {"image": "<image_soft_token>", "start": "<start_of_image>", "end": "<end_of_image>"},
+    "llava": {"image": "<image>", "start": "<im_start>", "end": "<im_end>"},
+    "idefics3": {"image": "<image>", "start": "<fake_token_around_image>", "end": "<global-img>"},
+}
+_MARKS = {
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "gemma3": "<start_of_image>",
+    "llava": "<image>",
+    "idefics3": "<image>",
+}
+_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}MARK{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endif %}{% if m.role == 'assistant' %}<eos>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tiny_vision_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """A token a byte; the family's special tokens under the ids of the tiny models."""
+    names = _NAMES[family]
+    specials = ["<pad>", "<bos>", "<eos>", "<unused 3>", "<unused 4>", names["image"]]
+    specials += ["<video>", names["start"], names["end"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rows = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
+    vocabulary = {token: i for i, token in enumerate([*specials, *letters, *rows])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    extra = {"image_token": names["image"]}
+    if family == "gemma3":
+        extra |= {"boi_token": names["start"], "eoi_token": names["end"]}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=[*specials[3:], *rows],
+        extra_special_tokens=extra,
+    )
+    made.chat_template = _TEMPLATE.replace("MARK", _MARKS[family])
+    return made
+
+
+def save_tiny_vision(folder: Path, family: str) -> Path:
+    """Model, tokenizer and processor of a family, as a published folder has them."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    from palate.models.processor import images_only
+
+    model = tiny_vision_model(family)
+    model.save_pretrained(folder)
+    tokenizer = tiny_vision_tokenizer(family)
+    tokenizer.save_pretrained(folder)
+    kind = images_only(PROCESSOR_MAPPING[type(model.config)])
+    _processor(family, kind, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _processor(family: str, kind: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    side = {"height": SIDE, "width": SIDE}
+    if family == "qwen2_5_vl":
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+
+        size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+        images: Any = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, size=size)
+        return kind(image_processor=images, tokenizer=tokenizer)
+    if family == "gemma3":
+        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+        images = Gemma3ImageProcessorPil(size=side)
+        return kind(image_processor=images, tokenizer=tokenizer, image_seq_length=4)
+    if family == "idefics3":
+        from transformers.models.idefics3.image_processing_pil_idefics3 import (
+            Idefics3ImageProcessorPil,
+        )
+
+        images = Idefics3ImageProcessorPil(
+            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
+        )
+        return kind(image_processor=images, tokenizer=tokenizer, image_seq_len=4)
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)
+    return kind(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+PROCESSED = list(_NAMES)
+"""Families whose processor is tried too."""

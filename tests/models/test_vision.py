@@ -16,6 +16,7 @@ from torch import Tensor
 
 from palate.data.items import Item, PairLabel, PlacedImage, Tokens
 from palate.data.layouts import ImageBatch, Layout, SequenceBatch, collate
+from palate.models import attention
 from palate.models.attention import use_rows
 from palate.models.backbone import Backbone
 from palate.models.structure import backbone_of
@@ -251,3 +252,26 @@ def test_a_frozen_tower_is_outside_of_autograd() -> None:
     assert not any(f.requires_grad for f in seen.features(0).values())
     seen.model.requires_grad_(True)
     assert all(f.requires_grad for f in seen.features(0).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_tokens_that_see_later_ones_do_so_in_shared_rows(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, states are far from the model's own: what the comparison above would show."""
+    seen = Seen(family)
+    items = pairs_of(seen)
+    expected = expected_states(seen, items)
+    whole = attention._visible
+    monkeypatch.setattr(
+        attention,
+        "_visible",
+        lambda until, positions, windows, begin=None: whole(until, positions, windows),
+    )
+    states, batch = states_of(seen, items, "shared", features=True)
+    gaps = [
+        float((own - ours).abs().max())
+        for own, ours in zip(expected, responses_of(states, batch), strict=True)
+    ]
+    assert max(gaps) > 1e-3

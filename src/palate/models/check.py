@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from palate.models.readings import Readings, readings_of
 from palate.models.rounding import rounded_otherwise
 from palate.models.structure import backbone_of, has_experts, sharing_obstacle
 from palate.testing import full_logits
+
+if TYPE_CHECKING:
+    from palate.models.pictures import Pictures
 
 MEAN_TOLERANCE = {
     torch.float64: 1e-7,
@@ -100,20 +104,26 @@ def check_tokens(windows: Windows, longest: int | None, positions: int | None) -
     return wanted if positions is None else min(wanted, positions)
 
 
-def check_pairs(vocabulary: int, tokens: int, seed: int = 0) -> list[Item]:
+def check_pairs(
+    vocabulary: int, tokens: int, seed: int = 0, pictures: Pictures | None = None
+) -> list[Item]:
     """Three pairs of random tokens that show what a wrong layout does.
 
     The long one's rejected response stands far behind the places that its positions say, and sees
     half of what its model can reach. The short ones share a row; responses of one token are among
+    them. A model that sees has a fourth, with two images in its prompt and as many tokens behind
     them.
     """
     generator = torch.Generator().manual_seed(seed)
+    marks = frozenset() if pictures is None else pictures.reserved
 
     def ids(n: int, parity: int) -> tuple[int, ...]:
         top = max(vocabulary // 2, 3)
         halves = torch.randint(2, top, (max(n, 1),), generator=generator)
         # Responses of a pair never begin alike, so that other tokens make no other tree.
-        return tuple((2 * halves + parity).tolist())
+        drawn = (2 * halves + parity).tolist()
+        free = next(token for token in range(4 + parity, vocabulary, 2) if token not in marks)
+        return tuple(free if token in marks else token for token in drawn)
 
     few = min(5, tokens // 2)
     sizes = (
@@ -121,11 +131,13 @@ def check_pairs(vocabulary: int, tokens: int, seed: int = 0) -> list[Item]:
         (few, 1, min(9, tokens - few)),
         (few, min(4, tokens - few), 2),
     )
+    prompts = [Tokens(ids(prompt, 0)) for prompt, _, _ in sizes]
+    if pictures is not None:
+        prompts.append(pictures.example(ids(few, 0), ids(few, 1), ids(tokens - tokens // 2, 0)))
+        sizes = (*sizes, sizes[0])
     return [
-        Item.of(
-            ids(prompt, 0), ids(chosen, 0), ids(rejected, 1), label=PairLabel(), id=f"check-{k}"
-        )
-        for k, (prompt, chosen, rejected) in enumerate(sizes)
+        Item.of(prompt, ids(chosen, 0), ids(rejected, 1), label=PairLabel(), id=f"check-{k}")
+        for k, (prompt, (_, chosen, rejected)) in enumerate(zip(prompts, sizes, strict=True))
     ]
 
 
@@ -141,7 +153,7 @@ def start_check(model: Model) -> None:
         if not model.is_reward_model:
             head_check(model)
         readings = readings_of(model)
-        pairs = check_pairs(model.vocabulary, _short(model))
+        pairs = check_pairs(model.vocabulary, _short(model), pictures=model.pictures)
         with _at_rest(model):
             plain = _read(readings, pairs, "plain")
             alone = _alone(readings, pairs)
@@ -184,10 +196,10 @@ def layout_check(model: Model, *, longest: int | None = None) -> LayoutCheck:
 
 
 def _compare(model: Model, readings: Readings, tokens: int) -> LayoutCheck:
-    short = check_pairs(model.vocabulary, _short(model))
+    short = check_pairs(model.vocabulary, _short(model), pictures=model.pictures)
     in_batch, alone = _read(readings, short, "plain"), _alone(readings, short)
     batching = readings.distance(in_batch, alone)
-    pairs = check_pairs(model.vocabulary, tokens)
+    pairs = check_pairs(model.vocabulary, tokens, pictures=model.pictures)
     plain = _read(readings, pairs, "plain")
     rounding = _rounding(model, readings, pairs, plain)
     gap = readings.distance(plain, _read(readings, pairs, "shared"))
@@ -216,7 +228,9 @@ def _leak(model: Model, readings: Readings, noise: float) -> str | None:
     Args:
         noise: that the model may show beside.
     """
-    pairs, variants = (check_pairs(model.vocabulary, _short(model), seed) for seed in (0, 1))
+    pairs, variants = (
+        check_pairs(model.vocabulary, _short(model), seed, model.pictures) for seed in (0, 1)
+    )
     lengths = _lengths(pairs)
     worst: dict[Layout, float] = {"shared": 0.0, "plain": 0.0}
     for layout in worst:

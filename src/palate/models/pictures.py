@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from palate.data.images import ImageStore, check, load
-from palate.data.items import TokenIds
+from palate.data.items import PlacedImage, TokenIds, Tokens
 from palate.data.layouts import ImageBatch
 from palate.data.placing import ImageText
 from palate.data.schema import ImageRef
@@ -101,6 +104,28 @@ class Pictures:
         self._pixels[digest] = pixels
         while len(self._pixels) > KEPT:
             self._pixels.popitem(last=False)
+
+    @property
+    def reserved(self) -> frozenset[int]:
+        """Ids that stand for what is no text."""
+        processor = self.processor.processor
+        names = ("image_token_id", "video_token_id", "audio_token_id")
+        known = (getattr(processor, name, None) for name in names)
+        return frozenset({self.placeholder, *(token for token in known if token is not None)})
+
+    def example(self, *texts: TokenIds) -> Tokens:
+        """A prompt of texts with an image of coloured squares between each two, for checks."""
+        ids: list[int] = list(texts[0])
+        images = []
+        for number, text in enumerate(texts[1:]):
+            squares = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+            size = (96 - 24 * number, 48 + 32 * number)
+            file = io.BytesIO()
+            Image.fromarray(squares).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
+            shown = self.of(ImageRef(data=file.getvalue()), Path())
+            images.append(PlacedImage(len(ids), len(shown.core), shown.digest, shown.grid))
+            ids += (*shown.core, *text)
+        return Tokens(tuple(ids), images=tuple(images))
 
     def filled(self, images: ImageBatch) -> ImageBatch:
         """The images of a batch with their pixels."""

@@ -24,7 +24,7 @@ from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config, readable
 from palate.recipes.schema import ModelRecipe
 
-_NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols"})
+_NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", "batch_num_images"})
 """What image processors tell their processor, and towers do not take."""
 
 
@@ -67,9 +67,9 @@ class ImageProcessor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = upright(Image.open(io.BytesIO(data)))
-        processed, (text,) = self.processor._process_images(
-            [[image]], return_tensors="pt", **self.options
-        )
+        # What the processor itself would ask its image processor for.
+        options = self.processor._merge_kwargs(return_tensors="pt", images_kwargs=self.options)
+        processed, (text,) = self.processor._process_images([[image]], **options["images_kwargs"])
         pixels = {
             name: value
             for name, value in processed.items()

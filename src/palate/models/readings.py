@@ -8,13 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from palate.data.items import Tokens
+from palate.data.items import TokenIds, Tokens
 from palate.data.layouts import SequenceBatch
 from palate.kernels import token_stats
 from palate.models.attention import torchs_own
 from palate.models.compiled import own_layers
 from palate.models.model import Ask, Model, Outputs
 from palate.models.structure import backbone_of
+from palate.models.vision import own_inputs
 
 
 class Readings(Protocol):
@@ -50,7 +51,7 @@ class LogProbs:
         return outputs.token_stats.logp
 
     def of_sequence(self, prompt: Tokens, response: Tokens) -> Tensor:
-        states = _unpadded_states(self.model, (*prompt.ids, *response.ids[:-1]))
+        states = _unpadded_states(self.model, prompt, response.ids[:-1])
         return token_stats(
             hidden=states[len(prompt) - 1 :],
             head=self.model.vocabulary_head(),
@@ -78,7 +79,8 @@ class HiddenStates:
         return states[batch.target_positions].float()
 
     def of_sequence(self, prompt: Tokens, response: Tokens) -> Tensor:
-        return _unpadded_states(self.model, (*prompt.ids, *response.ids))[len(prompt) :].float()
+        states = _unpadded_states(self.model, prompt, response.ids)
+        return states[len(prompt) :].float()
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         distance: Tensor = (a - b).norm(dim=1) / a.norm(dim=1)
@@ -89,10 +91,17 @@ def readings_of(model: Model) -> Readings:
     return HiddenStates(model) if model.is_reward_model else LogProbs(model)
 
 
-def _unpadded_states(model: Model, ids: tuple[int, ...]) -> Tensor:
-    """[T, d]"""
-    row = torch.tensor([ids], device=model.device)
+def _unpadded_states(model: Model, prompt: Tokens, response: TokenIds) -> Tensor:
+    """[T, d] states of a prompt, which may have images, and of what follows it."""
+    ids = (*prompt.ids, *response)
+    backbone, vision = backbone_of(model.base), model.backbone.vision
+    inputs = {"input_ids": torch.tensor([ids])}
+    if prompt.images:
+        assert vision is not None and model.pictures is not None
+        pixels = [model.pictures.pixels(image.digest) for image in prompt.images]
+        inputs = own_inputs(backbone, vision, ids, len(prompt), pixels)
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
     with torchs_own(model.base), own_layers(model.base):
-        output = backbone_of(model.base)(input_ids=row, use_cache=False)
+        output = backbone(**inputs, use_cache=False)
     states: Tensor = output.last_hidden_state[0]
     return states

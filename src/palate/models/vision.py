@@ -7,6 +7,7 @@ together in the order in which the rows show them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,13 +84,59 @@ def image_features(model: Any, pixels: Mapping[str, Tensor]) -> dict[str, Tensor
     Args:
         pixels: what the family's image processor makes of the image.
     """
-    trained = any(p.requires_grad for p in vision_parameters(model))
+    parameters = vision_parameters(model)
+    trained = any(p.requires_grad for p in parameters)
+    given = in_dtype(pixels, parameters[0].dtype)
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        output = model.get_image_features(**pixels, return_dict=True)
+        output = model.get_image_features(**given, return_dict=True)
     features = dict([_flat(_OUTPUT, output.pooler_output)])
     for number, layer in enumerate(getattr(output, _DEEPSTACK, None) or ()):
         features |= dict([_flat(f"{_DEEPSTACK}.{number}", layer)])
     return features
+
+
+def in_dtype(pixels: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in pixels.items()
+    }
+
+
+def own_inputs(
+    model: Any,
+    vision: VisionLayout,
+    ids: tuple[int, ...],
+    prompt: int,
+    pixels: Sequence[Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What a backbone's own forward pass takes of one sequence with images: pixels, and what each
+    token is of.
+
+    Args:
+        prompt: tokens of the prompt. pixels: of each placement, in order.
+    """
+    row = torch.tensor([ids])
+    inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    dtype = vision_parameters(model)[0].dtype
+    given = [in_dtype(image, dtype) for image in pixels]
+    inputs |= {name: _joined([image[name] for image in given]) for name in given[0]}
+    is_image = (row == vision.placeholder).long()
+    taken = inspect.signature(type(model).forward).parameters
+    if "mm_token_type_ids" in taken:
+        inputs["mm_token_type_ids"] = is_image
+    if "token_type_ids" in taken:
+        is_response = (torch.arange(len(ids)) >= prompt).long().unsqueeze(0)
+        inputs["token_type_ids"] = is_response if vision.prompts else is_image
+    return inputs
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Along the first dimension; fewer tiles are filled up with zeros, as processors do."""
+    if values[0].dim() > 2 and len({len(value[0]) for value in values}) > 1:
+        tiles = max(len(value[0]) for value in values)
+        pad = (0, 0) * (values[0].dim() - 2)
+        values = [nn.functional.pad(v, (*pad, 0, tiles - len(v[0]))) for v in values]
+    return torch.cat(list(values))
 
 
 def _flat(name: str, features: Tensor | Sequence[Tensor]) -> tuple[str, Tensor]:

@@ -159,7 +159,7 @@ def _fast_vlm() -> dict[str, Any]:
     """A tower of convolutions, as FastVLM has it."""
     tower = {"model_type": "efficientnet", "width_coefficient": 0.1, "depth_coefficient": 0.1}
     tower |= {"image_size": SIDE, "hidden_dim": 128, "hidden_size": 128}
-    tower |= {"dropout_rate": 0.0, "drop_connect_rate": 0.0}
+    tower |= {"dropout_rate": 0.0, "drop_connect_rate": 0.0, "batch_norm_eps": 1e-12}
     text = _TEXT | {"model_type": "llama"}
     return {"text_config": text, "vision_config": tower, "image_token_index": IMAGE} | {
         "image_token_id": IMAGE,
@@ -262,13 +262,29 @@ def tiny_vision_model(
     model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2 and parameter.std() < 0.05:
+            if parameter.dim() >= 2 and not parameter.any():
+                parameter.normal_(std=0.2)  # a projector that begins at zero
+            elif parameter.dim() >= 2 and parameter.std() < 0.05:
                 parameter.mul_(4.0)
             if "language_model" in name and ("q_proj" in name or "k_proj" in name):
                 parameter.mul_(3.0)
             if "embed_tokens" in name or "lm_head" in name:
                 parameter.mul_(3.0)
+    _calibrate(model, FAMILIES[family])
     return model.eval()
+
+
+@torch.no_grad()
+def _calibrate(model: PreTrainedModel, family: Family) -> None:
+    """Gives batch norms the statistics of some images: drawn at random, a tower of convolutions
+    would see nothing at all."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if norms:
+        for norm in norms:
+            norm.momentum = 1.0
+        pixels = torch.cat([family.pixels(i)["pixel_values"] for i in range(8)])
+        model.train()
+        model.base_model.get_image_features(pixel_values=pixels.to(model.dtype))
 
 
 # Processors ---------------------------------------------------------------------------------------

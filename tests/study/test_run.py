@@ -62,7 +62,7 @@ def run(value: dict[str, Any], **options: Any) -> tuple[StudyProgress, list[str]
 
 
 def results(value: dict[str, Any]) -> dict[str, Any]:
-    """Outcomes of every compared run, and the records of all stages without their times."""
+    """Outcomes of every compared run, and the records of all stages without time and memory."""
     study = study_of(value)
     plan = study.plan()
     measure = study.recipe.measures[0]
@@ -73,7 +73,8 @@ def results(value: dict[str, Any]) -> dict[str, Any]:
         for run in plan.compared
     }
     records = {
-        key: record and (record.key, record.state, record.result, record.folder)
+        key: record
+        and (record.key, record.state, record.result.keys() - {commands.MEMORY}, record.folder)
         for key, record in stage_states(study, plan).items()
     }
     return {"outcomes": outcomes, "records": records}

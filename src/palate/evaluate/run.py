@@ -107,17 +107,19 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             against = None if shown is None else stages[shown.name]["measured"]
             stages |= {target.name: context.stages(target, loader, against) for target in group}
             # Two targets may be the same weights.
-            once = {stage.name: stage for of in stages.values() for stage in of.values()}
+            once = {stage.name: stage for by_kind in stages.values() for stage in by_kind.values()}
             root = recipe.results_dir or folder.path
             records = run_stages(list(once.values()), root, console=console)
-            found = {
-                name: Found({kind: records[stage.name].result for kind, stage in of.items()})
-                for name, of in stages.items()
+            results = {
+                name: PolicyResults(
+                    {kind: records[stage.name].result for kind, stage in by_kind.items()}
+                )
+                for name, by_kind in stages.items()
             }
-            of_reference = None if shown is None else found[shown.name]
+            of_reference = None if shown is None else results[shown.name]
             for target in [*([] if shown is None else [shown]), *group]:
                 is_reference = target is shown
-                result = found[target.name]
+                result = results[target.name]
                 if of_reference is not None and not is_reference:
                     result.compare(of_reference)
                 entries = references if is_reference else policies
@@ -180,7 +182,7 @@ def evaluation_document(
 
 
 @dataclass
-class Found:
+class PolicyResults:
     """What stages gave of one policy, by kind.
 
     Attributes:
@@ -205,7 +207,7 @@ class Found:
         rewards = self.results.get("rewards")
         return None if rewards is None else rewards["rewards"]
 
-    def compare(self, reference: Found) -> None:
+    def compare(self, reference: PolicyResults) -> None:
         """Notes how the samples do against the reference's, by the judge or by their rewards."""
         self.against = reference.samples
         places = [[(row["prompt"], row["index"]) for row in of.samples] for of in (self, reference)]
@@ -234,7 +236,7 @@ class EvaluationContext:
         self, target: Target, loader: PolicyLoader, against: Stage | None = None
     ) -> dict[str, Stage]:
         """What is measured of a policy, the rewards of its samples, and the judge's verdicts on
-        them, by kind; found by their content.
+        them, by kind; named by their content.
 
         They are apart: another reward is asked about the samples that are there.
 
@@ -365,21 +367,23 @@ class EvaluationContext:
             [row["text"] for row in against],
         )
 
-    def entry(self, target: Target, found: Found) -> dict[str, Any]:
+    def entry(self, target: Target, results: PolicyResults) -> dict[str, Any]:
         """A policy's entry of evaluation.json."""
         entry = target.entry()
         confidence = self.recipe.confidence
-        if found.pairs:
-            scores = [PairScore(**row) for row in found.pairs]
+        if results.pairs:
+            scores = [PairScore(**row) for row in results.pairs]
             entry["preference"] = summarise_pairs(
                 scores, prompts=self.eval_data.prompt_ids, confidence=confidence
             )
-        if rows := found.samples:
+        if rows := results.samples:
             stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
             drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]
-            entry["samples"] = frontier_point(drawn, stats, found.rewards, confidence=confidence)
-            if found.won is not None:
-                entry["samples"] |= win_rate(found.won, rows, found.against, confidence=confidence)
+            entry["samples"] = frontier_point(drawn, stats, results.rewards, confidence=confidence)
+            if results.won is not None:
+                entry["samples"] |= win_rate(
+                    results.won, rows, results.against, confidence=confidence
+                )
             entry["samples"]["diversity"] = diversity(
                 [s.prompt for s in drawn],
                 [s.text for s in drawn],
@@ -388,10 +392,10 @@ class EvaluationContext:
             )
         return entry
 
-    def sample_lines(self, target: Target, found: Found) -> Iterator[dict[str, Any]]:
+    def sample_lines(self, target: Target, results: PolicyResults) -> Iterator[dict[str, Any]]:
         """A policy's lines of samples.jsonl."""
-        rewards, won = found.rewards, found.won
-        for place, row in enumerate(found.samples):
+        rewards, won = results.rewards, results.won
+        for place, row in enumerate(results.samples):
             prompt = self.eval_data.prompts[row["prompt"]]
             yield {
                 "prompt_id": prompt.id,
@@ -406,11 +410,11 @@ class EvaluationContext:
                 "finished": row["finished"],
             }
 
-    def pair_lines(self, target: Target, found: Found) -> Iterator[dict[str, Any]]:
+    def pair_lines(self, target: Target, results: PolicyResults) -> Iterator[dict[str, Any]]:
         """A policy's lines of pairs.jsonl."""
-        if not found.pairs:
+        if not results.pairs:
             return
-        for row, prompt in zip(found.pairs, self.eval_data.prompt_ids, strict=True):
+        for row, prompt in zip(results.pairs, self.eval_data.prompt_ids, strict=True):
             yield {
                 "policy": target.label,
                 "checkpoint": target.checkpoint,

@@ -50,8 +50,10 @@ def judged(
     pairs = [Group(p, (a, b)) for p, a, b in zip(prompts, texts, against, strict=True)]
     scores = ask(judge, pairs)
     if isinstance(recipe, recipes.PairwiseJudge):
-        return [mine.value for mine, _ in scores]
-    return beaten([mine.value for mine, _ in scores], [other.value for _, other in scores])
+        return [sample.value for sample, _ in scores]
+    return beaten(
+        [sample.value for sample, _ in scores], [reference.value for _, reference in scores]
+    )
 
 
 def beaten(rewards: Sequence[float | None], against: Sequence[float | None]) -> Won:

@@ -175,10 +175,11 @@ class StudyCorrelation(Record):
 
 class StudyCost(Record):
     """Seconds: by step, of all stages together, and of all runs had each made its own; tokens that
-    the steps trained on or sampled."""
+    the steps trained on or sampled; the most that a process of theirs held, bytes."""
 
     steps: dict[str, float] = Field(default_factory=dict)
     tokens: dict[str, int] = Field(default_factory=dict)
+    memory: dict[str, int] = Field(default_factory=dict)
     together: float = 0.0
     apart: float = 0.0
 

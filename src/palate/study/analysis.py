@@ -53,7 +53,7 @@ def analyse(study: Study, plan: Plan | None = None) -> dict[str, Any]:
         "runs": [_run_entry(sheet, run, measures) for run in plan.compared],
         "comparisons": compared,
         "matched_kl": [entry for m in measures for entry in matched_comparisons(sheet, m)],
-        "ratings": rating_entries(sheet, measures),
+        "ratings": list(rating_entries(sheet, measures)),
         "expectations": expectation_entries(study, compared),
         "variance": [entry for m in measures if (entry := _variance_entry(sheet, m)) is not None],
         "correlations": _correlations(sheet, measures),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.errors import PalateError, RunError
+from palate.memory import peak_bytes
 from palate.recipes.load import RECIPES, check_recipe
 from palate.recipes.schema import TuneRecipe
 from palate.store.files import read_json, write_json
@@ -21,6 +22,8 @@ from palate.store.stages import Result, Stage, StageRecord, finished_record, run
 from palate.study.graph import REFERENCE_CACHE, StudyStage, ordered
 
 PLAN = "plan.json"
+MEMORY = "memory_bytes"
+"""Of a stage's result: the most that its process held."""
 HERE = "study:"
 """Stands in a plan for the study's folder."""
 _COMMANDS = {
@@ -147,15 +150,15 @@ def _command(verb: str) -> Callable[[Any], Any]:
 def _run(stage: StudyStage, folder: Path) -> Result:
     command = _command(stage.verb)
     recipe: Any = stage.recipe
-    if stage.verb == REFERENCE_CACHE:
-        return {"sequences": command(recipe)}
     begun = (folder / "recipe.yaml").exists()
     # The folder of a data set is there when it is complete, and not before.
     finished = begun if stage.verb == "data build" else is_finished(folder)
-    if not finished:
+    if stage.verb == REFERENCE_CACHE:
+        command(recipe)
+    elif not finished:
         resume = begun or stage.verb == "data build"
         command(recipe.model_copy(update={"resume": resume}))
-    return {}
+    return {MEMORY: peak_bytes()}
 
 
 def stage_process(root: str, key: str, log: str, cores: int) -> None:

@@ -17,7 +17,7 @@ Item = tuple[str, str]
 Outcomes = Mapping[Item, float]
 """Of samples an item is a prompt, and its outcome their mean."""
 Rows = list[dict[str, Any]]
-Found = Iterator[tuple[Item, float]]
+ItemValues = Iterator[tuple[Item, float]]
 
 
 class Undetermined(PalateError):
@@ -32,30 +32,30 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
         Undetermined: the measure has no value there.
     """
     verb = next(step.verb for step in recipe.steps if step.name == measure.step)
-    found: Found
+    values: ItemValues
     if verb == "eval tasks":
         items = task_items(folder / ITEMS, measure.source)
-        found = (((item, item), value) for item, value in items)
+        values = (((item, item), value) for item, value in items)
     elif verb == "eval reward" and measure.value == "best_of_n":
-        found = _best_of_n(folder)
+        values = _best_of_n(folder)
     elif verb == "eval reward":
-        found = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
+        values = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
     elif measure.value in OF_PAIRS:
-        found = _of_pairs(_lines(folder / "pairs.jsonl"), measure)
+        values = _of_pairs(_lines(folder / "pairs.jsonl"), measure)
     else:
         samples, reference = samples_of(folder)
-        found = _of_samples(samples, reference, measure)
-    return _averaged(folder, found, measure)
+        values = _of_samples(samples, reference, measure)
+    return _averaged(folder, values, measure)
 
 
-def _averaged(folder: Path, found: Found, measure: MeasureRecipe) -> Outcomes:
-    values: dict[Item, list[float]] = {}
-    for item, value in found:
-        values.setdefault(item, []).append(value)
-    if not values:
+def _averaged(folder: Path, values: ItemValues, measure: MeasureRecipe) -> Outcomes:
+    by_item: dict[Item, list[float]] = {}
+    for item, value in values:
+        by_item.setdefault(item, []).append(value)
+    if not by_item:
         what = f"{measure.value} of {measure.source}" if measure.source else measure.value
         raise RunError(f"{folder}: holds no {what}")
-    return {item: sum(of_item) / len(of_item) for item, of_item in values.items()}
+    return {item: sum(of_item) / len(of_item) for item, of_item in by_item.items()}
 
 
 def mean(outcomes: Outcomes) -> float:
@@ -117,7 +117,7 @@ def _won(value: float, against: float) -> float:
     return 1.0 if value > against else 0.5 if value == against else 0.0
 
 
-def _of_pairs(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> Found:
+def _of_pairs(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> ItemValues:
     times: Counter[tuple[Any, Any]] = Counter()
     for row in _of_last(_of_one_policy(rows)[0]):
         # Ids of one file are its own; a pair that is there twice is two items.
@@ -136,7 +136,7 @@ def _of_pairs(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> Found:
 # Of samples ---------------------------------------------------------------------------------------
 
 
-def _of_samples(samples: Rows, reference: Rows, measure: MeasureRecipe) -> Found:
+def _of_samples(samples: Rows, reference: Rows, measure: MeasureRecipe) -> ItemValues:
     if measure.value in _OF_PROMPTS:
         by_prompt: dict[str, Rows] = {}
         for row in samples:
@@ -151,7 +151,7 @@ def _of_samples(samples: Rows, reference: Rows, measure: MeasureRecipe) -> Found
         yield from _of_rows(samples, "won" if measure.value == "win_rate" else measure.value)
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]], value: str) -> Found:
+def _of_rows(rows: Sequence[Mapping[str, Any]], value: str) -> ItemValues:
     for row in rows:
         if row.get(value) is not None:
             prompt = str(row["prompt_id"])
@@ -177,7 +177,7 @@ _OF_PROMPTS: dict[str, Callable[[Rows], float | None]] = {
 """Measures of all samples of a prompt together."""
 
 
-def _at_equal_length(samples: Rows, reference: Rows) -> Found:
+def _at_equal_length(samples: Rows, reference: Rows) -> ItemValues:
     """What each sample says of the win rate at equal length, to first order: their mean is it."""
     from palate.evaluate.length_control import length_controlled_win_rate
 
@@ -202,7 +202,7 @@ def _at_equal_length(samples: Rows, reference: Rows) -> Found:
 # Of reward models ---------------------------------------------------------------------------------
 
 
-def _of_benchmark(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> Found:
+def _of_benchmark(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> ItemValues:
     for row in rows:
         name = row["benchmark"]
         if name is None or row.get("tie") or measure.source not in (None, name):
@@ -214,7 +214,7 @@ def _of_benchmark(rows: Iterator[dict[str, Any]], measure: MeasureRecipe) -> Fou
         yield item, sum(won) / len(won)
 
 
-def _best_of_n(folder: Path) -> Found:
+def _best_of_n(folder: Path) -> ItemValues:
     """Of each prompt the gold score that the model's choice among n candidates is worth, n the
     largest of its curve."""
     from palate.evaluate.reward.best_of_n import best_of_n

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from palate.store.durations import duration
+from palate.study.commands import MEMORY
 from palate.study.costs import Costs
 from palate.study.graph import ordered
 from palate.study.plan import Plan, seconds_apart
@@ -85,11 +86,14 @@ def status_lines(study: Study) -> Iterator[str]:
 def progress_lines(study: Study, progress: StudyProgress) -> Iterator[str]:
     """What a call of `run` did, and what its sharing saved."""
     worked = sum(progress.executed.values())
+    plan = study.plan()
+    records = [study.record(plan.stages[key]) for key in progress.executed if key in plan.stages]
+    most = max((record.result.get(MEMORY, 0) for record in records if record), default=0)
+    held = f", at most {most / 1e9:.1f} GB a process" if most else ""
     yield (
         f"{_count(len(progress.executed), 'stage')} run in {duration(progress.wall)}, "
-        f"{duration(worked)} of it their own work; {progress.reused} were there"
+        f"{duration(worked)} of it their own work{held}; {progress.reused} were there"
     )
-    plan = study.plan()
     seconds = study.seconds(plan)
     together, apart = sum(seconds.values()), seconds_apart(plan, seconds)
     if apart > together > 0:

@@ -1,4 +1,4 @@
-"""What a study has cost: seconds and tokens, by step and by run."""
+"""What a study has cost: seconds, tokens and memory, by step and by run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from palate.errors import RunError
 from palate.recipes.study import TRAINING
 from palate.store.files import read_json
+from palate.study.commands import MEMORY
 from palate.study.contrasts import OutcomeTable
 from palate.study.graph import StudyStage
 from palate.study.outcomes import samples_of
@@ -22,13 +23,23 @@ def cost_entry(sheet: OutcomeTable) -> dict[str, Any]:
     seconds = sheet.study.seconds(plan)
     steps: dict[str, float] = {}
     tokens: dict[str, int] = {}
+    memory: dict[str, int] = {}
     for key, taken in seconds.items():
         stage = plan.stages[key]
         steps[stage.step] = steps.get(stage.step, 0.0) + taken
+        record = sheet.study.record(stage)
+        if record is not None and MEMORY in record.result:
+            memory[stage.step] = max(memory.get(stage.step, 0), record.result[MEMORY])
         if (spent := tokens_of(sheet.study.root, stage)) is not None:
             tokens[stage.step] = tokens.get(stage.step, 0) + spent
     together, apart = sum(seconds.values()), seconds_apart(plan, seconds)
-    return {"steps": steps, "tokens": tokens, "together": together, "apart": apart}
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "memory": memory,
+        "together": together,
+        "apart": apart,
+    }
 
 
 def tokens_of(root: Path, stage: StudyStage) -> int | None:

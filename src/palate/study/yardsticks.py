@@ -102,8 +102,8 @@ def _same_feedback(plan: Plan) -> Iterator[str]:
 
 def models_of(scorer: Any) -> list[str]:
     """Files, folders and hub names of what a scorer scores with."""
-    found = [part for key, part in recipes.parts_of(scorer) if key == "path" and part is not None]
-    return [str(path) for path in found if not isinstance(path, DataSource)]
+    paths = [part for key, part in recipes.parts_of(scorer) if key == "path" and part is not None]
+    return [str(path) for path in paths if not isinstance(path, DataSource)]
 
 
 def _learned(plan: Plan, path: str) -> tuple[set[str], str]:

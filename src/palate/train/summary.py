@@ -44,11 +44,11 @@ def held_out(
         return None
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
-    mine = pairs if sharded else pairs[state.process_index :: state.num_processes]
-    prompts = [pair.prompts[0].ids for pair in mine]
+    scored = pairs if sharded else pairs[state.process_index :: state.num_processes]
+    prompts = [pair.prompts[0].ids for pair in scored]
     scores = score_pairs(
         job.model,
-        mine,
+        scored,
         loss=loss,
         token_weights=token_weights,
         reference=job.reference,

@@ -154,7 +154,7 @@ class _EvaluationContext:
         # Two models may be one under two names.
         once = {stage.name: stage for stage in ([gold] if gold else []) + list(stages.values())}
         records = run_stages(list(once.values()), folder.path, console=self.console)
-        found = {name: records[stage.name].result for name, stage in stages.items()}
+        by_model = {name: records[stage.name].result for name, stage in stages.items()}
         if gold is not None and self.recipe.best_of_n and (by := self.recipe.best_of_n.gold):
             folder.models.append(
                 {"name": self._gold_name(), "type": by.type, "weights": identities(by)}
@@ -167,12 +167,12 @@ class _EvaluationContext:
             counted = counts_of(scorers[name])
             models.append(
                 {"name": name, "type": model.type}
-                | {"scores": found[name]["distribution"], "members": found[name]["members"]}
+                | {"scores": by_model[name]["distribution"], "members": by_model[name]["members"]}
                 | {"account": dict(sorted(counted.items()))}
             )
         scores = {
-            name: {benchmark: from_json(numbers) for benchmark, numbers in of["scores"].items()}
-            for name, of in found.items()
+            name: {b: from_json(numbers) for b, numbers in results["scores"].items()}
+            for name, results in by_model.items()
         }
         document = {
             "kind": KIND,
@@ -182,7 +182,10 @@ class _EvaluationContext:
             "benchmarks": [
                 self._entry(
                     benchmark,
-                    {name: of["results"][benchmark.name] for name, of in found.items()},
+                    {
+                        name: results["results"][benchmark.name]
+                        for name, results in by_model.items()
+                    },
                     {name: of[benchmark.name] for name, of in scores.items()},
                 )
                 for benchmark in self.benchmarks
@@ -191,12 +194,12 @@ class _EvaluationContext:
             if gold is None
             else {
                 "gold": self._gold_name(),
-                "models": {name: of["best_of_n"] for name, of in found.items()},
+                "models": {name: results["best_of_n"] for name, results in by_model.items()},
             },
         }
-        rows = self._rows({name: of["scores"] for name, of in found.items()})
+        rows = self._rows({name: results["scores"] for name, results in by_model.items()})
         if gold is not None:
-            proxies = {name: of["proxies"] for name, of in found.items()}
+            proxies = {name: results["proxies"] for name, results in by_model.items()}
             rows += self._candidate_rows(proxies, records[gold.name].result["scores"])
         return document, rows
 

@@ -24,6 +24,8 @@ from palate.models.processor import ImageProcessor, load_processor
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe
 
+IMAGES = "images"
+"""Folder beside run folders in which the files of images are kept under their digests."""
 KEPT = 32
 """Images whose pixels are kept in memory, the latest used."""
 

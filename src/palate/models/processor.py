@@ -13,6 +13,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -76,6 +77,12 @@ class ImageProcessor:
             if isinstance(value, Tensor) and name not in _NO_PIXELS
         }
         return ProcessedImage(pixels, text, self._grid(pixels))
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes it beside a model, with the tokenizer that was trained with and its template."""
+        self.processor.tokenizer = tokenizer
+        self.processor.chat_template = tokenizer.chat_template
+        self.processor.save_pretrained(folder)
 
     def _grid(self, pixels: dict[str, Tensor]) -> tuple[int, int, int] | None:
         if "image_grid_thw" not in pixels:

@@ -115,6 +115,7 @@ def verdict_key(model: Model) -> str:
         "config": {key: repr(value) for key, value in config.items() if key != "_name_or_path"},
         "dtype": str(model.dtype),
         "kernels": kernels_of(model.base),
+        "images": None if model.pictures is None else model.pictures.processor.digest,
         "device": str(torch.cuda.get_device_name() if _on_cuda(model) else model.device.type),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

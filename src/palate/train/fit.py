@@ -74,6 +74,8 @@ def save_final_model(loop: Loop, tokenizer: PreTrainedTokenizerBase) -> None:
         with whole_folder(job.folder.model) as folder:
             distributed.save_model(job.model, folder, tensors)
             save_tokenizer(tokenizer, folder)
+            if job.model.pictures is not None:
+                job.model.pictures.processor.save(folder, tokenizer)
     loop.accelerator.wait_for_everyone()
 
 

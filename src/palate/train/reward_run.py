@@ -73,6 +73,7 @@ class RewardRun(TrainingRun):
         model.to(self.state.device)
         base_digest = in_background(partial(weights_digest, model.hf))
         tokenizer = load_tokenizer(self.recipe.model)
+        pictures = self.pictures(model, tokenizer)
         kept_start_check(model, beside=self.recipe.output_dir)
         objective = RewardObjective(
             self.recipe.loss,
@@ -80,7 +81,9 @@ class RewardRun(TrainingRun):
             ensemble=self.recipe.ensemble,
             seed=self.recipe.seed,
         )
-        encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
+        encoder = Encoder(
+            tokenizer, self.recipe.model.chat_template, self.recipe.data.length, pictures
+        )
         with self.state.main_process_first():
             data = build(
                 self.recipe.data,

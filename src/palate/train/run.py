@@ -27,9 +27,11 @@ from palate.models.cache import CachedReference
 from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
+from palate.models.pictures import IMAGES, Pictures, open_pictures
 from palate.models.reference import Reference, build_reference
 from palate.models.stop_tokens import add_stop_tokens
 from palate.models.verdicts import kept_start_check
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
@@ -154,6 +156,11 @@ class TrainingRun(ABC):
                 self.fill(folder)
             self._report(folder)
         return RunResult(path=folder.path, metrics=last_metrics(folder.path))
+
+    def pictures(self, model: Model, tokenizer: Any) -> Pictures | None:
+        """What reads the images of its data; None for a model of text alone."""
+        store = self.recipe.output_dir.parent / IMAGES
+        return open_pictures(model, self.recipe.model, tokenizer, store, ImagesRecipe())
 
     def source(self, items: Sequence[Item], collate: Collate) -> OfflineSource:
         """The steps of the run over its training items."""
@@ -284,9 +291,12 @@ class PolicyRun(TrainingRun):
         policy.to(self.state.device)
         digest = in_background(partial(weights_digest, policy.hf))
         tokenizer = load_tokenizer(self.recipe.model)
+        pictures = self.pictures(policy, tokenizer)
         kept_start_check(policy, beside=self.recipe.output_dir)
         objective = self._objective()
-        encoder = Encoder(tokenizer, self.recipe.model.chat_template, self.recipe.data.length)
+        encoder = Encoder(
+            tokenizer, self.recipe.model.chat_template, self.recipe.data.length, pictures
+        )
         # One process reads first, so that a shared cache of converted files is written once.
         with self.state.main_process_first():
             data = build(self.recipe.data, encoder, kind=objective.kind, seed=self.recipe.seed)

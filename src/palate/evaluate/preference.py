@@ -233,7 +233,7 @@ def _summary(rows: Sequence[tuple[PairScore, Hashable]], confidence: float) -> d
 
 
 def _wins(margins: np.ndarray) -> np.ndarray:
-    return (margins > 0) + 0.5 * (margins == 0)
+    return np.asarray((margins > 0) + 0.5 * (margins == 0))
 
 
 def _share(

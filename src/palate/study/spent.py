@@ -67,4 +67,4 @@ def _trained(folder: Path) -> int | None:
     items = next((train[name] for name in ("pairs", "lists", "examples") if name in train), None)
     if not items:
         return None
-    return round(sum(train["tokens"].values()) * examples / items)
+    return int(round(sum(train["tokens"].values()) * examples / items))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from palate.data.items import PlacedImage, TokenIds, Tokens
 from palate.data.schema import ImageRef, Message
@@ -56,9 +56,9 @@ def bare_turns(content: Sequence[Message]) -> list[Message]:
     """Turns as a chat template takes them: parts that say only that they are an image."""
     turns = []
     for turn in content:
-        parts = turn["content"]
+        parts: Any = turn["content"]
         if not isinstance(parts, str):
-            parts = [{"type": "image"} if p["type"] == "image" else p for p in parts]  # type: ignore[typeddict-item]
+            parts = [{"type": "image"} if part["type"] == "image" else part for part in parts]
         turns.append(Message(role=turn["role"], content=parts))
     return turns
 

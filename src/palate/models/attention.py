@@ -118,7 +118,7 @@ def _dense(structure: Tensor, dtype: torch.dtype, begin: Tensor | None = None) -
     """[R, 1, T, T] additive."""
     begins = [None] * len(structure) if begin is None else list(begin)
     rows = zip(structure[:, 0], begins, strict=True)
-    visible = torch.stack([_visible(*row, begin=of_row) for row, of_row in rows])
+    visible = torch.stack([_visible(row[0], row[1], row[2], of_row) for row, of_row in rows])
     hidden = torch.zeros(visible.shape, dtype=dtype, device=structure.device)
     return hidden.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
 

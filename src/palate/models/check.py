@@ -126,7 +126,7 @@ def check_pairs(
         return tuple(free if token in marks else token for token in drawn)
 
     few = min(5, tokens // 2)
-    sizes = (
+    sizes: tuple[tuple[int, int, int], ...] = (
         (tokens - tokens // 2, tokens // 2, tokens // 4),
         (few, 1, min(9, tokens - few)),
         (few, min(4, tokens - few), 2),

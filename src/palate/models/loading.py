@@ -88,7 +88,7 @@ def load_model(recipe: ModelRecipe, path: str | None = None) -> PreTrainedModel:
     source = path or recipe.path
     # Another path is another model: the revision is not of it.
     at = recipe if source == recipe.path else recipe.model_copy(update={"revision": None})
-    auto = AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM
     if vision_layout(load_config(source, at)) is not None:
         auto = AutoModelForImageTextToText
     loaded: PreTrainedModel = from_pretrained(auto, source, at)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -107,8 +108,8 @@ def upright(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         # 16 bits a channel: Pillow's own conversion would cut the upper half off.
-        _, high = image.getextrema()
-        top = 65535.0 if image.mode.startswith("I") and float(high) > 255 else 255.0
+        high = np.asarray(image).max()
+        top = 65535.0 if image.mode.startswith("I") and high > 255 else 255.0
         image = image.point(lambda value: value * (255.0 / top)).convert("L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         shown = image.convert("RGBA")
@@ -128,14 +129,14 @@ def load_processor(
     """
     config = load_config(recipe.path, recipe)
     try:
-        kind = PROCESSOR_MAPPING[type(config)]
+        kind: Any = PROCESSOR_MAPPING[type(config)]
     except KeyError:
         raise ModelError(f"{recipe.path}: {config.model_type} has no processor") from None
     offline = hub_is_needed_and_absent(recipe.path)
     with readable(recipe.path, NO_HUB if offline else None, what="processor"):
-        loaded = images_only(kind).from_pretrained(
+        loaded: Any = images_only(kind).from_pretrained(
             recipe.path,
-            revision=recipe.revision,
+            revision=recipe.revision or "main",
             trust_remote_code=recipe.trust_remote_code,
             local_files_only=offline,
             backend="pil",

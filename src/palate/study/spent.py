@@ -67,4 +67,5 @@ def _trained(folder: Path) -> int | None:
     items = next((train[name] for name in ("pairs", "lists", "examples") if name in train), None)
     if not items:
         return None
-    return int(round(sum(train["tokens"].values()) * examples / items))
+    tokens: int = sum(train["tokens"].values())
+    return round(tokens * examples / int(items))

@@ -82,13 +82,13 @@ def placed(ids: TokenIds, images: Sequence[ImageText]) -> Tokens:
     Raises:
         Refused: an image is not whole among them.
     """
-    found = []
+    images_placed = []
     start = 0
     for image in images:
         start = _find(ids, image.core, start)
-        found.append(PlacedImage(start, len(image.core), image.digest, image.grid))
+        images_placed.append(PlacedImage(start, len(image.core), image.digest, image.grid))
         start += len(image.core)
-    return Tokens(ids, images=tuple(found))
+    return Tokens(ids, images=tuple(images_placed))
 
 
 def _find(ids: TokenIds, part: TokenIds, start: int) -> int:

@@ -78,8 +78,8 @@ def run_of(prompt: Tokens, response: Tokens, cut: int, vision: VisionLayout = TE
     """
     ids = np.asarray((*prompt.ids, *response.ids[: len(response) - cut]), dtype=np.int64)
     n = len(ids)
-    own = np.arange(n)
-    marks, begins, numbers = ids, own, np.full(n, -1)
+    places = np.arange(n)
+    marks, begins, numbers = ids, places, np.full(n, -1)
     placed = _placed(prompt, response, n)
     if placed:
         marks = ids.copy()
@@ -89,21 +89,21 @@ def run_of(prompt: Tokens, response: Tokens, cut: int, vision: VisionLayout = TE
             inside = start + np.flatnonzero(ids[start:stop] == vision.placeholder)
             numbers[inside] = number
             if vision.blocks and len(inside):
-                begins = begins.copy() if begins is own else begins
+                begins = begins.copy() if begins is places else begins
                 begins[inside] = inside[0]
     if vision.prompts:
         # A prompt's states hang on all of it: only an equal one is shared.
         whole = hashlib.sha256(marks[: len(prompt)].tobytes()).hexdigest()
         marks = marks.copy()
         marks[: len(prompt)] = -1 - (int(whole[:12], 16) + marks[: len(prompt)])
-        begins = np.where(own < len(prompt), 0, begins)
+        begins = np.where(places < len(prompt), 0, begins)
     return Run(
         ids=ids,
         marks=marks,
         positions=_positions(n, placed, vision.axes),
         begins=begins,
         images=numbers,
-        response=own >= len(prompt),
+        response=places >= len(prompt),
     )
 
 
@@ -242,11 +242,11 @@ def tree_of(runs: Sequence[Run]) -> Tree:
     positions = np.empty((len(runs[0].positions), len(at)), dtype=np.int64)
     images = []
     for m, run in enumerate(runs):
-        mine = np.flatnonzero(of == m)
-        ids[mine], positions[:, mine] = run.ids[at[mine]], run.positions[:, at[mine]]
-        begin[mine] = whole[m][run.begins[at[mine]]]
-        numbers, first = np.unique(run.images[at[mine]], return_index=True)
-        pairs = zip(numbers.tolist(), mine[first].tolist(), strict=True)
+        nodes = np.flatnonzero(of == m)
+        ids[nodes], positions[:, nodes] = run.ids[at[nodes]], run.positions[:, at[nodes]]
+        begin[nodes] = whole[m][run.begins[at[nodes]]]
+        numbers, first = np.unique(run.images[at[nodes]], return_index=True)
+        pairs = zip(numbers.tolist(), nodes[first].tolist(), strict=True)
         images += [(place, m, number) for number, place in pairs if number >= 0]
     return Tree(
         ids=ids,

@@ -76,13 +76,13 @@ def checkpoints_of(folder: Path, measure: MeasureRecipe) -> list[tuple[float, Ou
     start = [row | {"won": 0.5} for row in references]
     frontier = []
     numbers = sorted({row["checkpoint"] or 0 for row in rows})
-    for own in (start, *([r for r in rows if (r["checkpoint"] or 0) == n] for n in numbers)):
+    for sampled in (start, *([r for r in rows if (r["checkpoint"] or 0) == n] for n in numbers)):
         kl = 0.0
-        if own is not start:
-            of_kl = _averaged(folder, _of_rows(own, "kl"), measure)
+        if sampled is not start:
+            of_kl = _averaged(folder, _of_rows(sampled, "kl"), measure)
             kl = mean(of_kl)
         value = "won" if measure.value == "win_rate" else "reward"
-        frontier.append((kl, _averaged(folder, _of_rows(own, value), measure)))
+        frontier.append((kl, _averaged(folder, _of_rows(sampled, value), measure)))
     return frontier
 
 
@@ -97,15 +97,15 @@ def samples_of(folder: Path) -> tuple[Rows, Rows]:
 
 
 def _of_one_policy(rows: Iterator[dict[str, Any]]) -> tuple[Rows, Rows]:
-    own: Rows = []
+    samples: Rows = []
     references: Rows = []
     for row in rows:
-        (references if row["policy"] == "reference" else own).append(row)
-    policies = {row["policy"] for row in own}
+        (references if row["policy"] == "reference" else samples).append(row)
+    policies = {row["policy"] for row in samples}
     if len(policies) > 1:
         names = ", ".join(sorted(policies))
         raise RunError(f"an evaluation of a study is of one run, and this one is of {names}")
-    return own, references
+    return samples, references
 
 
 def _of_last(rows: Rows) -> Rows:

@@ -26,7 +26,7 @@ SAME_TOKENS = "chosen and rejected are the same tokens"
 SAME_CUT = "chosen and rejected are the same tokens after truncation"
 NO_TOKENS = "response without a token"
 NO_START = "empty prompt, and the tokenizer has no BOS"
-HAS_IMAGES = "holds images, and the model sees none"
+HAS_IMAGES = "holds images, which are not read here"
 
 
 @dataclass(frozen=True)

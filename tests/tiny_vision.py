@@ -177,11 +177,13 @@ class Family:
     Attributes:
         config: of a tiny model. pixels: of an image, by its number: two images may have two sizes.
         shares: whether nothing but attention moves information between tokens.
+        close: how far states may be apart: convolutions round otherwise in a batch of images.
     """
 
     config: Callable[[], dict[str, Any]]
     pixels: Callable[[int], Pixels]
     shares: bool = True
+    close: float = 1e-5
 
 
 def _drawn(number: int, *shape: int) -> Tensor:
@@ -249,7 +251,7 @@ FAMILIES = {
     "internvl": Family(_internvl, _square),
     "mistral3": Family(_mistral3, _sized),
     "lfm2_vl": Family(_lfm2_vl, _packed, shares=False),
-    "fast_vlm": Family(_fast_vlm, _square),
+    "fast_vlm": Family(_fast_vlm, _square, close=1e-4),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from palate.data.layouts import collate
 from palate.errors import RunError
 from palate.models.reward_files import load_reward_model
 from palate.recipes import load_recipe
@@ -136,7 +137,7 @@ def test_a_frozen_backbone_trains_the_head_as_the_live_one_would(
         def index(self) -> None: ...
 
         def collate(self, items: Any) -> Any:
-            return module.collate(items, layout="plain", pad_id=0, keep_last=True)
+            return collate(items, layout="plain", pad_id=0, keep_last=True)
 
     monkeypatch.setattr(module, "FeatureTable", Live)
     live = reward(recipe(tmp_path, out="live", **settings), quiet=True).path

@@ -420,6 +420,16 @@ def test_a_reward_model_from_elsewhere_tells_by_its_lineage(key: str) -> None:
     assert learned({"path": "built", "sha256": "of the folder"}) == line
 
 
+@pytest.mark.parametrize("key", ["reward", "judge"])
+def test_a_measuring_model_that_varies_with_an_aspect(key: str) -> None:
+    train = aspect("rate", {"reward.train.learning_rate": 1e-3})
+    measures = {"reward": None} | {key: MODEL_REWARD}
+    steps = [reward_step("c.jsonl"), policy_step(), scored(**measures)]
+    measure = ACCURACY | {"value": "win_rate"}
+    value = recipe(steps=steps, aspects=[train], measures=[measure])
+    assert "evaluation is not the same for plain and for changed" in refusal(value)
+
+
 def test_a_judge_is_a_yardstick_too() -> None:
     lexicon = {"type": "lexicon"}
     filtered = {

@@ -176,6 +176,33 @@ def test_a_plan_builds_the_pairs_that_its_trials_read(trials: list[str]) -> None
     assert "0 finished" in lines[0] and not Path("other").exists()
 
 
+def test_a_build_waits_for_what_it_is_made_of(trials: list[str]) -> None:
+    """Built of another build, it is built after it; of what a model filters, it is left."""
+    value = built()
+    second = {"name": "more", "verb": "data build", "recipe": {"sources": [{"path": "step:pairs"}]}}
+    value["steps"].insert(1, second)
+    value["steps"][2]["recipe"]["data"]["train"] = [{"path": "step:more/data"}]
+    said: list[str] = []
+    list(plan_lines(study_of(value), probe=True, says=said.append))
+    assert [line.split("-")[0] for line in said[:2]] == ["building pairs", "building more"]
+    scores = {"step": "score_filter", "scores": {"type": "lexicon"}, "keep": "right"}
+    value["steps"][0]["recipe"]["curate"] = [scores]
+    said.clear()
+    list(plan_lines(study_of(value | {"output_dir": "other"}), probe=True, says=said.append))
+    assert not any(line.startswith("building") for line in said)
+
+
+def test_an_evaluation_of_all_checkpoints_is_as_many(trials: list[str]) -> None:
+    steps = recipe()["steps"]
+    steps[0]["recipe"]["train"] = {"save_every_steps": 1}
+    steps[1]["recipe"]["checkpoints"] = "all"
+    plan = plan_of(recipe(steps=steps, aspects=[algorithm()]))
+    cost = Costs(plan.graph.root).of(of_step(plan, "evaluation")[0], plan)
+    # A run of three steps leaves three behind.
+    assert cost is not None
+    assert cost.seconds == pytest.approx(module.STARTING_SECONDS + 3.0 + 3 * 20.0)
+
+
 @pytest.mark.parametrize(
     "scores", [{"type": "lexicon"}, {"type": "log_ratio", "policy": "base", "reference": "base"}]
 )

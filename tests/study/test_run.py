@@ -238,6 +238,31 @@ def test_a_stage_whose_need_is_not_finished_is_refused() -> None:
     assert str(caught.value) == f"{key}: needs {need}, which is not finished"
 
 
+def test_several_at_once_still_wait_for_their_needs() -> None:
+    # The executor looks itself whether needs are finished.
+    progress, begun = run(GRID, room=8)
+    assert progress.complete and len(begun) == len(study_of(GRID).plan().stages)
+
+
+def test_a_stage_runs_where_its_study_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may start anywhere, and paths of recipes are relative."""
+    study = study_of(GRID)
+    plan = study.plan()
+    study.root.mkdir()
+    commands.write_plan(study.root, plan.stages)
+    places: list[Path] = []
+    monkeypatch.setattr(commands, "_command", lambda verb: lambda _: places.append(Path.cwd()))
+    key = next(stage.key for stage in plan.stages.values() if stage.verb == REFERENCE_CACHE)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root = study.root.resolve()
+    monkeypatch.chdir(elsewhere)
+    run_stage(root, key)
+    assert places == [tmp_path]
+
+
 # Of processes: work is replaced by what writes a file, or waits.
 
 

@@ -114,7 +114,6 @@ def build_data(study: Study, plan: Plan, says: Callable[[str], None]) -> bool:
         for stage in ordered(plan.stages)
         if stage.verb == "data build"
         and not study.finished(stage)
-        and not stage.needs
         and not scorers_in(plan, stage.recipe)
         and not any(isinstance(part, LogRatioScores) for _, part in parts_of(stage.recipe))
     ]
@@ -122,9 +121,10 @@ def build_data(study: Study, plan: Plan, says: Callable[[str], None]) -> bool:
         return False
     with lock_folder(study.root):
         for stage in missing:
-            says(f"building {stage.key}, whose pairs trials read")
-            with suppress(PalateError):
-                run_stages([as_stage(stage)], study.root)
+            if all(study.finished(plan.stages[need]) for need in stage.needs):
+                says(f"building {stage.key}, whose pairs trials read")
+                with suppress(PalateError):
+                    run_stages([as_stage(stage)], study.root)
     return True
 
 

@@ -192,6 +192,33 @@ def test_a_build_waits_for_what_it_is_made_of(trials: list[str]) -> None:
     assert not any(line.startswith("building") for line in said)
 
 
+def test_a_reward_model_of_a_step_to_come_is_left_out_and_told(
+    trials: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def evaluated(placed: Any, *_: Any) -> dict[str, Any]:
+        asked.append(placed.reward)
+        return MEASURED
+
+    monkeypatch.setattr(module, "_in_process", evaluated)
+    learns = {"model": {"path": "base"}, "data": {"train": [{"path": "c.jsonl"}]}}
+    steps = [{"name": "reward", "verb": "reward", "recipe": learns}, *recipe()["steps"]]
+    scored = {"type": "model", "path": "step:reward/model"}
+    steps[2]["recipe"] |= {"sampling": {"prompts": 2}, "reward": scored}
+    measures = [{"name": "m", "step": "evaluation", "value": "reward", "better": "higher"}]
+    plan = plan_of(recipe(steps=steps, aspects=[algorithm()], measures=measures))
+    costs = Costs(plan.graph.root)
+    evaluation = of_step(plan, "evaluation")[0]
+    assert costs.of(evaluation, plan) is not None and asked == [None]
+    assert costs.notes["evaluation"] == "its reward is of a step that is not finished"
+    # Once it is there, a trial counts it.
+    (model,) = (need for need in evaluation.needs if need.startswith("reward-"))
+    (plan.graph.root / model / "model").mkdir(parents=True)
+    assert costs.of(evaluation, plan) is not None
+    assert asked[1].path == str(plan.graph.root / model / "model")
+
+
 def test_an_evaluation_of_all_checkpoints_is_as_many(trials: list[str]) -> None:
     steps = recipe()["steps"]
     steps[0]["recipe"]["train"] = {"save_every_steps": 1}

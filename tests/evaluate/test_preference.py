@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -174,3 +175,23 @@ def test_summary_by_hand():
     assert found["all"]["over_length"] == 0.0
     assert found["all"]["over_length_ci"] == pytest.approx(tuple(expected))
     assert found["all"]["margin"] == 0.75 and found["all"]["log_ratio_margin"] == 1.5
+
+
+def test_pairs_of_one_prompt_widen_every_interval():
+    """Six prompts of four pairs that agree are as good as six pairs, by log-ratios too."""
+    margins = [1.5, -0.5, 2.0, 0.25, -1.0, 0.75]
+    once = [
+        PairScore(id=str(i), source="s", margin=m, log_ratio_margin=2 * m, longer=int(8 * m))
+        for i, m in enumerate(margins)
+    ]
+    four = [score for score in once for _ in range(4)]
+    prompts = [i for i in range(6) for _ in range(4)]
+    alone, grouped = summarise_pairs(once)["all"], summarise_pairs(four, prompts=prompts)["all"]
+    for name in ("margin", "log_ratio_margin", "over_length"):
+        assert grouped[name] == pytest.approx(alone[name])
+        assert grouped[f"{name}_ci"] == pytest.approx(alone[f"{name}_ci"])
+    assert grouped["prompts"] == 6 and grouped["n"] == 24
+    independent = summarise_pairs(four)["all"]
+    for name in ("accuracy", "log_ratio_accuracy", "length_baseline"):
+        narrow, wide = (np.ptp(entry[f"{name}_ci"]) for entry in (independent, grouped))
+        assert wide > 1.5 * narrow, name

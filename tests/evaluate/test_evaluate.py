@@ -447,11 +447,12 @@ def test_a_judge_needs_samples_and_a_reference(runs, tmp_path):
 
 
 def test_pairs_of_one_prompt_are_not_independent(runs, tmp_path):
-    """Four pairs of each of three prompts, in two files whose rows have the same ids."""
+    """Twelve pairs of three prompts, in two files whose rows have the same ids."""
+    prompts = [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1]
     rows = [
-        {"id": str(i), "prompt": f"the film {WORDS[i % 3]}", "chosen": f" {WORDS[i]} good",
+        {"id": str(i % 6), "prompt": f"the film {WORDS[prompt]}", "chosen": f" {WORDS[i]} good",
          "rejected": f" {WORDS[-i]}"}
-        for i in range(12)
+        for i, prompt in enumerate(prompts)
     ]  # fmt: skip
     sources = []
     for name, part in (("one", rows[:6]), ("two", rows[6:])):
@@ -462,11 +463,11 @@ def test_pairs_of_one_prompt_are_not_independent(runs, tmp_path):
     found = evaluate(recipe_of(runs, tmp_path / "out", **values))
     summary = found.evaluation["policies"][0]["preference"]
     assert (summary["all"]["n"], summary["all"]["prompts"]) == (12, 3)
-    assert summary["one"]["prompts"] == 3 and summary["all"]["effective_n"] <= 12
+    assert summary["one"]["prompts"] == 2 and summary["all"]["effective_n"] <= 12
     assert "p_value" not in summary["all"]
     lines = [row for row in lines_of(found.path, "pairs.jsonl") if row["policy"] == "dpo"]
     assert len({line["prompt_id"] for line in lines}) == 3
-    assert lines[0]["prompt_id"] == lines[3]["prompt_id"] == lines[6]["prompt_id"]
+    assert lines[0]["prompt_id"] == lines[2]["prompt_id"] == lines[7]["prompt_id"]
     page = (found.path / "report.html").read_text()
     assert "12 <small>of 3 prompts</small>" in page
 

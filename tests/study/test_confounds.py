@@ -145,6 +145,7 @@ def test_other_facts_of_training(fact: str, key: str, value: Any) -> None:
         ("evaluation", "evaluation.data", [{"path": "validation.jsonl"}]),
         ("evaluation", "evaluation.length.max_prompt_tokens", 9),
         ("evaluation", "evaluation.reward", {"type": "length"}),
+        ("evaluation", "evaluation.judge", {"type": "length"}),
         ("decoding", "evaluation.sampling.temperature", 0.5),
         ("decoding", "evaluation.sampling.max_new_tokens", 2),
         ("reference", "evaluation.reference", "second"),

@@ -447,10 +447,10 @@ def test_a_judge_needs_samples_and_a_reference(runs, tmp_path):
 
 
 def test_pairs_of_one_prompt_are_not_independent(runs, tmp_path):
-    """Twelve pairs of three prompts, in two files whose rows have the same ids."""
+    """Twelve pairs of three prompts, of which two rows have one id."""
     prompts = [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1]
     rows = [
-        {"id": str(i % 6), "prompt": f"the film {WORDS[prompt]}", "chosen": f" {WORDS[i]} good",
+        {"id": str(i // 2), "prompt": f"the film {WORDS[prompt]}", "chosen": f" {WORDS[i]} good",
          "rejected": f" {WORDS[-i]}"}
         for i, prompt in enumerate(prompts)
     ]  # fmt: skip

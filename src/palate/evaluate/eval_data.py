@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from palate.data.build import build
@@ -16,7 +16,6 @@ from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
-from palate.store.names import unique_names
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -110,11 +109,9 @@ def build_eval_data(
         ids = pair.prompts[0].ids
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
         prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
-    # Rows of two sources may have one id.
-    names = dict(zip(prompts, unique_names(p.id for p in prompts.values()), strict=True))
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
-        distinct = [replace(prompt, id=names[ids]) for ids, prompt in prompts.items()]
+        distinct = list(prompts.values())
         n = min(recipe.sampling.prompts, len(distinct))
         chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
         drawn = [distinct[i] for i in chosen]
@@ -133,7 +130,7 @@ def build_eval_data(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return EvalData(
         pairs=pairs,
-        prompt_ids=[names[pair.prompts[0].ids] for pair in pairs],
+        prompt_ids=[prompts[pair.prompts[0].ids].id for pair in pairs],
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,

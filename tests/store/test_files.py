@@ -119,3 +119,17 @@ def test_digests_follow_content_and_names_not_location(tmp_path: Path) -> None:
     assert before == sha256_tree([tmp_path / "empty", tmp_path / "a"])
     (tmp_path / "a" / "y.txt").rename(tmp_path / "a" / "z.txt")
     assert sha256_tree([tmp_path / "a"]) != sha256_tree([tmp_path / "b"])
+
+
+def test_lines_end_where_a_line_of_json_ends(tmp_path):
+    """A text may hold what other readers take for an end of a line."""
+    path = tmp_path / "lines.jsonl"
+    values = [{"text": "a\u2028b\x85c"}, {"text": "d"}]
+    for value in values:
+        files.append_jsonl(path, value)
+    assert list(files.read_jsonl(path)) == values
+    path.write_text("", encoding="utf-8")
+    assert list(files.read_jsonl(path)) == []
+    path.write_text("1\n\n2\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"lines\.jsonl, line 2: no JSON"):
+        list(files.read_jsonl(path))

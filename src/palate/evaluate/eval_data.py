@@ -26,8 +26,7 @@ class Prompt:
     """A prompt to sample from.
 
     Attributes:
-        id: of the first pair that has it, with a number where another prompt has that id too.
-        text: as people read it. content: as scorers take it.
+        id: of the first pair that has it. text: as people read it. content: as scorers take it.
     """
 
     id: str

@@ -55,9 +55,10 @@ def sample_stats(
     """
     sequences = [(Tokens(s.prompt_ids), Tokens(s.response_ids)) for s in samples]
     stats_by_sample: dict[int, SampleStats] = {}
+    collate = policy.collator(layout, pad_id=pad_id)
     with evaluating(policy):
         for items, places in batches_to_score(sequences, batch_size):
-            batch = policy.collator(layout, pad_id=pad_id)(items).to(policy.device)
+            batch = collate(items).to(policy.device)
             known = reference is not None
             ref = None if reference is None else reference.inputs(batch, kl=True)
             ask = Ask(kl=known, reverse_kl=known, entropy=True)

@@ -86,11 +86,11 @@ def score_pairs(
     # Alike lengths together: less padding.
     order = sorted(range(len(pairs)), key=lambda i: -pairs[i].n_tokens)
     scores: dict[int, PairScore] = {}
+    collate = policy.collator(layout, pad_id=pad_id)
     with evaluating(policy):
         for start in range(0, len(order), batch_size):
             chunk = [pairs[i] for i in order[start : start + batch_size]]
-            batch = policy.collator(layout, pad_id=pad_id)(chunk)
-            batch = batch.to(policy.device)
+            batch = collate(chunk).to(policy.device)
             ref = None if reference is None else reference.inputs(batch, kl=needs.kl)
             tokens = policy(batch, Ask(kl=needs.kl), reference=ref).token_stats
             sums = sequence_stats(tokens, batch)

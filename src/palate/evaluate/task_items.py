@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from palate.errors import RunError
+from palate.store.files import read_jsonl
 
 ITEMS = "tasks.jsonl"
 
@@ -15,15 +14,10 @@ def task_items(file: Path, task: str | None) -> Iterator[tuple[str, float]]:
     """Item and value of the first metric of each task; of one task where named.
 
     Raises:
-        RunError: the file cannot be read.
+        RunError: the file cannot be read, or a line is no JSON.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{file}: {error.strerror}") from None
     first: dict[str, tuple[str, str]] = {}
-    for line in text.splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(file):
         if task not in (None, row["task"]):
             continue
         metric = (row["metric"], row["filter"])

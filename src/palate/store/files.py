@@ -97,6 +97,25 @@ def read_json(path: str | Path) -> Any:
         raise RunError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
 
 
+def read_jsonl(path: str | Path) -> Iterator[Any]:
+    """The values of a file of one JSON value a line.
+
+    Raises:
+        RunError: it cannot be read, or a line is no JSON.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}") from None
+    # Not `str.splitlines`: a text may hold other ends of lines, such as U+2028.
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else (), 1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            raise RunError(f"{path}, line {number}: no JSON") from None
+
+
 def sync_folder(path: str | Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut (POSIX only)."""
     if os.name != "posix":

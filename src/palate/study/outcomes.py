@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from palate.errors import PalateError, RunError
 from palate.evaluate.task_items import ITEMS, task_items
 from palate.recipes.study import OF_PAIRS, MeasureRecipe, StudyRecipe
+from palate.store.files import read_json, read_jsonl
 
 Item = tuple[str, str]
 """The prompt that an item belongs to, and the item. Items of one prompt are not independent."""
@@ -39,9 +39,9 @@ def outcomes_of(folder: Path, recipe: StudyRecipe, measure: MeasureRecipe) -> Ou
     elif verb == "eval reward" and measure.value == "best_of_n":
         values = _best_of_n(folder)
     elif verb == "eval reward":
-        values = _of_benchmark(_lines(folder / "scores.jsonl"), measure)
+        values = _of_benchmark(read_jsonl(folder / "scores.jsonl"), measure)
     elif measure.value in OF_PAIRS:
-        values = _of_pairs(_lines(folder / "pairs.jsonl"), measure)
+        values = _of_pairs(read_jsonl(folder / "pairs.jsonl"), measure)
     else:
         samples, reference = samples_of(folder)
         values = _of_samples(samples, reference, measure)
@@ -72,7 +72,7 @@ def checkpoints_of(folder: Path, measure: MeasureRecipe) -> list[tuple[float, Ou
     Raises:
         RunError: a file of it is not as evaluations write it.
     """
-    rows, references = _of_one_policy(_lines(folder / "samples.jsonl"))
+    rows, references = _of_one_policy(read_jsonl(folder / "samples.jsonl"))
     start = [row | {"won": 0.5} for row in references]
     frontier = []
     numbers = sorted({row["checkpoint"] or 0 for row in rows})
@@ -92,7 +92,7 @@ def samples_of(folder: Path) -> tuple[Rows, Rows]:
     Raises:
         RunError: the file is not as evaluations write it, or of several policies.
     """
-    rows, references = _of_one_policy(_lines(folder / "samples.jsonl"))
+    rows, references = _of_one_policy(read_jsonl(folder / "samples.jsonl"))
     return _of_last(rows), references
 
 
@@ -218,7 +218,6 @@ def _best_of_n(folder: Path) -> ItemValues:
     """Of each prompt the gold score that the model's choice among n candidates is worth, n the
     largest of its curve."""
     from palate.evaluate.reward.best_of_n import best_of_n
-    from palate.store.files import read_json
 
     document = read_json(folder / "evaluation.json")["best_of_n"]
     if document is None:
@@ -226,7 +225,7 @@ def _best_of_n(folder: Path) -> ItemValues:
     ((name, curve),) = document["models"].items()
     if "largest" not in curve:
         return
-    for row in _lines(folder / "scores.jsonl"):
+    for row in read_jsonl(folder / "scores.jsonl"):
         if row["benchmark"] is not None:
             continue
         scored = zip(row["scores"][name], row["gold"], strict=True)
@@ -235,15 +234,3 @@ def _best_of_n(folder: Path) -> ItemValues:
             proxy, gold = zip(*known, strict=True)
             item = (f"{row['source']}|{row['prompt_id']}", f"{row['source']}|{row['id']}")
             yield item, best_of_n(proxy, gold, curve["largest"])
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            raise RunError(f"{path}, line {number}: no JSON") from None

@@ -99,7 +99,8 @@ def _games(sheet: OutcomeTable, step: str, *, by_judge: bool) -> _Games:
             for name, rows in samples.items()
         }
         for a, b in itertools.combinations(rewards, 2):
-            for place in rewards[a].keys() & rewards[b].keys():
+            # In the order of the file: that of a set changes from process to process.
+            for place in (place for place in rewards[a] if place in rewards[b]):
                 (score,) = beaten([rewards[a][place]], [rewards[b][place]])
                 games.add(a, b, score, place[0])
     return games

@@ -114,6 +114,9 @@ def find(path: str, root: Path) -> Path:
 def load(image: ImageRef, root: Path, limits: ImagesRecipe) -> bytes:
     """The encoded file of an image, no longer than the limit.
 
+    Args:
+        root: folder that its path starts from, where it has no root of its own.
+
     Raises:
         ImageError: it cannot be found or read, or is too long.
     """
@@ -123,7 +126,7 @@ def load(image: ImageRef, root: Path, limits: ImagesRecipe) -> bytes:
         return image.data
     if image.path is None:
         raise ImageError(NOTHING)
-    file = find(image.path, root)
+    file = find(image.path, image.root or root)
     try:
         if file.stat().st_size > limits.max_bytes:
             raise ImageError(TOO_MANY_BYTES)
@@ -189,6 +192,35 @@ class ImageStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data)
         return path
+
+
+def located(
+    row: Preference, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
+) -> Preference:
+    """The row with its images told by what they show, wherever it is read from then on.
+
+    Args:
+        root: folder that paths of the row start from.
+        store: takes images that come as bytes; default: they stay with the row.
+
+    Returns:
+        the row, whose images have `digest`, and `path` and `root`, or `data`.
+
+    Raises:
+        ImageError: of the first image that cannot be used.
+        RunError: a write failed.
+    """
+
+    def found(image: ImageRef) -> ImageRef:
+        data = load(image, root, limits)
+        info = check(data, limits)
+        if image.data is None:
+            return ImageRef(path=image.path, digest=info.digest, root=image.root or root)
+        if store is None:
+            return ImageRef(data=data, digest=info.digest)
+        return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
+
+    return row.with_images(found)
 
 
 def checked(

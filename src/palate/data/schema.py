@@ -6,7 +6,8 @@ Imports nothing of ours but the errors. Text is never altered here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 Kind = Literal["pair", "rated", "unpaired", "demonstration", "answers"]
@@ -25,11 +26,14 @@ class ImageRef:
         path: as written in the data, relative to the source's folder.
         data: the encoded file (PNG, JPEG ...), where the source holds it.
         digest: hex SHA-256 of the encoded file, once it has been read and checked.
+        root: folder that `path` starts from, once that is known; where an image lies is no part of
+            what it is.
     """
 
     path: str | None = None
     data: bytes | None = None
     digest: str | None = None
+    root: Path | None = field(default=None, compare=False)
 
 
 class ImagePart(TypedDict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,9 @@ from palate.models.processor import ImageProcessor, load_processor
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe
 
+if TYPE_CHECKING:
+    from palate.models.image_cache import ImageFeatureCache
+
 IMAGES = "images"
 """Folder beside run folders in which the files of images are kept under their digests."""
 KEPT = 32
@@ -39,6 +43,7 @@ class Pictures:
 
     Attributes:
         mark: what chat templates write where an image stands.
+        features: what the tower makes of images, where that is kept.
     """
 
     def __init__(
@@ -56,7 +61,9 @@ class Pictures:
         self.store = ImageStore(store)
         self.limits = limits or ImagesRecipe()
         self.mark = processor.mark
+        self.features: ImageFeatureCache | None = None
         self._texts: dict[str, ImageText] = {}
+        self._lengths: dict[str, int] = {}
         self._files: dict[str, Path] = {}
         self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -74,6 +81,7 @@ class Pictures:
             made = self.processor.process(data)
             self._keep(digest, made.pixels)
             core = self._core(made.text)
+            self._lengths[digest] = core.count(self.placeholder)
             self._texts[digest] = ImageText(digest, made.text, core, made.grid)
         return self._texts[digest]
 
@@ -108,6 +116,11 @@ class Pictures:
             self._pixels.popitem(last=False)
 
     @property
+    def lengths(self) -> Mapping[str, int]:
+        """Placeholder tokens of each image that was read, by its digest."""
+        return self._lengths
+
+    @property
     def reserved(self) -> frozenset[int]:
         """Ids that stand for what is no text."""
         processor = self.processor.processor
@@ -130,7 +143,10 @@ class Pictures:
         return Tokens(tuple(ids), images=tuple(images))
 
     def filled(self, images: ImageBatch) -> ImageBatch:
-        """The images of a batch with their pixels."""
+        """The images of a batch with their features where all are kept, else with their pixels."""
+        kept = self.features
+        if kept is not None and all(digest in kept for digest in images.digests):
+            return replace(images, features=tuple(map(kept.read, images.digests)))
         return replace(images, pixels=tuple(map(self.pixels, images.digests)))
 
 

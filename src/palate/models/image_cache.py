@@ -8,9 +8,10 @@ tokens of a 3,584 wide bfloat16 model 9.2 MB. On load a sample is run live and c
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,48 @@ VERIFY_TOLERANCE = {
 }
 """Accepted distance of stored and live features, as a share of their length: passes over other
 numbers of images round differently, another tower is off by its whole length."""
+
+
+RECENT_BYTES = 256 * 2**20
+"""Of the features that are kept in memory."""
+
+
+class KeptFeatures(Protocol):
+    """Features that are there without a pass of the tower in the batch, by an image's digest."""
+
+    def __contains__(self, digest: str) -> bool: ...
+
+    def read(self, digest: str) -> Features: ...
+
+
+class RecentFeatures:
+    """Features of the images of a model that only scores or is measured, the latest used in memory.
+
+    Each image is run by itself, so that what is made of it does not depend on those beside it.
+    """
+
+    def __init__(self, model: Model, pictures: Pictures) -> None:
+        self.model = model
+        self.pictures = pictures
+        self._kept: OrderedDict[str, Features] = OrderedDict()
+        self._size = 0
+
+    def __contains__(self, digest: str) -> bool:
+        return True
+
+    def read(self, digest: str) -> Features:
+        if digest not in self._kept:
+            (self._kept[digest],) = live_features(self.model, self.pictures, [digest])
+            self._size += _bytes(self._kept[digest])
+        self._kept.move_to_end(digest)
+        while self._size > RECENT_BYTES and len(self._kept) > 1:
+            _, last = self._kept.popitem(last=False)
+            self._size -= _bytes(last)
+        return self._kept[digest]
+
+
+def _bytes(features: Features) -> int:
+    return sum(value.numel() * value.element_size() for value in features.values())
 
 
 class ImageFeatureCache:
@@ -128,16 +171,20 @@ class ImageFeatureCache:
         for digest, features in zip(digests, self._live(digests), strict=True):
             yield bytes.fromhex(digest), {k: v.cpu() for k, v in features.items()}
 
-    @torch.no_grad()
     def _live(self, digests: Sequence[str]) -> list[Features]:
-        device = self.model.device
-        pixels = [
-            {name: value.to(device) for name, value in self.pictures.pixels(digest).items()}
-            for digest in digests
-        ]
-        lengths = [self.pictures.lengths[digest] for digest in digests]
-        with evaluating(self.model):
-            return image_features(backbone_of(self.model.base), pixels, lengths)
+        return live_features(self.model, self.pictures, digests)
+
+
+@torch.no_grad()
+def live_features(model: Model, pictures: Pictures, digests: Sequence[str]) -> list[Features]:
+    """What a model's tower makes of images that were read."""
+    pixels = [
+        {name: value.to(model.device) for name, value in pictures.pixels(digest).items()}
+        for digest in digests
+    ]
+    lengths = [pictures.lengths[digest] for digest in digests]
+    with evaluating(model):
+        return image_features(backbone_of(model.base), pixels, lengths)
 
 
 def vision_digest(tower: nn.Module) -> str:

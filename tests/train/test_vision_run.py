@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from palate import models
+from palate.evaluate import evaluate
 from palate.models import image_cache, vision
 from palate.models.loading import load_trained
 from palate.models.reward_files import load_reward_model
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ModelRecipe, TuneRecipe
 from palate.store.files import read_json
@@ -257,10 +260,43 @@ def test_a_reward_model_sees(root: Path) -> None:
     assert read_json(root / "reward" / "data.json")["sources"][0]["kept"] == 6
 
 
-def test_pictures_are_kept_once_under_their_content(root: Path) -> None:
-    kept = sorted((root / "images").iterdir())
+def test_what_comes_as_bytes_is_kept_once_under_its_content(root: Path) -> None:
+    """What comes as a path is read where it lies."""
+    data = (root / "b.png").read_bytes()
+    pictures = [[{"bytes": data, "path": None}]] * 2
+    sides = [[{"role": "assistant", "content": text}] for text in (" yes", " no", " never")]
+    asked: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    table = {"prompt": [asked] * 2, "chosen": sides[:2], "rejected": sides[1:], "images": pictures}
+    (root / "bytes").mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table(table), root / "bytes" / "rows.parquet")
+    values = recipe(root, "bytes/run", data={"train": [{"path": str(root / "bytes/rows.parquet")}]})
+    tune(TuneRecipe.model_validate(values | {"loss": {"type": "dpo"}}), quiet=True)
+    stored = {file.read_bytes() for file in (root / "bytes" / "images").iterdir()}
     own = {(root / f"{name}.png").read_bytes() for name in "ab"}
-    assert own <= {file.read_bytes() for file in kept}
-    assert len(kept) == len({file.read_bytes() for file in kept})
-    for file in kept:
-        Image.open(io.BytesIO(file.read_bytes())).verify()
+    assert data in stored and len(stored & own) == 1
+
+
+def test_a_policy_that_sees_is_evaluated(root: Path) -> None:
+    """On pairs, and on samples of prompts with images, by a reward model that sees them too."""
+    values = recipe(root, "evaluated", loss={"type": "dpo"})
+    values["data"] = values["data"] | {"eval": [{"path": str(root / "pairs.jsonl")}]}
+    values["train"] = values["train"] | {"eval_every_steps": 4}
+    run = tune(TuneRecipe.model_validate(values), quiet=True)
+    reward(RewardRecipe.model_validate(recipe(root, "evaluated-by")), quiet=True)
+    given = {
+        "output_dir": str(root / "evaluation"),
+        "runs": [str(root / "evaluated")],
+        "sampling": {"prompts": 6, "samples_per_prompt": 2, "max_new_tokens": 5},
+        "reward": {"type": "model", "path": str(root / "evaluated-by" / "model")},
+    }
+    result = evaluate(EvalRecipe.model_validate(given)).evaluation
+    (policy,) = result["policies"]
+    preference = policy["preference"]["all"]
+    assert preference["n"] == 6
+    assert preference["accuracy"] == pytest.approx(run.metrics["preference/accuracy"])
+    samples = policy["samples"]
+    # Six prompts, of which three have the same words of their own each; KL to the reference is
+    # computed on what was drawn under the images.
+    assert (samples["n"], samples["prompts"]) == (12, 6) and samples["kl"] > 0
+    assert "unscored" not in samples and math.isfinite(samples["reward"])
+    assert len((root / "evaluation" / "samples.jsonl").read_text().splitlines()) == 24

@@ -13,7 +13,7 @@ import numpy as np
 from palate.data.containers import named, source_name
 from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
-from palate.data.images import image_root
+from palate.data.images import image_root, rooted
 from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
@@ -167,6 +167,8 @@ def build(
 
 def _read(source: DataSource, role: Role, seed: int) -> Ledger:
     result = read_source(source, seed=seed)
+    root = image_root(source.path)
+    result = dataclasses.replace(result, rows=[rooted(row, root) for row in result.rows])
     return Ledger(name=source_name(source), path=source.path, role=role, result=result)
 
 

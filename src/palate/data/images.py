@@ -86,6 +86,17 @@ def image_root(path: str) -> Path:
     return place if place.is_dir() else place.parent
 
 
+def rooted(row: Preference, root: Path) -> Preference:
+    """The row with images that know where their paths start; nothing is read."""
+    if not row.has_images:
+        return row
+
+    def placed(image: ImageRef) -> ImageRef:
+        return dataclasses.replace(image, root=image.root or root)
+
+    return row.with_images(placed)
+
+
 def find(path: str, root: Path) -> Path:
     """The file that a path of the data names.
 

@@ -242,6 +242,22 @@ def collate(
     )
 
 
+def images_of(prompts: Sequence[Tokens], vision: VisionLayout | None) -> ImageBatch | None:
+    """The images of rows that are prompts alone, in reading order; None where they have none."""
+    order = [(i, k) for i, prompt in enumerate(prompts) for k in range(len(prompt.images))]
+    placeholder = (vision or TEXT).placeholder
+    return _images([(prompt, Tokens(())) for prompt in prompts], order, placeholder)
+
+
+def on_device(images: ImageBatch, device: torch.device | str) -> ImageBatch:
+    """The same images with every tensor on `device`."""
+
+    def moved(values: Sequence[dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
+        return tuple({name: v.to(device) for name, v in value.items()} for value in values)
+
+    return dataclasses.replace(images, pixels=moved(images.pixels), features=moved(images.features))
+
+
 def _images(
     sequences: Sequence[tuple[Tokens, Tokens]],
     order: Sequence[tuple[int, int]],

@@ -153,8 +153,9 @@ class Scorer(Protocol):
 def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
     """Scores of groups by a scorer; prompts with images get no value from one that reads text."""
     readable = [
-        "image" in scorer.traits.modalities
-        or not (has_images(group.prompt) or any(map(has_images, group.responses)))
+        # A scorer may have to be loaded to say what it reads.
+        not (has_images(group.prompt) or any(map(has_images, group.responses)))
+        or "image" in scorer.traits.modalities
         for group in groups
     ]
     asked = [group for group, reads in zip(groups, readable, strict=True) if reads]

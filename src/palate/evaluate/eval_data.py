@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.items import Item, TokenIds, Tokens, sequence_key
+from palate.data.items import Item, Tokens, sequence_key
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
 from palate.evaluate.targets import TrainedRun
@@ -32,7 +32,7 @@ class Prompt:
     id: str
     text: str
     content: Content
-    ids: tuple[int, ...]
+    tokens: Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +101,14 @@ def build_eval_data(
     dataset = build(data, encoder, kind="pair", seed=seed)
     whole = part == "whole"
     pairs = dataset.train if whole else dataset.eval
-    prompts: dict[TokenIds, Prompt] = {}
+    prompts: dict[Tokens, Prompt] = {}
     rows = dataset.train_rows if whole else dataset.eval_rows
     for pair, row in zip(pairs, rows, strict=True):
         # A chat is shown as its template writes it.
-        ids = pair.prompts[0].ids
-        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
-        prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
+        tokens = pair.prompts[0]
+        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(tokens.ids)
+        shown = Prompt(id=pair.id, text=text, content=row.prompt, tokens=tokens)
+        prompts.setdefault(tokens, shown)
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
         distinct = list(prompts.values())
@@ -121,7 +122,7 @@ def build_eval_data(
             digest.update(f"{pair.source}|".encode())
             digest.update(sequence_key(*sequence).encode())
     for prompt in drawn:
-        digest.update(sequence_key(Tokens(prompt.ids), Tokens(())).encode())
+        digest.update(sequence_key(prompt.tokens, Tokens(())).encode())
     report = dataset.report
     if whole:
         # What is read here is evaluated on, whatever part of a recipe it stands in.
@@ -129,7 +130,7 @@ def build_eval_data(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return EvalData(
         pairs=pairs,
-        prompt_ids=[prompts[pair.prompts[0].ids].id for pair in pairs],
+        prompt_ids=[prompts[pair.prompts[0]].id for pair in pairs],
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,

@@ -28,6 +28,7 @@ from palate.evaluate.win_rate import Won, beaten, check_judge, judged, win_rate
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
+from palate.models.pictures import IMAGES, pictures_of
 from palate.models.reference import Reference
 from palate.recipes.evaluation import EvalRecipe
 from palate.rewards import make_scorer
@@ -95,12 +96,14 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
         for group in grouped(targets):
             model = group[0].model
             tokenizer = load_tokenizer(model)
-            encoder = Encoder(tokenizer, model.chat_template, data.length)
+            store = folder.path.parent / IMAGES
+            pictures = pictures_of(model, tokenizer, store)
+            encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
             eval_data = build_eval_data(recipe, data, seed, part, encoder)
             folder.write(Data.of(eval_data.report))
             folder.write_quarantine(eval_data.quarantine)
             sources = eval_data.report["sources"]
-            loader = PolicyLoader(model, group[0].reference)
+            loader = PolicyLoader(model, group[0].reference, pictures=pictures)
             context = EvaluationContext(recipe, eval_data, tokenizer, scorers, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             stages = {} if shown is None else {shown.name: context.stages(shown, loader)}
@@ -325,7 +328,7 @@ class EvaluationContext:
             drawn = sample(
                 policy,
                 self.tokenizer,
-                [p.ids for p in prompts],
+                [p.tokens for p in prompts],
                 samples_per_prompt=s.samples_per_prompt,
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
@@ -338,6 +341,7 @@ class EvaluationContext:
             stats = sample_stats(
                 policy,
                 drawn,
+                prompts=[p.tokens for p in prompts],
                 reference=reference,
                 batch_size=STATS_PER_BATCH,
                 layout=layout,

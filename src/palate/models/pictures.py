@@ -20,8 +20,10 @@ from palate.data.layouts import ImageBatch
 from palate.data.placing import ImageText
 from palate.data.schema import ImageRef
 from palate.errors import DataError
+from palate.models.loading import load_config
 from palate.models.model import Model
 from palate.models.processor import ImageProcessor, load_processor
+from palate.models.vision import vision_layout
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe
 
@@ -184,9 +186,27 @@ def open_pictures(
     Raises:
         ModelError: its processor cannot be loaded.
     """
-    vision = model.backbone.vision
+    model.pictures = pictures_of(recipe, tokenizer, store, limits, config=model.config)
+    return model.pictures
+
+
+def pictures_of(
+    recipe: ModelRecipe,
+    tokenizer: Any,
+    store: Path | None = None,
+    limits: ImagesRecipe | None = None,
+    *,
+    config: Any = None,
+) -> Pictures | None:
+    """As `open_pictures`, for models that are still to be loaded.
+
+    Args:
+        config: of the model; default: beside its files.
+    """
+    if config is None:
+        config = load_config(recipe.path, recipe)
+    vision = vision_layout(config)
     if vision is None:
         return None
-    processor = load_processor(recipe, tokenizer, config=model.config)
-    model.pictures = Pictures(processor, tokenizer, vision.placeholder, store, limits=limits)
-    return model.pictures
+    processor = load_processor(recipe, tokenizer, config=config)
+    return Pictures(processor, tokenizer, vision.placeholder, store, limits=limits)

@@ -82,8 +82,8 @@ def looking(
 
     Returns:
         n: pairs with all scores of real and blind; lost: pairs that have those of real alone.
-        real, blind: accuracy, accuracy_ci and ties over these. others: the same, and n, over the
-        pairs that have a score there too.
+        real, blind: n, accuracy, accuracy_ci and ties over these. others: the same over those that
+        have a score there too.
         difference: real less blind, pair by pair, with its interval (None with one unit of pairs).
         difference_others: real less others.
         as_good_without: whether that interval holds 0 or is below it; None without an interval.
@@ -101,7 +101,7 @@ def looking(
         "lost": lost,
         "real": _side(a_known, confidence),
         "blind": _side(b_known, confidence),
-        "others": _side(c.where(swapped), confidence) | {"n": int(swapped.sum())},
+        "others": _side(c.where(swapped), confidence),
         "difference": difference,
         "difference_ci": ci,
         "difference_others": over_others,
@@ -131,7 +131,7 @@ def shortcut_failure(
     """
     right = blind.margin > 0
     sides = [real.where(right), real.where(~right)]
-    up, down = (_side(side, confidence) | {"n": len(side)} for side in sides)
+    up, down = (_side(side, confidence) for side in sides)
     two_sided = len(sides[0]) > 0 and len(sides[1]) > 0
     return {
         "blind_right": up,
@@ -240,8 +240,10 @@ def _text_of(parts: Sequence[Part]) -> str:
 
 
 def _side(pairs: Comparisons, confidence: float) -> dict[str, Any]:
+    """Number, accuracy (None of no pairs), its interval and ties."""
     measured = accuracy(pairs, confidence)
-    return {key: measured[key] for key in ("accuracy", "accuracy_ci", "ties")}
+    side = {key: measured[key] for key in ("n", "accuracy", "accuracy_ci", "ties")}
+    return side if len(pairs) else side | {"accuracy": None, "accuracy_ci": None}
 
 
 def _paired(

@@ -111,6 +111,7 @@ def _parse(record: Record, images: SourceImages) -> BenchmarkItem:
     row_id = text(required(record, "id"), "id")
     question = text(required(record, "prompt"), "prompt")
     video = record.value.get("video")
+    refs: Sequence[ImageRef]
     if video in (None, "", []):
         refs, field = images_of(record, needed=True)
         path = str(refs[0].path)

@@ -211,6 +211,24 @@ class ImageStore:
         return path
 
 
+def located_image(
+    image: ImageRef, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
+) -> ImageRef:
+    """One image as `located` gives it.
+
+    Raises:
+        ImageError: it cannot be used.
+        RunError: a write failed.
+    """
+    data = load(image, root, limits)
+    info = check(data, limits)
+    if image.data is None:
+        return ImageRef(path=image.path, digest=info.digest, root=image.root or root)
+    if store is None:
+        return ImageRef(data=data, digest=info.digest)
+    return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
+
+
 def located(
     row: Preference, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
 ) -> Preference:
@@ -228,16 +246,7 @@ def located(
         RunError: a write failed.
     """
 
-    def found(image: ImageRef) -> ImageRef:
-        data = load(image, root, limits)
-        info = check(data, limits)
-        if image.data is None:
-            return ImageRef(path=image.path, digest=info.digest, root=image.root or root)
-        if store is None:
-            return ImageRef(data=data, digest=info.digest)
-        return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
-
-    return row.with_images(found)
+    return row.with_images(lambda image: located_image(image, root, limits, store))
 
 
 def checked(

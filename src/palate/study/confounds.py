@@ -202,7 +202,7 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
             "reference": _placeless(plan, recipe.reference),
         }
     if isinstance(recipe, RewardEvalRecipe):
-        keys = ("benchmarks", "robustness", "best_of_n")
+        keys = ("benchmarks", "robustness", "look", "best_of_n")
         return {"evaluation": _with_contents(plan, stage, keys)}
     if isinstance(recipe, TaskEvalRecipe):
         asked = ("tasks", "include", "fewshot", "limit", "chat", "run_generated_code")

@@ -5,7 +5,17 @@ example; docs/maths.md has the formulas.
 """
 
 from palate.losses.nll import cpo, orpo, sft
-from palate.losses.pairwise import dpo, dpo_norm, fdpo, hinge, ipo_mean, ipo_sum, rdpo, simpo
+from palate.losses.pairwise import (
+    anchor,
+    dpo,
+    dpo_norm,
+    fdpo,
+    hinge,
+    ipo_mean,
+    ipo_sum,
+    rdpo,
+    simpo,
+)
 from palate.losses.preference import (
     LOSSES,
     LossSpec,
@@ -56,6 +66,7 @@ __all__ = [
     "TokenContext",
     "TokenWeightSpec",
     "Weights",
+    "anchor",
     "apply_weight",
     "bradley_terry",
     "centring",

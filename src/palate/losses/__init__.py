@@ -39,6 +39,7 @@ from palate.losses.reward import (
     magnitude,
     plackett_luce,
     rao_kupper,
+    shortcut_weights,
 )
 from palate.losses.sequence import LossOutput, LossTerm, SequenceStats
 from palate.losses.tdpo import tdpo1, tdpo2
@@ -94,6 +95,7 @@ __all__ = [
     "rao_kupper",
     "rdpo",
     "sft",
+    "shortcut_weights",
     "simpo",
     "tdpo1",
     "tdpo2",

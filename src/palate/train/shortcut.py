@@ -61,8 +61,8 @@ def with_shortcut_weights(data: Dataset, recipe: ShortcutRecipe) -> Dataset:
 
 
 def _same_text(item: Item) -> bool:
-    asked, said = item.prompts, item.responses
-    return asked[0].ids == asked[1].ids and said[0].ids == said[1].ids
+    prompts, responses = item.prompts, item.responses
+    return prompts[0].ids == prompts[1].ids and responses[0].ids == responses[1].ids
 
 
 def _margins(items: Sequence[Item], path: Path) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.test_vision_run import is_projector, recipe, write_rows
 from transformers import AutoModelForImageTextToText
 
 from palate.models.processor import load_processor
@@ -16,7 +17,6 @@ from palate.recipes.schema import ModelRecipe, TuneRecipe
 from palate.rewards.api import load_scorer
 from palate.train import reward, tune
 from palate.train.merge import merge_adapters
-from tests.train.test_vision_run import is_projector, recipe, write_rows
 from tiny_vision import save_tiny_vision
 
 

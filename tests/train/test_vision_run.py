@@ -109,6 +109,42 @@ def test_layouts_and_reference_kinds_agree(root: Path) -> None:
     assert runs["plain"] == pytest.approx(runs["shared"], abs=1e-4)
 
 
+def test_mdpo_trains_on_the_same_answers_under_other_images(root: Path) -> None:
+    """DPO, its image-conditional form and the anchor, alike in both layouts."""
+    runs = {}
+    loss = {"type": "mixture", "losses": [{"type": "dpo"}, {"type": "anchor", "weight": 0.5}]}
+    for layout in ("plain", "shared"):
+        values = recipe(root, f"mdpo-{layout}", loss=loss)
+        values["data"] = values["data"] | {"image_contrast": {"kind": "crop"}}
+        values["train"] = values["train"] | {"layout": layout, "max_steps": 8}
+        tune(TuneRecipe.model_validate(values), quiet=True)
+        runs[layout] = logged(root / f"mdpo-{layout}")
+    losses = [row["loss"] for row in runs["plain"]]
+    # Before the first step every log-ratio is 0, the anchor's too.
+    assert losses[0] == pytest.approx(1.5 * math.log(2), abs=1e-5) and losses[-1] < losses[0]
+    assert losses == pytest.approx([row["loss"] for row in runs["shared"]], abs=1e-4)
+    data = read_json(root / "mdpo-plain" / "data.json")
+    assert data["image_contrast"]["sources"] == {"pairs.image_crop": 5}
+    assert (data["train"]["pairs"], data["sources"][0]["kept"]) == (11, 6)
+    named = {name for row in runs["plain"] for name in row if "pairs.image_crop" in name}
+    assert any("accurac" in name for name in named)
+
+
+def test_a_reward_model_learns_which_image_an_answer_is_of(root: Path) -> None:
+    """With contrasts alone nothing but the image tells chosen from rejected."""
+    values = recipe(root, "contrast-reward", pooling="mean")
+    values["data"] = values["data"] | {"image_contrast": {"kind": "blank", "replace": True}}
+    # What the row without an image would be right about is left out.
+    rows = (root / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (root / "seen.jsonl").write_text("".join(line for line in rows if '"images": []' not in line))
+    values["data"]["train"] = [{"path": str(root / "seen.jsonl")}]
+    values["train"] = {"batch_size_pairs": 4, "max_steps": 30, "learning_rate": 0.03}
+    reward(RewardRecipe.model_validate(values), quiet=True)
+    log = logged(root / "contrast-reward")
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.2)
+    assert log[-1]["accuracy"] == 1.0 and log[-1]["loss"] < 0.4
+
+
 def test_images_decide(root: Path) -> None:
     """Rows that differ in their picture alone are not one prompt, and other pictures give other
     losses."""

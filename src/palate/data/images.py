@@ -21,7 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from palate.data.schema import ImageRef, Preference
 from palate.recipes.images import ImagesRecipe
@@ -190,6 +190,24 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
                 format=str(opened.format),
                 bytes=len(data),
             )
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The first frame as 8-bit RGB, turned as its EXIF says, on white where it is transparent."""
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        # 16 bits a channel: Pillow's own conversion would cut the upper half off.
+        high = np.asarray(image).max()
+        top = 65535.0 if image.mode.startswith("I") and high > 255 else 255.0
+        image = image.point(lambda value: value * (255.0 / top)).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        shown = image.convert("RGBA")
+        white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
+        white.alpha_composite(shown)
+        image = white
+    return image.convert("RGB")
 
 
 @dataclass

@@ -76,6 +76,10 @@ class Ledger:
         self.items_dropped[reason] += 1
         self._quarantine(self.path, row, None, reason)
 
+    def drop_contrast(self, row: int | None, reason: str) -> None:
+        """Enters a pair that `image_contrast` could not make; its own account counts it."""
+        self._quarantine(self.path, row, "images", reason)
+
     def leave_out(self, row: int | None, reason: str) -> None:
         """Counts a response of a row that is kept for its others."""
         self.left_out[reason] += 1

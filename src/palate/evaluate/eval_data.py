@@ -83,7 +83,9 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
             data = DataRecipe(train=run_data.eval, pairing=run_data.pairing, length=run_data.length)
             choices.append((data, run.recipe.seed, "whole"))
         else:
-            choices.append((run_data, run.recipe.seed, "held out"))
+            # What is made of the training pairs is not held out.
+            held = run_data.model_copy(update={"image_contrast": None})
+            choices.append((held, run.recipe.seed, "held out"))
     if any(item != choices[0] for item in choices):
         names = ", ".join(run.label for run in runs)
         raise RunError(f"{names} have different evaluation data: give `data` to compare them")

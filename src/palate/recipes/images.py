@@ -13,6 +13,19 @@ _Count = Annotated[int, Field(ge=1)]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP"]
 
 
+class ImageContrastRecipe(Strict):
+    """Pairs of one answer under two images, made of the training pairs that have images: chosen
+    under its own, rejected under another (mDPO's conditional preference, arXiv:2406.11839)."""
+
+    kind: Literal["mismatched", "crop", "blur", "noise", "blank"]
+    """The other image: one of another training pair, or its own, corrupted: a random part of at
+    most 20% of it, blurred, in noise, or grey all over."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of the training pairs with images in their prompt, ties aside; drawn with the run's seed."""
+    replace: bool = False
+    """Put such a pair in the place of the pair that it is made of, instead of beside it."""
+
+
 class ImagesRecipe(Strict):
     """Limits of images. A row with an image that breaks one is dropped and counted."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.images import ImageContrastRecipe
 from palate.recipes.losses import (
     REFERENCE_FREE,
     TOKEN_WEIGHTED,
@@ -171,6 +172,9 @@ class DataRecipe(Strict):
     """Required where a source holds ratings. Where none does, only `flips` and `ties` apply."""
     mixture: MixtureRecipe | None = None
     """How much of each source of `train`, of what is left after holding out; default: all."""
+    image_contrast: ImageContrastRecipe | None = None
+    """Further pairs: the chosen answer under its own image and under another. Held-out pairs stay
+    as they are. For losses of pairs, and models that see."""
     length: LengthRecipe = LengthRecipe()
 
     @property

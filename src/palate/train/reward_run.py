@@ -42,6 +42,7 @@ from palate.train.objectives.reward import (
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
 from palate.train.run import RunResult, Start, TrainingRun, in_background
+from palate.train.shortcut import with_shortcut_weights
 from palate.train.sources.offline import Collate
 
 
@@ -92,6 +93,8 @@ class RewardRun(TrainingRun):
                 seed=self.recipe.seed,
                 ties=True,
             )
+        if self.recipe.shortcut is not None:
+            data = with_shortcut_weights(data, self.recipe.shortcut)
         for split, items in (("train", data.train), ("eval", data.eval)):
             if items:
                 data.report[split]["labels"] = label_counts(items)

@@ -13,13 +13,12 @@ import numpy as np
 from palate.data.images import ImageError, ImageStore, located, located_image
 from palate.data.readers.base import RowError
 from palate.data.readers.pictures import PLACE, place_images
-from palate.data.schema import Content, ImageRef, Message, Preference, images_in, map_images
+from palate.data.schema import ImageRef, Message, Preference, map_images
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import DataSource
 
 FRAMES = 32
 """Of a video, as the evaluators of MM-RLHF-RewardBench take."""
-IN_RESPONSE = "in a response, where no scorer here reads any"
 NO_FRAMES = "no folder of frames: unpack the video into pictures"
 _FRAME_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
 _NOWHERE = Path("no images here")
@@ -79,12 +78,8 @@ class SourceImages:
         """The row with its images found and checked.
 
         Raises:
-            ImageError: of the first one that cannot be used; images in a response, which no scorer
-                here reads.
+            ImageError: of the first one that cannot be used.
         """
-        contents: list[Content] = [response.content for response in row.responses]
-        if any(map(images_in, contents)):
-            raise ImageError(IN_RESPONSE)
         return located(row, self.root, self.limits, self.store)
 
     def frames(self, folder: str, most: int = FRAMES) -> list[ImageRef]:

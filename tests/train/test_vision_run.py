@@ -27,6 +27,7 @@ from palate.recipes.schema import ModelRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
+from palate.train.summary import closing_lines
 from tiny_vision import save_tiny_vision
 
 
@@ -336,3 +337,23 @@ def test_a_policy_that_sees_is_evaluated(root: Path) -> None:
     assert (samples["n"], samples["prompts"]) == (12, 6) and samples["kl"] > 0
     assert "unscored" not in samples and math.isfinite(samples["reward"])
     assert len((root / "evaluation" / "samples.jsonl").read_text().splitlines()) == 24
+
+
+def test_runs_say_whether_the_model_looks(root: Path) -> None:
+    """Held-out pairs again without their images, and with those of others."""
+    held = {"eval": [{"path": str(root / "pairs.jsonl")}]}
+    data = {"data": {"train": [{"path": str(root / "pairs.jsonl")}]} | held}
+    reward(RewardRecipe.model_validate(recipe(root, "looking-reward", **data)), quiet=True)
+    for kind in ("adapter_off", "cache"):
+        values = recipe(root, f"looking-{kind}", **data)
+        values |= {"loss": {"type": "dpo"}, "reference": {"kind": kind}}
+        tune(TuneRecipe.model_validate(values), quiet=True)
+    looks = {}
+    for name in ("reward", "adapter_off", "cache"):
+        (policy,) = read_json(root / f"looking-{name}" / "evaluation.json")["policies"]
+        looks[name] = policy["look"]
+        assert (policy["look"]["items"], policy["look"]["n"]) == (5, 5)
+        assert policy["look"]["others"]["n"] == 4, "one has both images"
+        lines = closing_lines(root / f"looking-{name}")
+        assert any(line.startswith("images of held-out pairs: ") for line in lines)
+    assert looks["adapter_off"]["blind"] == looks["cache"]["blind"]

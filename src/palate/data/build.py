@@ -29,6 +29,7 @@ from palate.data.pairing import (
 from palate.data.schema import Content, Preference
 from palate.data.split import (
     joined_keys,
+    shared_images,
     shared_prompts,
     split_by_prompt,
     with_mismatched,
@@ -128,7 +129,7 @@ def build(
             [prompt_key(_asked_first(row, data), seed, row.source) for _, row, _ in train],
             np.uint64,
         )
-        keys = joined_keys(keys, [item.prompts[0].ids for item, _, _ in train])
+        keys = joined_keys(keys, [item.prompts[0] for item, _, _ in train])
         out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
         held = [made for made, is_out in zip(train, out, strict=True) if is_out]
         train = [made for made, is_out in zip(train, out, strict=True) if not is_out]
@@ -163,6 +164,8 @@ def build(
     if held_items:
         report["eval"] = describe(held_items)
         report["eval"]["prompts_in_train"] = shared_prompts(items, held_items)
+        if (shared := shared_images(items, held_items)) is not None:
+            report["eval"]["images_in_train"] = shared
     return Dataset(
         train=items,
         eval=held_items,

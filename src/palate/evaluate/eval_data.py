@@ -13,6 +13,7 @@ from palate.data.encode import Encoder
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
+from palate.evaluate.held_out_look import HeldOutLook
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
@@ -43,6 +44,7 @@ class EvalData:
         prompt_ids: of each pair the id of its prompt, of which pairs may share one.
         report: content of data.json. quarantine: lines of quarantine.jsonl.
         digest: changes with any token of pairs and prompts, and with lengths as written.
+        look: pairs with images, to be asked about again without them; None where there are none.
     """
 
     pairs: list[Item]
@@ -51,6 +53,7 @@ class EvalData:
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
     digest: str
+    look: HeldOutLook | None = None
 
 
 def check_data_keys(recipe: EvalRecipe) -> None:
@@ -137,4 +140,5 @@ def build_eval_data(
         report=report,
         quarantine=dataset.quarantine,
         digest=digest.hexdigest(),
+        look=HeldOutLook.of(rows, encoder, recipe.seed) if recipe.preference else None,
     )

@@ -14,6 +14,7 @@ from palate.data.content import content_key
 from palate.data.images import ImageStore
 from palate.data.scorer import Score, Scorer
 from palate.evaluate.progress import task
+from palate.evaluate.result import EvalResult
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
 from palate.evaluate.reward.agreement import agreement
 from palate.evaluate.reward.best_of_n import curve
@@ -41,7 +42,6 @@ from palate.evaluate.reward.numbers import (
 from palate.evaluate.reward.reading import ReadBenchmark, read_benchmarks
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.evaluate.reward.score_cache import ScoreCache, counts_of
-from palate.evaluate.run import EvalResult
 from palate.memory import kept_memory
 from palate.models.pictures import IMAGES
 from palate.recipes.reward_eval import RewardEvalRecipe

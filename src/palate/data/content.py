@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, map_images
+from palate.data.schema import Content, ImageRef, Message, Part, has_parts, images_in, map_images
 
 _DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
@@ -33,6 +33,28 @@ def with_images(content: Content, images: Iterable[ImageRef]) -> Content:
     """The content with these images in its image parts, in order: as many as there are parts."""
     rest = iter(images)
     return map_images(content, lambda _: next(rest))
+
+
+def without_images(content: Content) -> Content:
+    """The content without its images. A line break right after an image goes with it."""
+    if isinstance(content, str):
+        return content
+    return [
+        turn
+        if isinstance(turn["content"], str)
+        else Message(role=turn["role"], content=_text_of(turn["content"]))
+        for turn in content
+    ]
+
+
+def _text_of(parts: Sequence[Part]) -> str:
+    texts = []
+    after_image = False
+    for part in parts:
+        if part["type"] == "text":
+            texts.append(part["text"].removeprefix("\n") if after_image else part["text"])
+        after_image = part["type"] == "image"
+    return "".join(texts)
 
 
 def image_key(image: ImageRef, source: str = "") -> str:

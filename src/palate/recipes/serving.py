@@ -27,6 +27,9 @@ class ScoreRecipe(RunRecipe):
     exact: bool = False
     """Score every response in a pass of its own, so that not even the last bits of a score depend
     on what is scored beside it; slower. Judges that compare see whole rows in any case."""
+    images: Literal["shown", "removed"] = "shown"
+    """removed: prompts without their images, whatever the scorer reads: what a blind one says, as
+    the weights of `shortcut` in `palate reward` want it."""
     block_rows: Count = 512
     """Rows scored together and written at once; batches are of like lengths among them."""
     format: Literal["jsonl", "parquet"] = "jsonl"

@@ -94,8 +94,8 @@ def held_out(
     looked = None if encoder is None else HeldOutLook.of(rows, encoder, seed)
     if looked is not None and asking is not None:
         # In the order of the rows: processes took every n-th pair.
-        own = judged([pairs[place] for place in looked.places], job.reference)
-        margins = dict(zip(looked.places, (score.margin for score in own), strict=True))
+        with_images = judged([pairs[place] for place in looked.places], job.reference)
+        margins = dict(zip(looked.places, (s.margin for s in with_images), strict=True))
         entry["look"] = looked.measure(
             [margins.get(place, 0.0) for place in range(len(pairs))],
             lambda items: [score.margin for score in judged(items, asking.reference)],

@@ -18,11 +18,11 @@ from palate.data.scorer import TEXT_AND_IMAGES, Traits, ask
 from palate.evaluate.reward import evaluate_rewards
 from palate.evaluate.reward.items import BenchmarkItem, as_groups, compare, values_of
 from palate.evaluate.reward.looking import (
+    blind_item,
     look,
     looking,
     shortcut_failure,
     with_other_images,
-    without_images,
 )
 from palate.evaluate.statistics import mean_interval
 from palate.recipes import load_recipe
@@ -174,7 +174,7 @@ def test_text_alone_is_left_without_images():
     prompt = asked.prompt[0]["content"]
     prompt[1]["text"] = "\nWhich?\n\nNow."
     prompt += [{"type": "image", "image": ImageRef(digest="x")}, {"type": "text", "text": " End"}]
-    assert without_images(asked).prompt == [{"role": "user", "content": "Which?\n\nNow. End"}]
+    assert blind_item(asked).prompt == [{"role": "user", "content": "Which?\n\nNow. End"}]
     assert len(images_in(asked.prompt)) == 2  # the item is as it was
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.content import image_key
-from palate.data.schema import Content, ImageRef, Message, Part, images_in, map_images
+from palate.data.content import image_key, without_images
+from palate.data.schema import ImageRef, images_in, map_images
 from palate.data.scorer import has_images
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.items import (
@@ -56,7 +56,7 @@ def look(
     if np.isnan([value for values in real for value in values]).all():
         return None
     asked = [items[i] for i in places]
-    blind = ask([without_images(item) for item in asked], "without images")
+    blind = ask([blind_item(item) for item in asked], "without images")
     swapped = with_other_images(asked, draw)
     changed = iter(ask([item for item in swapped if item is not None], "with other images"))
     others = [
@@ -153,9 +153,9 @@ def look_lines(document: dict[str, Any]) -> Iterator[str]:
                 yield f"{name} on {benchmark['name']}: {result['look']['sentence']}"
 
 
-def without_images(item: BenchmarkItem) -> BenchmarkItem:
+def blind_item(item: BenchmarkItem) -> BenchmarkItem:
     """The item with a prompt of text alone. A line break right after an image goes with it."""
-    return replace(item, prompt=_blind(item.prompt))
+    return replace(item, prompt=without_images(item.prompt))
 
 
 def with_other_images(
@@ -216,27 +216,6 @@ def _donors(
 def _with(item: BenchmarkItem, images: Sequence[ImageRef]) -> BenchmarkItem:
     rest = iter(images)
     return replace(item, prompt=map_images(item.prompt, lambda _: next(rest)))
-
-
-def _blind(prompt: Content) -> Content:
-    if isinstance(prompt, str):
-        return prompt
-    return [
-        turn
-        if isinstance(turn["content"], str)
-        else Message(role=turn["role"], content=_text_of(turn["content"]))
-        for turn in prompt
-    ]
-
-
-def _text_of(parts: Sequence[Part]) -> str:
-    texts = []
-    after_image = False
-    for part in parts:
-        if part["type"] == "text":
-            texts.append(part["text"].removeprefix("\n") if after_image else part["text"])
-        after_image = part["type"] == "image"
-    return "".join(texts)
 
 
 def _side(pairs: Comparisons, confidence: float) -> dict[str, Any]:

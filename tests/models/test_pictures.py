@@ -23,7 +23,7 @@ from palate.models.check import check_pairs, layout_check, start_check
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.model import Model
 from palate.models.pictures import Pictures, open_pictures
-from palate.models.processor import upright
+from palate.models.pixels import upright
 from palate.models.structure import backbone_of
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe

@@ -29,6 +29,9 @@ from palate.store.files import write_bytes
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 """Format -> ending of the stored file."""
+_KINDS = {"MPO": "JPEG"}
+"""Formats that Pillow tells apart from what they are: a JPEG with more pictures behind it, as
+telephones write it, of which the first is the photograph."""
 
 ADDRESS = "an address: images are not fetched"
 OUTSIDE = "a path that leads out of the image folder"
@@ -66,6 +69,7 @@ class ImageInfo:
     Attributes:
         digest: hex SHA-256 of the encoded file. width, height: pixels. format: as Pillow names it.
         bytes: of the encoded file.
+        animated: it has more frames than the first, which alone is looked at.
     """
 
     digest: str
@@ -73,6 +77,7 @@ class ImageInfo:
     height: int
     format: str
     bytes: int
+    animated: bool = False
 
     @property
     def name(self) -> str:
@@ -146,7 +151,9 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
     if len(data) > limits.max_bytes:
         raise ImageError(TOO_MANY_BYTES)
     with warnings.catch_warnings():
-        # Our own limit is checked below, before a pixel is decoded.
+        # Our own limit is checked below, before a pixel is decoded; no pixel depends on what else
+        # Pillow warns about, such as EXIF that is none.
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
@@ -157,7 +164,8 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
         except _DECODING:
             raise ImageError(BROKEN) from None
         with opened:
-            if opened.format not in limits.formats:
+            kind = _KINDS.get(str(opened.format), str(opened.format))
+            if kind not in limits.formats:
                 raise ImageError(OTHER_FORMAT)
             width, height = opened.size
             if width * height > limits.max_pixels:
@@ -170,9 +178,18 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
                 digest=hashlib.sha256(data).hexdigest(),
                 width=width,
                 height=height,
-                format=str(opened.format),
+                format=kind,
                 bytes=len(data),
+                animated=kind != "JPEG" and _is_animated(opened),
             )
+
+
+def _is_animated(opened: Image.Image) -> bool:
+    """Whether there is a frame behind the first one. A later one that is broken is as none."""
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except _DECODING:
+        return False
 
 
 @dataclass
@@ -290,7 +307,8 @@ class ImageCounts:
 
     def result(self) -> dict[str, Any] | None:
         """The entry `images` of data.json: read = sum of the others' times + refused; None where
-        there were none. Widths, heights (pixels) and bytes are of distinct images."""
+        there were none. Widths, heights (pixels), bytes and `animated`, images of which only the
+        first frame is looked at, are of distinct images."""
         seen = [info for info, _ in self._seen.values()]
         times = [n for _, n in self._seen.values()]
         if not seen and not self.refused:
@@ -304,6 +322,7 @@ class ImageCounts:
             "broken": dict(self.refused.most_common()),
             "bytes": sum(info.bytes for info in seen),
             "formats": dict(Counter(info.format for info in seen).most_common()),
+            "animated": sum(info.animated for info in seen),
             "width": _spread([info.width for info in seen]),
             "height": _spread([info.height for info in seen]),
         }

@@ -8,22 +8,19 @@ images. Video processors, which want torchvision, are left out.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config, readable
+from palate.models.pixels import decoded
 from palate.recipes.schema import ModelRecipe
 
 _NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", "batch_num_images"})
@@ -66,9 +63,7 @@ class ImageProcessor:
         It is turned as its EXIF says; of several frames the first is taken; what is transparent is
         laid on white.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = upright(Image.open(io.BytesIO(data)))
+        image = decoded(data)
         # What the processor itself would ask its image processor for.
         options = self.processor._merge_kwargs(return_tensors="pt", images_kwargs=self.options)
         processed, (text,) = self.processor._process_images([[image]], **options["images_kwargs"])
@@ -99,24 +94,6 @@ class ImageProcessor:
         told = {key: repr(value) for key, value in settings.items() if key != "_name_or_path"}
         parts = [type(self.processor).__name__, told, sorted(self.options.items())]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The first frame as 8-bit RGB, turned as its EXIF says, on white where it is transparent."""
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        # 16 bits a channel: Pillow's own conversion would cut the upper half off.
-        high = np.asarray(image).max()
-        top = 65535.0 if image.mode.startswith("I") and high > 255 else 255.0
-        image = image.point(lambda value: value * (255.0 / top)).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        shown = image.convert("RGBA")
-        white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
-        white.alpha_composite(shown)
-        image = white
-    return image.convert("RGB")
 
 
 def load_processor(

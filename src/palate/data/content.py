@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, map_images
+from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, map_parts
 
 _DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
@@ -32,7 +32,10 @@ def bare(content: Content) -> Any:
 def with_images(content: Content, images: Iterable[ImageRef]) -> Content:
     """The content with these images in its image parts, in order: as many as there are parts."""
     rest = iter(images)
-    return map_images(content, lambda _: next(rest))
+    return map_parts(
+        content,
+        lambda part: [{"type": "image", "image": next(rest)} if part["type"] == "image" else part],
+    )
 
 
 def image_key(image: ImageRef, source: str = "") -> str:
@@ -83,4 +86,6 @@ def prompt_key(prompt: Content, seed: int, source: str = "") -> int:
 
 
 def _bare_part(part: Part) -> dict[str, str]:
-    return {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    return {"type": part["type"]}

@@ -40,10 +40,15 @@ UNREADABLE = "cannot be read"
 NOTHING = "neither a path nor data"
 EMPTY = "empty file"
 TOO_MANY_BYTES = "more bytes than images.max_bytes"
-TOO_MANY_PIXELS = "more pixels than images.max_pixels"
+TOO_MANY_PIXELS = "too many pixels to be decoded"
 NOT_AN_IMAGE = "not an image of a known format"
 OTHER_FORMAT = "of a format that images.formats leaves out"
 BROKEN = "broken or cut short"
+TOO_LONG = "one side is more than 200 times the other"
+UNFIT = "refused by the model's image processor"
+LONGEST = 200
+"""How many times the other side one may be: beyond that Qwen's processors refuse an image, and
+those that scale its shorter side to a given size make gigabytes of it."""
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 # Pillow gives these for files that are broken inside, besides OSError.
@@ -95,6 +100,31 @@ def find(path: str, root: Path) -> Path:
     Raises:
         ImageError: an address, a path out of the root, or nothing there.
     """
+    target = _inside(path, root)
+    try:
+        # A name may be too long to be looked up.
+        there = target.is_file()
+    except OSError:
+        there = False
+    if not there:
+        raise ImageError(MISSING)
+    return target
+
+
+def find_folder(path: str, root: Path) -> Path:
+    """The folder that a path of the data names; otherwise as `find`."""
+    target = _inside(path, root)
+    try:
+        there = target.is_dir()
+    except OSError:
+        there = False
+    if not there:
+        raise ImageError(MISSING)
+    return target
+
+
+def _inside(path: str, root: Path) -> Path:
+    """Where a path leads, below the root."""
     if _ADDRESS.match(path) and not PureWindowsPath(path).drive:
         raise ImageError(ADDRESS)
     if not path or "\0" in path:
@@ -105,14 +135,10 @@ def find(path: str, root: Path) -> Path:
     try:
         inside = root.resolve()
         target = (root / path).resolve()
-        # A name may be too long to be looked up.
-        there = target.is_file()
     except (OSError, RuntimeError):
         raise ImageError(MISSING) from None
     if not target.is_relative_to(inside):
         raise ImageError(OUTSIDE)
-    if not there:
-        raise ImageError(MISSING)
     return target
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -30,6 +32,27 @@ def decoded(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return upright(Image.open(io.BytesIO(data)))
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Limits of an image's pixels, width times height."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def applied(self, image: Image.Image) -> Image.Image:
+        """The image scaled into the limits, as near to its aspect ratio as whole pixels allow."""
+        width, height = image.size
+        pixels = width * height
+        if self.max_pixels is not None and pixels > self.max_pixels:
+            scale, whole = math.sqrt(self.max_pixels / pixels), math.floor
+        elif self.min_pixels is not None and pixels < self.min_pixels:
+            scale, whole = math.sqrt(self.min_pixels / pixels), math.ceil
+        else:
+            return image
+        size = (max(1, whole(width * scale)), max(1, whole(height * scale)))
+        return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def upright(image: Image.Image) -> Image.Image:

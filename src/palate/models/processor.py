@@ -7,6 +7,7 @@ images. Video processors, which want torchvision, are left out.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,15 +15,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from palate.data.images import LONGEST, TOO_LONG, UNFIT, ImageError
 from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config, readable
-from palate.models.pixels import decoded
+from palate.models.pixels import PixelLimits, decoded
 from palate.recipes.schema import ModelRecipe
 
+_PROBED = (64, 320, 1280)
+"""Sides of the squares that show whether a processor goes by the size of an image."""
 _NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", "batch_num_images"})
 """What image processors tell their processor, and towers do not take."""
 
@@ -46,15 +51,22 @@ class ImageProcessor:
     """The processor of a model that sees, for images alone.
 
     Args:
-        processor: transformers'. options: of its image processor, as `min_pixels`.
+        processor: transformers'. options: of its image processor, as `do_pan_and_scan`.
+        resize: what is done to images before the processor sees them.
 
     Attributes:
         mark: what chat templates write where an image stands.
     """
 
-    def __init__(self, processor: Any, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        options: dict[str, Any] | None = None,
+        resize: PixelLimits | None = None,
+    ) -> None:
         self.processor = processor
         self.options = dict(options or {})
+        self.resize = resize
         self.mark: str = processor.image_token
 
     def process(self, data: bytes) -> ProcessedImage:
@@ -62,11 +74,27 @@ class ImageProcessor:
 
         It is turned as its EXIF says; of several frames the first is taken; what is transparent is
         laid on white.
+
+        Raises:
+            ImageError: the processor cannot take it.
         """
         image = decoded(data)
+        if self.resize is not None:
+            image = self.resize.applied(image)
+        return self.processed(image)
+
+    def processed(self, image: Image.Image, **options: Any) -> ProcessedImage:
+        """As `process`, of an image in upright RGB, with further options of the processor."""
+        if max(image.size) > LONGEST * min(image.size):
+            raise ImageError(TOO_LONG)
         # What the processor itself would ask its image processor for.
-        options = self.processor._merge_kwargs(return_tensors="pt", images_kwargs=self.options)
-        processed, (text,) = self.processor._process_images([[image]], **options["images_kwargs"])
+        asked = self.options | options
+        merged = self.processor._merge_kwargs(return_tensors="pt", images_kwargs=asked)
+        try:
+            made = self.processor._process_images([[image]], **merged["images_kwargs"])
+        except (ValueError, ArithmeticError):
+            raise ImageError(UNFIT) from None
+        processed, (text,) = made
         pixels = {
             name: value
             for name, value in processed.items()
@@ -92,7 +120,9 @@ class ImageProcessor:
         """Changes with anything that the pixels of an image depend on."""
         settings = self.processor.image_processor.to_dict()
         told = {key: repr(value) for key, value in settings.items() if key != "_name_or_path"}
-        parts = [type(self.processor).__name__, told, sorted(self.options.items())]
+        parts: list[Any] = [type(self.processor).__name__, told, sorted(self.options.items())]
+        if self.resize is not None:
+            parts.append(dataclasses.asdict(self.resize))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,7 +132,8 @@ def load_processor(
     """The processor of a model that sees.
 
     Raises:
-        ModelError: it has none, or one that cannot be loaded here.
+        ModelError: it has none, one that cannot be loaded here, or one without the options that
+            `model.images` gives.
     """
     config = load_config(recipe.path, recipe)
     try:
@@ -119,7 +150,46 @@ def load_processor(
             backend="pil",
         )
     loaded.tokenizer = tokenizer
-    return ImageProcessor(loaded, options)
+    made = ImageProcessor(loaded, options)
+    images = recipe.images
+    if images.min_pixels is not None or images.max_pixels is not None:
+        limit_pixels(made, PixelLimits(images.min_pixels, images.max_pixels))
+    return made
+
+
+def limit_pixels(processor: ImageProcessor, limits: PixelLimits) -> None:
+    """Has a processor show images within limits: by its own options, or resized before.
+
+    Raises:
+        ModelError: every image is given as many tokens, whatever its size.
+    """
+    images = processor.processor.image_processor
+    if has_pixel_options(images):
+        size = dict(images.size)
+        if limits.min_pixels is not None:
+            size["shortest_edge"] = limits.min_pixels
+        if limits.max_pixels is not None:
+            size["longest_edge"] = limits.max_pixels
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ModelError(
+                f"`model.images`: min_pixels ({size['shortest_edge']}) is above max_pixels "
+                f"({size['longest_edge']}); of what is not given the processor's own is taken"
+            )
+        # Not an option of calls: so it is saved with the model.
+        images.size = type(images.size)(**size)
+        return
+    texts = {processor.processed(Image.new("RGB", (n, n))).text for n in _PROBED}
+    if len(texts) == 1:
+        raise ModelError(
+            f"`model.images`: {type(processor.processor).__name__} gives every image as many "
+            "tokens, and has no option for pixels"
+        )
+    processor.resize = limits
+
+
+def has_pixel_options(images: Any) -> bool:
+    """Whether an image processor has limits of pixels of its own, as Qwen's and their kin."""
+    return "min_pixels" in getattr(images.valid_kwargs, "__annotations__", {})
 
 
 def images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.images import ModelImages
 from palate.recipes.losses import (
     REFERENCE_FREE,
     TOKEN_WEIGHTED,
@@ -55,6 +56,8 @@ class ModelRecipe(Strict):
     """Run code shipped with the model. Never needed for models in transformers."""
     lora: LoraRecipe | None = None
     """Train adapters; leave out for full fine-tuning."""
+    images: ModelImages = ModelImages()
+    """How large images are shown, and how much of a video. Of models that see."""
 
 
 class DataSource(Strict):
@@ -88,6 +91,9 @@ class LengthRecipe(Strict):
     """A longer prompt: drop the row, or keep one end of it."""
     response: Literal["keep_start", "drop"] = "keep_start"
     """A longer response: cut it (no end-of-response token then), or drop the row."""
+    max_image_tokens: Count | None = None
+    """Limit of the tokens that stand for the images and videos of a prompt and a response; they
+    count to the limits above too. A row with more is dropped; default: no limit of their own."""
 
 
 LengthUnit = Literal["characters", "words"]

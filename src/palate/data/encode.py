@@ -255,7 +255,8 @@ class Encoder:
     ) -> Rendered:
         """A chat as text, with what stands for its images in their places."""
         self._refuse_special([*prompt, *(turn for side in sides for turn in side)])
-        images = [self._texts_of(list(content), root) for content in (prompt, *sides)]
+        seen = self._texts_of(list(prompt), root)
+        images = [seen, *(self._texts_of(list(side), root, before=len(seen)) for side in sides)]
         asked, *answered = (sum(image.tokens for image in of_text) for of_text in images)
         limit = self.length.max_image_tokens
         if limit is not None and asked + max(answered, default=0) > limit:
@@ -270,8 +271,11 @@ class Encoder:
         )
         return dataclasses.replace(rendered, prompt=prompt_text, responses=tuple(responses))
 
-    def _texts_of(self, content: Content, root: Path) -> list[ImageText]:
+    def _texts_of(self, content: Content, root: Path, before: int = 0) -> list[ImageText]:
         """What stands for each image and video of a content.
+
+        Args:
+            before: how many stand in the prompt of a response.
 
         Raises:
             ImageError: one cannot be used.
@@ -281,9 +285,11 @@ class Encoder:
         if self.images is None:
             raise ImageError(HAS_IMAGES)
         texts = []
-        for part in parts_in(content):
+        parts = parts_in(content)
+        alone = before + sum(part["type"] != "text" for part in parts) == 1
+        for part in parts:
             if part["type"] == "image":
-                texts.append(self.images.of(image_of(part), root))
+                texts.append(self.images.of(image_of(part), root, alone=alone))
             elif part["type"] == "video":
                 texts.append(self.images.of_video(video_of(part), root))
         return texts
@@ -338,9 +344,12 @@ class Encoder:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
             fitted = truncate(prompt, tail, responses, self.length, bos=self.tokens.bos)
-            asked = placed(fitted.prompt, self._texts_of(row.prompt, root))
-            taken = zip(fitted.responses, row.responses, strict=False)
-            answers = [placed(ids, self._texts_of(r.content, root)) for ids, r in taken]
+            seen = self._texts_of(row.prompt, root)
+            asked = placed(fitted.prompt, seen)
+            answers = [
+                placed(ids, self._texts_of(response.content, root, before=len(seen)))
+                for ids, response in zip(fitted.responses, row.responses, strict=False)
+            ]
         except (TooLong, Refused) as error:
             return Encoded(item=Drop(error.reason))
         if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:

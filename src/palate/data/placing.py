@@ -63,10 +63,11 @@ class ImageTexts(Protocol):
     videos_as_images: bool
     video_frames: int
 
-    def of(self, image: ImageRef, root: Path) -> ImageText:
+    def of(self, image: ImageRef, root: Path, *, alone: bool = True) -> ImageText:
         """
         Args:
             root: folder that its path starts from.
+            alone: the text has no other image.
 
         Raises:
             ImageError: it cannot be read, or breaks a limit.

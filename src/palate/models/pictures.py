@@ -67,20 +67,27 @@ class Pictures:
         self.videos_as_images = videos is None
         self.video_frames = video_frames
         self._infos: dict[str, ImageInfo] = {}
+        self._several: dict[str, str] = {}
         self._clips: dict[str, tuple[str, ...]] = {}
         self._texts: dict[str, ImageText] = {}
         self._files: dict[str, Path] = {}
         self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
-    def of(self, image: ImageRef, root: Path) -> ImageText:
+    def of(self, image: ImageRef, root: Path, *, alone: bool = True) -> ImageText:
         """What stands for an image in a text; its file is kept under its digest.
+
+        Args:
+            alone: the text has no other image.
 
         Raises:
             ImageError: it cannot be read, or breaks a limit.
         """
         digest, data = self._stored(image, root)
+        if not alone and self.processor.sees_number:
+            file, digest = digest, hashlib.sha256(f"{digest}|among others".encode()).hexdigest()
+            self._several[digest] = file
         if digest not in self._texts:
-            made = self.processor.process(data)
+            made = self.processor.process(data, alone=digest not in self._several)
             self._keep(digest, made.pixels)
             core = self._core(made.text, self.placeholder)
             self._texts[digest] = ImageText(digest, made.text, core, made.grid)
@@ -117,6 +124,7 @@ class Pictures:
 
     def infos(self, digest: str) -> list[ImageInfo]:
         """The files behind a digest: one, or a video's frames."""
+        digest = self._several.get(digest, digest)
         return [self._infos[name] for name in self._clips.get(digest, (digest,))]
 
     def _core(self, text: str, placeholder: int) -> TokenIds:
@@ -137,7 +145,9 @@ class Pictures:
             assert self.videos is not None
             return self.videos.pixels(list(map(self._read, self._clips[digest])))
         if digest not in self._pixels:
-            self._keep(digest, self.processor.process(self._read(digest)).pixels)
+            file = self._several.get(digest, digest)
+            made = self.processor.process(self._read(file), alone=file == digest)
+            self._keep(digest, made.pixels)
         self._pixels.move_to_end(digest)
         return self._pixels[digest]
 

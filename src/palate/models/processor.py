@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -28,7 +31,8 @@ from palate.recipes.schema import ModelRecipe
 
 _PROBED = (64, 320, 1280)
 """Sides of the squares that show whether a processor goes by the size of an image."""
-_NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", "batch_num_images"})
+_NUMBER = "batch_num_images"
+_NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", _NUMBER})
 """What image processors tell their processor, and towers do not take."""
 
 
@@ -56,6 +60,8 @@ class ImageProcessor:
 
     Attributes:
         mark: what chat templates write where an image stands.
+        sees_number: it shows an image otherwise where there are others: without tiles
+            (LLaVA-OneVision).
     """
 
     def __init__(
@@ -68,12 +74,16 @@ class ImageProcessor:
         self.options = dict(options or {})
         self.resize = resize
         self.mark: str = processor.image_token
+        self.sees_number = _NUMBER in processor.image_processor.model_input_names
 
-    def process(self, data: bytes) -> ProcessedImage:
+    def process(self, data: bytes, *, alone: bool = True) -> ProcessedImage:
         """An image from its encoded file, which was checked before.
 
         It is turned as its EXIF says; of several frames the first is taken; what is transparent is
         laid on white.
+
+        Args:
+            alone: the text has no other image; see `sees_number`.
 
         Raises:
             ImageError: the processor cannot take it.
@@ -81,25 +91,32 @@ class ImageProcessor:
         image = decoded(data)
         if self.resize is not None:
             image = self.resize.applied(image)
-        return self.processed(image)
+        return self.processed(image, alone=alone)
 
-    def processed(self, image: Image.Image, **options: Any) -> ProcessedImage:
+    def processed(
+        self, image: Image.Image, *, alone: bool = True, **options: Any
+    ) -> ProcessedImage:
         """As `process`, of an image in upright RGB, with further options of the processor."""
         if max(image.size) > LONGEST * min(image.size):
             raise ImageError(TOO_LONG)
         # What the processor itself would ask its image processor for.
         asked = self.options | options
         merged = self.processor._merge_kwargs(return_tensors="pt", images_kwargs=asked)
+        together = [image] if alone or not self.sees_number else [image, image]
         try:
-            made = self.processor._process_images([[image]], **merged["images_kwargs"])
+            made = self.processor._process_images([together], **merged["images_kwargs"])
         except (ValueError, ArithmeticError):
             raise ImageError(UNFIT) from None
-        processed, (text,) = made
+        processed, (text, *_) = made
         pixels = {
             name: value
             for name, value in processed.items()
             if isinstance(value, Tensor) and name not in _NO_PIXELS
         }
+        if len(together) > 1:
+            # The tower is told how many there are, and shown one of them.
+            told = torch.as_tensor(processed[_NUMBER])
+            pixels = {name: value[:1] for name, value in pixels.items()} | {_NUMBER: told}
         return ProcessedImage(pixels, text, self._grid(pixels))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -136,11 +153,8 @@ def load_processor(
             `model.images` gives.
     """
     config = load_config(recipe.path, recipe)
-    try:
-        kind: Any = PROCESSOR_MAPPING[type(config)]
-    except KeyError:
-        raise ModelError(f"{recipe.path}: {config.model_type} has no processor") from None
     offline = hub_is_needed_and_absent(recipe.path)
+    kind = _kind(config, recipe, offline)
     with readable(recipe.path, NO_HUB if offline else None, what="processor"):
         loaded: Any = images_only(kind).from_pretrained(
             recipe.path,
@@ -155,6 +169,22 @@ def load_processor(
     if images.min_pixels is not None or images.max_pixels is not None:
         limit_pixels(made, PixelLimits(images.min_pixels, images.max_pixels))
     return made
+
+
+def _kind(config: Any, recipe: ModelRecipe, offline: bool) -> Any:
+    """The class of a model's processor: its family's, or the one that its files name."""
+    try:
+        return PROCESSOR_MAPPING[type(config)]
+    except KeyError:
+        pass
+    with readable(recipe.path, NO_HUB if offline else None, what="processor"):
+        told, _ = ProcessorMixin.get_processor_dict(
+            recipe.path, revision=recipe.revision or "main", local_files_only=offline
+        )
+    kind = getattr(transformers, str(told.get("processor_class")), None)
+    if not isinstance(kind, type) or not issubclass(kind, ProcessorMixin):
+        raise ModelError(f"{recipe.path}: {config.model_type} has no processor")
+    return kind
 
 
 def limit_pixels(processor: ImageProcessor, limits: PixelLimits) -> None:
@@ -197,7 +227,15 @@ def images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     parts = ["image_processor", "tokenizer"]
     if kind.get_attributes() == parts:
         return kind
-    made: type[ProcessorMixin] = type(
-        kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: parts)}
-    )
+    body: dict[str, Any] = {"get_attributes": classmethod(lambda cls: parts)}
+    init: Any = kind.__init__
+    n_optional = len(init.__defaults__ or ())
+    if init.__code__.co_argcount - 1 > n_optional:
+        # SmolVLM's must be given a video processor. transformers looks into the code of `__init__`
+        # for the settings that it takes, so that it can only be the same code.
+        missing = (None,) * (init.__code__.co_argcount - 1 - n_optional)
+        defaults = (*missing, *(init.__defaults__ or ()))
+        code = init.__code__, init.__globals__, init.__name__, defaults, init.__closure__
+        body["__init__"] = types.FunctionType(*code)
+    made: type[ProcessorMixin] = type(kind.__name__, (kind,), body)
     return made

@@ -14,6 +14,7 @@ import numpy as np
 from palate.data.containers import named, source_name
 from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
+from palate.data.image_account import describe_images
 from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
@@ -151,6 +152,7 @@ def build(
         "mixture": mixture,
         "train": describe(items),
         "eval": None,
+        "images": describe_images(numbered, encoder.images),
     }
     if held_items:
         report["eval"] = describe(held_items)

@@ -232,6 +232,11 @@ class Model(nn.Module):
             fill=None if pictures is None else pictures.filled,
         )
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """What its numbers depend on besides weights and tokens: how its images are processed."""
+        return {} if self.pictures is None else {"images": self.pictures.processor.digest}
+
     def trunk(self, name: str) -> Backbone:
         trunk = self.trunks[name]
         assert isinstance(trunk, Backbone)

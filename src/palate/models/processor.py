@@ -29,7 +29,7 @@ from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config,
 from palate.models.pixels import PixelLimits, decoded
 from palate.recipes.schema import ModelRecipe
 
-_PROBED = (64, 320, 1280)
+_PROBED = (16, 64, 320, 1280)
 """Sides of the squares that show whether a processor goes by the size of an image."""
 _NUMBER = "batch_num_images"
 _NO_PIXELS = frozenset({"num_crops", "num_patches", "rows", "cols", _NUMBER})

@@ -20,6 +20,7 @@ from palate.recipes.schema import TuneRecipe
 from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
+from text_formats import FIXTURES
 from tiny_vision import save_tiny_vision
 
 
@@ -162,3 +163,20 @@ def test_pictures_are_kept_once_under_their_content(root: Path) -> None:
     assert len(kept) == len({file.read_bytes() for file in kept})
     for file in kept:
         Image.open(io.BytesIO(file.read_bytes())).verify()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_videos_are_trained_on(family: str, tmp_path: Path) -> None:
+    """A model that takes videos is given one of three frames, another one three images."""
+    save_tiny_vision(tmp_path / "base", family)
+    source = FIXTURES / "mm_rlhf" / "dpo_pairs.jsonl"
+    values = recipe(tmp_path, "out", loss={"type": "dpo"}, data={"train": [{"path": str(source)}]})
+    values["train"] = values["train"] | {"max_steps": 2}
+    tune(TuneRecipe.model_validate(values), quiet=True)
+    told = read_json(tmp_path / "out" / "data.json")
+    (rows,) = told["sources"]
+    # Two pairs about an image each, one about a video, one of text; a tie is none.
+    assert (rows["kept"], sum(rows["dropped"].values())) == (4, 1)
+    placed = 2 + (2 if family == "qwen3_vl" else 3)
+    assert (told["images"]["rows"], told["images"]["placed"]) == (3, placed)
+    assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out"))

@@ -86,7 +86,7 @@ class Encoder:
         self.template = ChatTemplate(tokenizer, chat_template)
         self.length = length or LengthRecipe()
         self.images = images
-        self._said = False
+        self._warned = False
 
     def encode_row(self, row: Preference) -> Item | Drop:
         """One row; see `encode`."""
@@ -123,8 +123,8 @@ class Encoder:
         if self.images is None:
             return Drop(HAS_IMAGES)
         try:
-            if self.images.videos_as_images and not self._said:
-                self._said = True
+            if self.images.videos_as_images and not self._warned:
+                self._warned = True
                 logging.getLogger("palate").warning(AS_IMAGES, self.images.video_frames)
             return row.with_contents(lambda content: self._framed(content, root))
         except ImageError as error:

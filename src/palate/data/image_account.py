@@ -35,12 +35,12 @@ def describe_images(items: Sequence[Item], images: ImageTexts | None) -> dict[st
     counts = ImageCounts()
     for digest in digests:
         counts.add(images.infos(digest))
-    found = counts.result() or {}
+    files = counts.result() or {}
     return {
         "rows": len(by_item),
         "placed": sum(map(len, by_item)),
         "unique": len(digests),
         "tokens": {"total": sum(tokens), "share": sum(tokens) / every, "per_row": spread(tokens)},
-        "files": found["unique"],
-        **{name: found[name] for name in ("bytes", "formats", "animated", "width", "height")},
+        "files": files["unique"],
+        **{name: files[name] for name in ("bytes", "formats", "animated", "width", "height")},
     }

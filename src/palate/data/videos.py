@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,12 @@ def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
             file.seek(0)
         wanted, frames = set(places), []
         with av.open(file if isinstance(file, io.BytesIO) else str(file)) as container:
-            for place, frame in enumerate(container.decode(video=0)):
+            for place, frame in enumerate(_frames(container)):
                 if place in wanted:
                     out = io.BytesIO()
                     frame.to_image().save(out, "PNG", compress_level=1)
                     frames.append(ImageRef(data=out.getvalue()))
-    except (av.FFmpegError, OSError, ValueError, IndexError):
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
         raise ImageError(UNREADABLE) from None
     rate = len(frames) / seconds if seconds else None
     return VideoRef(frames=tuple(frames), rate=rate)
@@ -143,7 +143,12 @@ def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
 
 def _measured(container: Any) -> tuple[int, float]:
     """Frames and seconds of a video. They are counted: what a header says may be wrong."""
-    stream = container.streams.video[0]
-    n = sum(1 for _ in container.decode(stream))
-    rate = float(stream.average_rate or 0)
+    n = sum(1 for _ in _frames(container))
+    rate = float(container.streams.video[0].average_rate or 0)
     return n, n / rate if rate else 0.0
+
+
+def _frames(container: Any) -> Iterator[Any]:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return iter(container.decode(stream))

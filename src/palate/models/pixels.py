@@ -46,12 +46,13 @@ class PixelLimits:
         width, height = image.size
         pixels = width * height
         if self.max_pixels is not None and pixels > self.max_pixels:
-            scale, whole = math.sqrt(self.max_pixels / pixels), math.floor
+            scale = math.sqrt(self.max_pixels / pixels)
+            size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))
         elif self.min_pixels is not None and pixels < self.min_pixels:
-            scale, whole = math.sqrt(self.min_pixels / pixels), math.ceil
+            scale = math.sqrt(self.min_pixels / pixels)
+            size = (math.ceil(width * scale), math.ceil(height * scale))
         else:
             return image
-        size = (max(1, whole(width * scale)), max(1, whole(height * scale)))
         return image.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -56,21 +56,22 @@ class VideoProcessor:
 
     def __init__(self, images: ImageProcessor, config: Any, max_pixels: int | None = None) -> None:
         self.images = images
-        self.own = copy.copy(images.processor)
-        settings = self.own.image_processor
+        self.processor = copy.copy(images.processor)
+        settings = self.processor.image_processor
         self.span = int(settings.temporal_patch_size)
         self.merge = int(settings.merge_size)
         # Its text for a video asks the video processor for no more.
-        self.own.video_processor = SimpleNamespace(
+        self.processor.video_processor = SimpleNamespace(
             merge_size=self.merge, temporal_patch_size=self.span
         )
         self.tokens_per_second = getattr(config.vision_config, "tokens_per_second", None)
         self.apart = type(images.processor).__name__ in _APART
-        mark = self.own.video_token
+        mark = self.processor.video_token
         self.marks: tuple[str, ...] = (mark,)
         if self.apart:
             # The borders that templates write around a video are those of its first frames.
-            self.marks += (f"{self.own.vision_start_token}{mark}{self.own.vision_end_token}",)
+            around = self.processor.vision_start_token, self.processor.vision_end_token
+            self.marks += (mark.join(around),)
         self.options: dict[str, Any] = {}
         if max_pixels is not None and has_pixel_options(settings):
             size = dict(settings.size)
@@ -81,7 +82,7 @@ class VideoProcessor:
     @property
     def token_id(self) -> int:
         """The id of the tokens that stand for a video."""
-        return int(self.own.video_token_id)
+        return int(self.processor.video_token_id)
 
     def clip(self, frames: Sequence[bytes], rate: float | None) -> Clip:
         """What stands for a video.
@@ -104,9 +105,9 @@ class VideoProcessor:
             "video_grid_thw": torch.tensor([[groups, rows, columns]]),
             "video_metadata": [SimpleNamespace(fps=rate, frames_indices=list(range(len(frames))))],
         }
-        text = self.own.replace_video_token(told, video_idx=0)
+        text = self.processor.replace_video_token(told, video_idx=0)
         shown = rows // self.merge, columns // self.merge
-        token, n = self.own.video_token, shown[0] * shown[1]
+        token, n = self.processor.video_token, shown[0] * shown[1]
         if not self.apart:
             interval = 1.0
             if self.tokens_per_second is not None:
@@ -129,7 +130,7 @@ class VideoProcessor:
         grid = made[0]["image_grid_thw"].clone()
         grid[0, 0] = len(frames) // self.span
         patches = [
-            self._group([one["pixel_values"] for one in made[start : start + self.span]])
+            self._group([each["pixel_values"] for each in made[start : start + self.span]])
             for start in range(0, len(made), self.span)
         ]
         return {"pixel_values": torch.cat(patches), "image_grid_thw": grid}
@@ -140,9 +141,9 @@ class VideoProcessor:
         Args:
             frames: patches of each as of an image, in which the span shows it again and again.
         """
-        side = int(self.own.image_processor.patch_size) ** 2
+        side = int(self.processor.image_processor.patch_size) ** 2
         shaped = [patches.view(len(patches), -1, self.span, side) for patches in frames]
-        mixed = torch.stack([one[:, :, i] for i, one in enumerate(shaped)], dim=2)
+        mixed = torch.stack([patches[:, :, i] for i, patches in enumerate(shaped)], dim=2)
         return mixed.reshape(frames[0].shape)
 
     def _frame(self, data: bytes) -> ProcessedImage:

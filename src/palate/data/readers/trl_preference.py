@@ -38,7 +38,7 @@ from palate.data.readers.fields import (
     text,
 )
 from palate.data.readers.image_pairs import images_of
-from palate.data.readers.meaning import QUESTIONS
+from palate.data.readers.meaning import QUESTIONS, chat_of
 from palate.data.readers.pictures import place_images
 from palate.data.readers.typed import filled, typed_turns
 from palate.data.readers.videos import FIELDS, place_videos, videos_of, with_videos
@@ -111,7 +111,7 @@ def _read(record: Record, context: Context) -> Preference:
         if isinstance(asked, str):
             asked, answers = [{"role": "user", "content": asked}], [_answer(a) for a in answers]
         if places:
-            asked = with_images(asked, filled(places, images, field))
+            asked = chat_of(with_images(asked, filled(places, images, field)), "user")
         else:
             asked = place_images(asked, images, field)
         if has_video(asked):

@@ -10,7 +10,7 @@ from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import holds
 from palate.data.readers.pictures import image_refs, place_parts
-from palate.data.schema import Content, Message, Part, VideoRef, map_parts
+from palate.data.schema import Message, Part, VideoRef, map_parts
 
 PLACE = "<video>"
 FIELDS = ("videos", "video")
@@ -18,15 +18,15 @@ UNPLACED = VideoRef()
 """Placeholder in a part whose video comes from a column; see `with_videos`."""
 
 
-def video_refs(value: Any, field: str, *, one: bool = False) -> tuple[VideoRef, ...]:
+def video_refs(value: Any, field: str, *, single: bool = False) -> tuple[VideoRef, ...]:
     """The videos of a field: paths of folders or files, or lists of frames.
 
     Args:
-        one: a list is the frames of one video, not a list of videos.
+        single: a list is the frames of one video, not a list of videos.
     """
     if value is None or value in ("", []):
         return ()
-    if isinstance(value, list) and not one:
+    if isinstance(value, list) and not single:
         return tuple(_video(item, f"{field}.{i}") for i, item in enumerate(value))
     return (_video(value, field),)
 
@@ -37,7 +37,7 @@ def videos_of(record: Record) -> tuple[tuple[VideoRef, ...], str]:
     if len(there) > 1:
         raise RowError(there[1], f"beside {there[0]}")
     name = there[0] if there else FIELDS[0]
-    return video_refs(record.value.get(name), name, one=name == "video"), name
+    return video_refs(record.value.get(name), name, single=name == "video"), name
 
 
 def place_videos(turns: list[Message], videos: Sequence[VideoRef], field: str) -> list[Message]:
@@ -46,8 +46,8 @@ def place_videos(turns: list[Message], videos: Sequence[VideoRef], field: str) -
     return place_parts(turns, parts, field, place=PLACE)
 
 
-def with_videos(content: Content, videos: Iterable[VideoRef], field: str) -> Content:
-    """The content with these videos in the parts that have none of their own, in order.
+def with_videos(turns: list[Message], videos: Iterable[VideoRef], field: str) -> list[Message]:
+    """The turns with these videos in the parts that have none of their own, in order.
 
     Args:
         field: of the videos, for messages.
@@ -61,9 +61,10 @@ def with_videos(content: Content, videos: Iterable[VideoRef], field: str) -> Con
             raise RowError(field, "not as many as the turns have places for")
         return [{"type": "video", "video": rest.pop(0)}]
 
-    made = map_parts(content, change)
+    made = map_parts(turns, change)
     if rest:
         raise RowError(field, "not as many as the turns have places for")
+    assert not isinstance(made, str)
     return made
 
 
@@ -73,7 +74,7 @@ def video_in(part: dict[str, Any], field: str) -> VideoRef:
         value = part.get(name)
         if name == "video_url" and isinstance(value, dict):
             value = value.get("url")
-        refs = video_refs(value, f"{field}.{name}", one=True)
+        refs = video_refs(value, f"{field}.{name}", single=True)
         if refs:
             return refs[0]
     return UNPLACED

@@ -18,10 +18,10 @@ from palate.data.build import Dataset, build
 from palate.data.corrupted_images import CORRUPTIONS, corrupted
 from palate.data.encode import Encoder
 from palate.data.image_contrast import TOO_FEW_IMAGES, TrainingPair, image_contrasts
-from palate.data.images import check, load
+from palate.data.images import ImageInfo, check, load
 from palate.data.items import Item, PairLabel
 from palate.data.placing import ImageText
-from palate.data.schema import ImageRef
+from palate.data.schema import ImageRef, VideoRef
 from palate.errors import RecipeError
 from palate.recipes.images import ImageContrastRecipe, ImagesRecipe
 from palate.recipes.schema import DataRecipe, DataSource
@@ -34,16 +34,26 @@ class Texts:
     """Two tokens for every image, and the files that were asked for."""
 
     mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    videos_as_images = True
+    video_frames = 32
 
     def __init__(self, tokenizer: Any) -> None:
         self.core = tuple(tokenizer("<|image_pad|>" * 2, add_special_tokens=False)["input_ids"])
         self.files: dict[str, bytes] = {}
+        self.known: dict[str, list[ImageInfo]] = {}
 
-    def of(self, image: ImageRef, root: Path) -> ImageText:
+    def of(self, image: ImageRef, root: Path, *, alone: bool = True) -> ImageText:
         data = load(image, root, ImagesRecipe())
-        digest = check(data, ImagesRecipe()).digest
-        self.files[digest] = data
-        return ImageText(digest, "<|image_pad|>" * 2, self.core)
+        info = check(data, ImagesRecipe())
+        self.files[info.digest] = data
+        self.known[info.digest] = [info]
+        return ImageText(info.digest, "<|image_pad|>" * 2, self.core)
+
+    def of_video(self, video: VideoRef, root: Path) -> ImageText:
+        raise AssertionError("no video here")
+
+    def infos(self, digest: str) -> list[ImageInfo]:
+        return self.known[digest]
 
 
 def picture(number: int, size: tuple[int, int] = (40, 24)) -> bytes:

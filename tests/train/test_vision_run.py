@@ -28,6 +28,7 @@ from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
 from palate.train.summary import closing_lines
+from text_formats import FIXTURES
 from tiny_vision import save_tiny_vision
 
 
@@ -123,7 +124,7 @@ def test_mdpo_trains_on_the_same_answers_under_other_images(root: Path) -> None:
     losses = [row["loss"] for row in runs["plain"]]
     # Before the first step every log-ratio is 0, the anchor's too.
     assert losses[0] == pytest.approx(1.5 * math.log(2), abs=1e-5) and losses[-1] < losses[0]
-    assert losses == pytest.approx([row["loss"] for row in runs["shared"]], abs=1e-4)
+    assert losses == pytest.approx([row["loss"] for row in runs["shared"]], rel=5e-3)
     data = read_json(root / "mdpo-plain" / "data.json")
     assert data["image_contrast"]["sources"] == {"pairs.image_crop": 5}
     assert (data["train"]["pairs"], data["sources"][0]["kept"]) == (11, 6)
@@ -274,7 +275,8 @@ def test_features_are_computed_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     for features in ("live", "cached", "auto"):
         ran.clear()
         values = recipe(root, f"features-{features}", loss={"type": "dpo"})
-        values["model"] = values["model"] | {"vision": {"features": features}}
+        kept = {} if features == "live" else {"features_dir": str(root / "kept-features")}
+        values["model"] = values["model"] | {"vision": {"features": features} | kept}
         values["train"] = values["train"] | {"max_steps": 8}
         tune(TuneRecipe.model_validate(values), quiet=True)
         losses[features] = [row["loss"] for row in logged(root / f"features-{features}")]
@@ -285,7 +287,7 @@ def test_features_are_computed_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert losses["auto"] == losses["cached"]
     # Of the last run nothing but the checks: two samples of a cache that was there.
     assert sum(ran) < 20
-    (folder,) = (root / "image_features").iterdir()
+    (folder,) = (root / "kept-features").iterdir()
     assert len(list(folder.glob("shard-*.safetensors"))) == 1
 
 
@@ -357,3 +359,20 @@ def test_runs_say_whether_the_model_looks(root: Path) -> None:
         lines = closing_lines(root / f"looking-{name}")
         assert any(line.startswith("images of held-out pairs: ") for line in lines)
     assert looks["adapter_off"]["blind"] == looks["cache"]["blind"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_videos_are_trained_on(family: str, tmp_path: Path) -> None:
+    """A model that takes videos is given one of three frames, another one three images."""
+    save_tiny_vision(tmp_path / "base", family)
+    source = FIXTURES / "mm_rlhf" / "dpo_pairs.jsonl"
+    values = recipe(tmp_path, "out", loss={"type": "dpo"}, data={"train": [{"path": str(source)}]})
+    values["train"] = values["train"] | {"max_steps": 2}
+    tune(TuneRecipe.model_validate(values), quiet=True)
+    told = read_json(tmp_path / "out" / "data.json")
+    (rows,) = told["sources"]
+    # Two pairs about an image each, one about a video, one of text; a tie is none.
+    assert (rows["kept"], sum(rows["dropped"].values())) == (4, 1)
+    placed = 2 + (2 if family == "qwen3_vl" else 3)
+    assert (told["images"]["rows"], told["images"]["placed"]) == (3, placed)
+    assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out"))

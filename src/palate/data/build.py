@@ -13,6 +13,7 @@ import numpy as np
 from palate.data.containers import named, source_name
 from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
+from palate.data.image_account import describe_images
 from palate.data.image_contrast import ImageContrasts, TrainingPair, image_contrasts
 from palate.data.images import image_root, rooted
 from palate.data.items import Item, ItemKind
@@ -158,6 +159,7 @@ def build(
         "mixture": mixture,
         "train": describe(items),
         "eval": None,
+        "images": describe_images(numbered, encoder.images),
     }
     if contrasts is not None:
         report["image_contrast"] = contrasts.report

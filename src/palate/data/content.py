@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from palate.data.schema import Content, ImageRef, Message, Part, has_parts, images_in, map_images
+from palate.data.schema import Content, ImageRef, Message, Part, has_parts, images_in, map_parts
 
 _DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
@@ -32,7 +32,10 @@ def bare(content: Content) -> Any:
 def with_images(content: Content, images: Iterable[ImageRef]) -> Content:
     """The content with these images in its image parts, in order: as many as there are parts."""
     rest = iter(images)
-    return map_images(content, lambda _: next(rest))
+    return map_parts(
+        content,
+        lambda part: [{"type": "image", "image": next(rest)} if part["type"] == "image" else part],
+    )
 
 
 def without_images(content: Content) -> Content:
@@ -53,7 +56,7 @@ def _text_of(parts: Sequence[Part]) -> str:
     for part in parts:
         if part["type"] == "text":
             texts.append(part["text"].removeprefix("\n") if after_image else part["text"])
-        after_image = part["type"] == "image"
+        after_image = part["type"] != "text"
     return "".join(texts)
 
 
@@ -105,4 +108,6 @@ def prompt_key(prompt: Content, seed: int, source: str = "") -> int:
 
 
 def _bare_part(part: Part) -> dict[str, str]:
-    return {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    return {"type": part["type"]}

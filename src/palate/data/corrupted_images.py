@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from palate.data.images import upright
+from palate.data.pixels import upright
 
 CROP_SHARES = (0.01, 0.2)
 """Least and most of the area that a crop keeps."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,19 @@ class TrainingPair:
         return self.row.prompt if asked is None else asked
 
     @property
-    def images(self) -> dict[str, ImageRef]:
-        """Those of that prompt, by digest, where they can be read from anywhere."""
-        refs = images_in(self.prompt)
-        placed = self.item.prompts[0].images
-        return {
-            image.digest: replace(ref, root=ref.root or self.root, digest=image.digest)
-            for image, ref in zip(placed, refs, strict=True)
-        }
+    def images(self) -> list[ImageRef]:
+        """Those of that prompt, with their digests, where they can be read from anywhere; those of
+        videos left out.
+
+        Raises:
+            ImageError: one cannot be read any more.
+        """
+        images = []
+        for image in images_in(self.prompt):
+            data = load(image, self.root, ImagesRecipe())
+            digest = hashlib.sha256(data).hexdigest()
+            images.append(replace(image, root=image.root or self.root, digest=digest))
+        return images
 
 
 @dataclass(kw_only=True)
@@ -87,11 +92,12 @@ def image_contrasts(
     Raises:
         RecipeError: no pair has an image, or there is no second image to exchange it with.
     """
-    seeing = [i for i, pair in enumerate(pairs) if pair.item.prompts[0].images]
+    seeing = [i for i, pair in enumerate(pairs) if images_in(pair.prompt)]
     usable = [i for i in seeing if not pairs[i].item.pair.tie]
     if not usable:
         raise RecipeError("`data.image_contrast`: no pair of the training data has an image")
-    refs = {digest: ref for i in seeing for digest, ref in pairs[i].images.items()}
+    images = {i: pairs[i].images for i in seeing}
+    refs = {str(ref.digest): ref for of_pair in images.values() for ref in of_pair}
     digests = sorted(refs)
     if recipe.kind == "mismatched" and len(digests) == 1:
         raise RecipeError(
@@ -106,11 +112,11 @@ def image_contrasts(
         for i in drawn[start : start + BLOCK]:
             chance = random.Random(f"{seed}|image_contrast|{_name(pairs[i].row)}")
             try:
-                changed = _exchanged(pairs[i].images, recipe.kind, refs, digests, chance)
+                changed = _exchanged(images[i], recipe.kind, refs, digests, chance)
             except ImageError as error:
                 made.dropped[i] = error.reason
                 continue
-            rows[i] = _contrast(pairs[i], recipe.kind, changed)
+            rows[i] = _contrast(pairs[i], images[i], recipe.kind, changed)
         for (i, row), encoding in zip(
             rows.items(), encoder.encode(list(rows.values())), strict=True
         ):
@@ -138,7 +144,7 @@ def _name(row: Preference) -> str:
 
 
 def _exchanged(
-    images: Mapping[str, ImageRef],
+    images: Sequence[ImageRef],
     kind: str,
     refs: Mapping[str, ImageRef],
     digests: Sequence[str],
@@ -150,17 +156,18 @@ def _exchanged(
         ImageError: there are too few, or one cannot be read any more.
     """
     if kind == "mismatched":
-        drawn = _others(images, digests, chance)
-        return {digest: refs[next(drawn)] for digest in images}
+        shown = dict.fromkeys(str(image.digest) for image in images)
+        drawn = _others(shown, digests, chance)
+        return {digest: refs[next(drawn)] for digest in shown}
     changed = {}
-    for digest, image in images.items():
+    for image in images:
         data = corrupted(load(image, Path(), ImagesRecipe()), kind, chance)
-        changed[digest] = ImageRef(data=data, digest=hashlib.sha256(data).hexdigest())
+        changed[str(image.digest)] = ImageRef(data=data, digest=hashlib.sha256(data).hexdigest())
     return changed
 
 
 def _others(
-    images: Mapping[str, ImageRef], digests: Sequence[str], chance: random.Random
+    images: Collection[str], digests: Sequence[str], chance: random.Random
 ) -> Iterator[str]:
     """Digests in random order, those of `images` and repetitions left out.
 
@@ -178,10 +185,12 @@ def _others(
             yield digest
 
 
-def _contrast(pair: TrainingPair, kind: str, changed: Mapping[str, ImageRef]) -> Preference:
+def _contrast(
+    pair: TrainingPair, images: Sequence[ImageRef], kind: str, changed: Mapping[str, ImageRef]
+) -> Preference:
     row, prompt = pair.row, pair.prompt
-    placed = iter(pair.item.prompts[0].images)
-    exchanged = map_images(prompt, lambda _: changed[next(placed).digest])
+    placed = iter(images)
+    exchanged = map_images(prompt, lambda _: changed[str(next(placed).digest)])
     chosen = row.chosen
     answer = Response(content=chosen.content, generator=chosen.generator)
     rooted = map_images(prompt, lambda image: replace(image, root=image.root or pair.root))

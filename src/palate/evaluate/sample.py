@@ -231,10 +231,15 @@ def _images(policy: Model, prompts: Sequence[Tokens], ids: Tensor) -> dict[str, 
         return {}
     if policy.pictures is None:
         raise ModelError(f"{type(policy.base).__name__}: prompts with images, and no processor")
-    backbone = backbone_of(policy.base)
-    filled = on_device(policy.pictures.filled(images), policy.device)
     vision = policy.backbone.vision
     assert vision is not None
+    if any(vision.video in prompt.ids for prompt in prompts):
+        raise ModelError(
+            f"{type(policy.base).__name__}: no samples are drawn of prompts with videos: give "
+            "their frames as images"
+        )
+    backbone = backbone_of(policy.base)
+    filled = on_device(policy.pictures.filled(images), policy.device)
     inputs = {"mm_encoder_outputs": {"image": seen(backbone, filled)}}
     grids = [image.grid for prompt in prompts for image in prompt.images]
     types = row_types(backbone, vision, ids, torch.zeros_like(ids), grids)

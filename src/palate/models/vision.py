@@ -45,6 +45,7 @@ def vision_layout(config: Any) -> VisionLayout | None:
         blocks=config.model_type in _BLOCKS,
         prompts=config.model_type in _PROMPTS,
         placeholder=placeholder_of(config),
+        video=-1 if (video := getattr(config, "video_token_id", None)) is None else int(video),
     )
 
 

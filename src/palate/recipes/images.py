@@ -1,7 +1,8 @@
-"""What an image may be, before anything decodes it."""
+"""What an image may be, before anything decodes it, and how a model is shown it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,3 +43,25 @@ class ImagesRecipe(Strict):
     )
     """Formats that are let in, told by content, not by name. Of an animation the first frame
     counts."""
+
+
+class ModelImages(Strict):
+    """How a model is shown images and videos. Aspect ratios are kept."""
+
+    min_pixels: _Count | None = None
+    """Smaller images are enlarged to this many pixels; default: what the model's processor says."""
+    max_pixels: _Count | None = None
+    """Larger images are scaled down to this many pixels; default: what the model's processor says.
+    Both are options of the processors of Qwen's kin, and saved with the model. For processors that
+    cut images into tiles by their size, images are resized before; where every image is given as
+    many tokens, they are refused."""
+    video_frames: _Count = 32
+    """Frames that are taken of a video, evenly spaced, the first and the last among them."""
+    frame_max_pixels: _Count | None = None
+    """As `max_pixels`, of a frame of a video; default: as of any image."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("max_pixels", "frame_max_pixels"):
+            largest = getattr(self, name)
+            if largest is not None and largest < (self.min_pixels or 0):
+                yield name, f"below min_pixels ({self.min_pixels})"

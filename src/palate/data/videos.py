@@ -1,0 +1,154 @@
+"""Videos of rows as frames: a folder of images, a list of them, or a file that PyAV reads."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate.data.images import MISSING, NOTHING, ImageError, find, find_folder
+from palate.data.schema import Content, ImageRef, Part, VideoRef, map_parts, video_of
+from palate.errors import DataError
+
+FRAMES = 32
+"""Frames taken of a video, as the scripts of MM-RLHF's benchmark do."""
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
+"""Endings of the files of a folder that are frames."""
+NO_FRAMES = "a video without frames"
+UNREADABLE = "a video that cannot be read"
+NO_AV = "a video file needs PyAV: pip install 'palate[video]' (folders of frames need none)"
+
+
+def chosen_places(n: int, count: int) -> list[int]:
+    """Which of `n` frames are taken: `count` evenly spaced ones, or all where there are no more.
+
+    As the scripts of the benchmarks choose: `numpy.linspace` from the first to the last, rounded
+    down to whole numbers.
+    """
+    if n <= count:
+        return list(range(n))
+    return [int(place) for place in np.linspace(0, n - 1, count, dtype=int)]
+
+
+def framed(video: VideoRef, root: Path, count: int = FRAMES) -> VideoRef:
+    """The video as its chosen frames. Those of a folder are in the order of their names, numbers in
+    them by value.
+
+    Args:
+        root: folder that paths start from, where they have none of their own.
+
+    Raises:
+        ImageError: no frames, or a file that is no video.
+        DataError: a video file, and PyAV is not installed.
+    """
+    if video.frames:
+        return _chosen(video, [_rooted(frame, root) for frame in video.frames], count)
+    file = video.file
+    if file is None:
+        raise ImageError(NOTHING)
+    if file.data is not None:
+        return _decoded(io.BytesIO(file.data), count)
+    if file.path is None:
+        raise ImageError(NOTHING)
+    start = file.root or root
+    try:
+        folder = find_folder(file.path, start)
+    except ImageError as error:
+        if error.reason != MISSING:
+            raise
+        return _decoded(find(file.path, start), count)
+    names = sorted((p.name for p in folder.iterdir() if _is_frame(p)), key=_by_number)
+    # A name may be a link that leads out: frames are looked up as any image is.
+    frames = [ImageRef(path=f"{file.path.rstrip('/')}/{name}", root=start) for name in names]
+    return _chosen(video, frames, count)
+
+
+def with_frames(content: Content, root: Path, count: int, *, as_images: bool) -> Content:
+    """The content with its videos as frames.
+
+    Args:
+        as_images: for models that take no videos: every frame as an image.
+
+    Raises:
+        ImageError, DataError: see `framed`.
+    """
+
+    def change(part: Part) -> Sequence[Part]:
+        if part["type"] != "video":
+            return [part]
+        video = framed(video_of(part), root, count)
+        if as_images:
+            return [{"type": "image", "image": frame} for frame in video.frames]
+        return [{"type": "video", "video": video}]
+
+    return map_parts(content, change)
+
+
+def _chosen(video: VideoRef, frames: Sequence[ImageRef], count: int) -> VideoRef:
+    if not frames:
+        raise ImageError(NO_FRAMES)
+    places = chosen_places(len(frames), count)
+    rate = None if video.rate is None else video.rate * len(places) / len(frames)
+    return replace(video, frames=tuple(frames[place] for place in places), rate=rate)
+
+
+def _rooted(frame: ImageRef, root: Path) -> ImageRef:
+    return frame if frame.path is None else replace(frame, root=frame.root or root)
+
+
+def _is_frame(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _by_number(name: str) -> list[tuple[int, int, str]]:
+    """So that frame 10 follows frame 9."""
+    return [
+        (0, int(part), part) if part.isdigit() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", name)
+        if part
+    ]
+
+
+def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
+    """The chosen frames of a video file, each as a PNG."""
+    try:
+        import av
+    except ImportError:
+        raise DataError(NO_AV) from None
+    try:
+        with av.open(file if isinstance(file, io.BytesIO) else str(file)) as container:
+            n, seconds = _measured(container)
+        places = chosen_places(n, count)
+        if not places:
+            raise ImageError(NO_FRAMES)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        wanted, frames = set(places), []
+        with av.open(file if isinstance(file, io.BytesIO) else str(file)) as container:
+            for place, frame in enumerate(_frames(container)):
+                if place in wanted:
+                    out = io.BytesIO()
+                    frame.to_image().save(out, "PNG", compress_level=1)
+                    frames.append(ImageRef(data=out.getvalue()))
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
+        raise ImageError(UNREADABLE) from None
+    rate = len(frames) / seconds if seconds else None
+    return VideoRef(frames=tuple(frames), rate=rate)
+
+
+def _measured(container: Any) -> tuple[int, float]:
+    """Frames and seconds of a video. They are counted: what a header says may be wrong."""
+    n = sum(1 for _ in _frames(container))
+    rate = float(container.streams.video[0].average_rate or 0)
+    return n, n / rate if rate else 0.0
+
+
+def _frames(container: Any) -> Iterator[Any]:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return iter(container.decode(stream))

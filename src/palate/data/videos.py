@@ -145,7 +145,9 @@ def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
             for place, frame in enumerate(_frames(container)):
                 if place in wanted:
                     out = io.BytesIO()
-                    frame.to_image().save(out, "PNG", compress_level=1)
+                    # As a telephone was held, by the file's own matrix.
+                    upright = frame.to_image().rotate(frame.rotation, expand=True)
+                    upright.save(out, "PNG", compress_level=1)
                     frames.append(ImageRef(data=out.getvalue()))
     except (av.error.FFmpegError, OSError, ValueError, IndexError):
         raise ImageError(UNREADABLE) from None

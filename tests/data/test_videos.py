@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,30 @@ def test_a_video_file_is_decoded_to_frames(tmp_path: Path) -> None:
         ]
         assert np.allclose(shades, [0, 60, 120, 200], atol=8)
         assert video.rate == pytest.approx(4 / (11 / 8))
+
+
+def test_videos_of_telephones_stand_upright(tmp_path: Path) -> None:
+    """The file says: turn by 90 degrees clockwise, so that what is on the left is at the top."""
+    av = pytest.importorskip("av", reason="PyAV is an extra")
+    band = np.zeros((48, 64, 3), dtype=np.uint8)
+    band[:, :32] = 255
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for packet in stream.encode(av.VideoFrame.from_ndarray(band, format="rgb24")):
+            container.mux(packet)
+        container.mux(stream.encode())
+    data = bytearray(out.getvalue())
+    # The matrix of the track's header: (x, y) is shown at (48 - y, x).
+    matrix = data.index(b"tkhd") + 44
+    assert struct.unpack(">9i", data[matrix : matrix + 36])[:2] == (65536, 0)
+    turned = (0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
+    data[matrix : matrix + 36] = struct.pack(">9i", *turned)
+    (frame,) = framed(VideoRef(file=ImageRef(data=bytes(data))), tmp_path).frames
+    shown = np.asarray(Image.open(io.BytesIO(frame.data or b"")).convert("L"))
+    assert shown.shape == (64, 48)
+    assert shown[:28].mean() > 230 and shown[36:].mean() < 25
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from palate.data.encode import Drop, Encoder
 from palate.data.images import ImageError
 from palate.data.items import Item
+from palate.data.placing import written_out
 from palate.data.schema import ImageRef, Preference, Response, VideoRef
+from palate.data.templates import Refused
 from palate.models.backbone import Backbone
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.model import Model
@@ -243,6 +246,15 @@ def test_a_template_that_leaves_a_video_out_is_found(setting: Setting) -> None:
     finally:
         setting.tokenizer.chat_template = template
     assert found == Drop("the chat template leaves out an image")
+    # A mark of the other kind is none.
+    images = [setting.pictures.of(frame(1), Path())]
+    pad = setting.tokenizer.convert_ids_to_tokens(VIDEO)
+    with pytest.raises(Refused):
+        written_out(f"See {pad}", setting.pictures.mark, [replace(images[0], marks=("<x>",))])
+    with pytest.raises(Refused):
+        written_out("See", setting.pictures.mark, images)
+    with pytest.raises(Refused):
+        written_out(setting.pictures.mark * 2, setting.pictures.mark, images)
     assert isinstance(encoder.encode([ROWS[0]])[0].item, Item)
 
 

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def framed(video: VideoRef, root: Path, count: int = FRAMES) -> VideoRef:
     except ImageError as error:
         if error.reason != MISSING:
             raise
-        return _decoded(find(file.path, start), count)
+        video_file = find(file.path, start)
+        return _decoded_file(video_file, count, video_file.stat().st_mtime_ns)
     names = sorted((p.name for p in folder.iterdir() if _is_frame(p)), key=_by_number)
     # A name may be a link that leads out: frames are looked up as any image is.
     frames = [ImageRef(path=f"{file.path.rstrip('/')}/{name}", root=start) for name in names]
@@ -114,6 +116,16 @@ def _by_number(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
+@lru_cache(maxsize=4)
+def _decoded_file(file: Path, count: int, changed: int) -> VideoRef:
+    """As `_decoded`: several pairs of one row, and rows beside it, ask for the same video.
+
+    Args:
+        changed: when the file was written.
+    """
+    return _decoded(file, count)
+
+
 def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
     """The chosen frames of a video file, each as a PNG."""
     try:
@@ -133,7 +145,9 @@ def _decoded(file: Path | io.BytesIO, count: int) -> VideoRef:
             for place, frame in enumerate(_frames(container)):
                 if place in wanted:
                     out = io.BytesIO()
-                    frame.to_image().save(out, "PNG", compress_level=1)
+                    # As a telephone was held, by the file's own matrix.
+                    upright = frame.to_image().rotate(frame.rotation, expand=True)
+                    upright.save(out, "PNG", compress_level=1)
                     frames.append(ImageRef(data=out.getvalue()))
     except (av.error.FFmpegError, OSError, ValueError, IndexError):
         raise ImageError(UNREADABLE) from None

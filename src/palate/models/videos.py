@@ -143,7 +143,7 @@ class VideoProcessor:
         """
         side = int(self.processor.image_processor.patch_size) ** 2
         shaped = [patches.view(len(patches), -1, self.span, side) for patches in frames]
-        mixed = torch.stack([patches[:, :, i] for i, patches in enumerate(shaped)], dim=2)
+        mixed = torch.stack([patches[:, :, 0] for patches in shaped], dim=2)
         return mixed.reshape(frames[0].shape)
 
     def _frame(self, data: bytes) -> ProcessedImage:

@@ -22,7 +22,15 @@ from palate.data.encode import Drop, Encoder
 from palate.data.images import ImageError, load
 from palate.data.items import Item
 from palate.data.mixture import row_keys
-from palate.data.schema import Content, ImageRef, Preference, Response, images_in, map_images
+from palate.data.schema import (
+    Content,
+    ImageRef,
+    Preference,
+    Response,
+    has_video,
+    images_in,
+    map_images,
+)
 from palate.errors import RecipeError
 from palate.recipes.images import ImageContrastRecipe, ImagesRecipe
 
@@ -92,7 +100,7 @@ def image_contrasts(
     Raises:
         RecipeError: no pair has an image, or there is no second image to exchange it with.
     """
-    seeing = [i for i, pair in enumerate(pairs) if images_in(pair.prompt)]
+    seeing = [i for i, pair in enumerate(pairs) if _has_images_alone(pair.prompt)]
     usable = [i for i in seeing if not pairs[i].item.pair.tie]
     if not usable:
         raise RecipeError("`data.image_contrast`: no pair of the training data has an image")
@@ -136,6 +144,11 @@ def image_contrasts(
         "sources": dict(Counter(item.source for item, _ in made.pairs.values()).most_common()),
     }
     return made
+
+
+def _has_images_alone(prompt: Content) -> bool:
+    """Whether it has images, and no video, whose frames would have to be exchanged one by one."""
+    return bool(images_in(prompt)) and not has_video(prompt)
 
 
 def _name(row: Preference) -> str:

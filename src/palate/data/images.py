@@ -272,26 +272,6 @@ def located_image(
     return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
 
 
-def located(
-    row: Preference, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
-) -> Preference:
-    """The row with its images told by what they show, wherever it is read from then on.
-
-    Args:
-        root: folder that paths of the row start from.
-        store: takes images that come as bytes; default: they stay with the row.
-
-    Returns:
-        the row, whose images have `digest`, and `path` and `root`, or `data`.
-
-    Raises:
-        ImageError: of the first image that cannot be used.
-        RunError: a write failed.
-    """
-
-    return row.with_images(lambda image: located_image(image, root, limits, store))
-
-
 def checked(
     row: Preference, *, root: Path, limits: ImagesRecipe, store: ImageStore
 ) -> tuple[Preference, list[ImageInfo]]:

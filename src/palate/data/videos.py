@@ -12,9 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.images import MISSING, NOTHING, ImageError, find, find_folder
-from palate.data.schema import Content, ImageRef, Part, VideoRef, map_parts, video_of
+from palate.data.images import (
+    MISSING,
+    NOTHING,
+    ImageError,
+    ImageStore,
+    find,
+    find_folder,
+    located_image,
+)
+from palate.data.schema import (
+    Content,
+    ImageRef,
+    Part,
+    Preference,
+    VideoRef,
+    map_parts,
+    video_of,
+)
 from palate.errors import DataError
+from palate.recipes.images import ImagesRecipe
 
 FRAMES = 32
 """Frames taken of a video, as the scripts of MM-RLHF's benchmark do."""
@@ -89,6 +106,29 @@ def with_frames(content: Content, root: Path, count: int, *, as_images: bool) ->
         return [{"type": "video", "video": video}]
 
     return map_parts(content, change)
+
+
+def located(
+    row: Preference, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
+) -> Preference:
+    """The row with its images told by what they show, wherever it is read from then on; videos as
+    their frames.
+
+    Args:
+        root: folder that paths of the row start from.
+        store: takes images that come as bytes; default: they stay with the row.
+
+    Returns:
+        the row, whose images have `digest`, and `path` and `root`, or `data`.
+
+    Raises:
+        ImageError: of the first image or video that cannot be used.
+        DataError: a video file, and PyAV is not installed.
+        RunError: a write failed.
+    """
+
+    framed_row = row.with_contents(lambda c: with_frames(c, root, FRAMES, as_images=False))
+    return framed_row.with_images(lambda image: located_image(image, root, limits, store))
 
 
 def _chosen(video: VideoRef, frames: Sequence[ImageRef], count: int) -> VideoRef:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from palate.data.encode import Drop, Encoder
-from palate.data.images import ImageError, located
+from palate.data.images import ImageError
 from palate.data.items import Item
 from palate.data.schema import Preference
+from palate.data.videos import located
 from palate.evaluate.reward.items import BenchmarkItem, Scores
 from palate.evaluate.reward.looking import look
 from palate.recipes.images import ImagesRecipe

@@ -286,7 +286,7 @@ def test_images_that_cannot_be_read_cost_their_row_and_are_counted(tmp_path):
     bad = {
         "image: no such file": "none.png",
         "image: broken or cut short": "cut.png",
-        "image: more pixels than images.max_pixels": "huge.png",
+        "image: too many pixels to be decoded": "huge.png",
         "image: empty file": "empty.png",
         "image: not an image of a known format": "text.png",
         "image: a path that leads out of the image folder": "../outside.png",
@@ -375,7 +375,7 @@ def test_pairs_with_images_are_kept_and_broken_ones_counted(tmp_path):
     (entry,) = read.entries
     assert entry["kept"] == 3 and entry["dropped"] == {
         "image: broken or cut short": 1,
-        "image: more pixels than images.max_pixels": 1,
+        "image: too many pixels to be decoded": 1,
         "image: no such file": 1,
     }
     assert [line["row"] for line in read.quarantine] == [3, 4, 5]

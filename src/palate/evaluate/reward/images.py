@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.images import ImageError, ImageStore, located, located_image
+from palate.data.images import ImageError, ImageStore, located_image
 from palate.data.readers.base import RowError
 from palate.data.readers.pictures import PLACE, place_images
 from palate.data.schema import ImageRef, Message, Preference, map_images
+from palate.data.videos import located
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import DataSource
 

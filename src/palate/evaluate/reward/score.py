@@ -22,12 +22,13 @@ from rich.console import Console
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
 from palate.data.content import without_images
-from palate.data.images import ImageError, image_root, located
+from palate.data.images import ImageError, image_root
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
 from palate.data.scorer import Group, Score, Scorer
 from palate.data.stream import NotDrawn, Row, RowStream
+from palate.data.videos import located
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined

@@ -39,7 +39,7 @@ SIDE = PATCH * MERGE
 """Pixels that a token of an image stands for, along each side."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<|user|>", "<|assistant|>", "<|image_pad|>")
 SPECIAL += ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 512,
     "intermediate_size": 2752,
@@ -59,7 +59,7 @@ _TEXT: dict[str, Any] = {
     # Attention of weights as small as transformers draws them would be flat.
     "initializer_range": 0.05,
 }
-_VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "depth": 4,
     "hidden_size": 320,
     "num_heads": 4,
@@ -89,7 +89,7 @@ def save_model(folder: Path) -> None:
     ids = {"image_token_id": SPECIAL.index("<|image_pad|>")}
     ids |= {"video_token_id": SPECIAL.index("<|video_pad|>")}
     config = AutoConfig.for_model(
-        "qwen2_5_vl", text_config=_TEXT, vision_config=_VISION, tie_word_embeddings=True, **ids
+        "qwen2_5_vl", text_config=TEXT, vision_config=VISION, tie_word_embeddings=True, **ids
     )
     AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer = _tokenizer()

@@ -8,7 +8,7 @@ The sides, by turns in one run, each turn in a process of its own:
 
   plain loop            on transformers (vision_plain.py): an image through the tower once a step,
                         for chosen, rejected and the reference
-  ..., kept features    the same with the tower's features computed before the first step
+  ..., kept             the same with the tower's features computed before the first step
   TRL compact           DPOTrainer with the compact head that it has for Triton devices forced on:
                         the only setting that helps it here. Reference log-probs computed ahead it
                         refuses for images, and padding-free batches it has switched off
@@ -27,7 +27,8 @@ float32, where their losses must agree. The first step of a turn is not timed.
 
 Reading and processing images is timed for no side: palate keeps the pixels of the latest, the plain
 loop makes them ahead, and TRL's collator, which does it anew in every step, runs outside of its
-clock; how long it takes is told beside. `images` are those that go through a tower in a step.
+clock; how long it takes is told beside, and so are the images that go through a tower in a step, and
+what of the peak a process has before it loads a model.
 
 The last lines are the ratios of pairs per second of both layouts of palate, from the medians over
 all turns, with the least and the greatest of single turns, and of peak memory.
@@ -49,6 +50,7 @@ from sides import (
     loss_gap,
     losses_apart,
     must_agree,
+    peak_bytes,
     print_losses_table,
     report,
     run_side,
@@ -57,7 +59,7 @@ from sides import (
 )
 
 OURS, SHARED, PLAIN = "palate", "palate shared", "palate plain"
-LOOP, KEPT = "plain loop", "plain loop, kept features"
+LOOP, KEPT = "plain loop", "plain loop, kept"
 COMPACT, SHIPPED = "TRL compact", "TRL as shipped"
 REWARD_SIDES = (LOOP, KEPT, PLAIN, SHARED, OURS)
 SIDES = (LOOP, KEPT, COMPACT, SHIPPED, PLAIN, SHARED, OURS)
@@ -72,7 +74,7 @@ def run_plain(args: argparse.Namespace) -> None:
     import vision_plain
     from vision_model import TowerPasses
 
-    passes = TowerPasses()
+    before, passes = peak_bytes(), TowerPasses()
     (kind,) = args.train
     measures = (vision_plain.dpo if kind == "dpo" else vision_plain.reward)(
         args.model,
@@ -83,7 +85,8 @@ def run_plain(args: argparse.Namespace) -> None:
         lora=args.lora,
         kept=args.side == KEPT,
     )
-    report(**measures, images=0 if args.side == KEPT else passes.images / args.steps)
+    images = 0 if args.side == KEPT else passes.images / args.steps
+    report(**measures, images=images, before=before)
 
 
 def run_trl(args: argparse.Namespace) -> None:
@@ -112,7 +115,7 @@ def run_trl(args: argparse.Namespace) -> None:
     if args.side == COMPACT:
         # Of this module's own import: the kernels that fold a tile still see a CPU.
         trl.trainer.utils._use_triton = lambda device: True
-    clock, passes = Clock(), TowerPasses()
+    before, clock, passes = peak_bytes(), Clock(), TowerPasses()
     rows = read_pairs(args.data)
     for row in rows:
         # Text alone: the collator writes the images' parts itself, and wants no others.
@@ -147,7 +150,13 @@ def run_trl(args: argparse.Namespace) -> None:
         trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     images = passes.images / args.steps
-    report(seconds=clock.seconds, losses=losses, images=images, collator=clock.between[1:])
+    report(
+        seconds=clock.seconds,
+        losses=losses,
+        images=images,
+        collator=clock.between[1:],
+        before=before,
+    )
 
 
 def run_palate(args: argparse.Namespace) -> None:
@@ -161,13 +170,13 @@ def run_palate(args: argparse.Namespace) -> None:
     from palate.train import reward, reward_run
     from palate.train.loop import Loop
 
-    passes, images = TowerPasses(), []
+    before, passes, images = peak_bytes(), TowerPasses(), []
     step, build = Loop.train_step, reward_run.build_reward_model
 
     def counted(loop: Loop, *given: Any) -> None:
-        before = passes.images
+        already = passes.images
         step(loop, *given)
-        images.append(passes.images - before)
+        images.append(passes.images - already)
 
     def with_the_same_head(recipe: RewardRecipe) -> Model:
         model = build(recipe)
@@ -212,7 +221,8 @@ def run_palate(args: argparse.Namespace) -> None:
             run = reward(RewardRecipe.model_validate(recipe))
         log = training_log(run.path)
     seconds = [rows / entry["pairs_per_second"] for entry in log]
-    report(seconds=seconds, losses=[entry["loss"] for entry in log], images=images[-1])
+    losses = [entry["loss"] for entry in log]
+    report(seconds=seconds, losses=losses, images=images[-1], before=before)
 
 
 def compare(args: argparse.Namespace, kind: str, sides: list[str], folder: Path) -> None:
@@ -232,7 +242,9 @@ def compare(args: argparse.Namespace, kind: str, sides: list[str], folder: Path)
     )
     print_losses_table(results, args.pairs)
     print(losses_apart(results, OURS))
-    print(images_told(results))
+    print(image_passes(results))
+    libraries = [f"{side} {m.first['before'] / 1e9:.2f}" for side, m in results.items()]
+    print(f"GB of the peak that a process has before it loads a model: {', '.join(libraries)}")
     print(machine())
     for ours in (SHARED, OURS):
         for side, measured in results.items():
@@ -240,14 +252,14 @@ def compare(args: argparse.Namespace, kind: str, sides: list[str], folder: Path)
                 print(f"{shape}, {ours} {against(side, measured, results[ours])}")
 
 
-def images_told(results: dict[str, Measured]) -> str:
+def image_passes(results: dict[str, Measured]) -> str:
     """Images that go through towers in a step, and the time of TRL's collator."""
     counts = [f"{side} {measured.first['images']:g}" for side, measured in results.items()]
-    told = f"images through a tower in a step: {', '.join(counts)}"
+    line = f"images through a tower in a step: {', '.join(counts)}"
     for side, measured in results.items():
         if collator := measured.first.get("collator"):
-            told += f"; collator of {side}, not counted: {max(collator):.2f} s a step"
-    return told
+            line += f"; collator of {side}, not counted: {max(collator):.2f} s a step"
+    return line
 
 
 def check(args: argparse.Namespace, kind: str, sides: list[str], folder: Path) -> None:

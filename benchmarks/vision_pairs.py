@@ -27,8 +27,8 @@ float32, where their losses must agree. The first step of a turn is not timed.
 
 Reading and processing images is timed for no side: palate keeps the pixels of the latest, the plain
 loop makes them ahead, and TRL's collator, which does it anew in every step, runs outside of its
-clock; how long it takes is told beside, and so are the images that go through a tower in a step, and
-what of the peak a process has before it loads a model.
+clock; how long it takes is told beside, and so are the images that go through a tower in a step,
+and what of the peak a process has before it loads a model.
 
 The last lines are the ratios of pairs per second of both layouts of palate, from the medians over
 all turns, with the least and the greatest of single turns, and of peak memory.

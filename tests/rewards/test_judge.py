@@ -31,6 +31,7 @@ class FakeChat:
     """Answers by a function of the question's text."""
 
     name = "fake"
+    blind = None
 
     def __init__(self, answer, finished=True):
         self.answer = answer

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.critiques import CritiqueColumns
 from palate.recipes.losses import Dpo, Loss, NotNegative, Positive, Strict
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward import (
@@ -82,23 +83,13 @@ class CriticKind(Strict):
     type: Literal["critic"] = "critic"
 
 
-class ColumnTexts(Strict):
+class ColumnTexts(CritiqueColumns):
     """Texts of the data: reasoning (one a row) or critiques (one a response)."""
 
     type: Literal["column"] = "column"
     column: str | None = None
     """Reasoning: the column of the text. Critiques: a column that lists one for each response of
     the row, by a dot that of a key of its items: completions.critique."""
-    chosen: str | None = None
-    """Critiques of pairs: the column of that of the chosen response."""
-    rejected: str | None = None
-    """Critiques of pairs: the column of that of the rejected response."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.chosen is None) is not (self.rejected is None):
-            yield "rejected", "goes with `chosen`: give both or neither"
-        if (self.column is None) is (self.chosen is None):
-            yield "column", "give either `column`, or `chosen` and `rejected`"
 
 
 class ChatTexts(Strict):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from palate.recipes.critiques import GivenCritiques
 from palate.recipes.losses import NotNegative, Positive, Strict
 from palate.recipes.plain_scorers import (
     ClassifierScorer,
@@ -86,6 +87,9 @@ class ServerChat(ServerBase):
     """Up to the version: http://127.0.0.1:8000/v1."""
     model: str
     """Its name there."""
+    images: bool = False
+    """It is asked about images, which go to it in the question as data URLs: for a model that
+    sees."""
 
 
 Chat = Annotated[LocalChat | ServerChat, Field(discriminator="type")]
@@ -141,16 +145,24 @@ class PairwiseJudge(JudgeBase):
 
 
 class CriticScorer(ScorerBase):
-    """Critic-based: a language model writes a critique of the response, and a reward model scores
-    what is read with it (MM-RLHF, arXiv:2502.10391)."""
+    """Critic-based: a language model writes a critique of the response, or the data has one, and a
+    reward model scores what is read with it (MM-RLHF, arXiv:2502.10391)."""
 
     type: Literal["critic"] = "critic"
-    chat: Chat
+    chat: Chat | None = None
     """The model that writes critiques."""
+    given: GivenCritiques | None = None
+    """Critiques of the data, with no model that writes any; instead of `chat`."""
     scorer: ModelScorer
     """The reward model; it reads the question of the critic as prompt, the critique as response."""
     max_new_tokens: Count = 1024
     """Of a critique; one that is cut is scored as it is, and counted."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.chat is None) is (self.given is None):
+            yield "chat", "give either `chat`, which writes critiques, or `given`, which has them"
+        if self.given is not None and self.max_new_tokens != 1024:
+            yield "max_new_tokens", "only with `chat`: nothing is written"
 
 
 class RemoteScorer(ScorerBase, ServerBase):

@@ -16,6 +16,7 @@ import numpy as np
 
 from palate.data.containers import named
 from palate.data.content import content_key, prompt_key
+from palate.data.critiques import columns_of, critiques_of, filled_text, listed
 from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,
@@ -44,6 +45,7 @@ HAS_IMAGES = "has images, which no judge here reads"
 NO_PAIR = "no pair: a response without another to compare it with"
 NOT_RATED = "responses without a rating"
 NO_TEXT = "no text in its column: {}"
+NOT_EACH = "{}: not one text for each response"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +190,7 @@ def on_scale(rating: float, cuts: Sequence[float], kind: PointwiseKind) -> int:
 
 
 def _columns(recipe: JudgeRecipe) -> tuple[str, ...]:
-    texts = recipe.texts
-    if not isinstance(texts, ColumnTexts):
-        return ()
-    given = (texts.column, texts.chosen, texts.rejected)
-    return tuple(name.partition(".")[0] for name in given if name is not None)
+    return columns_of(recipe.texts) if isinstance(recipe.texts, ColumnTexts) else ()
 
 
 def _items(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> list[Any]:
@@ -257,33 +255,25 @@ def _comparison(pair: Preference, row: Preference, recipe: JudgeRecipe) -> Compa
     texts = recipe.texts
     if not isinstance(texts, ColumnTexts):
         return item
-    extra = row.extra or {}
     if not isinstance(recipe.judge, CriticKind):
         assert texts.column is not None
-        text = _text(extra.get(texts.column))
+        text = filled_text((row.extra or {}).get(texts.column))
         if text is None:
             return NO_TEXT.format(texts.column)
         return dataclasses.replace(item, text=text)
-    critiques: list[str | None]
-    names: tuple[str, ...]
-    if texts.column is not None:
-        listed = _listed(extra, texts.column)
-        if listed is None or len(listed) != len(row.responses):
-            return f"{texts.column}: not one text for each response"
-        names = (texts.column, texts.column)
-        critiques = [_text(listed[_place(row, side)]) for side in pair.responses]
-    else:
-        assert texts.chosen is not None and texts.rejected is not None
-        if row.kind != "pair":
-            raise RecipeError(
-                f"`texts.chosen`: '{row.source}' holds ratings, not pairs: give `texts.column`, "
-                "which lists a critique for each response"
-            )
-        names = (texts.chosen, texts.rejected)
-        critiques = [_text(extra.get(names[_place(row, side)])) for side in pair.responses]
-    if critiques[0] is None or critiques[1] is None:
-        return NO_TEXT.format(names[0] if critiques[0] is None else names[1])
-    return dataclasses.replace(item, critiques=(critiques[0], critiques[1]))
+    if texts.chosen is not None and row.kind != "pair":
+        raise RecipeError(
+            f"`texts.chosen`: '{row.source}' holds ratings, not pairs: give `texts.column`, "
+            "which lists a critique for each response"
+        )
+    given = critiques_of(row, texts)
+    if given is None:
+        return NOT_EACH.format(texts.column)
+    better, worse = (given[_place(row, side)] for side in pair.responses)
+    if better is None or worse is None:
+        names = (texts.chosen or texts.column, texts.rejected or texts.column)
+        return NO_TEXT.format(names[0] if better is None else names[1])
+    return dataclasses.replace(item, critiques=(better, worse))
 
 
 def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[Rating]:
@@ -295,11 +285,11 @@ def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[R
     texts: list[str | None] = [None] * len(row.responses)
     column = recipe.texts.column if isinstance(recipe.texts, ColumnTexts) else None
     if column is not None:
-        listed = _listed(row.extra or {}, column)
-        if listed is None or len(listed) != len(row.responses):
-            ledger.drop(row.row, f"{column}: not one text for each response")
+        values = listed(row.extra or {}, column)
+        if values is None or len(values) != len(row.responses):
+            ledger.drop(row.row, NOT_EACH.format(column))
             return
-        texts = [_text(value) for value in listed]
+        texts = list(map(filled_text, values))
     kept = [i for i, _ in known if column is None or texts[i] is not None]
     if not kept:
         ledger.drop(row.row, NO_TEXT.format(column))
@@ -327,23 +317,6 @@ def _place(row: Preference, side: Response) -> int:
     return next(
         i for i, response in enumerate(row.responses) if response is side or response == side
     )
-
-
-def _listed(extra: dict[str, Any], column: str) -> list[Any] | None:
-    """The values of a column that is a list, or of a key of its items; a text is a list of one."""
-    name, _, key = column.partition(".")
-    value = extra.get(name)
-    if isinstance(value, str) and not key:
-        return [value]
-    if not isinstance(value, list):
-        return None
-    if not key:
-        return value
-    return [item.get(key) if isinstance(item, dict) else None for item in value]
-
-
-def _text(value: Any) -> str | None:
-    return value.strip() if isinstance(value, str) and value.strip() else None
 
 
 def _unique(items: Sequence[Any]) -> list[Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from palate.data.schema import Message, text_in
+from palate.data.schema import Message
 from palate.recipes.judge import ChatTexts
 from palate.rewards.chat import Chat, Reply
 from palate.rewards.questions import read_verdict
+from palate.rewards.texts import joined, prompt_parts
 from palate.train.judge.ask import CritiqueQuestion, Question, verdict_text
 
 UNREADABLE = "verdict that could not be read"
@@ -136,5 +137,6 @@ def _to_critic(question: CritiqueQuestion, *, told: bool) -> list[Message]:
 
 def _with(asked: list[Message], hint: str) -> list[Message]:
     last = asked[-1]
-    content = f"{text_in(last['content'])}\n\n{hint}"
+    said = prompt_parts([Message(role="user", content=last["content"])])
+    content = joined([*said, {"type": "text", "text": f"\n\n{hint}"}])
     return [*asked[:-1], Message(role=last["role"], content=content)]

@@ -182,8 +182,13 @@ class RemoteScorer(ScorerBase, ServerBase):
     all responses to a prompt are sent together."""
     request_responses: Count = 64
     """Most responses of one request, but for those that must go together."""
+    images: bool = False
+    """Prompts with images are sent, each image once a request: to a `palate serve` whose scorer
+    sees. Only with `route: score`."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.images and self.route != "score":
+            yield "images", "only with `route: score`: the other sends texts"
         if self.tokenizer is not None and self.route != "get_reward":
             yield "tokenizer", "only with `route: get_reward`"
 

@@ -269,7 +269,7 @@ class _Server:
     async def _groups(self, body: ScoreRequest) -> list[list[Score]]:
         alone = isinstance(body, ScoredPrompt)
         items: Sequence[Item] = [body] if isinstance(body, ScoredPrompt) else body.items
-        named = []
+        named: list[tuple[str, str]] = []
         for i, item in enumerate(items):
             where = "" if alone else f"items.{i}."
             named += named_images(f"{where}prompt", item.prompt)

@@ -191,7 +191,7 @@ class LocalModel:
             for tail in tails[i]
         }
         rows = {(i, stem): _with(heads[i], stem) for i, stem in wanted}
-        jobs = sorted(wanted, key=lambda job: (-sum(map(len, rows[job])), job))
+        jobs = sorted(wanted, key=lambda job: (-len(rows[job][0]) - len(rows[job][1]), job))
         logps_by_option: list[dict[str, float]] = [{} for _ in heads]
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
@@ -271,6 +271,8 @@ class LocalModel:
         option behind it."""
         asked, start = question[:-1], text_in(question[-1]["content"])
         texts = [start, *(start + option for option in options)]
+        if self.blind is not None and images_in(asked):
+            return None, []
         try:
             shown = self._rendered(asked) if self._encoder is None else self._lead(asked, start)
         except Refused:
@@ -279,13 +281,13 @@ class LocalModel:
             begun, *whole = self._tokenised([shown + text for text in texts])
             before = Tokens(())
         else:
-            ids = self._ids(asked)
-            if isinstance(ids, str):
+            tokens = self._ids(asked)
+            if isinstance(tokens, str):
                 return None, []
-            before = ids
+            before = tokens
             table = self._encoder.tokens.continuations([shown + text for text in texts])
             begun, *whole = (table[shown + text] for text in texts)
-        tails = []
+        tails: list[TokenIds] = []
         for option, ids in zip(options, whole, strict=True):
             if ids[: len(begun)] != begun or len(ids) == len(begun):
                 raise ModelError(

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from palate.data.images import NOT_AN_IMAGE
 from palate.data.schema import ImageRef, images_in
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Scorer, Traits, ask, part_values
 from palate.errors import ModelError, RecipeError

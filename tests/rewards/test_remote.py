@@ -25,7 +25,7 @@ from palate.recipes.serving import ServeRecipe
 from palate.rewards import make_scorer, score_groups
 from palate.rewards.http import ServerError
 from palate.rewards.identity import key_of
-from palate.rewards.remote import BLIND, NOT_ASKED, Remote, _Part
+from palate.rewards.remote import BLIND, NOT_ASKED, UNSENT, Remote, _Part
 from palate.serve.app import make_app
 from tiny_serve import Slow
 from tiny_text import tiny_tokenizer
@@ -290,9 +290,7 @@ def test_prompts_are_sent_with_their_images_each_once_a_request(tmp_path: Path) 
         assert [[score.value for score in scores] for scores in found] == [
             *([wanted[0]] * 2, [None], [0.0], [wanted[1]])
         ]
-        assert (
-            found[1][0].reason == "has an image that cannot be sent: not an image of a known format"
-        )
+        assert found[1][0].reason == UNSENT.format(NOT_AN_IMAGE)
         body, _ = remote._body([_Part(0, [0, 1], groups[0])])
     assert sorted(body["images"]) == sorted(digests)
     named = [part.get("image") for part in body["items"][0]["prompt"][0]["content"]]

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from palate.data.build import image_root
 from palate.data.containers import named
 from palate.data.content import content_key, prompt_key
 from palate.data.critiques import columns_of, critiques_of, filled_text, listed
+from palate.data.images import ImageError, ImageStore, checked
 from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,
@@ -30,6 +32,7 @@ from palate.data.scores import scores_of
 from palate.data.split import split_by_prompt
 from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.judge import (
     ColumnTexts,
     CriticKind,
@@ -41,7 +44,7 @@ from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from palate.store.names import unique_names
 
-HAS_IMAGES = "has images, which no judge here reads"
+HAS_IMAGES = "has images, and `model` is one of text alone"
 NO_PAIR = "no pair: a response without another to compare it with"
 NOT_RATED = "responses without a rating"
 NO_TEXT = "no text in its column: {}"
@@ -98,8 +101,11 @@ class Rows:
     digest: str
 
 
-def read_rows(recipe: JudgeRecipe) -> Rows:
+def read_rows(recipe: JudgeRecipe, images: ImageStore | None = None) -> Rows:
     """Reads, pairs and splits the data of a recipe.
+
+    Args:
+        images: takes the images of rows, of a model that sees; default: such rows are dropped.
 
     Raises:
         RecipeError: `pairing` or `texts` that do not fit the sources.
@@ -113,7 +119,12 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
             result = read_source(source, seed=recipe.seed, keep=_columns(recipe))
             ledger = Ledger(name=source.name or "", path=source.path, role=role, result=result)
             ledgers.append(ledger)
-            source_items = [item for row in result.rows for item in _items(row, ledger, recipe)]
+            source_items = [
+                item
+                for row in result.rows
+                if (seen := _seen(row, ledger, images)) is not None
+                for item in _items(seen, ledger, recipe)
+            ]
             rated = rated or any(row.kind == "rated" for row in result.rows)
             items[role] += source_items
     if not isinstance(recipe.judge, PointwiseKind):
@@ -193,11 +204,25 @@ def _columns(recipe: JudgeRecipe) -> tuple[str, ...]:
     return columns_of(recipe.texts) if isinstance(recipe.texts, ColumnTexts) else ()
 
 
+def _seen(row: Preference, ledger: Ledger, store: ImageStore | None) -> Preference | None:
+    """The row with its images in the store; None, entered in its ledger, of one that cannot be
+    used."""
+    if not row.has_images:
+        return row
+    if store is None:
+        ledger.drop(row.row, HAS_IMAGES)
+        return None
+    try:
+        root = image_root(ledger.path)
+        stored, _ = checked(row, root=root, limits=ImagesRecipe(), store=store)
+    except ImageError as error:
+        ledger.drop(row.row, error.reason)
+        return None
+    return stored.with_images(lambda image: dataclasses.replace(image, root=store.folder))
+
+
 def _items(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> list[Any]:
     """What is asked about one row, all that is lost entered in its ledger."""
-    if row.has_images:
-        ledger.drop(row.row, HAS_IMAGES)
-        return []
     if row.has_own_prompts:
         ledger.drop(row.row, OWN_PROMPTS)
         return []

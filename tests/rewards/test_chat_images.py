@@ -268,7 +268,7 @@ QUESTIONS = [
 @torch.no_grad()
 def plainly(chat, question, answer):
     """[vocabulary] log-probs of what comes next, by the model's own forward from its own pixels."""
-    with chat._shown([question]):
+    with chat._reading():
         tokens = chat._ids(question)
         pixels = [chat._pictures.pixels(i.digest) for i in tokens.images] if tokens.images else []
     ids = (*tokens.ids, *answer)

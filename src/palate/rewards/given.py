@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from palate.data.build import image_root
 from palate.data.content import content_key
 from palate.data.critiques import columns_of, critiques_of
-from palate.data.images import ImageError, load
+from palate.data.images import ImageError, image_root, load
 from palate.data.schema import Content, ImageRef, map_images
 from palate.data.stream import read_source
 from palate.errors import DataError

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,25 +13,28 @@ from torch import Tensor
 
 from palate.data.encode import Encoder
 from palate.data.items import TokenIds, Tokens
+from palate.data.layouts import on_device
 from palate.data.placing import bare_turns
 from palate.data.schema import Message, images_in, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.compiled import use_packed
+from palate.models.image_cache import RecentFeatures
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
-from palate.models.pictures import Pictures
-from palate.models.processor import load_processor
+from palate.models.model import Model
+from palate.models.pictures import Pictures, pictures_of
 from palate.models.stop_tokens import stop_tokens
 from palate.models.structure import backbone_of
 from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-from palate.rewards.chat.rows import Row, left_padded, moved
+from palate.rewards.chat.rows import Row, left_padded
 
 BLIND = "has images, and {} is a model of text alone"
 NO_PLACES = "has images, and the chat template of {} is none that training takes"
+NO_PROCESSOR = "has images, and the image processor cannot be loaded: {}"
 
 
 class LocalModel:
@@ -45,8 +46,7 @@ class LocalModel:
     answer says so. An answer that comes to the end of the context is cut there. A template that
     training refuses is asked as it renders, and not about images.
 
-    A model that sees is shown the images of a question as training shows them: the tower is run
-    once for each image of a batch.
+    A model that sees is shown the images of a question as training shows them, each run once.
 
     Raises:
         ModelError: unreadable, or without a chat template.
@@ -73,9 +73,8 @@ class LocalModel:
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = padding_id(self.tokenizer, self.model)
         self._vision = vision_layout(self.model.config)
-        self.blind = self._why_blind()
-        self._processor = None if self.blind else load_processor(model, self.tokenizer)
         self._pictures: Pictures | None = None
+        self.blind = self._why_blind(model)
         self._context = context_of(self.model.config.get_text_config())
         # Releases of transformers call it either.
         takes = inspect.signature(self.model.forward).parameters
@@ -92,7 +91,7 @@ class LocalModel:
         seed: int = 0,
     ) -> list[list[Reply]]:
         """See `Chat.reply`."""
-        with self._shown(questions):
+        with self._reading():
             return self._replies(questions, samples, temperature, max_new_tokens, seed)
 
     def _replies(
@@ -171,7 +170,7 @@ class LocalModel:
         Raises:
             ModelError: the tokenizer joins an option with what stands before it.
         """
-        with self._shown(questions):
+        with self._reading():
             return self._choices(questions, options)
 
     def _choices(
@@ -225,31 +224,33 @@ class LocalModel:
         given: dict[str, Any] = {name: value.to(device) for name, value in inputs.items()}
         if images is not None:
             assert self._pictures is not None
-            filled = moved(self._pictures.filled(images), device)
+            filled = on_device(self._pictures.filled(images), device)
             given["mm_encoder_outputs"] = {"image": seen(backbone_of(self.model), filled)}
         return given
 
-    def _why_blind(self) -> str | None:
+    def _why_blind(self, recipe: ModelRecipe) -> str | None:
+        """Opens what reads images, or says why there is nothing that does."""
         if self._vision is None:
             return BLIND.format(self.name)
-        return NO_PLACES.format(self.name) if self._encoder is None else None
+        if self._encoder is None:
+            return NO_PLACES.format(self.name)
+        try:
+            self._pictures = pictures_of(recipe, self.tokenizer, config=self.model.config)
+        except ModelError as error:
+            return NO_PROCESSOR.format(error)
+        assert self._pictures is not None
+        self._pictures.features = RecentFeatures(Model.policy(self.model), self._pictures)
+        self._encoder.images = self._pictures
+        return None
 
     @contextmanager
-    def _shown(self, questions: Sequence[list[Message]]) -> Iterator[None]:
-        """A context in which the images of questions can be read; their files are kept in it."""
-        if self._processor is None or not any(map(images_in, questions)):
+    def _reading(self) -> Iterator[None]:
+        """A context after which the images of its questions are forgotten."""
+        try:
             yield
-            return
-        assert self._encoder is not None and self._vision is not None
-        with tempfile.TemporaryDirectory(prefix="palate-images-") as folder:
-            self._pictures = Pictures(
-                self._processor, self.tokenizer, self._vision.placeholder, Path(folder)
-            )
-            self._encoder.images = self._pictures
-            try:
-                yield
-            finally:
-                self._encoder.images = self._pictures = None
+        finally:
+            if self._pictures is not None:
+                self._pictures.forget()
 
     def _ids(self, question: list[Message]) -> Tokens | str:
         """Tokens of a question, the assistant's turn opened; or why it is not to be asked."""

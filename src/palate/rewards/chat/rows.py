@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from palate.data.items import TokenIds, Tokens
-from palate.data.layouts import ImageBatch
+from palate.data.layouts import ImageBatch, images_of
 from palate.data.trees import TEXT, VisionLayout, plain_rows, run_of
 
 Row = tuple[Tokens, TokenIds]
@@ -35,14 +34,4 @@ def left_padded(
         for values in inputs.values():
             values[..., i, :] = values[..., i, :].roll(width - len(run), -1)
     inputs["position_ids"] = inputs["position_ids"] * inputs["attention_mask"]
-    shown = [image.digest for question, _ in rows for image in question.images]
-    if not shown:
-        return inputs, None
-    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(shown))}
-    return inputs, ImageBatch(digests=tuple(numbers), order=tuple(numbers[d] for d in shown))
-
-
-def moved(images: ImageBatch, device: torch.device) -> ImageBatch:
-    """The images with their pixels on a device."""
-    pixels = tuple({k: v.to(device) for k, v in image.items()} for image in images.pixels)
-    return ImageBatch(digests=images.digests, order=images.order, pixels=pixels)
+    return inputs, images_of([question for question, _ in rows], vision)

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.build import image_root
 from palate.data.containers import named
 from palate.data.content import content_key, prompt_key
 from palate.data.critiques import columns_of, critiques_of, filled_text, listed
-from palate.data.images import ImageError, ImageStore, checked
+from palate.data.images import ImageError, ImageStore, checked, image_root
 from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,

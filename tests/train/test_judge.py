@@ -167,11 +167,12 @@ def test_a_judge_is_asked_in_the_tokens_that_it_was_trained_on(tmp_path: Path) -
     )
     trained: Any = open_chat(scorer.chat)  # type: ignore[union-attr]
     assert trained._ids(row["prompt"]).ids == item.prompts[0].ids
-    begun, tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
+    (question, answer), tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
+    begun = (*question.ids, *answer)
     verdict = trained.tokenizer(said(row)[len("<answer>")], add_special_tokens=False)["input_ids"]
     whole = (*item.prompts[0].ids, *item.responses[0].ids)
     assert (*begun, *verdict) == whole[: len(begun) + len(verdict)]
-    assert verdict in tails
+    assert tuple(verdict) in tails
     assert item.responses[0].ids[-1] in trained._ends()
     # The starting model, too, is asked behind its BOS.
     base: Any = open_chat(LocalChat(path=own.model.path, dtype="float32", chat_template="plain"))

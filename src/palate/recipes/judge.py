@@ -106,6 +106,9 @@ class ChatTexts(Strict):
     told_label: bool = False
     """Tell the writer the right verdict, or which response people preferred. The question that is
     trained on never says so."""
+    expands: CritiqueColumns | None = None
+    """Columns of short critiques, which the writer is told and writes out in full, as MM-RLHF
+    (arXiv:2502.10391) does with what annotators wrote; rows without one are dropped."""
 
 
 Texts = Annotated[ColumnTexts | ChatTexts, Field(discriminator="type")]
@@ -215,6 +218,13 @@ class JudgeRecipe(RunRecipe):
         return not isinstance(self.judge, CriticKind) and self.judge.reasoning
 
     @property
+    def text_columns(self) -> CritiqueColumns | None:
+        """The columns of the data that texts are in, or are made of."""
+        if isinstance(self.texts, ChatTexts):
+            return self.texts.expands
+        return self.texts
+
+    @property
     def wants_texts(self) -> bool:
         """Whether a stage learns from texts that are not its own."""
         if isinstance(self.judge, CriticKind):
@@ -249,6 +259,8 @@ class JudgeRecipe(RunRecipe):
         if isinstance(texts, ColumnTexts) and texts.chosen is not None and not critic:
             yield "texts.chosen", "is for critiques; reasoning is in one `column`"
         if isinstance(texts, ChatTexts):
+            if texts.expands is not None and not critic:
+                yield "texts.expands", "is of critiques: a judge's reasoning is written anew"
             if critic and texts.attempts > 1:
                 yield "texts.attempts", "a critique has no verdict that could be wrong: delete it"
             if texts.attempts > 1 and not texts.temperature:

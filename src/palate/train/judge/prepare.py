@@ -191,6 +191,7 @@ class QuestionWriter:
             max_new_tokens=texts.max_new_tokens,
             seed=derived(self.recipe.seed, "texts", split),
             told=texts.told_label,
+            expands=texts.expands is not None,
             cut=False,
         )
         return questions, critiques, refused
@@ -210,6 +211,7 @@ class QuestionWriter:
                 max_new_tokens=self.recipe.data.length.max_answer_tokens,
                 seed=0,
                 told=False,
+                expands=False,
                 cut=True,
             )
         pairs: list[Comparison] = self.rows[split]

@@ -200,7 +200,7 @@ def on_scale(rating: float, cuts: Sequence[float], kind: PointwiseKind) -> int:
 
 
 def _columns(recipe: JudgeRecipe) -> tuple[str, ...]:
-    return columns_of(recipe.texts) if isinstance(recipe.texts, ColumnTexts) else ()
+    return () if recipe.text_columns is None else columns_of(recipe.text_columns)
 
 
 def _seen(row: Preference, ledger: Ledger, store: ImageStore | None) -> Preference | None:
@@ -276,8 +276,8 @@ def _comparison(pair: Preference, row: Preference, recipe: JudgeRecipe) -> Compa
     )
     if pair.tie and isinstance(recipe.judge, PairwiseKind) and not recipe.judge.ties:
         return TIE
-    texts = recipe.texts
-    if not isinstance(texts, ColumnTexts):
+    texts = recipe.text_columns
+    if texts is None:
         return item
     if not isinstance(recipe.judge, CriticKind):
         assert texts.column is not None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.images import located
+from palate.data.images import ImageStore, image_root, located
 from palate.data.schema import images_in, map_images
 from palate.data.scorer import Group, ask
 from palate.data.stream import read_source
@@ -27,13 +27,14 @@ from palate.rewards.build import make_scorer
 from palate.rewards.given import NOT_GIVEN
 from palate.rewards.questions import critique_question
 from palate.train.judge import train_judge
-from palate.train.judge.rows import HAS_IMAGES
-from tiny_judge import judge_document
-from tiny_runs import lines, read, write_rows
+from palate.train.judge.prepare import QuestionWriter
+from palate.train.judge.rows import HAS_IMAGES, read_rows
+from tiny_judge import FakeWriter, judge_document
+from tiny_runs import read, write_rows
 from tiny_vision import save_tiny_vision
 
-SHOWN = (["a"], ["b"], ["a", "b"], [], ["b"], ["a"])
-LOOP = {"batch_size_pairs": 3, "max_steps": 2, "learning_rate": 0.01}
+SHOWN = (["a"], ["a", "b"], [])
+LOOP = {"batch_size_pairs": 3, "max_steps": 1, "learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     write_rows(folder / "pairs.jsonl", rows)
     write_rows(folder / "good.jsonl", rows[:-1])
+    write_rows(folder / "held.jsonl", rows[1:2])
     return folder
 
 
@@ -70,10 +72,11 @@ def document(root: Path, out: str, **more: Any) -> JudgeRecipe:
         "model": {"path": str(root / "base"), "dtype": "float32"},
         "data": {
             "train": [{"path": str(root / "pairs.jsonl")}],
-            "eval": [{"path": str(root / "pairs.jsonl"), "limit": 3}],
-            "length": {"max_answer_tokens": 24},
+            "eval": [{"path": str(root / "held.jsonl")}],
+            "length": {"max_answer_tokens": 20},
         },
         "sft": LOOP,
+        "evaluate_after": "last",
     }
     return JudgeRecipe.model_validate(base | more)
 
@@ -88,42 +91,42 @@ def trained_items(stage: Path, recipe: Any) -> list[Any]:
 
 
 def test_a_pairwise_judge_of_images(root: Path) -> None:
-    own = document(
-        root,
-        "pairwise",
-        model={"path": str(root / "base"), "dtype": "float32", "lora": {"r": 2}},
-        judge={"type": "pairwise", "orders": "both"},
-        preference={"train": LOOP | {"max_steps": 1}},
-    )
+    own = document(root, "pairwise", judge={"type": "pairwise", "orders": "both"})
     result = train_judge(own, quiet=True)
     source = read(result.path / "data.json")["sources"][0]
-    assert (source["kept"], source["dropped"]) == (6, {"no such file": 1})
-    # Each image is one file of the run, under another name beside each stage's questions.
-    stored = sorted(file.name for file in (result.path / "images").iterdir())
-    assert len(stored) == 2
-    for stage in ("1-sft", "2-preference-1"):
-        beside = result.path / "questions" / stage / "images"
-        assert sorted(file.name for file in beside.iterdir()) == stored
-        assert (beside / stored[0]).samefile(result.path / "images" / stored[0])
+    assert (source["kept"], source["dropped"]) == (3, {"no such file": 1})
+    # Each image is one file of the run, under another name beside the questions.
+    beside = result.path / "questions/1-sft/images"
+    names = sorted(file.name for file in beside.iterdir())
+    assert len(names) == 2
+    assert all((beside / name).samefile(result.path / "images" / name) for name in names)
     # Both orders show the same images, and training takes them in.
     items = {item.id: item for item in trained_items(result.path / "1-sft", SftRecipe)}
-    digests = {name: Path(name).stem for name in stored}
-    assert len(items) == 12
+    assert len(items) == 6
     for i, shown in enumerate(SHOWN):
         there, back = (items[f"1-sft:pairs:{i + 1}/{order}"] for order in ("12", "21"))
         images = [image.digest for image in there.prompts[0].images]
         assert images == [image.digest for image in back.prompts[0].images]
-        assert len(images) == len(shown) and set(images) <= set(digests.values())
+        assert len(images) == len(shown) and {f"{digest}.png" for digest in images} <= set(names)
         assert there.prompts[0].ids != back.prompts[0].ids
-    pair = lines(result.path / "questions/2-preference-1/train.jsonl")[2]
-    assert len(pair["images"]) == 2 and pair["prompt"][0]["content"][1] == {"type": "image"}
-    stages = [entry["stage"] for entry in result.evaluation]
-    assert stages == ["base", "1-sft", "2-preference-1"]
-    for entry in result.evaluation:
-        assert entry["verdicts"]["unasked"] == 0 and entry["verdicts"]["n"] == 6
+    (entry,) = result.evaluation
+    assert (entry["verdicts"]["unasked"], entry["verdicts"]["n"]) == (0, 2)
     # What comes out is a scorer that sees.
     scorer = make_scorer(load_recipe(ServeRecipe, result.scorer).scorer)
     assert "image" in scorer.traits.modalities
+
+
+def test_preferences_on_verdicts_name_their_images(root: Path, tmp_path: Path) -> None:
+    own = document(root, "preferences", judge={"type": "pairwise"}, sft=None, preference={})
+    rows = read_rows(own, ImageStore(tmp_path / "images"))
+    writer = QuestionWriter(own, rows, tmp_path / "questions")
+    (source,) = writer.preference("p", 1, lambda: FakeWriter(None)).train
+    found = read_source(source, seed=0).rows
+    assert [len(row.images) for row in found] == [len(shown) for shown in SHOWN]
+    for row, item in zip(found, rows.train, strict=True):
+        seen = located(row, image_root(source.path), ImagesRecipe())
+        told = [image.digest for image in images_in(item.prompt)]
+        assert [image.digest for image in seen.images] == told
 
 
 def test_a_critic_of_images_and_its_reward_model(root: Path) -> None:
@@ -131,14 +134,16 @@ def test_a_critic_of_images_and_its_reward_model(root: Path) -> None:
         root,
         "critic",
         judge={"type": "critic"},
+        evaluate_after="each",
+        sft=None,
         texts={"type": "column", "chosen": "for", "rejected": "against"},
         reward={"critiques": "gold", "train": LOOP},
     )
     result = train_judge(own, quiet=True)
     (entry,) = result.evaluation
-    assert entry["pairs"]["n"] == entry["pairs_given"]["n"] == 3
+    assert entry["pairs"]["n"] == entry["pairs_given"]["n"] == 1
     assert entry["critiques"]["unasked"] == 0
-    items = trained_items(result.path / "2-reward", RewardRecipe)
+    items = trained_items(result.path / "1-reward", RewardRecipe)
     assert [len(i.prompts[0].images) for i in items] == [len(shown) for shown in SHOWN]
     for item in items:
         first, second = ([image.digest for image in prompt.images] for prompt in item.prompts)
@@ -146,7 +151,7 @@ def test_a_critic_of_images_and_its_reward_model(root: Path) -> None:
     # Critiques of the data in the place of written ones: the scores that were measured.
     data = str(root / "good.jsonl")
     columns = {"data": [{"path": data}], "chosen": "for", "rejected": "against"}
-    model = {"type": "model", "path": str(result.path / "2-reward" / "model")}
+    model = {"type": "model", "path": str(result.path / "1-reward" / "model")}
     recipe = {"type": "critic", "given": columns, "scorer": model}
     scorer: Any = make_scorer(CriticScorer.model_validate(recipe))
     assert "image" in scorer.traits.modalities
@@ -176,5 +181,5 @@ def test_rows_with_images_and_a_model_of_text_alone(tmp_path: Path, root: Path) 
     own = JudgeRecipe.model_validate(base | {"judge": {"type": "pairwise"}, "sft": LOOP})
     result = train_judge(own, quiet=True)
     sources = read(result.path / "data.json")["sources"]
-    assert sources[1]["dropped"] == {HAS_IMAGES: 6} and sources[1]["kept"] == 1
+    assert sources[1]["dropped"] == {HAS_IMAGES: 3} and sources[1]["kept"] == 1
     assert not (result.path / "images").exists()

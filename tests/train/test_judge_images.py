@@ -34,7 +34,7 @@ from tiny_runs import read, write_rows
 from tiny_vision import save_tiny_vision
 
 SHOWN = (["a"], ["a", "b"], [])
-LOOP = {"batch_size_pairs": 3, "max_steps": 1, "learning_rate": 0.01}
+LOOP = {"batch_size_pairs": 3, "max_steps": 1, "learning_rate": 0.01, "layout": "plain"}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from palate.recipes.critiques import GivenCritiques
+from palate.recipes.images import ModelImages
 from palate.recipes.losses import NotNegative, Positive, Strict
 from palate.recipes.plain_scorers import (
     ClassifierScorer,
@@ -63,6 +64,8 @@ class LocalChat(Strict):
     """The tokenizer's own template, a Jinja file, or `plain`, for a model without one."""
     batch_size: Count = 8
     """Conversations of one forward pass."""
+    images: ModelImages = ModelImages()
+    """How large images are shown, and how much of a video. Of models that see."""
 
 
 class ServerBase(Strict):

@@ -14,10 +14,23 @@ from PIL import Image
 
 from palate.data.images import check, load
 from palate.data.schema import ImageRef, Message, image_of
+from palate.data.videos import FRAMES, with_frames
 from palate.recipes.images import ImagesRecipe
 
 Wire = dict[str, Any]
 """A turn or a part of one, as JSON."""
+
+
+def as_frames(content: list[Message], count: int = FRAMES) -> list[Message]:
+    """The content with the frames of videos as images in their places.
+
+    Raises:
+        ImageError: no frames, or a file that is no video.
+        DataError: a video file, and PyAV is not installed.
+    """
+    framed = with_frames(content, Path(), count, as_images=True)
+    assert not isinstance(framed, str)
+    return framed
 
 
 class ImageUrls:

@@ -19,7 +19,7 @@ from palate.data.templates import ChatTemplate, Refused
 from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import RemoteScorer as Recipe
 from palate.rewards.http import REFUSALS, HttpClient, brief
-from palate.rewards.image_urls import ImageUrls
+from palate.rewards.image_urls import ImageUrls, as_frames
 from palate.rewards.names import name_of
 from palate.rewards.texts import as_chat, prompt_text, response_text
 
@@ -167,7 +167,8 @@ class Remote:
         unsent = {}
         for i, group in enumerate(groups):
             try:
-                for image in images_in(group.prompt):
+                shown = [] if isinstance(group.prompt, str) else as_frames(group.prompt)
+                for image in images_in(shown):
                     self._images.read(image)
             except ImageError as error:
                 unsent[i] = UNSENT.format(error.reason)
@@ -261,6 +262,7 @@ class Remote:
         def part_of(part: Part) -> dict[str, str]:
             if part["type"] == "text":
                 return {"type": "text", "text": part["text"]}
+            assert part["type"] == "image", "videos are frames here"
             digest, url = self._images.read(image_of(part))
             sent[digest] = url
             return {"type": "image", "image": f"sha256:{digest}"}
@@ -269,7 +271,7 @@ class Remote:
             turn
             if isinstance(turn["content"], str)
             else {"role": turn["role"], "content": list(map(part_of, turn["content"]))}
-            for turn in prompt
+            for turn in as_frames(prompt)
         ]
 
     def _text(self, prompt: Content, response: Content) -> tuple[str, str] | str:

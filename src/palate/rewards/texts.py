@@ -49,15 +49,16 @@ def response_parts(response: Content) -> list[Part]:
 
 
 def joined(parts: Iterable[Part]) -> str | list[Part]:
-    """The content of a turn: one text where there is no image, else texts between images."""
+    """The content of a turn: one text where there is no image, else texts between images (and
+    videos)."""
     merged: list[Part] = []
     for part in parts:
         last = merged[-1] if merged else None
         if part["type"] == "text" and last is not None and last["type"] == "text":
             merged[-1] = {"type": "text", "text": last["text"] + part["text"]}
-        elif part["type"] == "image" or part["text"]:
+        elif part["type"] != "text" or part["text"]:
             merged.append(part)
-    if any(part["type"] == "image" for part in merged):
+    if any(part["type"] != "text" for part in merged):
         return merged
     return text_in(merged)
 

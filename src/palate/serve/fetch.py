@@ -60,10 +60,10 @@ def fetch(
     if not any(is_listed(entry, host, port, parsed.scheme) for entry in hosts):
         raise ImageError(NOT_LISTED)
     try:
-        found = resolve(host, port, type=socket.SOCK_STREAM)
+        answers = resolve(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ImageError(UNKNOWN_HOST) from None
-    addresses = [str(answer[4][0]) for answer in found]
+    addresses = [str(answer[4][0]) for answer in answers]
     if not addresses:
         raise ImageError(UNKNOWN_HOST)
     if not _is_literal(host) and not all(map(is_public, addresses)):
@@ -82,10 +82,10 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the public network, and holds none that is not."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        held = [ip.ipv4_mapped, ip.sixtofour, ip.teredo[1] if ip.teredo else None]
+        inside = [ip.ipv4_mapped, ip.sixtofour, ip.teredo[1] if ip.teredo else None]
         if ip in _NAT64:
-            held.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        inner = [str(one) for one in held if one is not None]
+            inside.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        inner = [str(address) for address in inside if address is not None]
         if inner:
             return all(map(is_public, inner))
     return ip.is_global and not ip.is_multicast

@@ -74,7 +74,7 @@ class RequestImages:
             raise HTTPException(422, f"images.{min(unnamed)}: {UNNAMED}")
         for where, written in named:
             if written not in images:
-                images[written] = self._one(where, written, deadline)
+                images[written] = self._named(where, written, deadline)
         return images
 
     def _sent(self, given: Mapping[str, str]) -> dict[str, ImageRef]:
@@ -92,7 +92,7 @@ class RequestImages:
                 raise HTTPException(422, f"{where}: {WRONG_DIGEST}")
         return images
 
-    def _one(self, where: str, written: str, deadline: float) -> ImageRef:
+    def _named(self, where: str, written: str, deadline: float) -> ImageRef:
         try:
             if written.startswith(DIGEST):
                 raise ImageError(UNKNOWN)

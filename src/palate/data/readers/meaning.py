@@ -267,8 +267,8 @@ def _repeats(value: Any, row: Preference) -> bool:
     seen = row.has_images
     if isinstance(value, str):
         chats_asked = [chat_of(prompt, "user") for prompt in prompts]
-        said = _words(value, seen=seen).strip()
-        return any(said in text_in(turn["content"]) for chat in chats_asked for turn in chat)
+        text = _words(value, seen=seen).strip()
+        return any(text in text_in(turn["content"]) for chat in chats_asked for turn in chat)
     if not isinstance(value, list):
         return False
     chats = [chat_of(prompt, "user") for prompt in prompts]

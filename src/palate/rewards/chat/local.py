@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from palate.data.encode import Encoder
+from palate.data.images import ImageError
 from palate.data.items import TokenIds, Tokens
 from palate.data.layouts import on_device
 from palate.data.placing import bare_turns
@@ -31,6 +32,7 @@ from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
 from palate.rewards.chat.rows import Row, left_padded
+from palate.rewards.image_urls import as_frames
 
 BLIND = "has images, and {} is a model of text alone"
 NO_PLACES = "has images, and the chat template of {} is none that training takes"
@@ -46,14 +48,17 @@ class LocalModel:
     answer says so. An answer that comes to the end of the context is cut there. A template that
     training refuses is asked as it renders, and not about images.
 
-    A model that sees is shown the images of a question as training shows them, each run once.
+    A model that sees is shown the images of a question as training shows them, each run once, and
+    videos as frames, which are images.
 
     Raises:
         ModelError: unreadable, or without a chat template.
     """
 
     def __init__(self, recipe: LocalChat) -> None:
-        model = ModelRecipe(path=recipe.path, revision=recipe.revision, dtype=recipe.dtype)
+        model = ModelRecipe(
+            path=recipe.path, revision=recipe.revision, dtype=recipe.dtype, images=recipe.images
+        )
         self.tokenizer = load_tokenizer(model)
         no_limits = LengthRecipe(max_prompt_tokens=NO_LIMIT, max_response_tokens=NO_LIMIT)
         encoder = Encoder(self.tokenizer, recipe.chat_template, no_limits)
@@ -74,6 +79,7 @@ class LocalModel:
         self._pad = padding_id(self.tokenizer, self.model)
         self._vision = vision_layout(self.model.config)
         self._pictures: Pictures | None = None
+        self._frames = recipe.images.video_frames
         self.blind = self._why_blind(model)
         self._context = context_of(self.model.config.get_text_config())
         # Releases of transformers call it either.
@@ -229,8 +235,13 @@ class LocalModel:
         return given
 
     def _why_blind(self, recipe: ModelRecipe) -> str | None:
-        """Opens what reads images, or says why there is nothing that does."""
+        """Opens what reads images, or says why there is nothing that does.
+
+        Raises:
+            ModelError: settings of images, and a model of text alone.
+        """
         if self._vision is None:
+            pictures_of(recipe, self.tokenizer, config=self.model.config)
             return BLIND.format(self.name)
         if self._encoder is None:
             return NO_PLACES.format(self.name)
@@ -260,8 +271,9 @@ class LocalModel:
             if self._encoder is None:
                 ids = Tokens(self._tokenised([self._rendered(question)])[0])
             else:
-                ids = self._encoder.encode_prompt(question)
-        except (DataError, Refused) as error:
+                seen = as_frames(question, self._frames)
+                ids = self._encoder.encode_prompt(seen)
+        except (DataError, Refused, ImageError) as error:
             return error.reason
         return ids if len(ids) < self._context else self._too_long
 

@@ -19,7 +19,7 @@ from palate.data.schema import Message, has_parts
 from palate.recipes.scorers import ServerChat
 from palate.rewards.chat.base import Reply
 from palate.rewards.http import REFUSALS, HttpClient, Patience, brief
-from palate.rewards.image_urls import ImageUrls, Wire, small_image, url_part
+from palate.rewards.image_urls import ImageUrls, Wire, as_frames, small_image, url_part
 
 TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""
@@ -210,7 +210,7 @@ class Server:
         if self.blind is not None:
             return self.blind
         try:
-            return [self._images.turn(turn) for turn in question]
+            return [self._images.turn(turn) for turn in as_frames(question)]
         except ImageError as error:
             return f"has an image that cannot be sent: {error.reason}"
 
@@ -247,10 +247,10 @@ class Server:
         begun = question[-1:] if question[-1]["role"] == "assistant" else []
         with self._lock:
             if key not in self._takes:
-                said: Any = SHORT_QUESTION
+                content: Any = SHORT_QUESTION
                 if shows:
-                    said = [url_part(small_image()), {"type": "text", "text": said}]
-                short = [{"role": "user", "content": said}, *begun]
+                    content = [url_part(small_image()), {"type": "text", "text": content}]
+                short = [{"role": "user", "content": content}, *begun]
                 self._takes[key] = self._post(short, options, patience).status_code == 200
             return self._takes[key]
 

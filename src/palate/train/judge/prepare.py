@@ -342,6 +342,7 @@ def _with_image_files(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     def part_of(part: Part) -> dict[str, str]:
         if part["type"] == "text":
             return {"type": "text", "text": part["text"]}
+        assert part["type"] == "image", "videos are frames here"
         paths.append(put_beside(image_of(part), folder))
         return {"type": "image"} if in_column else {"type": "image", "image": paths[-1]}
 

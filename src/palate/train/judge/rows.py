@@ -30,6 +30,7 @@ from palate.data.schema import Content, Preference, Response
 from palate.data.scores import scores_of
 from palate.data.split import split_by_prompt
 from palate.data.stream import read_source
+from palate.data.videos import with_frames
 from palate.errors import DataError, RecipeError
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.judge import (
@@ -111,6 +112,7 @@ def read_rows(recipe: JudgeRecipe, images: ImageStore | None = None) -> Rows:
         DataError: a source that cannot be read, or of which nothing is left.
     """
     data, ledgers, rated = recipe.data, [], False
+    frames = recipe.model.images.video_frames
     items: dict[Role, list[Any]] = {"train": [], "eval": []}
     parts: list[tuple[Role, tuple[DataSource, ...]]] = [("train", data.train), ("eval", data.eval)]
     for role, sources in parts:
@@ -121,7 +123,7 @@ def read_rows(recipe: JudgeRecipe, images: ImageStore | None = None) -> Rows:
             source_items = [
                 item
                 for row in result.rows
-                if (seen := _seen(row, ledger, images)) is not None
+                if (seen := _seen(row, ledger, images, frames)) is not None
                 for item in _items(seen, ledger, recipe)
             ]
             rated = rated or any(row.kind == "rated" for row in result.rows)
@@ -203,9 +205,15 @@ def _columns(recipe: JudgeRecipe) -> tuple[str, ...]:
     return () if recipe.text_columns is None else columns_of(recipe.text_columns)
 
 
-def _seen(row: Preference, ledger: Ledger, store: ImageStore | None) -> Preference | None:
+def _seen(
+    row: Preference, ledger: Ledger, store: ImageStore | None, frames: int
+) -> Preference | None:
     """The row with its images in the store; None, entered in its ledger, of one that cannot be
-    used."""
+    used.
+
+    Args:
+        frames: of a video, each of which is an image.
+    """
     if not row.has_images:
         return row
     if store is None:
@@ -213,7 +221,8 @@ def _seen(row: Preference, ledger: Ledger, store: ImageStore | None) -> Preferen
         return None
     try:
         root = image_root(ledger.path)
-        stored, _ = checked(row, root=root, limits=ImagesRecipe(), store=store)
+        framed = row.with_contents(lambda c: with_frames(c, root, frames, as_images=True))
+        stored, _ = checked(framed, root=root, limits=ImagesRecipe(), store=store)
     except ImageError as error:
         ledger.drop(row.row, error.reason)
         return None

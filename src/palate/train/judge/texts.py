@@ -146,6 +146,6 @@ def _to_critic(question: CritiqueQuestion, *, told: bool, expands: bool) -> list
 
 def _with(asked: list[Message], hint: str) -> list[Message]:
     last = asked[-1]
-    said = prompt_parts([Message(role="user", content=last["content"])])
-    content = joined([*said, {"type": "text", "text": f"\n\n{hint}"}])
+    parts = prompt_parts([Message(role="user", content=last["content"])])
+    content = joined([*parts, {"type": "text", "text": f"\n\n{hint}"}])
     return [*asked[:-1], Message(role=last["role"], content=content)]

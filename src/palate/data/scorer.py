@@ -34,12 +34,14 @@ class Traits:
             this machine it is not: passes of other shapes round differently.
         modalities: what prompts may hold. A scorer that looks at no prompt at all takes images.
         reads_prompt: whether a score depends on the prompt at all.
+        blind: why a prompt with images gets no score, where `modalities` leaves images out.
     """
 
     relative: bool = False
     independent: bool = False
     modalities: frozenset[Modality] = TEXT
     reads_prompt: bool = True
+    blind: str = HAS_IMAGES
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
     asked = [group for group, reads in zip(groups, readable, strict=True) if reads]
     scored = iter(scorer.score(asked) if asked else [])
     return [
-        next(scored) if reads else [Score(None, HAS_IMAGES)] * len(group.responses)
+        next(scored) if reads else [Score(None, scorer.traits.blind)] * len(group.responses)
         for group, reads in zip(groups, readable, strict=True)
     ]
 

@@ -124,7 +124,7 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 
-        return Critic(recipe, _model(recipe.scorer))
+        return Critic(recipe, _model(recipe.scorer), seed=seed)
     if isinstance(recipe, recipes.RemoteScorer):
         from palate.rewards.remote import Remote
 

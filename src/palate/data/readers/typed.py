@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.containers.base import shape_of
-from palate.data.content import UNPLACED
+from palate.data.content import UNPLACED, with_images
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import text, turns
-from palate.data.readers.pictures import image_refs
+from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.videos import video_in
 from palate.data.schema import ImageRef, Message, Part
 
@@ -64,6 +64,25 @@ def filled(
         raise RowError(field, "not as many as the turns have places for")
     rest = iter(images)
     return tuple(next(rest) if place is None else place for place in places)
+
+
+def with_places_filled(
+    chat: list[Message],
+    places: Sequence[ImageRef | None],
+    images: Sequence[ImageRef],
+    field: str,
+) -> list[Message]:
+    """Turns of `typed_turns` with their images, and with those of a column, which go where parts
+    have none, or where `place_images` puts them.
+
+    Args:
+        field: of the column.
+    """
+    if not places:
+        return place_images(chat, images, field)
+    seen = with_images(chat, filled(places, images, field))
+    assert not isinstance(seen, str)
+    return seen
 
 
 def _has_media(content: Any) -> bool:

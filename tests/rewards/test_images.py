@@ -185,3 +185,23 @@ def test_what_reads_texts_gets_no_image() -> None:
 
     (scores,) = ask(Blind("longer"), [Group("What?", (image,))])
     assert scores[0].reason == HAS_IMAGES
+
+
+def test_an_ensemble_sends_texts_to_one_model_and_images_to_another(root: Path) -> None:
+    """By modality: text rows are no business of a member for images, and the other way round."""
+    seeing = {"type": "model", "path": str(root / "reward" / "model")}
+    ensemble = {
+        "type": "ensemble",
+        "members": [
+            {"scorer": seeing, "modality": "image"},
+            {"scorer": {"type": "length"}, "modality": "text"},
+        ],
+    }
+    scorer = load_scorer(ensemble)
+    alone = load_scorer(root / "reward" / "model")
+    shown, asked = content(root / "a.png", "What?"), content("What?")
+    answers = [" squares", " nothing at all"]
+    pictured, text = scorer.score(shown, answers), scorer.score(asked, answers)
+    values = [score.value for score in alone.score(shown, answers)]
+    assert [score.value for score in pictured] == pytest.approx(values, abs=1e-5)
+    assert [score.value for score in text] == [len(answer) for answer in answers]

@@ -197,5 +197,5 @@ def test_a_text_model_drops_rows_with_images_and_counts_them(tmp_path: Path) -> 
     tokenizer = load_tokenizer(ModelRecipe(path=str(tmp_path / "text")))
     made = build(data, Encoder(tokenizer, "plain", data.length), kind="pair", seed=0)
     (source,) = made.report["sources"]
-    assert source["dropped"] == {"holds images, which are not read here": 3}
+    assert source["dropped"] == {"holds images, and the model reads none": 3}
     assert source["kept"] == 1 and made.report["images"] is None

@@ -37,7 +37,7 @@ SAME_TOKENS = "chosen and rejected are the same tokens"
 SAME_CUT = "chosen and rejected are the same tokens after truncation"
 NO_TOKENS = "response without a token"
 NO_START = "empty prompt, and the tokenizer has no BOS"
-HAS_IMAGES = "holds images, which are not read here"
+HAS_IMAGES = "holds images, and the model reads none"
 AS_IMAGES = "this model takes no videos: up to %d frames of each are shown as images"
 
 

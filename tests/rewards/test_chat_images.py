@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fake_chat import Fake, alternatives, completion
-from palate.data.schema import ImageRef, images_in, text_in
+from palate.data.schema import ImageRef, VideoRef, images_in, text_in
 from palate.data.scorer import HAS_IMAGES, Group, ask
 from palate.errors import ModelError
 from palate.models.vision import own_inputs
@@ -134,6 +134,14 @@ def test_a_server_gets_data_urls_in_place_with_the_media_type_of_the_content(fak
     # What holds no image is one text, as it always was.
     chat(fake).reply([[{"role": "user", "content": "Hi"}]])
     assert fake.requests[1][1]["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+def test_videos_are_sent_as_their_frames_in_place(fake):
+    video = {"type": "video", "video": VideoRef(frames=(ImageRef(data=RED), ImageRef(data=BLUE)))}
+    question = critique_question([user(image(BLUE), video, said("Moves?"))], "Yes.")
+    chat(fake).reply([question])
+    bodies = [url.partition(",")[2] for url in urls(fake.requests[0][1]["messages"][0])]
+    assert [base64.b64decode(body) for body in bodies] == [BLUE, RED, BLUE]
 
 
 def test_a_pairwise_judge_shows_the_same_images_in_both_orders(fake):

@@ -11,10 +11,11 @@ from PIL import Image
 
 from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.images import ImageStore, image_root, located
+from palate.data.images import ImageStore, image_root
 from palate.data.schema import images_in, map_images
 from palate.data.scorer import Group, ask
 from palate.data.stream import read_source
+from palate.data.videos import located
 from palate.models.loading import load_tokenizer
 from palate.models.pictures import pictures_of
 from palate.recipes import RewardRecipe, SftRecipe, load_recipe

@@ -3,19 +3,19 @@
     python benchmarks/vision_rewards.py DEMO [--parts frozen lora text paradigms] [--out DIR]
                                         [--pairs 400] [--text PAIRS.jsonl]
 
-DEMO is the folder that the demonstration has filled (`runs/demo-vision/vision`): the aligned model and
+DEMO is the folder that the demonstration has filled (`runs/demo/vision`): the aligned model and
 the pairs, of which nothing but the image tells the better answer. Parts:
 
-  frozen     heads on states that are computed once: linear, 2 layers with SiLU, with tanh, of equal
-             width; 20 seeds, the rate of each head chosen on a fifth of the training pairs (3 seeds)
+  frozen     heads on states that are computed once: linear, 2 layers with SiLU, with tanh, of
+             equal width; 20 seeds, the rate of each chosen on a fifth of the training pairs
   lora       the same heads with adapters, 3 seeds
-  text       image pairs alone; text pairs added; text pairs in the place of half of them; 3 seeds
-  paradigms  naive (a score), generative (says 1 or 2, both orders) and critic (critiques of the true
-             scene, short or in full; written by itself, or given), the same pairs, 1 seed
+  text       image pairs alone; text pairs added; in the place of half of them; 3 seeds
+  paradigms  generative (says 1 or 2, both orders) and critic (critiques of what the image shows,
+             short or in full; its own, or given) on the same pairs as `lora`, 1 seed
 
-Every finished cell is kept in --out, so that a run that was stopped goes on. Accuracy is on three held-out
-sets: images, things (colours with shapes) and wordings that training has not seen. Intervals are over
-pairs of twins and seeds, both drawn anew.
+Every finished cell is kept in --out, so that a run that was stopped goes on. Accuracy is on three
+held-out sets: images, things (colours with shapes) and wordings that training has not seen.
+Intervals are over pairs of twins and seeds, both drawn anew.
 """
 
 from __future__ import annotations
@@ -157,9 +157,8 @@ def with_critiques(args: argparse.Namespace, name: str, full: bool) -> Path:
 
     A picture's colour and shape are told by the true answers to the questions about it.
     """
-    every = [
-        row for file in ("train", *HELD_OUT) for row in lines(args.demo / f"data/{file}.jsonl")
-    ]
+    files = [args.demo / f"data/{file}.jsonl" for file in ("train", *HELD_OUT)]
+    every = [row for file in files for row in lines(file)]
     known: dict[str, list[str | None]] = {}
     for row in every:
         if "captions" in row["id"]:
@@ -184,13 +183,9 @@ def with_critiques(args: argparse.Namespace, name: str, full: bool) -> Path:
                 if full
                 else f"It shows {thing}: {verdict}."
             )
-        rows.append(row | told | {"images": [str(args.demo / "data" / i) for i in row["images"]]})
-    folder = args.demo / "data"
+        rows.append(row | told)
     # Beside the rows' own files, where paths of images start.
-    rows = [
-        row | {"images": [str(Path(i).relative_to(folder)) for i in row["images"]]} for row in rows
-    ]
-    return write(folder / f"{name}-critiques-{'full' if full else 'short'}.jsonl", rows)
+    return write(args.demo / f"data/{name}-critiques-{'full' if full else 'short'}.jsonl", rows)
 
 
 def run_judge(
@@ -265,11 +260,10 @@ def report(args: argparse.Namespace) -> None:
             )
 
 
-def _numbers(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _numbers(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each stage of a judge what was measured, without what is long."""
     return [
-        {k: v for k, v in stage.items() if isinstance(v, (int, float, str))}
-        for stage in document.get("stages", [document])
+        {k: v for k, v in stage.items() if isinstance(v, (int, float, str))} for stage in stages
     ]
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from palate.data import trees
 from palate.data.encode import Drop, Encoder
+from palate.data.images import upright
 from palate.data.items import Item
 from palate.data.schema import ImageRef, Preference, Response
 from palate.errors import ModelError
@@ -23,7 +24,6 @@ from palate.models.check import check_pairs, layout_check, start_check
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.model import Model
 from palate.models.pictures import Pictures, open_pictures
-from palate.models.processor import upright
 from palate.models.structure import backbone_of
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe

@@ -21,7 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from palate.data.schema import ImageRef, Preference
 from palate.recipes.images import ImagesRecipe
@@ -44,7 +44,15 @@ BROKEN = "broken or cut short"
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 # Pillow gives these for files that are broken inside, besides OSError.
-_DECODING = (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError)
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    OverflowError,
+    MemoryError,
+)
 
 
 class ImageError(Exception):
@@ -158,6 +166,23 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
     Raises:
         ImageError: no image, one that breaks a limit, or a broken one.
     """
+    with decoded(data, limits) as image:
+        width, height = image.size
+        return ImageInfo(
+            digest=hashlib.sha256(data).hexdigest(),
+            width=width,
+            height=height,
+            format=str(image.format),
+            bytes=len(data),
+        )
+
+
+def decoded(data: bytes, limits: ImagesRecipe) -> Image.Image:
+    """An encoded image with its first frame's pixels read, as they are in the file.
+
+    Raises:
+        ImageError: as `check`.
+    """
     if not data:
         raise ImageError(EMPTY)
     if len(data) > limits.max_bytes:
@@ -166,30 +191,41 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
         # Our own limit is checked below, before a pixel is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+            image = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
         except UnidentifiedImageError:
             raise ImageError(NOT_AN_IMAGE) from None
         except Image.DecompressionBombError:
             raise ImageError(TOO_MANY_PIXELS) from None
-        except _DECODING:
+        except DECODING_ERRORS:
             raise ImageError(BROKEN) from None
-        with opened:
-            if opened.format not in limits.formats:
-                raise ImageError(OTHER_FORMAT)
-            width, height = opened.size
-            if width * height > limits.max_pixels:
-                raise ImageError(TOO_MANY_PIXELS)
-            try:
-                opened.load()
-            except _DECODING:
-                raise ImageError(BROKEN) from None
-            return ImageInfo(
-                digest=hashlib.sha256(data).hexdigest(),
-                width=width,
-                height=height,
-                format=str(opened.format),
-                bytes=len(data),
-            )
+        if image.format not in limits.formats:
+            raise ImageError(OTHER_FORMAT)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError(TOO_MANY_PIXELS)
+        try:
+            image.load()
+        except DECODING_ERRORS:
+            raise ImageError(BROKEN) from None
+        return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The first frame as 8-bit RGB, turned as its EXIF says, on white where it is transparent."""
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        # 16 bits a channel: Pillow's own conversion would cut the upper half off.
+        high = np.asarray(image).max()
+        top = 65535.0 if image.mode.startswith("I") and high > 255 else 255.0
+        image = image.point(lambda value: value * (255.0 / top)).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        shown = image.convert("RGBA")
+        white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
+        white.alpha_composite(shown)
+        image = white
+    return image.convert("RGB")
 
 
 @dataclass

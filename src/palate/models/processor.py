@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from palate.data.images import upright
 from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config, readable
 from palate.recipes.schema import ModelRecipe
@@ -99,24 +99,6 @@ class ImageProcessor:
         told = {key: repr(value) for key, value in settings.items() if key != "_name_or_path"}
         parts = [type(self.processor).__name__, told, sorted(self.options.items())]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The first frame as 8-bit RGB, turned as its EXIF says, on white where it is transparent."""
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        # 16 bits a channel: Pillow's own conversion would cut the upper half off.
-        high = np.asarray(image).max()
-        top = 65535.0 if image.mode.startswith("I") and high > 255 else 255.0
-        image = image.point(lambda value: value * (255.0 / top)).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        shown = image.convert("RGBA")
-        white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
-        white.alpha_composite(shown)
-        image = white
-    return image.convert("RGB")
 
 
 def load_processor(

@@ -103,7 +103,7 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
         environment()
         .get_template("audit.html.jinja")
         .render(
-            sheets=["report.css", "audit.css"],
+            sheets=["report.css", "pairs.css", "audit.css"],
             title=plain(title) if title else f"{what} {name}",
             name=name,
             summary=headline(built),

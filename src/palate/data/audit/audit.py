@@ -8,6 +8,7 @@ from palate.data.audit import repeats
 from palate.data.audit.sample import SIZE
 from palate.data.audit.source import SourceAudit
 from palate.data.curation.base import Block
+from palate.data.excerpts import storable
 
 MOST_SOURCES = 64
 OTHERS = "other sources"
@@ -92,13 +93,9 @@ class Audit:
 
 
 def _storable(value: Any) -> Any:
-    """Lone surrogates, which no file in UTF-8 can hold, as replacement characters."""
+    """All texts in a JSON value as `storable` gives them."""
     if isinstance(value, str):
-        return (
-            value
-            if value.isascii()
-            else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        )
+        return storable(value)
     if isinstance(value, dict):
         return {_storable(key): _storable(inner) for key, inner in value.items()}
     if isinstance(value, list):

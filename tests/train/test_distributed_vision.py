@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.test_vision_run import recipe, write_rows
 
 from launched import FSDP_CHILD, fsdp, launch
 from palate.recipes import resolve_yaml
 from palate.recipes.schema import TuneRecipe
 from palate.train import tune
-from tests.train.test_vision_run import recipe, write_rows
 from tiny_vision import save_tiny_vision
 
 

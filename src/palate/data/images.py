@@ -14,11 +14,8 @@ import io
 import re
 import struct
 import warnings
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -311,68 +308,3 @@ def checked(
         return ImageRef(path=info.name, digest=info.digest)
 
     return row.with_images(stored), infos
-
-
-@dataclass
-class ImageCounts:
-    """What was seen of images, for data.json. Memory is one entry a distinct image.
-
-    Attributes:
-        refused: images that cost their row, by reason.
-    """
-
-    refused: Counter[str] = field(default_factory=Counter)
-    _seen: dict[str, tuple[ImageInfo, int]] = field(default_factory=dict)
-
-    def add(self, infos: Iterable[ImageInfo]) -> None:
-        for info in infos:
-            times = self._seen[info.digest][1] if info.digest in self._seen else 0
-            self._seen[info.digest] = (info, times + 1)
-
-    def merge(self, counts: ImageCounts) -> None:
-        """Adds the counts of another part of the same data."""
-        self.refused += counts.refused
-        for digest, (info, times) in counts._seen.items():
-            before = self._seen[digest][1] if digest in self._seen else 0
-            self._seen[digest] = (info, before + times)
-
-    def dump(self) -> dict[str, Any]:
-        """All of it as JSON values; see `restore`."""
-        seen = [[dataclasses.asdict(info), times] for info, times in self._seen.values()]
-        return {"refused": dict(self.refused), "seen": seen}
-
-    @classmethod
-    def restore(cls, dumped: dict[str, Any]) -> ImageCounts:
-        """What `dump` was made of."""
-        counts = cls(refused=Counter(dumped["refused"]))
-        for about, times in dumped["seen"]:
-            info = ImageInfo(**about)
-            counts._seen[info.digest] = (info, times)
-        return counts
-
-    def result(self) -> dict[str, Any] | None:
-        """The entry `images` of data.json: read = sum of the others' times + refused; None where
-        there were none. Widths, heights (pixels) and bytes are of distinct images."""
-        seen = [info for info, _ in self._seen.values()]
-        times = [n for _, n in self._seen.values()]
-        if not seen and not self.refused:
-            return None
-        return {
-            "read": sum(times) + self.refused.total(),
-            "used": sum(times),
-            "unique": len(seen),
-            "repeated": sum(n > 1 for n in times),
-            "most_often": max(times, default=0),
-            "broken": dict(self.refused.most_common()),
-            "bytes": sum(info.bytes for info in seen),
-            "formats": dict(Counter(info.format for info in seen).most_common()),
-            "width": _spread([info.width for info in seen]),
-            "height": _spread([info.height for info in seen]),
-        }
-
-
-def _spread(values: list[int]) -> dict[str, float] | None:
-    if not values:
-        return None
-    low, half, high = np.percentile(values, [5, 50, 95]).tolist()
-    return {"min": min(values), "p5": low, "p50": half, "p95": high, "max": max(values)}

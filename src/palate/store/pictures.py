@@ -9,6 +9,7 @@ from pydantic import StringConstraints
 
 from palate.store.records import Record
 
+NAME = "pictures.json"
 PICTURES, CHARACTERS = 48, 400_000
 """Pictures of a report, and the characters of their addresses together."""
 

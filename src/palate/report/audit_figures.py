@@ -178,7 +178,7 @@ def image_bars_svg(bars: Bars, *, key: str, axis: str, label: str) -> Markup | N
         axes.bar(range(len(shown)), [bar[2] for bar in shown], width=0.86, color=series_colour(0))
         axes.set_xlim(-0.6, max(len(shown), 3) - 0.4)
         axes.set_xticks(range(len(shown)), [_range(*bar[:2]) for bar in shown])
-        axes.tick_params(axis="x", labelsize=8.5, labelrotation=35 if len(shown) > 6 else 0)
+        axes.tick_params(axis="x", labelsize=8.5, labelrotation=35 if len(shown) > 5 else 0)
         axes.set_xlabel(axis)
         axes.set_ylabel("images")
         axes.xaxis.grid(False)

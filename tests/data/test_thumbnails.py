@@ -49,6 +49,14 @@ def test_a_thumbnail_is_small_whatever_the_image(size, shown):
     assert shown is None or image.size == shown
 
 
+def test_no_image_takes_more_bytes_than_promised():
+    whole = np.asarray(noise(160, 160), dtype=float) - 128
+    for share in np.linspace(0.05, 1, 12):
+        image = Image.fromarray((128 + share * whole).astype(np.uint8))
+        small = thumbnail(encoded(image), LIMITS)
+        assert len(small) <= BYTES and max(opened(small).size) >= 80
+
+
 def test_small_images_are_not_blown_up():
     image = opened(thumbnail(encoded(Image.new("RGB", (7, 5), (9, 120, 30))), LIMITS))
     assert image.size == (7, 5)

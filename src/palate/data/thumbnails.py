@@ -61,8 +61,7 @@ def _upright(data: bytes, limits: ImagesRecipe) -> Image.Image:
 
 
 def _small(image: Image.Image) -> bytes:
-    side = SIDE
-    while True:
+    for side in (SIDE, SIDE * 3 // 4, SIDE // 2, SIDE // 4):
         # Of a long strip at least one pixel stays.
         scale = min(1.0, side / max(image.size))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -74,4 +73,4 @@ def _small(image: Image.Image) -> bytes:
             small.save(file, "JPEG", quality=quality, optimize=True)
             if file.tell() <= BYTES:
                 return file.getvalue()
-        side = side * 3 // 4
+    raise AssertionError(f"{BYTES} bytes are too few for {SIDE // 4} pixels")

@@ -98,15 +98,10 @@ def test_held_out_images_that_are_trained_on(tmp_path: Path) -> None:
         "pairs_in_train": sum(image in trained for image in held),
     }
     assert set(held) & trained
-    # What curation drops is in neither.
-    one = tmp_path / "one"
-    names = names[:2]
-    rows = [row(i, names[i % 2]) for i in range(40)]
-    write_jsonl(one / "rows.jsonl", rows)
+    # What the mixture leaves out is not trained on.
     more = {"output": {"eval_fraction": 0.3}, "mixture": {"take": {"set": 3}}}
-    source = {"path": one / "rows.jsonl", "image_root": tmp_path / "set"}
-    report = built(tmp_path / "few", [source], **more)
+    few = built(tmp_path / "few", [{"path": tmp_path / "set"}], **more)["images"]["held_out"]
     trained = {image for one in rows_of(tmp_path / "few") for image in one["images"]}
     held = [one["images"][0] for one in rows_of(tmp_path / "few", "eval")]
-    assert report["images"]["held_out"]["in_train"] == len(set(held) & trained)
-    assert report["images"]["held_out"]["pairs"] == len(held)
+    assert few["in_train"] == len(set(held) & trained) <= 3
+    assert few["pairs"] == len(held) and few["images"] > 3

@@ -13,7 +13,8 @@ from PIL import Image
 
 from curating import pictured
 from palate.data import images
-from palate.data.images import ImageCounts, ImageError, ImageStore, check, checked, find, load
+from palate.data.image_counts import ImageCounts
+from palate.data.images import ImageError, ImageStore, check, checked, find, load
 from palate.data.schema import ImageRef, Preference, Response, images_in
 from palate.recipes.images import ImagesRecipe
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from palate.data import images
-from palate.data.images import ImageCounts, ImageError, check
+from palate.data.image_counts import ImageCounts
+from palate.data.images import ImageError, check
 from palate.data.pixels import decoded, upright
 from palate.recipes.images import ImagesRecipe
 

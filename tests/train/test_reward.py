@@ -16,6 +16,8 @@ from palate.models.reward_files import load_reward_model
 from palate.recipes import load_recipe
 from palate.recipes.load import resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
+from palate.report import write_report
+from palate.rewards.api import load_scorer
 from palate.train import reward
 from palate.train.loop import Loop
 from tiny_rewards import assert_close, log_of, recipe, weights
@@ -27,6 +29,7 @@ def test_the_run_folder_with_report(tmp_path: Path) -> None:
     for name in (
         "recipe.yaml", "data.json", "metrics.jsonl", "lineage.json", "status.json",
         "evaluation.json", "report.html", "model/model.safetensors", "model/reward_config.json",
+        "examples.jsonl",
         "model/tokenizer.json", "checkpoints/step-000015/model/reward_config.json",
     ):  # fmt: skip
         assert (run / name).is_file(), name
@@ -46,6 +49,31 @@ def test_the_run_folder_with_report(tmp_path: Path) -> None:
     assert model.spec.end_tokens == {2: "<eos>"}
     assert model.spec.scale is not None and model.spec.scale.n == 40
     assert (run / "report.html").read_text().count("accuracy") > 1
+
+
+def check_errors(run: Path, lists: int) -> None:
+    """examples.jsonl has exactly the held-out prompts that the saved model gets wrong, scored as
+    it scores them."""
+    scorer = load_scorer(run / "model")
+    lines = [json.loads(line) for line in (run / "examples.jsonl").read_text().splitlines()]
+    (entry,) = json.loads((run / "evaluation.json").read_text())["policies"]
+    held = entry["preference"]["all"]
+    assert len(lines) <= lists and (held["accuracy"] == 1.0) == (lines == [])
+    margins = []
+    for line in lines:
+        texts = [line[side]["text"] for side in ("chosen", "rejected")]
+        scores = scorer.score(line["prompt"]["text"], texts)
+        better, worse = line["scores"][run.name]
+        assert [s.value for s in scores] == pytest.approx([better, worse], abs=1e-4)
+        margins.append(better - worse)
+    assert margins == sorted(margins) and all(margin <= 0 for margin in margins)
+
+
+def test_what_an_untrained_model_gets_wrong_is_kept(tmp_path: Path) -> None:
+    run = reward(recipe(tmp_path, train={"max_steps": 1, "learning_rate": 1e-9}), quiet=True).path
+    check_errors(run, lists=7)
+    assert (run / "examples.jsonl").read_text()
+    assert "Worst errors on held-out pairs" in write_report([run]).read_text()
 
 
 @pytest.mark.parametrize("layout", ["plain", "shared"])
@@ -168,6 +196,7 @@ def test_ranked_lists_ties_and_votes(tmp_path: Path) -> None:
     (entry,) = json.loads((run / "evaluation.json").read_text())["policies"]
     # Three lists, of three comparisons or, with a tie, of two.
     assert 6 <= entry["preference"]["all"]["n"] <= 9
+    check_errors(run, lists=3)
     ties = {**data, "pairing": {"ties": "as_ties", "chosen": "every", "rejected": "every"}}
     run = reward(
         recipe(tmp_path, out="ties", data=ties, loss={"type": "rao_kupper"}), quiet=True

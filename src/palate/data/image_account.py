@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from palate.data.images import ImageCounts
+from palate.data.image_counts import ImageCounts
 from palate.data.items import Item, PlacedImage
 from palate.data.ledger import spread
 from palate.data.placing import ImageTexts

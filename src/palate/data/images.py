@@ -14,13 +14,9 @@ import io
 import re
 import struct
 import warnings
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from palate.data.schema import ImageRef, Preference
@@ -52,7 +48,15 @@ those that scale its shorter side to a given size make gigabytes of it."""
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 # Pillow gives these for files that are broken inside, besides OSError.
-_DECODING = (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError)
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    OverflowError,
+    MemoryError,
+)
 
 
 class ImageError(Exception):
@@ -189,6 +193,25 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
     Raises:
         ImageError: no image, one that breaks a limit, or a broken one.
     """
+    with opened(data, limits) as image:
+        width, height = image.size
+        kind = _kind(image)
+        return ImageInfo(
+            digest=hashlib.sha256(data).hexdigest(),
+            width=width,
+            height=height,
+            format=kind,
+            bytes=len(data),
+            animated=kind != "JPEG" and _is_animated(image),
+        )
+
+
+def opened(data: bytes, limits: ImagesRecipe) -> Image.Image:
+    """An encoded image with its first frame's pixels read, as they are in the file.
+
+    Raises:
+        ImageError: as `check`.
+    """
     if not data:
         raise ImageError(EMPTY)
     if len(data) > limits.max_bytes:
@@ -199,39 +222,34 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
+            image = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
         except UnidentifiedImageError:
             raise ImageError(NOT_AN_IMAGE) from None
         except Image.DecompressionBombError:
             raise ImageError(TOO_MANY_PIXELS) from None
-        except _DECODING:
+        except DECODING_ERRORS:
             raise ImageError(BROKEN) from None
-        with opened:
-            kind = _KINDS.get(str(opened.format), str(opened.format))
-            if kind not in limits.formats:
-                raise ImageError(OTHER_FORMAT)
-            width, height = opened.size
-            if width * height > limits.max_pixels:
-                raise ImageError(TOO_MANY_PIXELS)
-            try:
-                opened.load()
-            except _DECODING:
-                raise ImageError(BROKEN) from None
-            return ImageInfo(
-                digest=hashlib.sha256(data).hexdigest(),
-                width=width,
-                height=height,
-                format=kind,
-                bytes=len(data),
-                animated=kind != "JPEG" and _is_animated(opened),
-            )
+        if _kind(image) not in limits.formats:
+            raise ImageError(OTHER_FORMAT)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError(TOO_MANY_PIXELS)
+        try:
+            image.load()
+        except DECODING_ERRORS:
+            raise ImageError(BROKEN) from None
+        return image
 
 
-def _is_animated(opened: Image.Image) -> bool:
+def _kind(image: Image.Image) -> str:
+    return _KINDS.get(str(image.format), str(image.format))
+
+
+def _is_animated(image: Image.Image) -> bool:
     """Whether there is a frame behind the first one. A later one that is broken is as none."""
     try:
-        return bool(getattr(opened, "is_animated", False))
-    except _DECODING:
+        return bool(getattr(image, "is_animated", False))
+    except DECODING_ERRORS:
         return False
 
 
@@ -298,70 +316,3 @@ def checked(
         return ImageRef(path=info.name, digest=info.digest)
 
     return row.with_images(stored), infos
-
-
-@dataclass
-class ImageCounts:
-    """What was seen of images, for data.json. Memory is one entry a distinct image.
-
-    Attributes:
-        refused: images that cost their row, by reason.
-    """
-
-    refused: Counter[str] = field(default_factory=Counter)
-    _seen: dict[str, tuple[ImageInfo, int]] = field(default_factory=dict)
-
-    def add(self, infos: Iterable[ImageInfo]) -> None:
-        for info in infos:
-            times = self._seen[info.digest][1] if info.digest in self._seen else 0
-            self._seen[info.digest] = (info, times + 1)
-
-    def merge(self, counts: ImageCounts) -> None:
-        """Adds the counts of another part of the same data."""
-        self.refused += counts.refused
-        for digest, (info, times) in counts._seen.items():
-            before = self._seen[digest][1] if digest in self._seen else 0
-            self._seen[digest] = (info, before + times)
-
-    def dump(self) -> dict[str, Any]:
-        """All of it as JSON values; see `restore`."""
-        seen = [[dataclasses.asdict(info), times] for info, times in self._seen.values()]
-        return {"refused": dict(self.refused), "seen": seen}
-
-    @classmethod
-    def restore(cls, dumped: dict[str, Any]) -> ImageCounts:
-        """What `dump` was made of."""
-        counts = cls(refused=Counter(dumped["refused"]))
-        for about, times in dumped["seen"]:
-            info = ImageInfo(**about)
-            counts._seen[info.digest] = (info, times)
-        return counts
-
-    def result(self) -> dict[str, Any] | None:
-        """The entry `images` of data.json: read = sum of the others' times + refused; None where
-        there were none. Widths, heights (pixels), bytes and `animated`, images of which only the
-        first frame is looked at, are of distinct images."""
-        seen = [info for info, _ in self._seen.values()]
-        times = [n for _, n in self._seen.values()]
-        if not seen and not self.refused:
-            return None
-        return {
-            "read": sum(times) + self.refused.total(),
-            "used": sum(times),
-            "unique": len(seen),
-            "repeated": sum(n > 1 for n in times),
-            "most_often": max(times, default=0),
-            "broken": dict(self.refused.most_common()),
-            "bytes": sum(info.bytes for info in seen),
-            "formats": dict(Counter(info.format for info in seen).most_common()),
-            "animated": sum(info.animated for info in seen),
-            "width": _spread([info.width for info in seen]),
-            "height": _spread([info.height for info in seen]),
-        }
-
-
-def _spread(values: list[int]) -> dict[str, float] | None:
-    if not values:
-        return None
-    low, half, high = np.percentile(values, [5, 50, 95]).tolist()
-    return {"min": min(values), "p5": low, "p50": half, "p95": high, "max": max(values)}

@@ -21,6 +21,7 @@ from palate.report.audit_figures import (
     margins_svg,
 )
 from palate.report.audit_notes import audit_notes, contamination
+from palate.report.audit_pictures import Gallery, images_view
 from palate.report.audit_schema import Built, Example, Findings, LengthGroup, Source, Summary
 from palate.report.audit_tables import bars, changes, headline, stages, tiles
 from palate.report.page import environment
@@ -28,6 +29,7 @@ from palate.report.style import PALETTE
 from palate.report.tables import flatten
 from palate.report.words import listed, plain
 from palate.store.files import read_json, write_text
+from palate.store.pictures import Picture
 
 NAME = "report.html"
 KINDS = ("build", "inspect")
@@ -53,6 +55,8 @@ class Shown:
 
     example: Example
     difference: Difference
+    images: tuple[Picture, ...]
+    more_images: int
 
 
 def write_audit_report(
@@ -96,6 +100,7 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
         where = ".".join(map(str, first["loc"])) or "the file"
         raise RunError(f"{folder / 'data.json'}: {where}: {first['msg']}") from None
     findings = built.findings
+    gallery = Gallery.of(folder)
     recipe = _text(folder / "recipe.yaml")
     name = _name(folder, built, recipe)
     what = "A look at" if built.inspects else "Data of"
@@ -103,7 +108,7 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
         environment()
         .get_template("audit.html.jinja")
         .render(
-            sheets=["report.css", "audit.css"],
+            sheets=["report.css", "pairs.css", "audit.css"],
             title=plain(title) if title else f"{what} {name}",
             name=name,
             summary=headline(built),
@@ -119,7 +124,8 @@ def render_audit(folder: Path, data: dict[str, Any], title: str | None = None) -
             named=_named(findings),
             contamination=testeds,
             contaminated=_by_source(testeds),
-            examples=_examples(findings),
+            images=images_view(built, gallery),
+            examples=_examples(findings, gallery),
             parts=(("prompt", PROMPT), ("chosen", CHOSEN), ("rejected", REJECTED)),
             styles={"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED},
             flat=lambda value: list(flatten(value)),
@@ -187,18 +193,22 @@ def _by_source(sets: list[tuple[str, Any]]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _examples(findings: Findings) -> list[tuple[str, list[Shown]]]:
+def _examples(findings: Findings, gallery: Gallery) -> list[tuple[str, list[Shown]]]:
     return [
-        (
-            name,
-            [
-                Shown(example=e, difference=difference(e.chosen.text, e.rejected.text))
-                for e in source.examples
-            ],
-        )
+        (name, [_shown(example, gallery) for example in source.examples])
         for name, source in findings.sources.items()
         if source.examples
     ]
+
+
+def _shown(example: Example, gallery: Gallery) -> Shown:
+    images = gallery.show(example.digests) if gallery.record.pictures else ()
+    return Shown(
+        example=example,
+        difference=difference(example.chosen.text, example.rejected.text),
+        images=images,
+        more_images=max(0, example.images - len(images)) if images else 0,
+    )
 
 
 def _facts(source: Source) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The pictures of an audit: lengths, length against label, margins."""
+"""The figures of an audit: lengths, length against label, margins, images."""
 
 from __future__ import annotations
 
@@ -159,6 +159,40 @@ def margins_svg(margin: Margin, *, key: str, name: str) -> Markup | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         label = f"Histogram: margins of {name}."
         return to_svg(figure, key=key, label=label)
+
+
+def image_bars_svg(bars: Bars, *, key: str, axis: str, label: str) -> Markup | None:
+    """Images by a measure, a bar of equal width each range; ranges that nothing is in are left out
+    at both ends.
+
+    Args:
+        axis: what is measured. label: read out for the figure.
+    """
+    used = [i for i, bar in enumerate(bars) if bar[2]]
+    if not used:
+        return None
+    shown = bars[used[0] : used[-1] + 1]
+    with page_style(for_page=True):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        axes.bar(range(len(shown)), [bar[2] for bar in shown], width=0.86, color=series_colour(0))
+        axes.set_xlim(-0.6, max(len(shown), 3) - 0.4)
+        axes.set_xticks(range(len(shown)), [_range(*bar[:2]) for bar in shown])
+        axes.tick_params(axis="x", labelsize=8.5, labelrotation=35 if len(shown) > 5 else 0)
+        axes.set_xlabel(axis)
+        axes.set_ylabel("images")
+        axes.xaxis.grid(False)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return to_svg(figure, key=key, label=label)
+
+
+def _range(low: float, below: float) -> str:
+    if low <= 0:
+        return f"< {below:g}"
+    return (
+        f"\N{GREATER-THAN OR EQUAL TO} {low:g}" if below >= 1e6 else f"{low:g}\N{EN DASH}{below:g}"
+    )
 
 
 def _percent() -> FuncFormatter:

@@ -116,11 +116,17 @@ def _losses(built: Built) -> Iterator[str]:
 
 
 def _images(built: Built) -> Iterator[str]:
-    broken = (built.images or {}).get("broken")
-    if isinstance(broken, dict) and (total := sum(n for n in broken.values() if _whole(n))):
-        what = listed(f"{reason} ({n:,})" for reason, n in broken.items() if _whole(n))
-        yield f"{count(total, 'image')} could not be used: {what}."
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    files = built.images
+    if files is None:
+        return
+    if files.refused:
+        what = listed(f"{reason} ({n:,})" for reason, n in files.broken.items())
+        yield f"{count(files.refused, 'image')} could not be used: {what}."
+    split = files.held_out
+    if split is not None and split.in_train:
+        yield (
+            f"{number(split.in_train)} of {count(split.images, 'image')} of the held-out pairs "
+            f"{'is' if split.in_train == 1 else 'are'} in training pairs, too, with other "
+            f"questions ({count(split.pairs_in_train, 'held-out pair')}): what is measured on them "
+            "is not of images that the model has never seen."
+        )

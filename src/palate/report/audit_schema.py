@@ -210,12 +210,77 @@ class Generators(Record):
     responses_of_others: int = 0
 
 
+class UnderPrompts(Record):
+    """Distinct images, and those of them that are in several different prompts."""
+
+    images: int = 0
+    several: int = 0
+    share: float | None = None
+    most: int = 0
+
+
+class Blind(Record):
+    """How far answers go by the question alone; see `palate.data.audit.seen`."""
+
+    pairs: int = 0
+    questions: int = 0
+    pairs_of_questions: int = 0
+    same: int = 0
+    same_share: float | None = None
+    decided: int = 0
+    right: int = 0
+    right_share: float | None = None
+    ci: Interval | None = None
+
+
 class Images(Record):
     pairs: int = 0
     seen: int = 0
     distinct: int = 0
+    repeated: int = 0
     most: int = 0
     by_number: Counts = Field(default_factory=dict)
+    prompts: UnderPrompts = UnderPrompts()
+    blind: Blind = Blind()
+
+
+class Spread(Record):
+    min: float | None = None
+    p5: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    max: float | None = None
+
+
+class BothSplits(Record):
+    """Images of held-out pairs, and those of them that training pairs have, too."""
+
+    images: int = 0
+    in_train: int = 0
+    pairs: int = 0
+    pairs_in_train: int = 0
+
+
+class ImageFiles(Record):
+    """Every image that was read; sizes are of distinct ones."""
+
+    read: int = 0
+    used: int = 0
+    unique: int = 0
+    repeated: int = 0
+    most_often: int = 0
+    broken: Counts = Field(default_factory=dict)
+    bytes: int = 0
+    formats: Counts = Field(default_factory=dict)
+    width: Spread | None = None
+    height: Spread | None = None
+    longer_side: Bars = ()
+    aspect: Bars = ()
+    held_out: BothSplits | None = None
+
+    @property
+    def refused(self) -> int:
+        return sum(self.broken.values())
 
 
 class Text(Record):
@@ -235,6 +300,7 @@ class Example(Record):
     tie: bool = False
     margin: float | None = None
     images: int = 0
+    digests: tuple[str, ...] = ()
     prompt: Text = Text()
     chosen: Text = Text()
     rejected: Text = Text()
@@ -273,10 +339,12 @@ class Shared(Record):
     a: str = ""
     b: str = ""
     prompts: int = 0
+    images: int = 0
 
 
 class Across(Record):
     shared_prompts: tuple[Shared, ...] = ()
+    shared_images: tuple[Shared, ...] = ()
 
 
 class Findings(Record):
@@ -307,7 +375,7 @@ class Built(Record):
     sources: tuple[Source, ...] = ()
     steps: tuple[Step, ...] = ()
     mixture: dict[str, Any] | None = None
-    images: dict[str, Any] | None = None
+    images: ImageFiles | None = None
     train: Split | None = None
     eval: Split | None = None
     output: dict[str, Any] | None = None

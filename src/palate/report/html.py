@@ -25,7 +25,9 @@ from palate.report.tables import (
     recipe_differences,
     samples_views,
 )
+from palate.report.wrong_pairs import held_out_errors
 from palate.store.files import read_json, write_text
+from palate.store.pictures import PictureBudget
 
 NAME = "report.html"
 
@@ -70,6 +72,7 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
     trained = [run for run in runs if run.trains]
     made = [run for run in runs if run.lineage is not None]
     groups = metric_groups(runs, styles)
+    budget = PictureBudget()
     page = environment().get_template("report.html.jinja")
     return page.render(
         title=words.plain(title) if title else title_of(runs),
@@ -91,7 +94,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
         frontier_svgs=frontier_svgs(frontier) if frontier else [],
         evaluations=evaluation_views(runs, styles),
         samples=samples_views(runs),
-        rewards=reward_views(runs),
+        rewards=reward_views(runs, budget),
+        held_out_errors=held_out_errors(runs, budget),
         shown_pairs=SHOWN_PAIRS,
         palette=PALETTE,
     )

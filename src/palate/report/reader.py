@@ -13,6 +13,8 @@ from palate.errors import RecipeError, RunError
 from palate.recipes.yaml import parse_yaml
 from palate.report.curves import Metrics, read_metrics
 from palate.report.words import plain
+from palate.store.examples import NAME as EXAMPLES
+from palate.store.examples import WrongPair
 from palate.store.files import read_json
 from palate.store.names import path_names
 from palate.store.records import (
@@ -66,6 +68,7 @@ class Run:
     evaluation: Evaluation | None = None
     rewards: RewardEvaluation | None = None
     samples: tuple[SampleRecord, ...] = ()
+    wrong_pairs: tuple[WrongPair, ...] = ()
     conclusion: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -135,7 +138,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         status=_record(folder / "status.json", Status, problems),
         evaluation=None if rewards else _record(evaluation, Evaluation, problems),
         rewards=_record(evaluation, RewardEvaluation, problems) if rewards else None,
-        samples=_samples(folder / "samples.jsonl", problems),
+        samples=_lines(folder / "samples.jsonl", SampleRecord, problems),
+        wrong_pairs=_lines(folder / EXAMPLES, WrongPair, problems),
         conclusion=conclusion.lines if conclusion else (),
         problems=tuple(problems),
     )
@@ -205,8 +209,8 @@ def _metrics(path: Path, problems: list[str]) -> Metrics:
     return metrics
 
 
-def _samples(path: Path, problems: list[str]) -> tuple[SampleRecord, ...]:
-    lines = _read(path, lambda file: read_lines(file, SampleRecord, plain), problems)
+def _lines(path: Path, kind: type[L], problems: list[str]) -> tuple[L, ...]:
+    lines = _read(path, lambda file: read_lines(file, kind, plain), problems)
     if lines is None:
         return ()
     _note_lines(path.name, lines.cut_off, lines.unreadable, problems)

@@ -17,6 +17,9 @@ from palate.report.reward_figures import (
 )
 from palate.report.style import DASHES, PALETTE, Style
 from palate.report.words import count, listed
+from palate.report.wrong_pairs import WrongPairs, wrong_pairs
+from palate.store.examples import WrongPair
+from palate.store.pictures import PictureBudget
 from palate.store.records import Interval
 from palate.store.reward_records import (
     Benchmark,
@@ -71,6 +74,7 @@ class BenchmarkView:
         columns: names of what the headline is made of. official: (name, style, official) of models
             and baselines; baselines have no style.
         sources: (model, style, source, accuracy) rows. bounds: of the drawn accuracies.
+        worst: pairs that models get wrong by most.
         changes: (words, rejected alone, model, style, robust) rows.
     """
 
@@ -81,6 +85,7 @@ class BenchmarkView:
     results: tuple[tuple[str, Style, Result], ...]
     panels: tuple[Panel, ...]
     bounds: tuple[float, float]
+    worst: WrongPairs | None
 
     @property
     def has_headline(self) -> bool:
@@ -188,8 +193,12 @@ class RewardView:
         return list(self.styles.items())
 
 
-def reward_views(runs: Sequence[Run]) -> list[RewardView]:
-    """Views of the runs that are reward evaluations."""
+def reward_views(runs: Sequence[Run], budget: PictureBudget) -> list[RewardView]:
+    """Views of the runs that are reward evaluations.
+
+    Args:
+        budget: pictures that the page may still show.
+    """
     views = []
     for number, run in enumerate(runs):
         if run.rewards is None:
@@ -204,7 +213,7 @@ def reward_views(runs: Sequence[Run]) -> list[RewardView]:
                 evaluation=run.rewards,
                 styles=styles,
                 benchmarks=tuple(
-                    _benchmark(benchmark, styles, f"reward-{number}-{i}")
+                    _benchmark(benchmark, styles, f"reward-{number}-{i}", run.wrong_pairs, budget)
                     for i, benchmark in enumerate(run.rewards.benchmarks)
                 ),
                 best_of_n=tuple(_choices(run.rewards, styles, f"reward-{number}")),
@@ -213,7 +222,13 @@ def reward_views(runs: Sequence[Run]) -> list[RewardView]:
     return views
 
 
-def _benchmark(benchmark: Benchmark, styles: dict[str, Style], key: str) -> BenchmarkView:
+def _benchmark(
+    benchmark: Benchmark,
+    styles: dict[str, Style],
+    key: str,
+    pairs: Sequence[WrongPair],
+    budget: PictureBudget,
+) -> BenchmarkView:
     results = {name: r for name, r in benchmark.results.items() if name in styles}
     official: list[tuple[str, Style | None, Official]] = [
         (name, styles[name], result.official) for name, result in results.items()
@@ -248,6 +263,9 @@ def _benchmark(benchmark: Benchmark, styles: dict[str, Style], key: str) -> Benc
         results=tuple((name, styles[name], result) for name, result in results.items()),
         panels=tuple(Panel(title=title, svg=svg) for title, svg in drawn if svg is not None),
         bounds=(max(0.0, low - pad), min(1.0, high + pad)),
+        worst=wrong_pairs(
+            benchmark.name, [p for p in pairs if p.benchmark == benchmark.name], styles, budget
+        ),
     )
 
 

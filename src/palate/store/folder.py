@@ -55,6 +55,7 @@ _LEFT = (
     "samples.jsonl",
     "pairs.jsonl",
     "scores.jsonl",
+    "examples.jsonl",
     "judge.yaml",
     "report.html",
 )

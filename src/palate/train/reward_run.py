@@ -28,6 +28,7 @@ from palate.models.reward_config import Scale
 from palate.models.reward_tokens import classifier_template, padding_token
 from palate.models.verdicts import kept_start_check
 from palate.recipes.reward import RewardRecipe
+from palate.store.examples import NAME as EXAMPLES
 from palate.store.folder import RunFolder
 from palate.store.records import Data, Evaluation
 from palate.train.callbacks import LINE_SECONDS
@@ -65,8 +66,8 @@ class RewardRun(TrainingRun):
         scale, scales = self._scales(job, start.data.train)
         model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
         self._save(loop, start.encoder.tokens.tokenizer, start.encoder)
-        if job.eval and (evaluation := self._evaluation(loop, start)) is not None:
-            folder.write(Evaluation.of(evaluation))
+        if job.eval:
+            self._evaluate(loop, start)
 
     def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
@@ -229,8 +230,8 @@ class RewardRun(TrainingRun):
                     responses = batch.item == i
                     scored.append(
                         {
-                            "id": item.id,
                             "index": item.index,
+                            "id": item.id,
                             "source": item.source,
                             "prompt": item.prompts[0],
                             "rewards": rewards[responses].tolist(),
@@ -260,12 +261,14 @@ class RewardRun(TrainingRun):
 
         return looked.measure(_margins(scored), margins)
 
-    def _evaluation(self, loop: Loop, start: Start) -> dict[str, Any] | None:
-        """The content of evaluation.json: accuracy, margin and the length baseline by source.
+    def _evaluate(self, loop: Loop, start: Start) -> None:
+        """Writes evaluation.json (accuracy, margin and the length baseline by source) and
+        examples.jsonl, the worst errors.
 
-        None where held-out items are all ties: there is nothing to be right about.
+        Nothing where held-out items are all ties: there is nothing to be right about.
         """
         # Its statistics take a second to import, which no run should wait for at its start.
+        from palate.train.held_out_errors import held_out_errors
         from palate.train.reward_summary import CONFIDENCE, held_out, of_heads
 
         job = loop.job
@@ -273,7 +276,7 @@ class RewardRun(TrainingRun):
         preference = held_out(scored)
         if not preference:
             self.console.print("held-out data has ties alone: no accuracy", highlight=False)
-            return None
+            return
         rewards = [r for item in scored for r in item["rewards"]]
         name = job.folder.path.name
         entry: dict[str, Any] = {
@@ -295,12 +298,15 @@ class RewardRun(TrainingRun):
             entry["heads"] = of_heads(scored)
         if (look := self._look(job, start, scored)) is not None:
             entry["look"] = look
-        return {
+        evaluation = {
             "kind": "evaluation",
             "confidence": CONFIDENCE,
             "policies": [entry],
             "reference": None,
         }
+        if self.main:
+            job.folder.write_lines(EXAMPLES, held_out_errors(start.data, scored, name))
+        job.folder.write(Evaluation.of(evaluation))
 
     def _save(self, loop: Loop, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> None:
         model = loop.job.model

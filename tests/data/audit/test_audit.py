@@ -98,9 +98,13 @@ def test_planted_faults_are_counted_exactly() -> None:
     assert found["prompts"]["repeated"] == 12
     # The chat, and the four prompts with a picture, which texts cannot hold.
     assert (found["chats"], found["several_turns"], found["turns"]) == (5, 1, {"1": 665, "3": 1})
-    assert found["images"] == {
+    images = found["images"]
+    assert images.pop("prompts") == {"images": 2, "several": 2, "share": 1.0, "most": 2}
+    assert images.pop("blind")["pairs_of_questions"] == 0
+    assert images == {
         "seen": 4,
         "distinct": 2,
+        "repeated": 2,
         "most": 2,
         "pairs": 4,
         "by_number": {"1": 4},
@@ -371,9 +375,9 @@ def test_memory_is_a_few_bytes_a_pair() -> None:
 
 def test_digests_are_16_bytes_a_pair() -> None:
     found = audit(clean(400, seed=5, words=4))
-    digests = found._sources["s"].repeats
-    assert digests.prompts().nbytes + digests.pairs().nbytes == 400 * 16
-    assert digests.images().nbytes == 0
+    source = found._sources["s"]
+    assert source.repeats.prompts().nbytes + source.repeats.pairs().nbytes == 400 * 16
+    assert source.seen.images().nbytes == 0
 
 
 def test_sources_beyond_the_limit_are_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -27,6 +28,7 @@ from palate.report import write_report
 from palate.report.reward_views import OPEN_SOURCES
 from palate.rewards.length import Length
 from palate.store.folders import lock_folder
+from stand_in_images import png
 
 RECIPE = """\
 # palate eval reward
@@ -97,6 +99,10 @@ def test_a_recipe_becomes_a_folder_and_a_page(folder):
     assert [spread["name"] for spread in both["members"]["raw"]] == ["long", "short"]
     rows = [json.loads(line) for line in Path("out/scores.jsonl").read_text().splitlines()]
     assert len(rows) == 10 and rows[0]["scores"]["long"] == [2.0, 4.0]
+    # The ensemble finds all equal; scorers by length are what it is measured against.
+    wrong = [json.loads(line) for line in Path("out/examples.jsonl").read_text().splitlines()]
+    assert [line["benchmark"] for line in wrong] == ["pairs"] * 6 + ["styles"]
+    assert all(line["wrong"] == ["both"] and line["images"] == [] for line in wrong)
     # Candidates stand under no benchmark, their gold scores beside them.
     assert [row["benchmark"] for row in rows[7:]] == [None] * 3
     assert rows[7]["gold"] == [8.0, 7.0, 6.0, 5.0, 4.0]
@@ -113,6 +119,35 @@ def test_a_recipe_becomes_a_folder_and_a_page(folder):
     assert "+2" in re.findall(r">([+-]?\d+)</text>", figure[: figure.index("</svg>")])
     # It falls from n = 1 on: it never was of use.
     assert "choosing by long is worse than choosing blindly" in page.lower()
+
+
+def test_the_worst_errors_are_shown_with_their_images(folder):
+    for n in range(3):
+        Path(f"{n}.png").write_bytes(png(n))
+    rows = [
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"{n}?"}]}
+            ],
+            "chosen": [{"role": "assistant", "content": "a cat"}],
+            "rejected": [{"role": "assistant", "content": "a cat" + " or a dog" * (n + 1)}],
+            "images": [f"{n}.png"],
+        }
+        for n in range(3)
+    ]
+    Path("seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = "output_dir: seen\nmodels: [{type: length}]\nlook: null\nrobustness: null\n"
+    recipe += "benchmarks: [{type: pairs, data: [{path: seen.jsonl}]}]\n"
+    Path("seen.yaml").write_text(recipe)
+    evaluate_rewards(load_recipe(RewardEvalRecipe, "seen.yaml"))
+    wrong = [json.loads(line) for line in Path("seen/examples.jsonl").read_text().splitlines()]
+    assert [line["prompt"]["text"] for line in wrong] == ["2?", "1?", "0?"]
+    assert [line["images"][0]["digest"] for line in wrong] == [
+        hashlib.sha256(png(n)).hexdigest() for n in (2, 1, 0)
+    ]
+    page = Path("seen/report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 3 and "6 by 4 pixels" in page
+    assert "<mark>or a dog</mark>" in page
 
 
 def test_a_member_that_is_not_asked_lacks_no_score(folder):

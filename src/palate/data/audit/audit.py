@@ -8,6 +8,7 @@ from palate.data.audit import repeats
 from palate.data.audit.sample import SIZE
 from palate.data.audit.source import SourceAudit
 from palate.data.curation.base import Block
+from palate.data.excerpts import storable
 
 MOST_SOURCES = 64
 OTHERS = "other sources"
@@ -16,10 +17,10 @@ OTHERS = "other sources"
 class Audit:
     """Collects, by source, what tells good preference data from bad; see `result`.
 
-    In memory are about 4 MB a source, of at most 64, and 16 bytes a pair (8 more an image): no text
-    but a few examples. What it finds does not depend on how pairs are cut into blocks, nor on how
-    blocks are shared among audits that are merged; examples and the pairs whose style is looked at
-    are drawn by `Block.index` and `seed`.
+    In memory are about 4 MB a source, of at most 64, and 16 bytes a pair (32 more of one with
+    images, and 16 an image): no text but a few examples. What it finds does not depend on how pairs
+    are cut into blocks, nor on how blocks are shared among audits that are merged; examples and the
+    pairs whose style is looked at are drawn by `Block.index` and `seed`.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -63,7 +64,9 @@ class Audit:
           scripts       by part: texts by main script; chosen_differs, rejected_differs: pairs whose
                         response is in another script than the prompt
           generators    names: wins and losses
-          images        pairs, seen, distinct, most (times one is seen), by_number (of a pair)
+          images        pairs, seen, distinct, repeated, most (times one is seen), by_number (of a
+                        pair), prompts (distinct images that are in several prompts), blind (of
+                        questions about several images: how far answers go by the question alone)
           examples      of sources alone; long texts cut to a window
 
         Intervals are 95% Wilson intervals in which the pairs of one prompt count as one observation
@@ -80,7 +83,14 @@ class Audit:
             "sample": SIZE,
             "overall": together,
             "sources": sources,
-            "across": repeats.across({n: s.repeats for n, s in self._sources.items()}),
+            "across": {
+                "shared_prompts": repeats.shared(
+                    {n: s.repeats.prompts() for n, s in self._sources.items()}, "prompts"
+                ),
+                "shared_images": repeats.shared(
+                    {n: s.seen.images() for n, s in self._sources.items()}, "images"
+                ),
+            },
         }
         storable: dict[str, Any] = _storable(found)
         return storable
@@ -92,13 +102,9 @@ class Audit:
 
 
 def _storable(value: Any) -> Any:
-    """Lone surrogates, which no file in UTF-8 can hold, as replacement characters."""
+    """All texts in a JSON value as `storable` gives them."""
     if isinstance(value, str):
-        return (
-            value
-            if value.isascii()
-            else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        )
+        return storable(value)
     if isinstance(value, dict):
         return {_storable(key): _storable(inner) for key, inner in value.items()}
     if isinstance(value, list):

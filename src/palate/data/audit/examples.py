@@ -12,12 +12,15 @@ import numpy as np
 
 from palate.data.curation.base import Block
 from palate.data.curation.shingles import Hashes
+from palate.data.excerpts import excerpts
 from palate.data.schema import Preference
 
 DRAWN = 4
 PROMPT_CHARACTERS = 1200
 RESPONSE_CHARACTERS = 2400
-_LEAD = 120
+
+SHOWN_IMAGES = 4
+"""Of a pair, at most."""
 
 KINDS = {
     "drawn by chance": DRAWN,
@@ -93,17 +96,24 @@ class Examples:
 
 def _example(block: Block, i: int) -> dict[str, Any]:
     row = block.rows[i]
-    chosen, rejected = block.chosen[i], block.rejected[i]
-    start = _common_start(chosen, rejected)
+    images = [image for image in row.all_images if image.digest is not None]
+    prompt, chosen, rejected = excerpts(
+        block.prompts[i],
+        block.chosen[i],
+        block.rejected[i],
+        prompt_size=PROMPT_CHARACTERS,
+        size=RESPONSE_CHARACTERS,
+    )
     return {
         "id": row.id,
         "row": row.row,
         "tie": row.tie,
         "margin": _finite(row.margin),
         "images": len(row.all_images),
-        "prompt": _tail(block.prompts[i], PROMPT_CHARACTERS),
-        "chosen": _window(chosen, start) | _who(row, 0),
-        "rejected": _window(rejected, start) | _who(row, 1),
+        "digests": [image.digest for image in images[:SHOWN_IMAGES]],
+        "prompt": prompt,
+        "chosen": chosen | _who(row, 0),
+        "rejected": rejected | _who(row, 1),
     }
 
 
@@ -115,26 +125,3 @@ def _who(row: Preference, side: int) -> dict[str, Any]:
 def _finite(value: float | None) -> float | None:
     """None for what JSON has no number for."""
     return None if value is None or not math.isfinite(value) else value
-
-
-def _common_start(chosen: str, rejected: str) -> int:
-    """Where the view of both begins: a little before their first difference, if that is far in."""
-    low, high = 0, min(len(chosen), len(rejected))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if chosen[:middle] == rejected[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low - _LEAD if low > RESPONSE_CHARACTERS // 2 else 0
-
-
-def _window(text: str, start: int) -> dict[str, Any]:
-    shown = text[start : start + RESPONSE_CHARACTERS]
-    return {"text": shown, "before": start, "after": len(text) - start - len(shown)}
-
-
-def _tail(text: str, size: int) -> dict[str, Any]:
-    # What is answered stands at the end of a long prompt.
-    start = max(0, len(text) - size)
-    return {"text": text[start:], "before": start, "after": 0}

@@ -13,6 +13,7 @@ _FEWEST = 20
 _REPEATED = 0.01
 _DUPLICATES = 0.001
 _TIES = 0.2
+_ONE_IMAGE = 0.1
 _SHORT = 100
 
 
@@ -190,6 +191,29 @@ def _generators(one: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _blind(one: dict[str, Any]) -> Iterator[str]:
+    blind = one["images"]["blind"]
+    if blind["ci"] is None or blind["decided"] < _FEWEST:
+        return
+    if blind["ci"][0] >= 0.5 + STYLE_EFFECT:
+        yield (
+            f"of {_count(blind['pairs_of_questions'], 'pair')} whose question is asked about "
+            f"several images, the answers to it about other images name the chosen one in "
+            f"{_percent(blind['right_share'])} of {blind['decided']:,} ({_interval(blind['ci'])}): "
+            "a model that sees nothing gets that far; compare what you train with and without "
+            "images"
+        )
+
+
+def _repeated_image(one: dict[str, Any]) -> Iterator[str]:
+    images = one["images"]
+    if images["most"] >= max(_FEWEST, _ONE_IMAGE * images["pairs"]):
+        yield (
+            f"one image is there {_count(images['most'], 'time')} among "
+            f"{_count(images['pairs'], 'pair')} with images: look at it, it may be a placeholder"
+        )
+
+
 def _ties(one: dict[str, Any]) -> Iterator[str]:
     if one["ties"] > _TIES * one["pairs"]:
         yield f"{_of(one['ties'], one['pairs'])} are ties; `pairing.ties` says what becomes of them"
@@ -212,6 +236,15 @@ def _between(audit: dict[str, Any]) -> Iterator[str]:
                 f"the sources {shared['a']} and {shared['b']} have "
                 f"{_count(shared['prompts'], 'prompt')} in common: hold out by prompt over all "
                 "sources, not by source"
+            )
+    for shared in audit["across"]["shared_images"][:5]:
+        least = min(sources[n]["images"]["distinct"] for n in (shared["a"], shared["b"]))
+        if shared["images"] > _REPEATED * least:
+            yield (
+                f"the sources {shared['a']} and {shared['b']} have "
+                f"{_count(shared['images'], 'image')} in common: if one of them is to evaluate "
+                "what is trained on the other, leave these out (the step `decontaminate` with "
+                "`images: alone`)"
             )
     overall = audit["overall"]
     for what in ("duplicates", "contradictions"):
@@ -240,6 +273,8 @@ _CHECKS: tuple[Callable[[dict[str, Any]], Iterator[str]], ...] = (
     _scripts,
     _characters,
     _generators,
+    _blind,
+    _repeated_image,
     _ties,
     _few,
 )

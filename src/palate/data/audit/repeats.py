@@ -1,4 +1,4 @@
-"""Prompts, pairs and labels that come back: 16 bytes a pair, 8 an image.
+"""Prompts, pairs and labels that come back: 16 bytes a pair.
 
 Texts are compared with their white space evened out, by 64-bit digests: that two different pairs of
 ten million are taken for one has a chance of about 1 in 10^5.
@@ -34,26 +34,20 @@ class Repeats:
     def __init__(self) -> None:
         self._prompts = Growing()
         self._pairs = Growing()
-        self._images = Growing()
 
     def add(self, keys: Keys) -> None:
         self._prompts.add(keys.prompts)
         self._pairs.add(keys.pairs)
-        self._images.add(keys.images)
 
     def merge(self, other: Repeats) -> None:
         self._prompts.add(other._prompts.all())
         self._pairs.add(other._pairs.all())
-        self._images.add(other._images.all())
 
     def prompts(self) -> Hashes:
         return self._prompts.all()
 
     def pairs(self) -> Hashes:
         return self._pairs.all()
-
-    def images(self) -> Hashes:
-        return self._images.all()
 
 
 @dataclass(frozen=True)
@@ -64,14 +58,17 @@ class Keys:
         prompts: [N], with their images.
         responses: [2, N] of chosen and rejected.
         pairs: [N]; the lowest bit says which response is chosen, the others do not depend on it.
-        images: [I], of all rows.
+        questions: [N], of prompts without their images.
+        images: [I], of all rows. image_row: [I], the row that each is of.
         words: [3, N] of prompt, chosen and rejected.
     """
 
     prompts: Hashes
     responses: Hashes
     pairs: Hashes
+    questions: Hashes
     images: Hashes
+    image_row: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]
 
 
@@ -79,19 +76,23 @@ def keys(rows: Sequence[Preference], ties: npt.NDArray[np.bool_]) -> Keys:
     """Digests of pairs. Args: `ties` [N], whose order means nothing."""
     digests: list[list[int]] = [[], [], []]
     words: list[list[int]] = [[], [], []]
+    questions: list[int] = []
     images: list[int] = []
+    seen: list[int] = []
     last: Any = None
     for row in rows:
         # Pairs of one prompt follow one another, and share it.
         if row.prompt is last:
             digests[0].append(digests[0][-1])
             words[0].append(words[0][-1])
+            questions.append(questions[-1])
         else:
             # Each pair counts its images.
             last = None if row.conversational and row.images else row.prompt
-            _take(row.prompt, digests[0], words[0], images)
+            questions.append(_take(row.prompt, digests[0], words[0], images))
         for side, response in enumerate(row.responses, 1):
             _take(response.content, digests[side], words[side], images)
+        seen.append(len(images))
     prompts, chosen, rejected = np.array(digests, dtype=np.uint64).reshape(3, -1)
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     unordered = mix(mix(prompts) + mix(low ^ _TIE) * _U(3) + high + np.where(ties, _TIE, _U(0)))
@@ -100,13 +101,15 @@ def keys(rows: Sequence[Preference], ties: npt.NDArray[np.bool_]) -> Keys:
         prompts=prompts,
         responses=np.stack([chosen, rejected]),
         pairs=(unordered & ~_ONE) | direction,
+        questions=np.array(questions, dtype=np.uint64),
         images=np.array(images, dtype=np.uint64),
+        image_row=np.repeat(np.arange(len(rows)), np.diff([0, *seen])),
         words=np.array(words, dtype=np.int64).reshape(3, -1),
     )
 
 
 def summary(repeats: Repeats) -> dict[str, Any]:
-    """Prompts with several pairs, duplicate pairs, contradictions and repeated images."""
+    """Prompts with several pairs, duplicate pairs and contradictions."""
     pairs = repeats.pairs()
     distinct, counts = np.unique(repeats.prompts(), return_counts=True)
     bands = []
@@ -116,7 +119,6 @@ def summary(repeats: Repeats) -> dict[str, Any]:
             number, rows = int(here.sum()), int(counts[here].sum())
             bands.append({"from": low, "to": high, "prompts": number, "pairs": rows})
     _, equal = np.unique(pairs, return_counts=True)
-    images, seen = np.unique(repeats.images(), return_counts=True)
     return {
         "prompts": {
             "distinct": len(distinct),
@@ -130,11 +132,6 @@ def summary(repeats: Repeats) -> dict[str, Any]:
             "largest": int(equal.max(initial=0)),
         },
         "contradictions": _contradictions(pairs),
-        "images": {
-            "seen": int(seen.sum()),
-            "distinct": len(images),
-            "most": int(seen.max(initial=0)),
-        },
     }
 
 
@@ -146,20 +143,19 @@ def _contradictions(pairs: Hashes) -> dict[str, int]:
     return {"groups": len(both), "pairs": int(counts[both].sum() + counts[both + 1].sum())}
 
 
-def across(sources: dict[str, Repeats]) -> dict[str, Any]:
-    """What sources have in common.
+def shared(digests: dict[str, Hashes], what: str) -> list[dict[str, Any]]:
+    """The pairs of sources with most in common.
 
-    Returns:
-        shared_prompts: the pairs of sources with most prompts in common. duplicates,
-        contradictions: pairs beyond those within each source.
+    Args:
+        digests: of each source, in any number. what: name of the count.
     """
-    names = list(sources)
-    hashes = [np.unique(sources[name].prompts()) for name in names]
+    names = list(digests)
+    hashes = [np.unique(one) for one in digests.values()]
     everything = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
     owner = np.repeat(np.arange(len(names)), [len(one) for one in hashes])
     order = np.argsort(everything, kind="stable")
     everything, owner = everything[order], owner[order]
-    shared: Counter[tuple[int, int]] = Counter()
+    common: Counter[tuple[int, int]] = Counter()
     for apart in range(1, len(names)):
         same = np.flatnonzero(everything[apart:] == everything[:-apart])
         if not len(same):
@@ -168,17 +164,17 @@ def across(sources: dict[str, Repeats]) -> dict[str, Any]:
             np.stack([owner[same], owner[same + apart]]), axis=1, return_counts=True
         )
         for (a, b), count in zip(found.T.tolist(), counts.tolist(), strict=True):
-            shared[a, b] += count
-    top = sorted(shared.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SHARED]
-    return {
-        "shared_prompts": [
-            {"a": names[a], "b": names[b], "prompts": count} for (a, b), count in top
-        ]
-    }
+            common[a, b] += count
+    top = sorted(common.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SHARED]
+    return [{"a": names[a], "b": names[b], what: count} for (a, b), count in top]
 
 
-def _take(content: Content, digests: list[int], words: list[int], seen: list[int]) -> None:
-    """Notes the digest and the words of one part, and the digests of its images."""
+def _take(content: Content, digests: list[int], words: list[int], seen: list[int]) -> int:
+    """Notes the digest and the words of one part, and the digests of its images.
+
+    Returns:
+        the digest of its text without images.
+    """
     if isinstance(content, str):
         text, count = _evened(content)
     else:
@@ -190,12 +186,14 @@ def _take(content: Content, digests: list[int], words: list[int], seen: list[int
             if len(turns) == 1
             else "\x1e".join(f"{role}\x1f{text}" for role, text, _ in turns)
         )
+    alone = digest = _digest(text)
     if images := images_in(content):
         marks = list(map(image_key, images))
         seen += map(_digest, marks)
-        text = "\x1d".join([text, *marks])
-    digests.append(_digest(text))
+        digest = _digest("\x1d".join([text, *marks]))
+    digests.append(digest)
     words.append(count)
+    return alone
 
 
 def _turn(content: str | list[Part]) -> tuple[str, int]:

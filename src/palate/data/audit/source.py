@@ -11,6 +11,7 @@ from palate.data.audit.characters import FAULT_NAMES, NAMES, look_at
 from palate.data.audit.examples import Examples
 from palate.data.audit.repeats import Repeats, keys
 from palate.data.audit.sample import Sample, priorities
+from palate.data.audit.seen import Seen
 from palate.data.audit.sketches import Ints, Lengths, Margins, separation, share_interval
 from palate.data.audit.sketches import Names as NameCounts
 from palate.data.audit.traces import PROBLEMS, traces
@@ -28,7 +29,8 @@ _SHOWN_TRACES = 12
 
 
 class SourceAudit:
-    """Counters, histograms and samples, in about 4 MB, and digests: 16 bytes a pair."""
+    """Counters, histograms and samples, in about 4 MB, and digests: 16 bytes a pair, 32 more of one
+    with images, and 16 an image."""
 
     def __init__(self) -> None:
         self.lengths = {(part, unit): Lengths() for part in PARTS for unit in UNITS}
@@ -36,6 +38,7 @@ class SourceAudit:
         self.generators = NameCounts(2)
         self.found = NameCounts(1, most=200)
         self.repeats = Repeats()
+        self.seen = Seen()
         self.sample = Sample()
         self.examples = Examples()
         self.counts: dict[str, Ints] = {
@@ -63,6 +66,15 @@ class SourceAudit:
         found = keys(rows, ties)
         identical = found.responses[0] == found.responses[1]
         self.repeats.add(found)
+        self.seen.add(
+            rows,
+            ties,
+            images=found.images,
+            of_row=found.image_row,
+            questions=found.questions,
+            prompts=found.prompts,
+            responses=found.responses,
+        )
         sizes = self._add_lengths(block, found.words, ties)
         priority = priorities(block.index, seed)
         self.sample.add(priority, found, ties, block.chosen, block.rejected)
@@ -82,6 +94,7 @@ class SourceAudit:
         self.generators.merge(other.generators)
         self.found.merge(other.found)
         self.repeats.merge(other.repeats)
+        self.seen.merge(other.seen)
         self.sample.merge(other.sample)
         self.examples.merge(other.examples)
 
@@ -90,8 +103,7 @@ class SourceAudit:
         pairs, ties, identical, chats, with_images, several = self.counts["rows"].tolist()
         repeated = repeats.summary(self.repeats)
         effective = repeated["prompts"]["distinct"] / pairs if pairs else 1.0
-        images = repeated.pop("images") | {"pairs": with_images}
-        images["by_number"] = _numbered(self.counts["images"])
+        images = {"pairs": with_images, "by_number": _numbered(self.counts["images"])}
         return {
             "pairs": pairs,
             "ties": ties,
@@ -117,7 +129,7 @@ class SourceAudit:
             },
             "scripts": self._scripts(),
             "generators": self._generators(effective),
-            "images": images,
+            "images": images | self.seen.summary(),
             "examples": self.examples.found(),
         }
 

@@ -20,6 +20,8 @@ from palate.data.construct.columns import Shape
 from palate.data.construct.curate import Curation
 from palate.data.construct.folder import BuildFolder
 from palate.data.construct.ingest import QUARANTINE, Source, blocks_of, images_of
+from palate.data.construct.leaks import images_in_both_splits
+from palate.data.construct.pictures import write_pictures
 from palate.data.construct.pool import Pool
 from palate.data.construct.process import CHAT, IMAGES, MARGIN
 from palate.data.construct.progress import Bars
@@ -123,12 +125,15 @@ def build(
             bars=bars,
         )
         step_names = [entry["name"] for entry in curation.entries]
-        report = {
+        images = images_of(sources)
+        if images is not None:
+            images["held_out"] = images_in_both_splits(blocks, state, held)
+        report: dict[str, Any] = {
             "kind": "build",
             "sources": entries(origins, sources, state, held, step_names),
             "steps": curation.entries,
             "mixture": mixture,
-            "images": images_of(sources),
+            "images": images,
             "train": _described(state, ~held),
             "eval": _described(state, held) if recipe.output.eval_fraction is not None else None,
             "output": _output(written, shape, recipe),
@@ -137,6 +142,14 @@ def build(
         parts = [source.folder / QUARANTINE for source in sources]
         join([*parts, folder.staged / QUARANTINE], folder.out / QUARANTINE)
         _describe(folder.out, recipe, report, origins, written, shape, code)
+        write_pictures(
+            folder.out,
+            sources,
+            report["audit"]["after"],
+            staged=folder.staged,
+            limits=recipe.images,
+            seed=recipe.seed,
+        )
         if finish is not None:
             finish(folder.out)
         folder.finish()

@@ -27,7 +27,7 @@ from palate.data.containers import Rejection
 from palate.data.stream import Group, OpenGroup, RowStream
 
 if TYPE_CHECKING:
-    from palate.data.images import ImageCounts
+    from palate.data.image_counts import ImageCounts
 
 _ARRAYS = "pairs.npz"
 QUARANTINE = "quarantine.jsonl"
@@ -185,7 +185,7 @@ class Source:
             setattr(self.account, name, kind(value))
         self.account.blocks = [tuple(block) for block in dumped["account"]["blocks"]]
         if dumped["images"] is not None:
-            from palate.data.images import ImageCounts
+            from palate.data.image_counts import ImageCounts
 
             self.images = ImageCounts.restore(dumped["images"])
         with np.load(self.folder / _ARRAYS, allow_pickle=False) as arrays:
@@ -193,17 +193,23 @@ class Source:
         self._advance(self.account.read)
 
 
-def images_of(sources: Sequence[Source]) -> dict[str, Any] | None:
-    """The entry `images` of data.json; None where no source has any."""
+def image_counts(sources: Sequence[Source]) -> ImageCounts | None:
+    """What was seen of the images of all sources; None where no source has any."""
     counts = [source.images for source in sources if source.images is not None]
     if not counts:
         return None
-    from palate.data.images import ImageCounts
+    from palate.data.image_counts import ImageCounts
 
     found = ImageCounts()
     for one in counts:
         found.merge(one)
-    return found.result()
+    return found
+
+
+def images_of(sources: Sequence[Source]) -> dict[str, Any] | None:
+    """The entry `images` of data.json; None where no source has any."""
+    counts = image_counts(sources)
+    return None if counts is None else counts.result()
 
 
 def blocks_of(sources: Sequence[Source]) -> list[BlockFile]:

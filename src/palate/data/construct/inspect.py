@@ -14,6 +14,7 @@ from palate.data.construct.auditing import audit
 from palate.data.construct.curate import Curation
 from palate.data.construct.folder import BuildFolder
 from palate.data.construct.ingest import QUARANTINE, blocks_of, images_of
+from palate.data.construct.pictures import write_pictures
 from palate.data.construct.pool import Pool
 from palate.data.construct.progress import Bars
 from palate.data.construct.quarantine import Quarantine, join
@@ -42,6 +43,7 @@ from palate.recipes.curation import (
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.store.files import read_json, write_json
+from palate.store.pictures import NAME as PICTURES
 from palate.store.versions import __version__
 
 # Nothing is dropped: ties are shown, and each step counts what it would drop.
@@ -146,7 +148,7 @@ def inspect(
             dumped = [recipe.model_dump(mode="json") for recipe in recipes]
             curation.run(build_steps(recipes, means), dumped)
         held = np.zeros(len(state), dtype=np.bool_)
-        report = {
+        report: dict[str, Any] = {
             "kind": "inspect",
             "palate": __version__,
             "code": code,
@@ -161,6 +163,14 @@ def inspect(
         parts = [source.folder / QUARANTINE for source in staged]
         join([*parts, folder.staged / QUARANTINE], folder.out / QUARANTINE)
         write_json(folder.out / "data.json", report)
+        write_pictures(
+            folder.out,
+            staged,
+            report["audit"]["before"],
+            staged=folder.staged,
+            limits=ImagesRecipe(),
+            seed=seed,
+        )
         finish(folder.out)
         folder.finish()
     return Inspection(out, report)
@@ -169,7 +179,7 @@ def inspect(
 def is_inspection(folder: Path) -> bool:
     """Whether a folder holds an earlier inspection and nothing of anybody else's."""
     names = {path.name for path in folder.iterdir()}
-    if not names <= {"data.json", "report.html", QUARANTINE} or "data.json" not in names:
+    if not names <= {"data.json", PICTURES, "report.html", QUARANTINE} or "data.json" not in names:
         return False
     found = read_json(folder / "data.json")
     return isinstance(found, dict) and found.get("kind") == "inspect"

@@ -25,7 +25,7 @@ from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.pairing import PairingRecipe
 
 if TYPE_CHECKING:
-    from palate.data.images import ImageCounts
+    from palate.data.image_counts import ImageCounts
 
 NO_PAIRS = "unpaired feedback or a demonstration: no pair"
 OTHER_IMAGES = "the rejected response saw other images: no column for them"
@@ -191,7 +191,8 @@ def write_pairs(rows: Sequence[Row], spec: SourceSpec, block: Path) -> BlockResu
 def _with_images(row: Preference, spec: SourceSpec, result: BlockResult) -> Preference | str:
     """The row with its images checked and stored, or what is wrong with them."""
     # Most data has no images, and needs nothing that decodes them.
-    from palate.data.images import ImageCounts, ImageError, ImageStore, checked
+    from palate.data.image_counts import ImageCounts
+    from palate.data.images import ImageError, ImageStore, checked
 
     counts = result.images = result.images or ImageCounts()
     if row.has_videos:

@@ -21,6 +21,7 @@ from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
+from palate.evaluate.reward.examples import examples
 from palate.evaluate.reward.images import EvalImages
 from palate.evaluate.reward.items import (
     BenchmarkItem,
@@ -50,6 +51,7 @@ from palate.rewards.identity import identities, key_of
 from palate.rewards.length import Length
 from palate.rewards.names import name_of, names_of
 from palate.store.digests import sha256_json
+from palate.store.examples import NAME as EXAMPLES
 from palate.store.files import read_json
 from palate.store.folder import PARTS, RunFolder
 from palate.store.lineage import lineage
@@ -60,15 +62,16 @@ from palate.store.stages import Result, Stage, run_stages
 VERSION = 3
 """Of the results: raised whenever the same scores would give others."""
 SCORES = "scores.jsonl"
+Lines = list[dict[str, Any]]
 
 
 def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None) -> EvalResult:
     """Evaluates the models of a recipe; with `resume`, scores that are there are kept.
 
-    Writes evaluation.json, scores.jsonl, data.json, quarantine.jsonl, recipe.yaml, lineage.json,
-    status.json and report.html. A model's results are a stage, and its scores are kept by content
-    besides, so that an interrupted evaluation asks no model twice. That all models are there is
-    seen before the first one scores.
+    Writes evaluation.json, scores.jsonl, examples.jsonl, data.json, quarantine.jsonl, recipe.yaml,
+    lineage.json, status.json and report.html. A model's results are a stage, and its scores are
+    kept by content besides, so that an interrupted evaluation asks no model twice. That all models
+    are there is seen before the first one scores.
 
     Raises:
         RunError: an output folder in use.
@@ -95,8 +98,9 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
         folder.write_quarantine(lines)
         cache = ScoreCache(folder.path / PARTS, seed=recipe.seed, chunk=recipe.chunk_items)
         context = _EvaluationContext(recipe, benchmarks, candidates, cache, console)
-        document, rows = context.evaluate(folder)
+        document, rows, wrong_pairs = context.evaluate(folder)
         folder.write_lines(SCORES, rows)
+        folder.write_lines(EXAMPLES, wrong_pairs)
         folder.write(
             lineage(
                 verb="eval reward",
@@ -129,8 +133,8 @@ class _EvaluationContext:
     cache: ScoreCache
     console: Console
 
-    def evaluate(self, folder: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The content of evaluation.json, and the lines of scores.jsonl."""
+    def evaluate(self, folder: RunFolder) -> tuple[dict[str, Any], Lines, Lines]:
+        """The content of evaluation.json, and the lines of scores.jsonl and examples.jsonl."""
         names = names_of(self.recipe.models)
         gold = self._gold_stage()
         given = dict(zip(names, self.recipe.models, strict=True))
@@ -189,7 +193,8 @@ class _EvaluationContext:
         if gold is not None:
             proxies = {name: results["proxies"] for name, results in by_model.items()}
             rows += self._candidate_rows(proxies, records[gold.name].result["scores"])
-        return document, rows
+        types = {name: model.type for name, model in given.items()}
+        return document, rows, examples(self.benchmarks, scores, types)
 
     def _stage(self, model: ScorerRecipe, name: str, scorer: Scorer, gold: Stage | None) -> Stage:
         """Scores of one model on everything, and what they come to."""

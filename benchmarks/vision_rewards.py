@@ -106,14 +106,14 @@ def head_of(cell: dict[str, Any]) -> dict[str, Any]:
 
 def best_rate(args: argparse.Namespace, head: str) -> float:
     """The rate with the highest accuracy on the tuning pairs, over seeds."""
-    found: dict[float, list[float]] = {}
+    accuracies: dict[float, list[float]] = {}
     for rate in RATES:
         for seed in range(3):
             cell = {"part": "tuning", "name": head, "rate": rate, "seed": seed}
             kept = json.loads((args.out / f"{slug(cell)}.json").read_text())
             values = [margin for source in kept.values() for margin in source.values()]
-            found.setdefault(rate, []).append(float(np.mean(np.asarray(values) > 0)))
-    return max(RATES, key=lambda rate: np.mean(found[rate]))
+            accuracies.setdefault(rate, []).append(float(np.mean(np.asarray(values) > 0)))
+    return max(RATES, key=lambda rate: np.mean(accuracies[rate]))
 
 
 def run_cell(args: argparse.Namespace, cell: dict[str, Any]) -> None:
@@ -173,15 +173,15 @@ def with_critiques(args: argparse.Namespace, name: str, full: bool) -> Path:
     rows = []
     for row in lines(args.demo / f"data/{name}.jsonl")[: args.pairs]:
         colour, shape = known[row["images"][0]]
-        thing = " ".join(filter(None, [colour, shape])) or "something else"
+        shown = " ".join(filter(None, [colour, shape])) or "something else"
         question = next(p["text"] for p in row["prompt"][0]["content"] if p["type"] == "text")
         told = {}
         for side, verdict in (("chosen", "right"), ("rejected", "wrong")):
             answer = row[side][0]["content"]
             told[f"{side}_reason"] = (
-                f'The image shows {thing}. Asked "{question}", the answer "{answer}" is {verdict}.'
+                f'The image shows {shown}. Asked "{question}", the answer "{answer}" is {verdict}.'
                 if full
-                else f"It shows {thing}: {verdict}."
+                else f"It shows {shown}: {verdict}."
             )
         rows.append(row | told)
     # Beside the rows' own files, where paths of images start.

@@ -95,7 +95,7 @@ def test_training_reads_exactly_the_tokens_that_are_scored_in_use(
         ):
             # As `Critic.score` asks its reward model.
             question = critique_question(row["prompt"], row[side])
-            assert scorer._encoded(question, [critique]) == [tuple(part.ids for part in ids)]
+            assert scorer._encoded(question, [critique]) == [ids]
             scores.setdefault(pair.id, []).extend(flat_values(scorer, [question], [critique]))
     # And the rewards that the run measured at its end are those scores.
     held = read(result.path / "2-reward/evaluation.json")["policies"][0]

@@ -211,7 +211,13 @@ def test_a_writer_may_hear_the_label_and_the_judge_never_does() -> None:
     written_reasoning([question("1")], ChatTexts(told_label=True), FakeWriter(say), 0)
     assert "The right verdict is 1." in seen[-1]
     questions = critique_questions(comparisons(1))
-    options: Any = {"temperature": 0.0, "max_new_tokens": 9, "seed": 0, "cut": False}
+    options: Any = {
+        "temperature": 0.0,
+        "max_new_tokens": 9,
+        "seed": 0,
+        "cut": False,
+        "expands": False,
+    }
     written_critiques(questions, FakeWriter(say), told=True, **options)
     assert "found it better" in seen[-2] and "found it worse" in seen[-1]
     written_critiques(questions, FakeWriter(say), told=False, **options)
@@ -397,7 +403,13 @@ def test_a_thought_given_apart_is_part_of_the_text_and_refusals_are_counted() ->
     found, refused = written_reasoning(asked, ChatTexts(), writer, seed=0)
     assert found == ["<think>\nSo.\n</think>\n<answer>1</answer>", None]
     assert refused == {"too long": 1}
-    options: Any = {"temperature": 0.0, "max_new_tokens": 9, "seed": 0, "told": False}
+    options: Any = {
+        "temperature": 0.0,
+        "max_new_tokens": 9,
+        "seed": 0,
+        "told": False,
+        "expands": False,
+    }
     questions = critique_questions(comparisons(1))
     writer = FakeWriter(lambda text, number: replies["b"])
     for cut in (True, False):

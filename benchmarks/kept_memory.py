@@ -46,10 +46,10 @@ def train(args: argparse.Namespace) -> None:
     from palate.recipes.reward import RewardRecipe
     from palate.recipes.schema import TuneRecipe
     from palate.store.digests import sha256_file
-    from palate.train import run
+    from palate.train import training_run
 
     if args.side == "given back":
-        run.kept_memory = nullcontext  # type: ignore[attr-defined]
+        training_run.kept_memory = nullcontext  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         recipe: dict[str, Any] = {
             "output_dir": str(Path(folder) / "run"),

@@ -42,9 +42,9 @@ from palate.train.objectives.reward import (
     label_counts,
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
-from palate.train.run import RunResult, Start, TrainingRun, in_background
 from palate.train.shortcut import with_shortcut_weights
 from palate.train.sources.offline import Collate
+from palate.train.training_run import RunResult, Start, TrainingRun, in_background
 
 
 def reward(recipe: RewardRecipe, *, quiet: bool = False) -> RunResult:

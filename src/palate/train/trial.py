@@ -41,8 +41,9 @@ from palate.train.launch import total_steps
 from palate.train.loop import Loop
 from palate.train.operations import Shape, Volume, shape_of, volume_of
 from palate.train.reward_run import RewardRun
-from palate.train.run import PolicyRun, TrainingRun
+from palate.train.run import PolicyRun
 from palate.train.sources.offline import micro_batch
+from palate.train.training_run import TrainingRun
 
 ROWS = 5000
 """Read of each source: more say nothing new of lengths."""

@@ -28,6 +28,7 @@ from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
 from palate.train.summary import closing_lines
+from palate.train.trial import measure
 from text_formats import FIXTURES
 from tiny_vision import save_tiny_vision
 
@@ -376,3 +377,10 @@ def test_videos_are_trained_on(family: str, tmp_path: Path) -> None:
     placed = 2 + (2 if family == "qwen3_vl" else 3)
     assert (told["images"]["rows"], told["images"]["placed"]) == (3, placed)
     assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out"))
+
+
+def test_steps_on_images_are_foreseen(root: Path) -> None:
+    """Positions on several axes and rows with images do not stand in the way of trial steps."""
+    loaded = TuneRecipe.model_validate(recipe(root, "foreseen", loss={"type": "dpo"}))
+    seen = measure(loaded)
+    assert seen.seconds > 0 and seen.memory_bytes > 0

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from palate.data.layouts import SequenceBatch
     from palate.train.loop import Loop
 
@@ -91,6 +95,15 @@ def shape_of(loop: Loop) -> Shape:
     )
 
 
+def _depth(batch: SequenceBatch) -> Tensor:
+    """[R, T] how many tokens stand before each in its sequence."""
+    depth = batch.inputs.get("depth", batch.inputs["position_ids"])
+    if depth.dim() == 2:
+        return depth
+    # On several axes positions are no depth; without branches places are.
+    return torch.arange(depth.shape[-1], device=depth.device).expand(depth.shape[1:])
+
+
 def volume_of(batch: SequenceBatch, windows: Sequence[int | None], *, unpadded: bool) -> Volume:
     """What a batch puts through a model, without what KTO runs beside it for its baseline.
 
@@ -101,7 +114,7 @@ def volume_of(batch: SequenceBatch, windows: Sequence[int | None], *, unpadded: 
     until = batch.inputs.get("visible_until")
     real = batch.inputs["attention_mask"] > 0 if until is None else until > 0
     tokens = int(real.sum()) if until is not None and unpadded else real.numel()
-    depth = batch.inputs["position_ids"][real] + 1
+    depth = _depth(batch)[real] + 1
     kinds = dict.fromkeys(windows, 0)
     for window in windows:
         kinds[window] += 1

@@ -134,12 +134,18 @@ def _numbered(piece: Piece, first: int) -> Piece:
 
 
 def _shortened(item: Item) -> Item:
-    """A few tokens of an item."""
+    """A few tokens of an item's texts."""
     return dataclasses.replace(
         item,
-        prompts=tuple(Tokens(prompt.ids[:SHORT_TOKENS]) for prompt in item.prompts),
-        responses=tuple(Tokens(response.ids[:SHORT_TOKENS]) for response in item.responses),
+        prompts=tuple(map(_short_text, item.prompts)),
+        responses=tuple(map(_short_text, item.responses)),
     )
+
+
+def _short_text(tokens: Tokens) -> Tokens:
+    seen = {i for image in tokens.images for i in range(image.start, image.start + image.length)}
+    ids = tuple(token for i, token in enumerate(tokens.ids) if i not in seen)
+    return Tokens(ids[:SHORT_TOKENS])
 
 
 def _distance_from_mean(volumes: Sequence[Volume]) -> Callable[[Piece], float]:

@@ -20,7 +20,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import (
+    PROCESSOR_MAPPING,
+    processor_class_from_name,
+)
 
 from palate.errors import ModelError
 from palate.models.loading import NO_HUB, hub_is_needed_and_absent, load_config, readable
@@ -128,21 +131,28 @@ def load_processor(
         ModelError: it has none, or one that cannot be loaded here.
     """
     config = load_config(recipe.path, recipe)
-    try:
-        kind: Any = PROCESSOR_MAPPING[type(config)]
-    except KeyError:
-        raise ModelError(f"{recipe.path}: {config.model_type} has no processor") from None
     offline = hub_is_needed_and_absent(recipe.path)
+    where = {"revision": recipe.revision or "main", "local_files_only": offline}
     with readable(recipe.path, NO_HUB if offline else None, what="processor"):
+        kind = _kind(config, recipe.path, where)
         loaded: Any = images_only(kind).from_pretrained(
-            recipe.path,
-            revision=recipe.revision or "main",
-            trust_remote_code=recipe.trust_remote_code,
-            local_files_only=offline,
-            backend="pil",
+            recipe.path, trust_remote_code=recipe.trust_remote_code, backend="pil", **where
         )
     loaded.tokenizer = tokenizer
     return ImageProcessor(loaded, options)
+
+
+def _kind(config: Any, path: str, where: dict[str, Any]) -> type[ProcessorMixin]:
+    """The processor class of a model: its family's, or the one that the folder was saved with."""
+    try:
+        kind: Any = PROCESSOR_MAPPING[type(config)]
+    except KeyError:
+        # FastVLM: transformers has no class of its own for it.
+        saved, _ = ProcessorMixin.get_processor_dict(path, **where)
+        kind = processor_class_from_name(saved.get("processor_class") or "")
+    if kind is None:
+        raise ModelError(f"{path}: {config.model_type} has no processor")
+    return kind
 
 
 def images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:

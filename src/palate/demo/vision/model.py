@@ -24,7 +24,7 @@ LANGUAGE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOWER_FILE = "models/efficientnet-lite0-57934424.pth"
 NAME = "SmolLM2 135M Instruct and EfficientNet-Lite0 (packaged)"
 TERMS = "SmolLM2 and EfficientNet-Lite0 are under the Apache License 2.0"
-SIDE, PATCH = 224, 32
+SIDE, PATCH = 128, 32
 """Pixels of an image's side, and of the square that one token stands for."""
 IMAGE_TOKEN = "<image>"
 RESERVED = "<empty_output>"
@@ -38,7 +38,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """SmolLM2's own turns, without the system turn that it adds, and with images in their places."""
-_VERSION = 1
+_VERSION = 2
 """Of the preparation: another number is another folder."""
 
 

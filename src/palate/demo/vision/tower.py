@@ -39,7 +39,7 @@ def tower_config(**changes: Any) -> Any:
 
     config = EfficientNetConfig(
         **{
-            "image_size": 224,
+            "image_size": 128,
             "width_coefficient": 1.0,
             "depth_coefficient": 1.0,
             "hidden_dim": 1280,

@@ -63,7 +63,7 @@ def test_the_same_tokens_everywhere(
     real = scorer.score_encoded
 
     def spying(groups: Any) -> Any:
-        read.extend(ids[0] + ids[1] for group in groups for ids in group)
+        read.extend(ids[0].ids + ids[1].ids for group in groups for ids in group)
         return real(groups)
 
     monkeypatch.setattr(scorer, "score_encoded", spying)

@@ -15,8 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from palate import models
+from palate.models import image_cache, vision
+from palate.models.loading import load_trained
+from palate.models.reward_files import load_reward_model
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.schema import TuneRecipe
+from palate.recipes.schema import ModelRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
@@ -119,7 +123,8 @@ def test_images_decide(root: Path) -> None:
 def test_full_weights_resume_bit_for_bit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tower is trained with the rest; a run that was stopped ends as one that was not."""
     whole = recipe(root, "whole", loss={"type": "dpo"})
-    whole["model"] = whole["model"] | {"lora": None}
+    vision = {"tower": "trained", "projector": "trained", "tower_learning_rate": 1e-5}
+    whole["model"] = whole["model"] | {"lora": None, "vision": vision}
     whole["train"] = whole["train"] | {"learning_rate": 1e-4, "save_every_steps": 2}
     tune(TuneRecipe.model_validate(whole), quiet=True)
     stopped = whole | {"output_dir": str(root / "stopped")}
@@ -145,6 +150,103 @@ def test_full_weights_resume_bit_for_bit(root: Path, monkeypatch: pytest.MonkeyP
     assert tower and moved - tower
     # Plain transformers reads what was saved.
     AutoModelForImageTextToText.from_pretrained(root / "whole" / "model")
+
+
+def moved(root: Path, name: str, vision: dict[str, Any] | None, **train: Any) -> dict[str, float]:
+    """How far full training moves each weight at most, by its name in the file."""
+    values = recipe(root, name, loss={"type": "dpo"})
+    values["model"] = values["model"] | {"lora": None, "vision": vision}
+    values["train"] = values["train"] | {"learning_rate": 1e-4, "max_steps": 1} | train
+    tune(TuneRecipe.model_validate(values), quiet=True)
+    before = load_file(root / "base" / "model.safetensors")
+    after = load_file(root / name / "model" / "model.safetensors")
+    gaps = {key: float((before[key] - after[key]).abs().max()) for key in before}
+    return {key: gap for key, gap in gaps.items() if gap > 0}
+
+
+def is_projector(name: str) -> bool:
+    return "merger" in name or "multi_modal_projector" in name
+
+
+def test_what_is_trained_of_a_model_that_sees(root: Path) -> None:
+    """Neither tower nor projector unless it is said; each at a rate of its own."""
+    default = moved(root, "parts-default", None)
+    assert default and not any("vis" in n or is_projector(n) for n in default)
+    aligned = {"projector": "trained", "language": "frozen"}
+    only = moved(root, "parts-projector", aligned)
+    assert only and all(map(is_projector, only))
+    rates = {"tower": "trained", "projector": "trained", "projector_learning_rate": 1e-6}
+    every = moved(root, "parts-all", rates | {"tower_learning_rate": 1e-5})
+    towers = [gap for n, gap in every.items() if "vis" in n and not is_projector(n)]
+    projectors = [gap for n, gap in every.items() if is_projector(n)]
+    languages = [gap for n, gap in every.items() if "vis" not in n and not is_projector(n)]
+    # Adam's first step moves a weight by its learning rate.
+    assert max(towers) == pytest.approx(1e-5, rel=0.2)
+    assert max(projectors) == pytest.approx(1e-6, rel=0.4)
+    assert max(languages) == pytest.approx(1e-4, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["tune", "reward"])
+def test_a_projector_is_trained_beside_adapters(root: Path, kind: str) -> None:
+    """It is saved with them, and the reference does without it."""
+    out = f"beside-{kind}"
+    values = recipe(root, out)
+    values["model"] = values["model"] | {"vision": {"projector": "trained"}}
+    values["train"] = values["train"] | {"save_every_steps": 2}
+    if kind == "tune":
+        tune(TuneRecipe.model_validate(values | {"loss": {"type": "dpo"}}), quiet=True)
+        assert logged(root / out)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    else:
+        reward(RewardRecipe.model_validate(values), quiet=True)
+    folder = root / out / "model"
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert any(is_projector(name) for name in saved)
+    base = load_file(root / "base" / "model.safetensors")
+    if kind == "tune":
+        trained = load_trained(folder, ModelRecipe(path=str(root / "base"), dtype="float32"))
+    else:
+        trained = load_reward_model(folder)
+    copies = {
+        name.replace(".modules_to_save.default", ""): value
+        for name, value in trained.hf.state_dict().items()
+        if ".modules_to_save." in name
+    }
+    for name in filter(is_projector, saved):
+        part = "merger" if "merger" in name else "multi_modal_projector"
+        tail = name[name.index(part) :]
+        (own,) = (value for n, value in base.items() if n.endswith(tail))
+        (loaded,) = (value for n, value in copies.items() if n.endswith(tail))
+        assert torch.equal(loaded, saved[name]) and not torch.equal(own, loaded)
+
+
+def test_features_are_computed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept on the disk, of each image once; losses are those of a tower that runs every time."""
+    ran: list[int] = []
+    whole = vision.image_features
+
+    def counting(model: Any, pixels: Any, lengths: Any) -> Any:
+        ran.append(len(pixels))
+        return whole(model, pixels, lengths)
+
+    for module in (vision, image_cache, models.model):
+        monkeypatch.setattr(module, "image_features", counting)
+    losses = {}
+    for features in ("live", "cached", "auto"):
+        ran.clear()
+        values = recipe(root, f"features-{features}", loss={"type": "dpo"})
+        values["model"] = values["model"] | {"vision": {"features": features}}
+        values["train"] = values["train"] | {"max_steps": 8}
+        tune(TuneRecipe.model_validate(values), quiet=True)
+        losses[features] = [row["loss"] for row in logged(root / f"features-{features}")]
+        if features == "live":
+            steps = ran[-8:]
+            assert all(1 <= n <= 2 for n in steps), "policy and reference share one pass"
+    assert losses["cached"] == pytest.approx(losses["live"], abs=1e-5)
+    assert losses["auto"] == losses["cached"]
+    # Of the last run nothing but the checks: two samples of a cache that was there.
+    assert sum(ran) < 20
+    (folder,) = (root / "image_features").iterdir()
+    assert len(list(folder.glob("shard-*.safetensors"))) == 1
 
 
 def test_a_reward_model_sees(root: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from palate.data.containers import named, source_name
 from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
+from palate.data.images import image_root
 from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
@@ -163,12 +163,6 @@ def build(
         report=report,
         quarantine=[line for ledger in readings for line in ledger.quarantine],
     )
-
-
-def image_root(path: str) -> Path:
-    """Where image paths of a source start: in its folder, or beside its file."""
-    place = Path(path).expanduser()
-    return place if place.is_dir() else place.parent
 
 
 def _read(source: DataSource, role: Role, seed: int) -> Ledger:

@@ -80,6 +80,12 @@ class ImageInfo:
         return self.digest + SUFFIXES[self.format]
 
 
+def image_root(path: str) -> Path:
+    """Where image paths of a source start: in its folder, or beside its file."""
+    place = Path(path).expanduser()
+    return place if place.is_dir() else place.parent
+
+
 def find(path: str, root: Path) -> Path:
     """The file that a path of the data names.
 

@@ -59,15 +59,17 @@ class ImageBatch:
 
     Attributes:
         digests: of them.
+        lengths: placeholder tokens of each.
         order: number of the image of each placement, as the rows are read.
         pixels: what the vision tower takes, of each image. features: what it gives, by name. One of
             the two, once they are filled in.
     """
 
     digests: tuple[str, ...]
+    lengths: tuple[int, ...]
     order: tuple[int, ...]
     pixels: tuple[dict[str, Tensor], ...] = ()
-    features: tuple[dict[str, Tensor], ...] = ()
+    features: Sequence[dict[str, Tensor]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ class SequenceBatch:
                 return {k: changed(v) for k, v in value.items()}
             if isinstance(value, PairBatch | ImageBatch):
                 return type(value)(**{k: changed(v) for k, v in vars(value).items()})
-            if isinstance(value, tuple) and value and isinstance(value[0], dict):
+            if isinstance(value, (tuple, list)) and value and isinstance(value[0], dict):
                 return tuple(map(changed, value))
             if isinstance(value, SequenceBatch):
                 return value._with_each(change)
@@ -234,22 +236,37 @@ def collate(
         targets=_flat(targets),
         segment=_flat(segment),
         position=_flat(position),
-        images=_images(sequences, rows.order),
+        images=_images(sequences, rows.order, lays.placeholder),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
         **fields,
     )
 
 
 def _images(
-    sequences: Sequence[tuple[Tokens, Tokens]], order: Sequence[tuple[int, int]]
+    sequences: Sequence[tuple[Tokens, Tokens]],
+    order: Sequence[tuple[int, int]],
+    placeholder: int,
 ) -> ImageBatch | None:
     """The images of rows, in the order in which `order` names (sequence, number) of each."""
     if not order:
         return None
-    digests = [sequences[s][0].images + sequences[s][1].images for s, _ in order]
-    placed = [images[number].digest for images, (_, number) in zip(digests, order, strict=True)]
-    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(placed))}
-    return ImageBatch(digests=tuple(numbers), order=tuple(numbers[d] for d in placed))
+    lengths: dict[str, int] = {}
+    digests = []
+    for s, number in order:
+        prompt, response = sequences[s]
+        in_prompt = number < len(prompt.images)
+        part = prompt if in_prompt else response
+        image = part.images[number if in_prompt else number - len(prompt.images)]
+        digests.append(image.digest)
+        if image.digest not in lengths:
+            ids = part.ids[image.start : image.start + image.length]
+            lengths[image.digest] = ids.count(placeholder)
+    numbers = {digest: number for number, digest in enumerate(lengths)}
+    return ImageBatch(
+        digests=tuple(lengths),
+        lengths=tuple(lengths.values()),
+        order=tuple(numbers[digest] for digest in digests),
+    )
 
 
 @dataclass(frozen=True)

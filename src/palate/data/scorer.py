@@ -153,7 +153,9 @@ class Scorer(Protocol):
 def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
     """Scores of groups by a scorer; prompts with images get no value from one that reads text."""
     readable = [
-        not has_images(group.prompt) or "image" in scorer.traits.modalities for group in groups
+        "image" in scorer.traits.modalities
+        or not (has_images(group.prompt) or any(map(has_images, group.responses)))
+        for group in groups
     ]
     asked = [group for group, reads in zip(groups, readable, strict=True) if reads]
     scored = iter(scorer.score(asked) if asked else [])
@@ -183,6 +185,6 @@ def values_by_part(scores: Sequence[Score]) -> dict[str, list[float | None]]:
     return {name: [parts.get(name) for parts in values] for name in names}
 
 
-def has_images(prompt: Content) -> bool:
-    """Whether an image part is among the prompt's turns."""
-    return bool(images_in(prompt))
+def has_images(content: Content) -> bool:
+    """Whether an image part is among its turns."""
+    return bool(images_in(content))

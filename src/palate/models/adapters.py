@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ def add_lora(
     *,
     task: str = "CAUSAL_LM",
     revision: str | None = None,
+    trained: Sequence[str] = (),
 ) -> nn.Module:
     """Wraps `model` with float32 LoRA adapters; vocabulary head and routers get none.
 
     Args:
         task: PEFT's name of what the model is for.
         revision: of the base on the hub, kept for those who load the adapters.
+        trained: modules that are trained whole beside them, saved and switched off with them.
 
     Raises:
         ModelError: a target module that the model has not, or that cannot have adapters.
@@ -67,6 +69,7 @@ def add_lora(
         lora_dropout=recipe.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=[*routers, *tower] or None,
+        modules_to_save=list(trained) or None,
         task_type=task,
         revision=revision,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,7 +18,14 @@ from palate.models.adapters import refuse_head_adapters
 from palate.models.attention import Windows, structure_masks, takes_structure
 from palate.models.compiled import head_weight
 from palate.models.structure import backbone_of
-from palate.models.vision import seen, vision_layout
+from palate.models.vision import (
+    image_features,
+    seen,
+    sees,
+    vision_layout,
+    vision_parameters,
+)
+from palate.models.vision_parts import still_norms
 
 
 class Backbone(nn.Module):
@@ -25,11 +33,21 @@ class Backbone(nn.Module):
 
     Attributes:
         hf: the transformers or PEFT model; what is saved.
+        blank: pixels of an image that shows nothing, for processes whose rows have none while
+            others' have; None where that makes no difference.
     """
+
+    blank: Mapping[str, Tensor] | None = None
 
     def __init__(self, hf: nn.Module) -> None:
         super().__init__()
         self.hf = hf
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        still_norms(self)
+        return self
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """[R * T, d] last hidden states of every position of a batch."""
@@ -56,11 +74,29 @@ class Backbone(nn.Module):
         if batch.images is not None:
             inputs["mm_encoder_outputs"] = {"image": seen(model, batch.images)}
         states: Tensor = model(**inputs, use_cache=False).last_hidden_state
+        if batch.images is None and self.blank is not None:
+            states = self._with_blank(states, self.blank)
         states = states.reshape(-1, states.shape[-1])
         if real is None:
             return states
         places = batch.inputs["input_ids"].numel()
         return states.new_zeros(places, states.shape[-1]).index_copy(0, real, states)
+
+    def _with_blank(self, states: Tensor, blank: Mapping[str, Tensor]) -> Tensor:
+        """The same states, in whose gradients the tower takes part: by nothing.
+
+        Of several processes each must run a tower that is trained as often as the others, whatever
+        images its rows have.
+        """
+        pixels = {name: value.to(states.device) for name, value in blank.items()}
+        (features,) = image_features(backbone_of(self.base), [pixels], None)
+        return states + 0.0 * torch.stack([value.sum() for value in features.values()]).sum()
+
+    @property
+    def vision_trained(self) -> bool:
+        """Whether anything of tower and projector is trained."""
+        model = backbone_of(self.base)
+        return sees(model) and any(p.requires_grad for p in vision_parameters(model))
 
     @property
     def base(self) -> PreTrainedModel:

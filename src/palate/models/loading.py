@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,6 +36,7 @@ from palate.models.attention import use_rows
 from palate.models.compiled import use_compiled
 from palate.models.model import Model
 from palate.models.vision import vision_layout
+from palate.models.vision_parts import freeze_parts, trained_modules
 from palate.recipes.schema import ModelRecipe
 
 NO_HUB = "no such folder, not in the local cache, and the hub cannot be reached"
@@ -224,8 +225,12 @@ def load_policy(recipe: ModelRecipe, *, memory_mb: int = 256) -> Model:
     """The trainable policy of a recipe: full weights, or frozen weights with new adapters."""
     model = load_model(recipe)
     hf: nn.Module = model
-    if recipe.lora is not None:
-        hf = add_lora(model, recipe.lora, revision=base_revision(recipe))
+    if recipe.lora is None:
+        freeze_parts(model, recipe)
+    else:
+        trained = trained_modules(model, recipe)
+        revision = base_revision(recipe)
+        hf = add_lora(model, recipe.lora, revision=revision, trained=trained)
     return Model.policy(hf, memory_mb=memory_mb)
 
 
@@ -293,16 +298,25 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(holder, name, 0.0)
 
 
+_ADDED_LEVELS = re.compile(r"^base_model\.model\.|\.base_layer\b|\.original_module\b")
+"""Of names in a model with adapters."""
+
+
 def weights_digest(model: nn.Module) -> str:
     """Hex SHA-256 over names, dtypes, shapes and bytes of all weights but adapters'."""
-    digest = hashlib.sha256()
     named = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        _ADDED_LEVELS.sub("", name): tensor
         for name, tensor in model.state_dict().items()
-        if "lora_" not in name
+        if "lora_" not in name and ".modules_to_save." not in name
     }
+    return tensors_digest(named)
+
+
+def tensors_digest(named: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, dtypes, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
     for plain, tensor in sorted(named.items()):
         digest.update(f"{plain}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ call; each trunk is run once, and the vocabulary head at response tokens alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
 from palate.models.limits import embeddings_of
 from palate.models.reward_config import RewardSpec
 from palate.models.stop_tokens import save_stop_tokens
+from palate.models.structure import backbone_of
+from palate.models.vision import image_features
 
 if TYPE_CHECKING:
     from palate.models.pictures import Pictures
@@ -231,6 +234,15 @@ class Model(nn.Module):
             vision=self.backbone.vision,
             fill=None if pictures is None else pictures.filled,
         )
+
+    def with_features(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with what the main trunk's tower makes of its images, where the tower is
+        frozen: policy and reference then take them from one pass."""
+        images, tower = batch.images, self.backbone
+        if images is None or images.features or tower.vision_trained:
+            return batch
+        features = image_features(backbone_of(tower.base), images.pixels, images.lengths)
+        return dataclasses.replace(batch, images=dataclasses.replace(images, features=features))
 
     def trunk(self, name: str) -> Backbone:
         trunk = self.trunks[name]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from palate.data.images import ImageStore, check, load
+from palate.data.images import ImageStore, check, find, load
 from palate.data.items import PlacedImage, TokenIds, Tokens
 from palate.data.layouts import ImageBatch
 from palate.data.placing import ImageText
@@ -24,21 +25,27 @@ from palate.models.processor import ImageProcessor, load_processor
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import ModelRecipe
 
+if TYPE_CHECKING:
+    from palate.models.image_cache import KeptFeatures
+
 IMAGES = "images"
-"""Folder beside run folders in which the files of images are kept under their digests."""
+"""Folder beside run folders in which images that data hold as bytes are kept under their digests.
+"""
 KEPT = 32
 """Images whose pixels are kept in memory, the latest used."""
 
 
 class Pictures:
-    """The images of a run.
+    """The images that a model is shown.
 
     Args:
         processor: the model's. placeholder: id of the tokens that features take the place of.
-        store: folder in which files lie under their digests.
+        store: folder in which what came as bytes is kept under its digest; None: in memory. What
+            came as a path is read where it lies.
 
     Attributes:
         mark: what chat templates write where an image stands.
+        features: what the tower makes of images, where that is kept.
     """
 
     def __init__(
@@ -46,22 +53,24 @@ class Pictures:
         processor: ImageProcessor,
         tokenizer: Any,
         placeholder: int,
-        store: Path,
+        store: Path | None,
         *,
         limits: ImagesRecipe | None = None,
     ) -> None:
         self.processor = processor
         self.tokenizer = tokenizer
         self.placeholder = placeholder
-        self.store = ImageStore(store)
+        self.store = None if store is None else ImageStore(store)
         self.limits = limits or ImagesRecipe()
         self.mark = processor.mark
+        self.features: KeptFeatures | None = None
         self._texts: dict[str, ImageText] = {}
-        self._files: dict[str, Path] = {}
+        self._lengths: dict[str, int] = {}
+        self._files: dict[str, Path | bytes] = {}
         self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def of(self, image: ImageRef, root: Path) -> ImageText:
-        """What stands for an image in a text; its file is kept under its digest.
+        """What stands for an image in a text.
 
         Raises:
             ImageError: it cannot be read, or breaks a limit.
@@ -70,10 +79,14 @@ class Pictures:
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._texts:
             info = check(data, self.limits)
-            self._files[digest] = self.store.put(data, info)
+            if image.data is None:
+                self._files[digest] = find(str(image.path), image.root or root)
+            else:
+                self._files[digest] = data if self.store is None else self.store.put(data, info)
             made = self.processor.process(data)
             self._keep(digest, made.pixels)
             core = self._core(made.text)
+            self._lengths[digest] = core.count(self.placeholder)
             self._texts[digest] = ImageText(digest, made.text, core, made.grid)
         return self._texts[digest]
 
@@ -91,21 +104,38 @@ class Pictures:
             DataError: its file is not what it was.
         """
         if digest not in self._pixels:
-            file = self._files[digest]
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise DataError(f"{file}: {error.strerror}") from None
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise DataError(f"{file}: is not the image that it was")
-            self._keep(digest, self.processor.process(data).pixels)
+            self._keep(digest, self.processor.process(self._data(digest)).pixels)
         self._pixels.move_to_end(digest)
         return self._pixels[digest]
+
+    def _data(self, digest: str) -> bytes:
+        file = self._files[digest]
+        if isinstance(file, bytes):
+            return file
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DataError(f"{file}: is not the image that it was")
+        return data
+
+    def forget(self) -> None:
+        """Lets go of what was read, but for the latest pixels: of a server no more is kept than of
+        the request at work."""
+        for known in (self._texts, self._lengths, self._files):
+            known.clear()
+        self._pixels.clear()
 
     def _keep(self, digest: str, pixels: dict[str, Tensor]) -> None:
         self._pixels[digest] = pixels
         while len(self._pixels) > KEPT:
             self._pixels.popitem(last=False)
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Placeholder tokens of each image that was read, by its digest."""
+        return self._lengths
 
     @property
     def reserved(self) -> frozenset[int]:
@@ -130,16 +160,26 @@ class Pictures:
         return Tokens(tuple(ids), images=tuple(images))
 
     def filled(self, images: ImageBatch) -> ImageBatch:
-        """The images of a batch with their pixels."""
+        """The images of a batch with their features where all are kept, else with their pixels."""
+        kept = self.features
+        if kept is not None and all(digest in kept for digest in images.digests):
+            return replace(images, features=tuple(map(kept.read, images.digests)))
         return replace(images, pixels=tuple(map(self.pixels, images.digests)))
 
 
 def open_pictures(
-    model: Model, recipe: ModelRecipe, tokenizer: Any, store: Path, limits: ImagesRecipe
+    model: Model,
+    recipe: ModelRecipe,
+    tokenizer: Any,
+    store: Path | None = None,
+    limits: ImagesRecipe | None = None,
 ) -> Pictures | None:
-    """The images of a run of a model that sees; None of one of text alone.
+    """The images that a model which sees is shown; None of one of text alone.
 
     From then on the model's batches have their images' pixels (`Model.collator`).
+
+    Args:
+        recipe: says where its processor is.
 
     Raises:
         ModelError: its processor cannot be loaded.
@@ -147,6 +187,6 @@ def open_pictures(
     vision = model.backbone.vision
     if vision is None:
         return None
-    processor = load_processor(recipe, tokenizer)
+    processor = load_processor(recipe, tokenizer, config=model.config)
     model.pictures = Pictures(processor, tokenizer, vision.placeholder, store, limits=limits)
     return model.pictures

@@ -123,14 +123,22 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def load_processor(
-    recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any] | None = None
+    recipe: ModelRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    options: dict[str, Any] | None = None,
+    *,
+    config: Any = None,
 ) -> ImageProcessor:
     """The processor of a model that sees.
+
+    Args:
+        recipe: says where its files are. config: of the model; default: beside them.
 
     Raises:
         ModelError: it has none, or one that cannot be loaded here.
     """
-    config = load_config(recipe.path, recipe)
+    if config is None:
+        config = load_config(recipe.path, recipe)
     offline = hub_is_needed_and_absent(recipe.path)
     where = {"revision": recipe.revision or "main", "local_files_only": offline}
     with readable(recipe.path, NO_HUB if offline else None, what="processor"):

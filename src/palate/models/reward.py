@@ -20,6 +20,7 @@ from palate.models.model import Model
 from palate.models.reward_backbone import is_classifier, is_headless, load_whole
 from palate.models.reward_config import RewardSpec
 from palate.models.structure import backbone_of
+from palate.models.vision_parts import freeze_parts, trained_modules
 from palate.recipes.reward import RewardRecipe
 
 log = logging.getLogger("palate")
@@ -56,12 +57,15 @@ def build_reward_model(recipe: RewardRecipe) -> Model:
     hf: nn.Module = backbone
     if recipe.backbone == "frozen":
         backbone.requires_grad_(False)
-    elif recipe.model.lora is not None:
+    elif recipe.model.lora is None:
+        freeze_parts(backbone, recipe.model)
+    else:
         hf = add_lora(
             backbone,
             recipe.model.lora,
             task="FEATURE_EXTRACTION",
             revision=base_revision(recipe.model),
+            trained=trained_modules(backbone, recipe.model),
         )
     spec = RewardSpec(
         model=recipe.model,

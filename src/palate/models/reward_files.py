@@ -188,7 +188,9 @@ def _head_tensors(folder: Path, kind: Files) -> dict[str, Tensor]:
 def _assign(model: Model, named: Mapping[str, Tensor], folder: Path) -> None:
     parameters = dict(model.named_parameters())
     # What is not stored beside the head was loaded with the backbone.
-    loaded = {k for k in parameters if k.startswith(_TRUNK) and k not in named and "lora_" not in k}
+    loaded = {
+        k for k in parameters if k.startswith(_TRUNK) and k not in named and not _is_adapter(k)
+    }
     odd = sorted((parameters.keys() - loaded) ^ named.keys())
     if odd or any(parameters[k].shape != v.shape for k, v in named.items()):
         first = ", ".join(odd[:3]) or "other shapes"
@@ -223,7 +225,8 @@ def _save_adapter(
     state = get_peft_model_state_dict(hf, state_dict=dict(backbone))
     if cls is not None:
         # As PEFT names the weights of the classifier: one level more, and the head among them.
-        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = ["score", *(config.modules_to_save or ())]
         inner = f"{_PEFT}{cls.base_model_prefix}."
         state = {inner + k.removeprefix(_PEFT): v for k, v in state.items()}
         state[_PEFT + SCORE] = heads[_LINEAR]
@@ -238,7 +241,8 @@ def _with_adapters(base: PreTrainedModel, folder: Path) -> nn.Module:
 
     config: Any = PeftConfig.from_pretrained(str(folder))
     # The head is not PEFT's here.
-    config.task_type, config.modules_to_save = "FEATURE_EXTRACTION", None
+    saved = [name for name in config.modules_to_save or () if name != "score"]
+    config.task_type, config.modules_to_save = "FEATURE_EXTRACTION", saved or None
     with quiet_peft():
         adapted: nn.Module = get_peft_model(base, config)
     return adapted
@@ -254,8 +258,17 @@ def _adapter_tensors(model: Model, folder: Path, kind: Files) -> dict[str, Tenso
         # The classifier's own level.
         (level,) = {k.removeprefix(_PEFT).partition(".")[0] for k in stored}
         stored = {_PEFT + k.removeprefix(f"{_PEFT}{level}."): v for k, v in stored.items()}
-    names = {n.replace(".default.", "."): n for n, _ in model.named_parameters() if "lora_" in n}
+    names = {
+        n.replace(".modules_to_save.default.", ".").replace(".default.", "."): n
+        for n, _ in model.named_parameters()
+        if _is_adapter(n)
+    }
     return {names.get(_TRUNK + k, _TRUNK + k): v for k, v in stored.items()}
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether a weight is beside the base model's: an adapter, or a module trained whole."""
+    return "lora_" in name or ".modules_to_save." in name
 
 
 def _stored(folder: Path, name: str) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from palate.data.layouts import ImageBatch
 from palate.data.trees import VisionLayout
+from palate.errors import ModelError
 from palate.models.structure import backbone_of
 
 LISTED = "[]"
@@ -78,20 +79,46 @@ def _text_parts(model: nn.Module) -> list[nn.Module]:
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def image_features(model: Any, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the tower of a backbone gives for one image: [n, d] of its tokens, by name.
+Features = dict[str, Tensor]
+"""[n, d] of the tokens of one image, by name."""
+
+
+def image_features(
+    model: Any, pixels: Sequence[Mapping[str, Tensor]], lengths: Sequence[int] | None
+) -> list[Features]:
+    """What the tower of a backbone gives for images, in one pass over those that fit one tensor.
 
     Args:
-        pixels: what the family's image processor makes of the image.
+        pixels: what the family's image processor makes of each.
+        lengths: placeholder tokens of each; None of a single image: as many as it has features.
+
+    Raises:
+        ModelError: other numbers of features than placeholders.
     """
     parameters = vision_parameters(model)
     trained = any(p.requires_grad for p in parameters)
-    given = in_dtype(pixels, parameters[0].dtype)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, image in enumerate(pixels):
+        # Tiles may differ in number: fewer are filled up.
+        key = tuple((name, value.shape[2:]) for name, value in image.items())
+        alike.setdefault(key, []).append(i)
+    features: list[Features] = [{} for _ in pixels]
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        output = model.get_image_features(**given, return_dict=True)
-    features = dict([_flat(_OUTPUT, output.pooler_output)])
-    for number, layer in enumerate(getattr(output, _DEEPSTACK, None) or ()):
-        features |= dict([_flat(f"{_DEEPSTACK}.{number}", layer)])
+        for places in alike.values():
+            given = in_dtype(joined([pixels[i] for i in places]), parameters[0].dtype)
+            output = model.get_image_features(**given, return_dict=True)
+            values = dict([_flat(_OUTPUT, output.pooler_output)])
+            for number, layer in enumerate(getattr(output, _DEEPSTACK, None) or ()):
+                values |= dict([_flat(f"{_DEEPSTACK}.{number}", layer)])
+            for name, value in values.items():
+                sizes = [len(value)] if lengths is None else [lengths[i] for i in places]
+                if len(value) != sum(sizes):
+                    raise ModelError(
+                        f"{type(model).__name__}: {len(value)} features of images, and "
+                        f"{sum(sizes)} placeholder tokens: its processor is another model's"
+                    )
+                for i, part in zip(places, value.split(sizes), strict=True):
+                    features[i][name] = part
     return features
 
 
@@ -118,8 +145,7 @@ def own_inputs(
     row = torch.tensor([ids])
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     dtype = vision_parameters(model)[0].dtype
-    given = [in_dtype(image, dtype) for image in pixels]
-    inputs |= {name: _joined([image[name] for image in given]) for name in given[0]}
+    inputs |= in_dtype(joined(pixels), dtype)
     is_image = (row == vision.placeholder).long()
     taken = inspect.signature(type(model).forward).parameters
     if "mm_token_type_ids" in taken:
@@ -128,6 +154,11 @@ def own_inputs(
         is_response = (torch.arange(len(ids)) >= prompt).long().unsqueeze(0)
         inputs["token_type_ids"] = is_response if vision.prompts else is_image
     return inputs
+
+
+def joined(pixels: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pixels of several images as those of one pass."""
+    return {name: _joined([image[name] for image in pixels]) for name in pixels[0]}
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
@@ -170,5 +201,5 @@ def encoder_output(
 
 def seen(model: nn.Module, images: ImageBatch) -> BaseModelOutputWithPooling:
     """The images of a batch as a model takes them; each goes through the tower once."""
-    features = images.features or [image_features(model, pixels) for pixels in images.pixels]
+    features = images.features or image_features(model, images.pixels, images.lengths)
     return encoder_output(features, images.order)

@@ -36,6 +36,47 @@ class LoraRecipe(Strict):
     """Modules that get adapters; the vocabulary head never does."""
 
 
+Trained = Literal["frozen", "trained"]
+
+
+class VisionRecipe(Strict):
+    """Of a model that sees: what of it is trained, and what is kept of images."""
+
+    tower: Trained = "frozen"
+    """The vision tower."""
+    projector: Trained = "frozen"
+    """What turns its features into those of tokens."""
+    language: Trained = "trained"
+    """The language model. frozen: to align a projector first; only without `lora`."""
+    tower_learning_rate: Positive | None = None
+    """Of a trained tower; default: the run's."""
+    projector_learning_rate: Positive | None = None
+    """Of a trained projector; default: the run's."""
+    features: Literal["auto", "cached", "live"] = "auto"
+    """What tower and projector make of an image, where neither is trained. cached: computed once,
+    before the first step, and kept on the disk, for later runs too; live: once a batch. auto:
+    cached where each image is asked for twice or more and all of them take `features_gb` at most.
+    """
+    features_gb: Positive = 20.0
+    """Most disk that `auto` takes."""
+    features_dir: Path | None = None
+    """Folder of them; default: <output_dir>/../image_features."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        trained = [part for part in ("tower", "projector") if getattr(self, part) == "trained"]
+        for part in ("tower", "projector"):
+            if part not in trained and getattr(self, f"{part}_learning_rate") is not None:
+                yield f"{part}_learning_rate", f"only with `{part}: trained`"
+        if not trained and self.language == "frozen":
+            yield "language", "frozen, and nothing else is trained"
+        if trained and self.features == "cached":
+            yield "features", f"those of a trained {trained[0]} change with every step: delete it"
+        if self.features != "auto" and "features_gb" in self.model_fields_set:
+            yield "features_gb", "only with `features: auto`"
+        if self.features == "live" and self.features_dir is not None:
+            yield "features_dir", "nothing is kept with `features: live`"
+
+
 class ModelRecipe(Strict):
     path: str
     """Hub name or local folder."""
@@ -55,6 +96,12 @@ class ModelRecipe(Strict):
     """Run code shipped with the model. Never needed for models in transformers."""
     lora: LoraRecipe | None = None
     """Train adapters; leave out for full fine-tuning."""
+    vision: VisionRecipe | None = None
+    """Of a model that sees; default: tower and projector frozen."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.lora is not None and self.vision is not None and self.vision.language == "frozen":
+            yield "vision.language", "only without `lora`, which trains the language model"
 
 
 class DataSource(Strict):

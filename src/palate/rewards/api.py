@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palate.data.schema import Content, text_in
+from palate.data.schema import Content, ImageRef, map_images, text_in
 from palate.data.scorer import Group, Score, Scorer
 from palate.errors import DataError
 from palate.recipes import scorers as recipes
@@ -61,7 +61,7 @@ class RewardScorer:
             _check(prompt, "prompt")
             for response in answers:
                 _check(response, "response")
-            groups.append(Group(prompt, tuple(answers)))
+            groups.append(Group(_placed(prompt), tuple(map(_placed, answers))))
         return score_groups(self.scorer, groups)
 
 
@@ -104,6 +104,18 @@ def _check(content: Any, name: str) -> None:
         )
     if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
         raise DataError(f"a {name} holds half of a surrogate pair: no Unicode text")
+
+
+def _placed(content: Content) -> Content:
+    """The content, paths of whose images start where they say, or from the working directory."""
+
+    def placed(image: ImageRef) -> ImageRef:
+        if image.path is None or image.root is not None:
+            return image
+        file = Path(image.path).expanduser().absolute()
+        return ImageRef(path=file.name, digest=image.digest, root=file.parent)
+
+    return map_images(content, placed)
 
 
 def _is_turn(turn: Any) -> bool:

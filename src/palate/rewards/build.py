@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from palate.data.images import ImageError, image_root, located
 from palate.data.pairing import pairs_of
 from palate.data.schema import Content, Preference
 from palate.data.scorer import Scorer, has_images
@@ -14,6 +15,7 @@ from palate.data.stream import read_source
 from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from palate.rewards.combined import Combined, Member
@@ -255,6 +257,10 @@ def _validation_pairs(sources: Sequence[DataSource], seed: int) -> list[_Triple]
     for source in sources:
         for row in read_source(source, seed=seed).rows:
             if row.kind not in ("pair", "rated") or row.has_own_prompts:
+                continue
+            try:
+                row = located(row, image_root(source.path), ImagesRecipe())
+            except ImageError:
                 continue
             made = pairs_of(row, PairingRecipe(), seed)
             if not isinstance(made, str):

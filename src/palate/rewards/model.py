@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,15 @@ from palate.data.encode import Drop, Encoder
 from palate.data.items import Item, Tokens, sequence_key
 from palate.data.layouts import Layout
 from palate.data.schema import Content, Message, Preference, Response
-from palate.data.scorer import Group, Score, Traits
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits, has_images
 from palate.data.templates import Refused
 from palate.errors import ModelError
 from palate.models.compiled import use_packed
+from palate.models.image_cache import RecentFeatures
 from palate.models.limits import context_of, padding_id
 from palate.models.loading import load_tokenizer
 from palate.models.model import Ask, Model
+from palate.models.pictures import Pictures, open_pictures
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.models.verdicts import exact_layout
@@ -30,9 +33,10 @@ from palate.rewards.texts import as_chat
 
 MOST_KNOWN = 65_536
 """Responses whose rewards by all heads are kept between calls, some 25 MB."""
-_Ids = tuple[int, ...]
-Encoded = tuple[_Ids, _Ids] | str
-"""Ids of a prompt and of a response to it, or why there are none."""
+Encoded = tuple[Tokens, Tokens] | str
+"""A prompt and a response to it, or why they cannot be scored."""
+
+log = logging.getLogger("palate")
 
 
 class ModelScorer:
@@ -57,8 +61,6 @@ class ModelScorer:
         ModelError: unreadable, or `normalised` of a model that does not say by what.
     """
 
-    traits = Traits()
-
     def __init__(
         self,
         model: str | Path | Model,
@@ -73,6 +75,8 @@ class ModelScorer:
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
+        # The images of a model that others have in hand are theirs.
+        self._forgets = not isinstance(model, Model)
         if isinstance(model, Model):
             self.model, path = model, model.spec.model.path
         else:
@@ -97,7 +101,8 @@ class ModelScorer:
         self.tokenizer = tokenizer or load_tokenizer(tokenizer_recipe)
         # A saved tokenizer carries the template of the training.
         template = "model" if saved or tokenizer is not None else spec.model.chat_template
-        self.encoder = Encoder(self.tokenizer, template, self._limits())
+        self.pictures = self._open_pictures(tokenizer_recipe)
+        self.encoder = Encoder(self.tokenizer, template, self._limits(), self.pictures)
         self._forms = spec.forms or (("chat",) if self.tokenizer.chat_template else ("text",))
         self._layout: Layout | None = None
         if head is not None and not head < spec.heads > 1:
@@ -111,15 +116,35 @@ class ModelScorer:
                 raise ModelError(f"{path}: no mean and deviation of rewards are saved with it")
             self._scale = scale
 
+    @property
+    def traits(self) -> Traits:
+        """It reads images where its backbone sees and its processor is at hand."""
+        return Traits() if self.pictures is None else Traits(modalities=TEXT_AND_IMAGES)
+
+    def _open_pictures(self, recipe: ModelRecipe) -> Pictures | None:
+        if self.model.pictures is not None:
+            return self.model.pictures
+        try:
+            pictures = open_pictures(self.model, recipe, self.tokenizer)
+        except ModelError as error:
+            log.warning("%s: reads no images: %s", self.name, error)
+            return None
+        if pictures is not None:
+            pictures.features = RecentFeatures(self.model, pictures)
+        return pictures
+
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """Rewards; a prompt is run once for all of its responses.
+        """Rewards; a prompt is run once for all of its responses, an image once for all prompts.
 
         A text goes to a model of chats as one turn of the user.
 
         Raises:
             ModelError: chats for a model that was trained on plain text alone.
         """
-        return self.score_encoded([self._encoded(g.prompt, g.responses) for g in groups])
+        scored = self.score_encoded([self._encoded(g.prompt, g.responses) for g in groups])
+        if self.pictures is not None and self._forgets:
+            self.pictures.forget()
+        return scored
 
     def score_encoded(self, groups: Sequence[Sequence[Encoded]]) -> list[list[Score]]:
         """As `score`, of what has been made ids already.
@@ -129,13 +154,13 @@ class ModelScorer:
         """
         scores: dict[tuple[int, int], Score] = {}
         known = self._known_heads([ids for group in groups for ids in group])
-        wanted: list[tuple[int, _Ids, list[tuple[int, _Ids]]]] = []
+        wanted: list[tuple[int, Tokens, list[tuple[int, Tokens]]]] = []
         for i, group in enumerate(groups):
-            by_prompt: dict[_Ids, list[tuple[int, _Ids]]] = {}
+            by_prompt: dict[Tokens, list[tuple[int, Tokens]]] = {}
             for j, ids in enumerate(group):
                 if isinstance(ids, str):
                     scores[i, j] = Score(None, ids)
-                elif self.head is not None and (heads := known.get(_key(*ids))):
+                elif self.head is not None and (heads := known.get(sequence_key(*ids))):
                     scores[i, j] = Score.of(self._scaled(heads[self.head]))
                 else:
                     by_prompt.setdefault(ids[0], []).append((j, ids[1]))
@@ -196,18 +221,20 @@ class ModelScorer:
             if isinstance(item, Drop):
                 encoded.append(item.reason)
                 continue
-            prompt_ids, response_ids = (tokens.ids for tokens in item.sequences[0])
-            end = response_ids[-1]
+            ((asked_tokens, answer),) = item.sequences
+            end = answer.ids[-1]
             if end not in self.model.spec.end_tokens:
                 raise ModelError(
                     f"{self.name}: reads its reward at {self._ends()}, and this ends with "
                     f"{self.encoder.tokens.special.get(end, end)!r}"
                 )
-            encoded.append((prompt_ids, response_ids))
+            encoded.append((asked_tokens, answer))
         return encoded
 
     def _rendered(self, prompt: Content, response: Content) -> Encoded:
         """As transformers' classifiers are fed: the whole chat (or text), less trailing padding."""
+        if has_images(prompt) or has_images(response):
+            return "has images, and a model of others is fed texts"
         if isinstance(prompt, str):
             assert isinstance(response, str)
             ids = list(self.tokenizer(prompt + response, verbose=False)["input_ids"])
@@ -226,16 +253,16 @@ class ModelScorer:
             return "fewer than two tokens"
         if len(ids) > self.encoder.length.max_prompt_tokens:
             return "longer than the model's context"
-        return (ids[0],), tuple(ids[1:])
+        return Tokens((ids[0],)), Tokens(tuple(ids[1:]))
 
     def _ends(self) -> str:
         return ", ".join(repr(text) for text in self.model.spec.end_tokens.values())
 
     def _parts(
-        self, prompt: _Ids, answers: Sequence[tuple[int, _Ids]], layout: Layout
-    ) -> Iterator[list[tuple[int, _Ids]]]:
+        self, prompt: Tokens, answers: Sequence[tuple[int, Tokens]], layout: Layout
+    ) -> Iterator[list[tuple[int, Tokens]]]:
         """Responses that share a pass, within the budget of tokens; one always fits."""
-        part: list[tuple[int, _Ids]] = []
+        part: list[tuple[int, Tokens]] = []
         for answer in answers:
             lengths = [len(ids) for _, ids in [*part, answer]]
             tokens = len(prompt) + sum(lengths)
@@ -290,7 +317,7 @@ class ModelScorer:
         """
         known = _KNOWN_HEADS.setdefault(self.model, {})
         if len(known) > MOST_KNOWN:
-            keys = {_key(*ids) for ids in asked if not isinstance(ids, str)}
+            keys = {sequence_key(*ids) for ids in asked if not isinstance(ids, str)}
             kept = {key: known[key] for key in keys & known.keys()}
             known.clear()
             known.update(kept)
@@ -323,21 +350,19 @@ def _loaded(source: _Source, *, shared: bool) -> Model:
 
 
 def _longer_prompt(
-    prompt: _Ids, answers: Sequence[tuple[int, _Ids]]
-) -> tuple[_Ids, list[tuple[int, _Ids]]]:
+    prompt: Tokens, answers: Sequence[tuple[int, Tokens]]
+) -> tuple[Tokens, list[tuple[int, Tokens]]]:
     """What all responses begin with goes to the prompt: of texts that were rendered whole it is
     the prompt."""
     if len(answers) < 2:
         return prompt, list(answers)
-    first, last = min(ids for _, ids in answers), max(ids for _, ids in answers)
+    every = [tokens.ids for _, tokens in answers]
+    first, last = min(every), max(every)
     # Each response keeps a token to be scored at.
-    most = min(len(ids) for _, ids in answers) - 1
+    most = min(map(len, every)) - 1
     n = next((k for k in range(most) if first[k] != last[k]), most)
-    return prompt + answers[0][1][:n], [(j, ids[n:]) for j, ids in answers]
-
-
-def _key(prompt: _Ids, response: _Ids) -> str:
-    return sequence_key(Tokens(prompt), Tokens(response))
+    longer = Tokens(prompt.ids + every[0][:n])
+    return longer, [(j, Tokens(tokens.ids[n:])) for j, tokens in answers]
 
 
 def _tokens(item: Item, layout: Layout) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from typing import Any
 
+from palate.data.items import Tokens
 from palate.data.schema import Message
 from palate.data.scorer import Group, Score, Scorer
 from palate.data.tokenizer import SequenceTokenizer
@@ -287,7 +288,7 @@ class _Reading:
             fitted = truncate(asked, tail, [answer], self.length, bos=self.tokens.bos)
         except TooLong as error:
             return error.reason
-        return fitted.prompt, fitted.responses[0]
+        return Tokens(fitted.prompt), Tokens(fitted.responses[0])
 
     def _started(self, text: str) -> tuple[int, ...]:
         """Ids of what begins a sequence, with BOS where training had it, once."""
@@ -313,4 +314,4 @@ class _Reading:
             ids.pop()
         if len(ids) > (self.length.max_tokens or len(ids)):
             return TOO_LONG
-        return (ids[0],), tuple(ids[1:])
+        return Tokens((ids[0],)), Tokens(tuple(ids[1:]))

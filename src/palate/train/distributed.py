@@ -25,6 +25,8 @@ from palate.models.loading import load_model
 from palate.models.model import Model
 from palate.models.reward_files import load_reward_weights, save_reward_model
 from palate.models.sharding import assign
+from palate.models.structure import backbone_of
+from palate.models.vision import vision_parameters
 from palate.recipes.schema import ModelRecipe
 
 
@@ -64,7 +66,12 @@ def _shard(model: Model, accelerator: Accelerator) -> None:
     named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
     wanted = {name.strip() for name in named.split(",") if name.strip()}
     wanted = wanted or set(model.base._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in wanted]
+    # Frozen layers of a tower stay with the rest: processes without images do not run them.
+    layers = [
+        module
+        for module in model.modules()
+        if type(module).__name__ in wanted and not _is_frozen_vision(module, model)
+    ]
     if not layers:
         raise RecipeError(
             f"FSDP: the model has no layers of class {', '.join(sorted(wanted)) or '(none named)'};"
@@ -76,6 +83,13 @@ def _shard(model: Model, accelerator: Accelerator) -> None:
     # Head and embeddings stay gathered up to the backward pass: the reference that is the policy
     # without its adapters hands on the head after its own pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _is_frozen_vision(layer: nn.Module, model: Model) -> bool:
+    vision = set(vision_parameters(backbone_of(model.base))) if model.backbone.vision else set()
+    parameters = list(layer.parameters())
+    frozen = not any(p.requires_grad for p in parameters)
+    return frozen and bool(parameters) and parameters[0] in vision
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -31,7 +31,8 @@ from palate.data.layouts import Layout
 from palate.errors import RunError
 from palate.losses import LossOutput
 from palate.models.model import Model, Outputs
-from palate.models.reference import Reference
+from palate.models.reference import LiveReference, Reference
+from palate.models.vision_parts import learning_rates
 from palate.recipes.schema import LoopRecipe, ModelRecipe
 from palate.store.folder import RunFolder
 from palate.train import checkpoint, distributed
@@ -96,7 +97,11 @@ class Loop:
         )
         self.model: nn.Module = distributed.wrap(job.model, self.accelerator)
         self.optimizer = build_optimizer(
-            parameter_groups(job.model, weight_decay=recipe.weight_decay),
+            parameter_groups(
+                job.model,
+                weight_decay=recipe.weight_decay,
+                rates=learning_rates(job.model.base, job.model_recipe),
+            ),
             name=recipe.optimizer,
             learning_rate=recipe.learning_rate,
             precision=recipe.optimizer_precision,
@@ -106,6 +111,13 @@ class Loop:
             recipe.scheduler, warmup=warmup_steps(recipe, self.total), total=self.total
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        reference = job.reference
+        # A reference of other weights has a tower of its own; a sharded one runs inside the model.
+        self._shares_images = (
+            isinstance(reference, LiveReference)
+            and reference.identity["path"] is None
+            and not distributed.is_sharded(job.model)
+        )
         self.step = 0
         self.should_stop = False
         self.meter = Meter()
@@ -215,6 +227,8 @@ class Loop:
         given = None
         if objective.needs_reference:
             assert self.job.reference is not None
+            if self._shares_images:
+                batch = self.job.model.with_features(batch)
             given = self.job.reference.inputs(batch, kl=ask.needs_kl)
         outputs: Outputs = self.model(batch, ask, reference=given)
         output = objective.loss(outputs, batch, state)

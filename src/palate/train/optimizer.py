@@ -145,15 +145,30 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 _NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained weights: those that decay, and biases and norms, which do not."""
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    rates: Mapping[nn.Parameter, float] | None = None,
+) -> list[dict[str, Any]]:
+    """The trained weights: those that decay, and biases and norms, which do not.
+
+    Args:
+        rates: of weights that have learning rates of their own.
+    """
     decaying = set(get_parameter_names(model, list(ALL_LAYERNORM_LAYERS), list(_NO_DECAY)))
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for n, p in named if (n in decaying) == decays], "weight_decay": decay}
-        for decays, decay in ((True, weight_decay), (False, 0.0))
+    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rate = None if rates is None else rates.get(p)
+            groups.setdefault((rate, name in decaying), []).append(p)
+    # Those at the run's rate first, and of each rate those that decay: resumed runs rely on it.
+    ordered = sorted(groups.items(), key=lambda group: (group[0][0] or 0.0, not group[0][1]))
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0}
+        | ({} if rate is None else {"lr": rate})
+        for (rate, decays), params in ordered
     ]
-    return [group for group in groups if group["params"]]
 
 
 def warmup_steps(recipe: LoopRecipe, total: int) -> int:

@@ -130,6 +130,7 @@ class RewardRun(TrainingRun):
         note: dict[str, Any]
         if recipe.backbone == "frozen":
             layout, note = "plain", {"used": "plain", "check": None, "reason": "cached features"}
+            self.keep_image_features(model, data, layout)
             collated = self._features(model, data, digest, pad_id).collate
         else:
             layout, note = choose_layout(
@@ -138,6 +139,8 @@ class RewardRun(TrainingRun):
                 items=[*data.train, *data.eval],
                 beside=recipe.output_dir,
             )
+            self.keep_image_features(model, data, layout)
+            self.share_blank(model)
             collated = model.collator(layout, pad_id=pad_id, keep_last=True)
         return self.job(
             folder,

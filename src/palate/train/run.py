@@ -34,13 +34,14 @@ from palate.models.verdicts import kept_start_check
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.losses import Loss
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
+from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe, VisionRecipe
 from palate.store.folder import RunFolder
 from palate.store.folders import lock_folder
 from palate.store.lineage import lineage, model_entry, tokenizer_digest
 from palate.store.records import Data, Evaluation
 from palate.train.distributed import is_sharded
 from palate.train.fit import fit, save_final_model
+from palate.train.image_features import Passes, keep_image_features
 from palate.train.launch import batch_plan, check_launch, check_trackers, eval_plan, total_steps
 from palate.train.loop import Job, Loop
 from palate.train.objectives import Objective, PreferenceObjective, objective_of
@@ -161,6 +162,40 @@ class TrainingRun(ABC):
         """What reads the images of its data; None for a model of text alone."""
         store = self.recipe.output_dir.parent / IMAGES
         return open_pictures(model, self.recipe.model, tokenizer, store, ImagesRecipe())
+
+    def keep_image_features(self, model: Model, data: Dataset, layout: Layout) -> None:
+        """Computes what a frozen tower makes of the run's images, where that pays."""
+        recipe, n = self.recipe, len(data.train)
+        steps = total_steps(recipe.train, self.plan, n)
+        every = recipe.train.eval_every_steps
+        reference = getattr(recipe, "reference", None)
+        keep_image_features(
+            model,
+            recipe.model.vision or VisionRecipe(),
+            items=self.prepared(model, data, layout),
+            train=data.train,
+            held_out=data.eval,
+            passes=Passes(
+                train=steps * recipe.train.batch_size_pairs / n,
+                # Held-out items are measured once more when the run has ended.
+                eval=1 + (steps // every if every else 0),
+                other_tower=reference is not None and reference.path is not None,
+            ),
+            beside=recipe.output_dir.parent,
+            state=self.state,
+            progress=self._image_progress if self.main else None,
+        )
+
+    def _image_progress(self, done: int, total: int) -> None:
+        if done == total or not done % 64:
+            self.console.print(f"image features: {done}/{total}", highlight=False, soft_wrap=True)
+
+    def share_blank(self, model: Model) -> None:
+        """Lets processes whose rows have no image run a trained tower as often as the others."""
+        pictures = model.pictures
+        if pictures is not None and self.world > 1 and model.backbone.vision_trained:
+            (image,) = pictures.example((), ()).images
+            model.backbone.blank = pictures.pixels(image.digest)
 
     def source(self, items: Sequence[Item], collate: Collate) -> OfflineSource:
         """The steps of the run over its training items."""
@@ -334,6 +369,8 @@ class PolicyRun(TrainingRun):
             beside=recipe.output_dir,
         )
         pad_id = padding_id(encoder.tokens.tokenizer, policy.base)
+        self.keep_image_features(policy, data, layout)
+        self.share_blank(policy)
         collated = policy.collator(layout, pad_id=pad_id)
         digest = policy.base_digest
         assert digest is not None

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
+from palate.data.images import ImageError, image_root, located
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
@@ -31,6 +32,7 @@ from palate.evaluate.reward.benchmark import quarantined
 from palate.evaluate.reward.journal import LINES, QUARANTINE, Inputs, Journal, Tally
 from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, members_in
 from palate.memory import kept_memory
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.combined import Combined
@@ -117,7 +119,7 @@ def _score(
                 rows, lost = _count(block, tally)
                 before = Counter(scorer.counts)
                 try:
-                    scored = _scored(scorer, rows, exact=recipe.exact)
+                    scored = _scored(scorer, rows, image_root(stream.path), exact=recipe.exact)
                 except ModelError as error:
                     where = f"{stream.path}, rows {rows[0].row} to {rows[-1].row}"
                     raise ModelError(f"{where}: {error}") from error
@@ -186,16 +188,29 @@ def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejectio
     return rows, lost
 
 
-def _scored(scorer: Scorer, rows: Sequence[Preference], *, exact: bool) -> list[list[Score]]:
-    groups = [
-        Group(row.prompt, tuple(response.content for response in row.responses))
-        for row in rows
-        if not row.has_own_prompts
-    ]
+def _scored(
+    scorer: Scorer, rows: Sequence[Preference], root: Path, *, exact: bool
+) -> list[list[Score]]:
+    """
+    Args:
+        root: folder that paths of images start from.
+    """
+    groups: list[Group] = []
+    unscored: dict[int, str] = {}
+    for place, row in enumerate(rows):
+        if row.has_own_prompts:
+            unscored[place] = OWN_PROMPTS
+            continue
+        try:
+            found = located(row, root, ImagesRecipe()) if row.has_images else row
+        except ImageError as error:
+            unscored[place] = error.reason
+            continue
+        groups.append(Group(found.prompt, tuple(r.content for r in found.responses)))
     scored = iter(score_groups(scorer, groups, exact=exact))
     return [
-        [Score(None, OWN_PROMPTS)] * len(row.responses) if row.has_own_prompts else next(scored)
-        for row in rows
+        [Score(None, unscored[place])] * len(row.responses) if place in unscored else next(scored)
+        for place, row in enumerate(rows)
     ]
 
 

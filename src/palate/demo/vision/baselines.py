@@ -72,7 +72,9 @@ def ridge_probe(
     Args:
         words: of an answer that the probe is told.
     """
-    vocabulary = sorted({w for p in (*train, *test) for a in (p.chosen, p.rejected) for w in words(a)})
+    vocabulary = sorted(
+        {w for p in (*train, *test) for a in (p.chosen, p.rejected) for w in words(a)}
+    )
     place = {word: i for i, word in enumerate(vocabulary)}
 
     def differences(pairs: Sequence[ProbePair]) -> Array:
@@ -106,9 +108,7 @@ def _dual(kernel: Array) -> Array:
     scale = float(np.diag(kernel).mean()) + 1e-12
 
     def solve(size: int, penalty: float) -> Array:
-        return np.linalg.solve(
-            kernel[:size, :size] + penalty * scale * np.eye(size), np.ones(size)
-        )
+        return np.linalg.solve(kernel[:size, :size] + penalty * scale * np.eye(size), np.ones(size))
 
     def right(penalty: float) -> float:
         if fitted == n:

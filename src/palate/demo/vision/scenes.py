@@ -93,9 +93,7 @@ def _count(rng: random.Random) -> tuple[Scene, Scene]:
     numbers = rng.sample(range(1, len(NUMBERS) + 1), 2)
 
     def scene(number: int) -> Scene:
-        things = [
-            _Thing(shape, colour, x, y, rng.randint(11, 15)) for x, y in _places(rng, number)
-        ]
+        things = [_Thing(shape, colour, x, y, rng.randint(11, 15)) for x, y in _places(rng, number)]
         are, plural = ("is", "") if number == 1 else ("are", "s")
         caption = f"There {are} {NUMBERS[number - 1]} {colour} {shape}{plural}."
         return _scene("count", caption, rng, _things(things))

@@ -28,7 +28,10 @@ _BLOCK_NORMS = {
     "_bn1": "depthwise_conv.depthwise_norm",
     "_bn2": "projection.project_bn",
 }
-_ENDS = {"_conv_stem.weight": "embeddings.convolution.weight", "_conv_head.weight": "encoder.top_conv.weight"}
+_ENDS = {
+    "_conv_stem.weight": "embeddings.convolution.weight",
+    "_conv_head.weight": "encoder.top_conv.weight",
+}
 _END_NORMS = {"_bn0": "embeddings.batchnorm", "_bn1": "encoder.top_bn"}
 _CLASSIFIER = ("_fc.weight", "_fc.bias")
 
@@ -64,7 +67,7 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ModelError: a name that is not of this network.
     """
-    names = dict(_ENDS) | {name: "" for name in _CLASSIFIER}
+    names = dict(_ENDS) | dict.fromkeys(_CLASSIFIER, "")
     for norm, new in _END_NORMS.items():
         names |= {f"{norm}.{part}": f"{new}.{part}" for part in _NORM}
     blocks = {name.split(".")[1] for name in weights if name.startswith("_blocks.")}

@@ -1,4 +1,4 @@
-"""Sizes of the demonstration that sees, and the recipes that it hands to `sft`, `reward`, `tune`."""
+"""Sizes of the demonstration that sees, and the recipes of its runs."""
 
 from __future__ import annotations
 

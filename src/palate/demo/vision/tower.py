@@ -1,7 +1,7 @@
 """EfficientNet-Lite0's packaged weights as transformers' own EfficientNet.
 
-The lite network has ReLU6 for swish and no squeeze-and-excitation: a gate whose weights are zero and
-whose bias is 30 is 1 in every floating-point format, so transformers' class computes the same.
+The lite network has ReLU6 for swish and no squeeze-and-excitation: a gate whose weights are zero
+and whose bias is 30 is 1 to within rounding, so transformers' class computes the same.
 """
 
 from __future__ import annotations

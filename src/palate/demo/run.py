@@ -38,7 +38,8 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     """Runs the demonstration, or what is missing of it.
 
     Writes `<output_dir>/quick` or `<output_dir>/full`: data, one run folder a method, evaluation,
-    conclusion.json and report.html. Prints the conclusion's three lines.
+    conclusion.json and report.html. Prints the conclusion's three lines. Of a recipe with `vision`
+    it is `palate.demo.vision.run.vision_demo`.
 
     Returns:
         The path of report.html.
@@ -46,6 +47,10 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     Raises:
         PalateError: the `demo` extra is missing; another demonstration is in the folder.
     """
+    if recipe.vision:
+        from palate.demo.vision.run import vision_demo
+
+        return vision_demo(recipe, console=console)
     console = console or Console(stderr=True)
     begun = time.monotonic()
     root = recipe.output_dir / ("quick" if recipe.quick else "full")

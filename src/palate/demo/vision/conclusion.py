@@ -86,7 +86,7 @@ def _reward_line(
     parts = [f"{files.TITLES[name]} {_shown(reward[name])}" for name in seen if name in reward]
     probes = ", ".join(
         f"{_shown(known[name][files.HELD_OUT])} told {told}"
-        for name, told in (("probe", "the answer's word"), ("sentence probe", "all its words"))
+        for name, told in (("word probe", "the answer's word"), ("answer probe", "all of it"))
     )
     return (
         f"Reward model, share of pairs in the right order ({confidence:.0%} intervals): "

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from palate.demo.vision.baselines import (
     ProbePair,
-    first_word,
     length_baseline,
     majority_baseline,
     ridge_probe,
+    telling_word,
 )
 from palate.evaluate.statistics import bootstrap_rows, percentile_interval
 from palate.intervals import Interval
@@ -118,6 +118,6 @@ def baseline_answers(
     return {
         "length": {n: length_baseline(p).tolist() for n, p in tests.items()},
         "majority": {n: majority_baseline(train, p).tolist() for n, p in tests.items()},
-        "probe": {n: ridge_probe(train, p, first_word).tolist() for n, p in tests.items()},
-        "sentence probe": {n: ridge_probe(train, p).tolist() for n, p in tests.items()},
+        "word probe": {n: ridge_probe(train, p, telling_word).tolist() for n, p in tests.items()},
+        "answer probe": {n: ridge_probe(train, p).tolist() for n, p in tests.items()},
     }

@@ -17,6 +17,7 @@ from palate.demo.vision.baselines import (
     ridge_probe,
     telling_word,
 )
+from palate.errors import DataError
 from palate.evaluate.statistics import bootstrap_rows, percentile_interval
 from palate.intervals import Interval
 from palate.recipes.losses import Cpo
@@ -100,8 +101,9 @@ def likelier_answers(
             layout=exact_layout(policy),
             pad_id=padding_id(tokenizer, policy.base),
         )
-        by_id = {score.id: score.margin for score in scores}
-        margins = np.array([by_id[str(row["id"])] for row in read_jsonl(file)])
+        margins = np.array([score.margin for score in scores])
+        if len(margins) != (rows := sum(1 for _ in read_jsonl(file))):
+            raise DataError(f"{file}: {rows - len(margins)} of {rows} pairs cannot be used")
         right[name] = (np.sign(margins) + 1) / 2
     return right
 

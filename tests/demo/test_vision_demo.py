@@ -23,7 +23,10 @@ from palate.recipes.schema import DemoRecipe, TuneRecipe
 from palate.store.files import read_json, read_jsonl
 from tiny_vision import IMAGE, WORDS, tiny_vision_tokenizer
 
-pytestmark = pytest.mark.skipif(find_spec("easy_vqa") is None, reason="easy-vqa is missing")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("easy_vqa") is None, reason="easy-vqa is missing"),
+]
 
 TINY = Preset(captions=4, pairs=8, scene_pairs=4, policy_pairs=8, held_out=12)
 

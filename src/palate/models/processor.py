@@ -140,7 +140,7 @@ def load_processor(
     if config is None:
         config = load_config(recipe.path, recipe)
     offline = hub_is_needed_and_absent(recipe.path)
-    where = {"revision": recipe.revision or "main", "local_files_only": offline}
+    where: dict[str, Any] = {"revision": recipe.revision or "main", "local_files_only": offline}
     with readable(recipe.path, NO_HUB if offline else None, what="processor"):
         kind = _kind(config, recipe.path, where)
         loaded: Any = images_only(kind).from_pretrained(
@@ -152,8 +152,10 @@ def load_processor(
 
 def _kind(config: Any, path: str, where: dict[str, Any]) -> type[ProcessorMixin]:
     """The processor class of a model: its family's, or the one that the folder was saved with."""
+    mapping: Any = PROCESSOR_MAPPING
+    kind: type[ProcessorMixin] | None
     try:
-        kind: Any = PROCESSOR_MAPPING[type(config)]
+        kind = mapping[type(config)]
     except KeyError:
         # FastVLM: transformers has no class of its own for it.
         saved, _ = ProcessorMixin.get_processor_dict(path, **where)

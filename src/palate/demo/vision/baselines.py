@@ -54,7 +54,7 @@ def majority_baseline(train: Sequence[ProbePair], test: Sequence[ProbePair]) -> 
 
 def telling_word(answer: str) -> str:
     """Yes or no, or the word that another answer ends with: easy-VQA's own answer."""
-    words = re.findall(r"[a-z]+", answer.lower())
+    words: list[str] = re.findall(r"[a-z]+", answer.lower())
     return words[0] if words[0] in ("yes", "no") else words[-1]
 
 
@@ -100,7 +100,8 @@ def _dual(kernel: Array) -> Array:
     scale = float(np.diag(kernel).mean()) + 1e-12
 
     def solve(size: int, penalty: float) -> Array:
-        return np.linalg.solve(kernel[:size, :size] + penalty * scale * np.eye(size), np.ones(size))
+        ridge = kernel[:size, :size] + penalty * scale * np.eye(size)
+        return np.asarray(np.linalg.solve(ridge, np.ones(size)), dtype=np.float64)
 
     def right(penalty: float) -> float:
         if fitted == n:

@@ -168,7 +168,7 @@ class Pair:
         }
 
 
-def twins(asked: Sequence[Question], *, seed: int, first: int = 0) -> list[Pair]:
+def twins(asked: Sequence[Question], *, seed: int) -> list[Pair]:
     """Pairs from questions, two and two of the same text and different answers.
 
     Of each text as many pairs as can be made when every question of an image is used once; what is
@@ -187,7 +187,7 @@ def twins(asked: Sequence[Question], *, seed: int, first: int = 0) -> list[Pair]
         for of in answers.values():
             rng.shuffle(of)
         while True:
-            # From the two fullest, or some answers would be left without others to stand against.
+            # The answer with most left always takes part, or it would be left without others.
             full = sorted((a for a in answers if answers[a]), key=lambda a: -len(answers[a]))
             if len(full) < 2:
                 break
@@ -196,7 +196,7 @@ def twins(asked: Sequence[Question], *, seed: int, first: int = 0) -> list[Pair]
             a, b = rng.sample(even, 2) if len(even) > 1 else (full[0], rng.choice(full[1:]))
             couples.append((answers[a].pop(), answers[b].pop()))
     rng.shuffle(couples)
-    pairs = []
-    for number, (a, b) in enumerate(couples, first):
-        pairs += [Pair(a, b.answer, number), Pair(b, a.answer, number)]
+    pairs: list[Pair] = []
+    for number, (one, two) in enumerate(couples):
+        pairs += [Pair(one, two.answer, number), Pair(two, one.answer, number)]
     return pairs

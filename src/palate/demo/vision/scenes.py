@@ -77,7 +77,7 @@ def scene_rows(
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     for number, (scenes, paths) in enumerate(zip(twins, images, strict=True)):
         for own, other, path in zip(scenes, reversed(scenes), paths, strict=True):
-            row = {
+            row: dict[str, object] = {
                 "id": f"{split}-{own.kind}-{number}-{len(rows) % 2}",
                 "prompt": [{"role": "user", "content": content}],
                 "chosen": [{"role": "assistant", "content": own.caption}],
@@ -124,7 +124,8 @@ def _position(rng: random.Random) -> tuple[Scene, Scene]:
             place = [rng.randint(44, 84), rng.randint(44, 84)]
             place[axis] = ends[rank]
             colour = rng.choice(list(COLOURS))
-            things.append(_Thing(shapes[number], colour, *place, rng.randint(15, 19)))
+            x, y = place
+            things.append(_Thing(shapes[number], colour, x, y, rng.randint(15, 19)))
         names = shapes[first], shapes[1 - first]
         caption = f"The {names[0]} is {where} the {names[1]}."
         return _scene("position", caption, rng, _things(things))

@@ -40,19 +40,17 @@ def tower_config(**changes: Any) -> Any:
     """transformers' configuration of EfficientNet-Lite0."""
     from transformers import EfficientNetConfig
 
-    config = EfficientNetConfig(
-        **{
-            "image_size": 128,
-            "width_coefficient": 1.0,
-            "depth_coefficient": 1.0,
-            "hidden_dim": 1280,
-            "hidden_act": "relu6",
-            "batch_norm_eps": 1e-3,
-            "dropout_rate": 0.0,
-            "drop_connect_rate": 0.0,
-        }
-        | changes
-    )
+    values: dict[str, Any] = {
+        "image_size": 128,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 1280,
+        "hidden_act": "relu6",
+        "batch_norm_eps": 1e-3,
+        "dropout_rate": 0.0,
+        "drop_connect_rate": 0.0,
+    }
+    config: Any = EfficientNetConfig(**values | changes)
     # What a projector behind the tower reads.
     config.hidden_size = config.hidden_dim
     return config

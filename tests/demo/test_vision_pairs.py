@@ -182,7 +182,7 @@ def test_every_image_of_easy_vqa_is_of_one_thing() -> None:
         answers = {"{colour}": COLOURS, "{shape}": SHAPES}
         for q in known:
             for place, words in enumerate(answers.values()):
-                assert q.answer not in words or q.answer == q.thing[place]
+                assert q.answer not in words or q.answer == q.subject[place]
     assert {q.wording for q in questions("test")} >= UNSEEN_WORDINGS
     assert len({q.wording for q in questions("test")}) == 24
 
@@ -204,7 +204,7 @@ def test_what_is_held_out_is_in_no_training_row(tmp_path) -> None:
 
     held_out = images(HELD_OUT, UNSEEN_THING, UNSEEN_WORDING)
     assert not images(TRAIN, POLICY, "captions") & held_out
-    by_image = {q.path: q.thing for split in ("train", "test") for q in questions(split)}  # type: ignore[arg-type]
+    by_image = {q.path: q.subject for split in ("train", "test") for q in questions(split)}  # type: ignore[arg-type]
 
     def things(name: str) -> set[tuple[str, str]]:
         paths = (image.removeprefix("images/easy-vqa/") for image in images(name))

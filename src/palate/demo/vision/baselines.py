@@ -82,9 +82,9 @@ def ridge_probe(
     mean, deviation = images.mean(0), images.std() + 1e-9
     # The constant lets answers have a weight of their own.
     a, b = (_with_one((x - mean) / deviation) for x in (images, seen))
-    said, tested = differences(train), differences(test)
-    kernel = (a @ a.T) * (said @ said.T)
-    across = (b @ a.T) * (tested @ said.T)
+    trained_on, tested_on = differences(train), differences(test)
+    kernel = (a @ a.T) * (trained_on @ trained_on.T)
+    across = (b @ a.T) * (tested_on @ trained_on.T)
     weights = _dual(kernel)
     return (np.sign(np.round(across @ weights, 12)) + 1) / 2
 

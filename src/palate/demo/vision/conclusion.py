@@ -95,11 +95,11 @@ def _reward_line(
 
 
 def _blind_line(reward: Mapping[str, Share], known: Mapping[str, Mapping[str, Share]]) -> str:
-    blind, other = reward[files.BLIND], reward[files.SHUFFLED]
-    low_high = [value.interval for value in (blind, other)]
+    blind, shuffled = reward[files.BLIND], reward[files.SHUFFLED]
+    low_high = [value.interval for value in (blind, shuffled)]
     chance = all(low <= 0.5 <= high for low, high in low_high)
     return (
-        f"The same without images {_shown(blind)}, with the images of other rows {_shown(other)}: "
+        f"The same without images {_shown(blind)}, with images of other rows {_shown(shuffled)}: "
         f"{'what it knows, it sees' if chance else 'not chance, so something but the image tells'}."
         f" The longer answer {_shown(known['length'][files.HELD_OUT])}, the more usual one "
         f"{_shown(known['majority'][files.HELD_OUT])}."

@@ -48,14 +48,14 @@ class Question:
 
     Attributes:
         text: as easy-VQA has it. answer: one word.
-        split, image: of easy-VQA. thing: colour and shape of what the image shows.
+        split, image: of easy-VQA. subject: colour and shape of what the image shows.
     """
 
     text: str
     answer: str
     split: Split
     image: int
-    thing: tuple[str, str]
+    subject: tuple[str, str]
 
     @property
     def wording(self) -> str:
@@ -136,8 +136,8 @@ def sentence(question: str, answer: str) -> str:
     negated = bool(re.search(r"\b(no|not)\b", question))
     there = (answer == "yes") != negated
     (named,) = (w for w in (*COLOURS, *SHAPES) if re.search(rf"\b{w}\b", question))
-    thing = f"{named} shape" if named in COLOURS else named
-    return f"{answer.capitalize()}, there is {'a' if there else 'no'} {thing}."
+    subject = f"{named} shape" if named in COLOURS else named
+    return f"{answer.capitalize()}, there is {'a' if there else 'no'} {subject}."
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,6 @@ def twins(asked: Sequence[Question], *, seed: int) -> list[Pair]:
             couples.append((answers[a].pop(), answers[b].pop()))
     rng.shuffle(couples)
     pairs: list[Pair] = []
-    for number, (one, two) in enumerate(couples):
-        pairs += [Pair(one, two.answer, number), Pair(two, one.answer, number)]
+    for number, (first, second) in enumerate(couples):
+        pairs += [Pair(first, second.answer, number), Pair(second, first.answer, number)]
     return pairs

@@ -70,15 +70,15 @@ def write_pairs(folder: Path, preset: Preset, *, seed: int) -> dict[str, int]:
 
 
 def is_unseen(question: Question) -> bool:
-    return question.thing in UNSEEN_THINGS or question.wording in UNSEEN_WORDINGS
+    return question.subject in UNSEEN_THINGS or question.wording in UNSEEN_WORDINGS
 
 
-def select(asked: Sequence[Question], thing: bool, wording: bool) -> list[Question]:
+def select(asked: Sequence[Question], subject: bool, wording: bool) -> list[Question]:
     """Questions whose image, and whose wording, training leaves out, or does not."""
     return [
         q
         for q in asked
-        if (q.thing in UNSEEN_THINGS) == thing and (q.wording in UNSEEN_WORDINGS) == wording
+        if (q.subject in UNSEEN_THINGS) == subject and (q.wording in UNSEEN_WORDINGS) == wording
     ]
 
 
@@ -113,12 +113,12 @@ def _captions(folder: Path, asked: Sequence[Question], count: int, seed: int) ->
     things = sorted({q.path: q for q in asked}.values(), key=lambda q: q.path)
     rng = random.Random(f"{seed}|captions")
     rng.shuffle(things)
-    everything = sorted({q.thing for q in things})
+    everything = sorted({q.subject for q in things})
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     rows = []
     for question in things[:count]:
-        other = rng.choice([thing for thing in everything if thing != question.thing])
-        chosen, rejected = (f"There is a {' '.join(thing)}." for thing in (question.thing, other))
+        false = rng.choice([subject for subject in everything if subject != question.subject])
+        chosen, rejected = (f"There is a {' '.join(words)}." for words in (question.subject, false))
         row = {
             "id": f"caption-{question.image}",
             "prompt": [{"role": "user", "content": content}],

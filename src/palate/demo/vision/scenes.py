@@ -45,7 +45,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Thing:
+class _Figure:
     shape: str
     colour: str
     x: int
@@ -76,12 +76,12 @@ def scene_rows(
     rows: list[dict[str, object]] = []
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     for number, (scenes, paths) in enumerate(zip(twins, images, strict=True)):
-        for own, other, path in zip(scenes, reversed(scenes), paths, strict=True):
+        for scene, twin, path in zip(scenes, reversed(scenes), paths, strict=True):
             row: dict[str, object] = {
-                "id": f"{split}-{own.kind}-{number}-{len(rows) % 2}",
+                "id": f"{split}-{scene.kind}-{number}-{len(rows) % 2}",
                 "prompt": [{"role": "user", "content": content}],
-                "chosen": [{"role": "assistant", "content": own.caption}],
-                "rejected": [{"role": "assistant", "content": other.caption}],
+                "chosen": [{"role": "assistant", "content": scene.caption}],
+                "rejected": [{"role": "assistant", "content": twin.caption}],
                 "images": [path],
             }
             rows.append(row)
@@ -93,10 +93,12 @@ def _count(rng: random.Random) -> tuple[Scene, Scene]:
     numbers = rng.sample(range(1, len(NUMBERS) + 1), 2)
 
     def scene(number: int) -> Scene:
-        things = [_Thing(shape, colour, x, y, rng.randint(9, 13)) for x, y in _places(rng, number)]
+        figures = [
+            _Figure(shape, colour, x, y, rng.randint(9, 13)) for x, y in _places(rng, number)
+        ]
         are, plural = ("is", "") if number == 1 else ("are", "s")
         caption = f"There {are} {NUMBERS[number - 1]} {colour} {shape}{plural}."
-        return _scene("count", caption, rng, _things(things))
+        return _scene("count", caption, rng, _figures(figures))
 
     return scene(numbers[0]), scene(numbers[1])
 
@@ -106,8 +108,8 @@ def _colour(rng: random.Random) -> tuple[Scene, Scene]:
 
     def scene(colour: str) -> Scene:
         (place,) = _places(rng, 1)
-        thing = _Thing(shape, colour, *place, rng.randint(14, 26))
-        return _scene("colour", f"There is a {colour} {shape}.", rng, _things([thing]))
+        figure = _Figure(shape, colour, *place, rng.randint(14, 26))
+        return _scene("colour", f"There is a {colour} {shape}.", rng, _figures([figure]))
 
     a, b = rng.sample(list(COLOURS), 2)
     return scene(a), scene(b)
@@ -119,16 +121,16 @@ def _position(rng: random.Random) -> tuple[Scene, Scene]:
 
     def scene(first: int) -> Scene:
         ends = (rng.randint(24, 44), rng.randint(84, 104))
-        things = []
+        figures = []
         for rank, number in enumerate((first, 1 - first)):
             place = [rng.randint(44, 84), rng.randint(44, 84)]
             place[axis] = ends[rank]
             colour = rng.choice(list(COLOURS))
             x, y = place
-            things.append(_Thing(shapes[number], colour, x, y, rng.randint(15, 19)))
+            figures.append(_Figure(shapes[number], colour, x, y, rng.randint(15, 19)))
         names = shapes[first], shapes[1 - first]
         caption = f"The {names[0]} is {where} the {names[1]}."
-        return _scene("position", caption, rng, _things(things))
+        return _scene("position", caption, rng, _figures(figures))
 
     return scene(0), scene(1)
 
@@ -183,14 +185,14 @@ def _places(rng: random.Random, number: int) -> list[tuple[int, int]]:
     return [(x + rng.randint(-4, 4), y + rng.randint(-4, 4)) for x, y in cells]
 
 
-def _things(things: Sequence[_Thing]) -> Callable[[ImageDraw.ImageDraw], None]:
+def _figures(figures: Sequence[_Figure]) -> Callable[[ImageDraw.ImageDraw], None]:
     def draw(canvas: ImageDraw.ImageDraw) -> None:
-        for thing in things:
-            x, y, r = thing.x, thing.y, thing.radius
-            fill = COLOURS[thing.colour]
-            if thing.shape == "circle":
+        for figure in figures:
+            x, y, r = figure.x, figure.y, figure.radius
+            fill = COLOURS[figure.colour]
+            if figure.shape == "circle":
                 canvas.ellipse([x - r, y - r, x + r, y + r], fill=fill)
-            elif thing.shape == "square":
+            elif figure.shape == "square":
                 canvas.rectangle([x - r, y - r, x + r, y + r], fill=fill)
             else:
                 canvas.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)

@@ -70,10 +70,10 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names |= {f"{norm}.{part}": f"{new}.{part}" for part in _NORM}
     blocks = {name.split(".")[1] for name in weights if name.startswith("_blocks.")}
     for block in blocks:
-        old, own = f"_blocks.{block}", f"encoder.blocks.{block}"
-        names |= {f"{old}.{name}": f"{own}.{new}" for name, new in _BLOCK.items()}
+        old, new_block = f"_blocks.{block}", f"encoder.blocks.{block}"
+        names |= {f"{old}.{name}": f"{new_block}.{new}" for name, new in _BLOCK.items()}
         for norm, new in _BLOCK_NORMS.items():
-            names |= {f"{old}.{norm}.{part}": f"{own}.{new}.{part}" for part in _NORM}
+            names |= {f"{old}.{norm}.{part}": f"{new_block}.{new}.{part}" for part in _NORM}
     if unknown := sorted(weights.keys() - names.keys()):
         raise ModelError(f"{unknown[0]}: no weight of EfficientNet-Lite")
     return {names[name]: value for name, value in weights.items() if names[name]}
@@ -85,9 +85,8 @@ def load_tower(model: Any, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ModelError: a weight is missing, of another shape, or of another network.
     """
-    own = model.state_dict()
     filled = renamed(weights)
-    for name, value in own.items():
+    for name, value in model.state_dict().items():
         if "squeeze_excite" in name:
             open_ = OPEN_GATE if name.endswith("expand.bias") else 0.0
             filled[name] = torch.full_like(value, open_)

@@ -54,7 +54,7 @@ def dpo(
         dpo_loss(policy, reference, *batch, beta=beta, compiled=compiled)
         for batch in _batches(model, data, micro)
     ]
-    return _steps(policy, losses, steps, rate)
+    return timed_steps(policy, losses, steps, rate)
 
 
 def dpo_loss(
@@ -66,44 +66,58 @@ def dpo_loss(
     *,
     beta: float = 0.1,
     compiled: bool = False,
+    seen: Callable[[], dict[str, Any]] = dict,
 ) -> Callable[[], Tensor]:
     """The loss of a batch, anew at each call.
 
     Args:
         reference: a frozen model; None: the policy without its adapters.
         batch, scored, sides: as `rows_of` makes them.
+        seen: gives, once a call, what both models take besides: of images what a frozen tower makes
+            of them.
     """
     targets = batch["input_ids"][:, 1:][scored]
     places = _places(scored)
     without = policy.disable_adapter if reference is None else nullcontext
     reference = policy if reference is None else reference
 
-    def token_losses(lm: Any) -> Tensor:
+    def token_losses(lm: Any, more: dict[str, Any]) -> Tensor:
         trunk = (lm.get_base_model() if isinstance(lm, PeftModel) else lm).base_model
-        hidden = trunk(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[places]
+        hidden = trunk(**batch, **more, use_cache=False).last_hidden_state.flatten(0, 1)[places]
         logits = F.linear(hidden, lm.get_output_embeddings().weight)
         return F.cross_entropy(logits, targets, reduction="none").float()
 
     if compiled:
         token_losses = torch.compile(token_losses)
 
-    def log_probs(lm: Any) -> Tensor:
+    def log_probs(lm: Any, more: dict[str, Any]) -> Tensor:
         zeros = torch.zeros(len(scored), device=scored.device)
-        return zeros.index_add(0, sides, -token_losses(lm))
+        return zeros.index_add(0, sides, -token_losses(lm, more))
 
     def loss() -> Tensor:
         with torch.no_grad(), without():
-            base = log_probs(reference)
-        chosen, rejected = (log_probs(policy) - base).chunk(2)
+            more = seen()
+            base = log_probs(reference, more)
+        chosen, rejected = (log_probs(policy, more) - base).chunk(2)
         return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
     return loss
 
 
-def adapters(rank: int) -> LoraConfig:
-    """As `palate tune` has them."""
+def adapters(
+    rank: int, *, exclude: str | None = None, task: str | None = "CAUSAL_LM"
+) -> LoraConfig:
+    """As `palate tune` has them.
+
+    Args:
+        exclude: a pattern of the names of modules that get none.
+    """
     return LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        exclude_modules=exclude,
+        task_type=task,
     )
 
 
@@ -124,7 +138,7 @@ def reward(
         chosen, rejected = scores().chunk(2)
         return -F.logsigmoid(chosen - rejected).mean()
 
-    return _steps(scorer, [loss], steps, rate)
+    return timed_steps(scorer, [loss], steps, rate)
 
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
@@ -191,9 +205,10 @@ def step_of(
     return step
 
 
-def _steps(
+def timed_steps(
     model: torch.nn.Module, losses: Sequence[Callable[[], Tensor]], steps: int, rate: float
 ) -> Measures:
+    """Seconds and losses of optimizer steps on the mean of losses."""
     step = step_of(model, losses, rate)
     measures: Measures = {"seconds": [], "losses": []}
     for _ in range(steps):

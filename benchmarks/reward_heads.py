@@ -51,10 +51,10 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
     class Kept(RewardRun):
         """A run that also tells the margin of each held-out pair."""
 
-        def _evaluation(self, trainer: Any) -> dict[str, Any]:
+        def _evaluation(self, trainer: Any, start: Any) -> dict[str, Any] | None:
             for item in self._scored(trainer.job, trainer.job.eval):
                 (margins[item["id"]],) = item["margins"]
-            return super()._evaluation(trainer)
+            return super()._evaluation(trainer, start)
 
     folder = args.out / _slug(name, seed)
     recipe = {

@@ -21,8 +21,12 @@ TURNS = 5
 
 def report(**measures: Any) -> None:
     """Hands what a side measured, and its peak memory in bytes, to `run_side`."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(_MARK + json.dumps({**measures, "peak": peak}))
+    print(_MARK + json.dumps({**measures, "peak": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run_side(

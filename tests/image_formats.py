@@ -44,8 +44,8 @@ SOURCES: list[tuple[str, str, str, int, dict[str, int]]] = [
         "mm_rlhf",
         "mm_rlhf/dpo_pairs.jsonl",
         "columns prompt, chosen and rejected, with chosen_reason",
-        4,
-        {"video: not read by this format": 1, f"image: {COUNT}": 1, "chosen: empty": 1},
+        5,
+        {f"image: {COUNT}": 1, "chosen: empty": 1},
     ),
     (
         "povid",

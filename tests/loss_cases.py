@@ -32,6 +32,8 @@ MEMBERS = [
     Member(type="tdpo2"),
     Member(type="tdpo2", options={"alpha": 0.0}),
     Member(type="tdpo2", options={"alpha": 1.0, "reward": "released"}),
+    Member(type="anchor"),
+    Member(type="anchor", options={"beta": 0.3, "delta": -0.7}),
     Member(type="sft"),
 ]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tiny_text import save_tiny
 
@@ -201,6 +202,81 @@ def test_the_plain_loop_is_dpo(monkeypatch, tmp_path, base, micro):
     ((_, scored, sides),) = plain_loop._batches(str(base), data, 0)
     ends = [len(row[side]) + 1 for side in ("chosen", "rejected") for row in rows]
     assert scored.sum(1).tolist() == ends == sides.bincount().tolist()
+
+
+@pytest.fixture
+def seeing(monkeypatch, tmp_path) -> tuple[ModuleType, Path]:
+    """The benchmark's model with images, small, beside pairs of unequal lengths."""
+    vision_model = load("vision_model", monkeypatch)
+    # The count of images is put on the class: taken off again.
+    monkeypatch.setattr(vision_model.Tower, "forward", vision_model.Tower.forward)
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 300}
+    text |= {"rope_parameters": vision_model.TEXT["rope_parameters"] | {"mrope_section": [2, 3, 3]}}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64}
+    for sizes, small in ((vision_model.TEXT, text), (vision_model.VISION, tower)):
+        for key, value in small.items():
+            monkeypatch.setitem(sizes, key, value)
+    vision_model.save_model(tmp_path / "model")
+    data = vision_model.make_pairs(tmp_path, "pairs", 2, 9, 5, 12)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["rejected"][0]["content"][0]["text"] = "shorter"
+    rows[1]["prompt"][0]["content"][1]["text"] += " and longer"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return vision_model, data
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_the_plain_loops_with_images_compute_what_transformers_does(
+    monkeypatch, tmp_path, seeing, kind, kept
+):
+    """Two steps against a row at a time, each with its own pixels through transformers' forward."""
+    vision_model, data = seeing
+    vision_plain = load("vision_plain", monkeypatch)
+    model = str(tmp_path / "model")
+    passes = vision_model.TowerPasses()
+    loop = vision_plain.dpo if kind == "dpo" else vision_plain.reward
+    found = loop(model, data, dtype="float32", steps=2, rate=1e-4, lora=0, kept=kept)
+    assert passes.images == (2 if kept else 4)
+
+    policy, reference = (vision_model.load_model(model, "float32") for _ in range(2))
+    head = torch.nn.Parameter(vision_plain.starting_head(64))
+    processor = vision_model.load_processor(model)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert not any(p.requires_grad for p in policy.base_model.visual.parameters())
+    trained += [head] if kind == "reward" else []
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+
+    def score(lm, row, side):
+        """The log-prob of a side, or the reward at its last token."""
+        chat = processor.apply_chat_template(row["prompt"] + row[side])
+        image = Image.open(data.parent / row["images"][0])
+        given = processor(images=[image], text=[chat], return_tensors="pt")
+        if kind == "reward":
+            return head @ lm.base_model(**given).last_hidden_state[0, -1]
+        logps = lm(**given).logits[0, :-1].log_softmax(-1)
+        logps = logps.gather(-1, given["input_ids"][0, 1:, None])
+        return logps[-len(row[side][0]["content"][0]["text"]) - 1 :].sum()
+
+    losses = []
+    for _ in range(2):
+        margins = []
+        for row in vision_model.read_pairs(data):
+            chosen, rejected = (score(policy, row, side) for side in ("chosen", "rejected"))
+            margin = chosen - rejected
+            if kind == "dpo":
+                with torch.no_grad():
+                    base = score(reference, row, "chosen") - score(reference, row, "rejected")
+                margin = 0.1 * (margin - base)
+            margins.append(margin)
+        loss = -F.logsigmoid(torch.stack(margins)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert abs(losses[0] - losses[1]) > 1e-2
+    assert found["losses"] == pytest.approx(losses, abs=1e-5)
 
 
 def test_the_gpu_benchmark_plans_without_a_gpu_and_its_sides_agree(monkeypatch, capsys):

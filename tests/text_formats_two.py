@@ -176,12 +176,11 @@ SOURCES: list[tuple[str, str, str, int, dict[str, int]]] = [
         "ms_swift",
         "ms_swift/rows.jsonl",
         "columns messages and rejected_response",
-        5,
+        6,
         {
             "chosen and rejected differ in more than the last turn": 1,
             "rejected_response: identical to chosen": 1,
             "rejected_images: not as many as images": 1,
-            "videos: not read by this format": 1,
             "messages: wrong role order: a response is one assistant turn": 1,
         },
     ),

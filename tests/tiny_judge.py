@@ -128,6 +128,7 @@ class FakeWriter:
     """A writer of texts: `say(question, number of the attempt)`."""
 
     name = "writer"
+    blind = None
 
     def __init__(self, say: Any) -> None:
         self.say = say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-WIDTH, WORDS, IMAGE, START, END = 64, 300, 5, 7, 8
-"""Hidden size, vocabulary, and the ids of a placeholder and of what stands around an image."""
+WIDTH, WORDS, IMAGE, VIDEO, START, END = 64, 300, 5, 6, 7, 8
+"""Hidden size, vocabulary, and the ids of placeholders and of what stands around an image."""
 SIDE, PATCH = 56, 14
 
 _TEXT: dict[str, Any] = {
@@ -43,7 +45,7 @@ _TOWER: dict[str, Any] = {
 }
 _SIGLIP = _TOWER | {"model_type": "siglip_vision_model"}
 _CLIP = _TOWER | {"model_type": "clip_vision_model"}
-_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6} | {
+_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO} | {
     "vision_start_token_id": START,
     "vision_end_token_id": END,
 }
@@ -240,7 +242,7 @@ FAMILIES = {
         lambda: _llava(
             "qwen2",
             _SIGLIP,
-            video_token_id=6,
+            video_token_id=VIDEO,
             vision_feature_select_strategy="full",
             image_grid_pinpoints=_GRIDS,
         ),
@@ -291,31 +293,55 @@ def _calibrate(model: PreTrainedModel, family: Family) -> None:
 
 # Processors ---------------------------------------------------------------------------------------
 
+_QWEN = {"image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
+_LLAVA = {"image": "<image>", "start": "<im_start>", "end": "<im_end>"}
+_IDEFICS = {"image": "<image>", "start": "<fake_token_around_image>", "end": "<global-img>"}
 _NAMES: dict[str, dict[str, str]] = {
-    "qwen2_5_vl": {"image": "<|image_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"},
+    "qwen2_5_vl": _QWEN,
     "gemma3": {"image": "<image_soft_token>", "start": "<start_of_image>", "end": "<end_of_image>"},
-    "llava": {"image": "<image>", "start": "<im_start>", "end": "<im_end>"},
-    "idefics3": {"image": "<image>", "start": "<fake_token_around_image>", "end": "<global-img>"},
+    "llava": _LLAVA,
+    "idefics3": _IDEFICS,
+    "qwen2_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
+    "paligemma": _LLAVA,
+    "llava_next": _LLAVA,
+    "llava_onevision": _LLAVA,
+    "smolvlm": _IDEFICS,
+    "internvl": {"image": "<IMG_CONTEXT>", "start": "<img>", "end": "</img>"},
+    "fast_vlm": _LLAVA,
 }
-_MARKS = {
-    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "gemma3": "<start_of_image>",
-    "llava": "<image>",
-    "idefics3": "<image>",
+_MARKS = {name: names["image"] for name, names in _NAMES.items()} | {"gemma3": "<start_of_image>"}
+_MARKS |= {
+    name: "<|vision_start|><|image_pad|><|vision_end|>"
+    for name, names in _NAMES.items()
+    if names is _QWEN
 }
 _TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for part in m.content %}{% if part.type == 'image' %}MARK{% else %}{{ part.text }}"
+    "{% for part in m.content %}{% if part.type == 'image' %}MARK"
+    "{% elif part.type == 'video' %}VIDEO{% else %}{{ part.text }}"
     "{% endif %}{% endfor %}{% endif %}{% if m.role == 'assistant' %}<eos>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+_PALIGEMMA = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}"
+    "{% if m.role == 'user' %}<bos>{% endif %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "{% if m.role == 'assistant' %}<eos>{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+"""Images first, BOS behind them, and a line break before the answer: as its processor writes."""
 
 
 def tiny_vision_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A token a byte; the family's special tokens under the ids of the tiny models."""
     names = _NAMES[family]
     specials = ["<pad>", "<bos>", "<eos>", "<unused 3>", "<unused 4>", names["image"]]
-    specials += ["<video>", names["start"], names["end"]]
+    is_qwen = names is _QWEN
+    film = "<|video_pad|>" if is_qwen else "<video>"
+    specials += [film, names["start"], names["end"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     rows = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
     vocabulary = {token: i for i, token in enumerate([*specials, *letters, *rows])}
@@ -325,6 +351,12 @@ def tiny_vision_tokenizer(family: str) -> PreTrainedTokenizerFast:
     extra = {"image_token": names["image"]}
     if family == "gemma3":
         extra |= {"boi_token": names["start"], "eoi_token": names["end"]}
+    if is_qwen:
+        extra |= {"video_token": film}
+        extra |= {"vision_start_token": names["start"], "vision_end_token": names["end"]}
+    if family == "internvl":
+        extra = {"start_image_token": names["start"], "end_image_token": names["end"]}
+        extra |= {"context_image_token": names["image"], "video_token": film}
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -333,7 +365,10 @@ def tiny_vision_tokenizer(family: str) -> PreTrainedTokenizerFast:
         additional_special_tokens=[*specials[3:], *rows],
         extra_special_tokens=extra,
     )
-    made.chat_template = _TEMPLATE.replace("MARK", _MARKS[family])
+    shown = f"<|vision_start|>{film}<|vision_end|>" if is_qwen else film
+    made.chat_template = _TEMPLATE.replace("MARK", _MARKS[family]).replace("VIDEO", shown)
+    if family == "paligemma":
+        made.chat_template = _PALIGEMMA
     return made
 
 
@@ -347,46 +382,60 @@ def save_tiny_vision(folder: Path, family: str) -> Path:
     model.save_pretrained(folder)
     tokenizer = tiny_vision_tokenizer(family)
     tokenizer.save_pretrained(folder)
-    kind = images_only(PROCESSOR_MAPPING[type(model.config)])
+    if family == "fast_vlm":
+        # Its released folders name a processor; transformers has none for the family.
+        kind: Any = LlavaProcessor
+    else:
+        kind = images_only(PROCESSOR_MAPPING[type(model.config)])
     _processor(family, kind, tokenizer).save_pretrained(folder)
     return folder
 
 
+def _pil(module: str, name: str) -> Any:
+    """An image processor without torchvision."""
+    path = f"transformers.models.{module}.image_processing_pil_{module}"
+    return getattr(importlib.import_module(path), f"{name}ImageProcessorPil")
+
+
 def _processor(family: str, kind: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     side = {"height": SIDE, "width": SIDE}
-    if family == "qwen2_5_vl":
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
+    clip = {"size": {"shortest_edge": SIDE}, "crop_size": side}
+    more: dict[str, Any] = {}
+    if _NAMES[family] is _QWEN:
+        patch = PATCH if family in ("qwen2_vl", "qwen2_5_vl") else 16
+        size = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (8 * patch) ** 2}
+        images = _pil("qwen2_vl", "Qwen2VL")(patch_size=patch, merge_size=2, size=size)
+    elif family == "gemma3":
+        images, more = _pil("gemma3", "Gemma3")(size=side), {"image_seq_length": 4}
+    elif family in ("idefics3", "smolvlm"):
+        size = {"longest_edge": 2 * SIDE}
+        made = _pil(family, "Idefics3" if family == "idefics3" else "SmolVLM")
+        images = made(size=size, max_image_size={"longest_edge": SIDE})
+        more = {"image_seq_len": 4}
+    elif family == "paligemma":
+        images = _pil("siglip", "Siglip")(size=side)
+        images.image_seq_length = (SIDE // PATCH) ** 2
+    elif family == "llava_onevision":
+        images = _pil("llava_onevision", "LlavaOnevision")(size=side, image_grid_pinpoints=_GRIDS)
+        more = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    elif family == "internvl":
+        images = _pil("got_ocr2", "GotOcr2")(size=side, max_patches=4)
+        more = {"image_seq_length": 4}
+    elif family == "fast_vlm":
+        # Its tower gives a token for 32 by 32 pixels.
+        clip = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+        images = _pil("clip", "CLIP")(**clip)
+        more = {"patch_size": 32, "vision_feature_select_strategy": "full"}
+    else:
+        images = _pil("clip", "CLIP")(**clip)
+        if family == "llava_next":
+            images = _pil("llava_next", "LlavaNext")(**clip, image_grid_pinpoints=_GRIDS[1:])
+        more = {"patch_size": PATCH, "vision_feature_select_strategy": "default"}
+        more |= {"num_additional_image_tokens": 1}
+    return kind(image_processor=images, tokenizer=tokenizer, **more)
 
-        size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-        images: Any = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, size=size)
-        return kind(image_processor=images, tokenizer=tokenizer)
-    if family == "gemma3":
-        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-        images = Gemma3ImageProcessorPil(size=side)
-        return kind(image_processor=images, tokenizer=tokenizer, image_seq_length=4)
-    if family == "idefics3":
-        from transformers.models.idefics3.image_processing_pil_idefics3 import (
-            Idefics3ImageProcessorPil,
-        )
-
-        images = Idefics3ImageProcessorPil(
-            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
-        )
-        return kind(image_processor=images, tokenizer=tokenizer, image_seq_len=4)
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)
-    return kind(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-
-
-PROCESSED = list(_NAMES)
-"""Families whose processor is tried too."""
+PROCESSED = ["qwen2_5_vl", "gemma3", "llava", "idefics3"]
+"""Families whose processor is tried in every way, one of a kind."""
+COMPARED = [name for name in _NAMES if name not in PROCESSED and name != "paligemma"]
+"""Families whose processor is compared with what is made here."""

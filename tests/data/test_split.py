@@ -15,6 +15,7 @@ from build_cases import built, rows_of
 from palate.data.build import build
 from palate.data.content import prompt_key
 from palate.data.encode import Encoder
+from palate.data.items import Tokens
 from palate.data.split import joined_keys, split_by_prompt
 from palate.errors import RecipeError
 from palate.recipes.judge import JudgeRecipe
@@ -86,10 +87,10 @@ def test_prompts_joined_by_truncation_in_turn_have_one_key() -> None:
     # Each shares its prompt or its tokens with the next; the last with none.
     keys = np.array([50, 40, 40, 30, 30, 20, 99], dtype=np.uint64)
     tokens = [(1,), (1,), (2,), (2,), (3,), (3,), (4,)]
-    assert joined_keys(keys, tokens).tolist() == [20] * 6 + [99]
+    assert joined_keys(keys, list(map(Tokens, tokens))).tolist() == [20] * 6 + [99]
     assert keys[0] == 50
     apart = np.arange(7, dtype=np.uint64)
-    assert joined_keys(apart, [(i,) for i in range(7)]).tolist() == apart.tolist()
+    assert joined_keys(apart, [Tokens((i,)) for i in range(7)]).tolist() == apart.tolist()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from palate.data.items import Tokens
 from palate.evaluate.sample import draw, sample
 from palate.models.adapters import add_lora
 from palate.models.model import Model
@@ -61,7 +62,7 @@ def test_ids_are_the_models_own_distribution(policy, tokenizer, prompts):
 
     ends = stop_tokens(policy.base) | {tokenizer.eos_token_id}
     for s in sample(policy, tokenizer, prompts, max_new_tokens=10, seed=4):
-        numbers = _uniform(4, s.prompt_ids, 0, 10)
+        numbers = _uniform(4, Tokens(s.prompt_ids), 0, 10)
         ids = list(s.prompt_ids)
         for step, token in enumerate(s.response_ids):
             with torch.no_grad():

@@ -102,6 +102,9 @@ LOSSES: dict[str, dict[str, Any]] = {
     "tdpo1": _member("tdpo1"),
     "tdpo2": _member("tdpo2"),
     "sft": _member("sft"),
+    "anchored": _member(
+        "mixture", losses=[_member("tdpo2"), _member("anchor", weight=0.5, delta=0.2)]
+    ),
     "mpo": _member(
         "mixture",
         losses=[

@@ -17,6 +17,8 @@ from loss_cases import (
 )
 from palate.losses import (
     Member,
+    SequenceStats,
+    anchor,
     apply_weight,
     combined_needs,
     compute,
@@ -91,6 +93,45 @@ def test_mixture_is_the_weighted_sum():
     torch.testing.assert_close(output.chosen_rewards, parts[1].chosen_rewards)
     torch.testing.assert_close(output.statistics["logits"], parts[1].statistics["logits"])
     torch.testing.assert_close(output.statistics["dpo.3/logits"], parts[3].statistics["logits"])
+
+
+def test_dpo_with_half_an_anchor_on_contrasted_pairs_is_half_of_mdpo():
+    """arXiv:2406.11839: L_DPO + L_CoPO + L_AncPO, each a mean over the same prompts."""
+    beta, delta = 0.3, 0.4
+    g = torch.Generator().manual_seed(5)
+    w, x, y = (torch.randn(4, generator=g, dtype=torch.float64) for _ in range(3))
+    published = -(
+        torch.log(torch.sigmoid(beta * (w - x)))
+        + torch.log(torch.sigmoid(beta * (w - y)))
+        + torch.log(torch.sigmoid(beta * w - delta))
+    ).mean()
+
+    def side(*ratios):
+        m = torch.cat(ratios)
+        return SequenceStats(logp=m - 50.0, ref_logp=-50.0 + 0 * m, length=1 + 0 * m)
+
+    # Each pair once with its rejected response, once with the chosen one under another image.
+    members = [
+        Member(type="dpo", options={"beta": beta}),
+        Member(type="anchor", options={"beta": beta, "delta": delta}, weight=0.5),
+    ]
+    output = mixture(members, side(w, w), side(x, y))
+    assert [t.name for t in output.terms] == ["dpo/dpo", "anchor/anchor"]
+    both = total(output, {"pair": 8.0})
+    # The anchor is on every pair, so that it counts half beside the mean of the two others.
+    torch.testing.assert_close(both, published / 2, **CLOSE)
+
+
+def test_an_anchor_beside_tdpo_leaves_its_rewards_and_kl():
+    pair = random_pairs(4)
+    held = Member(type="anchor", options={"delta": 0.5})
+    output = mixture([held, Member(type="tdpo2")], *pair)
+    torch.testing.assert_close(output.chosen_rewards, tdpo2(*pair).chosen_rewards)
+    one, two, both = (gradients(o, *pair) for o in (anchor(*pair, delta=0.5), tdpo2(*pair), output))
+    for a, b, c in zip(one, two, both, strict=True):
+        torch.testing.assert_close(c, a + b, **CLOSE)
+    # It knows nothing of the rejected response: the gradient there is TDPO's alone.
+    assert not one[2].any() and not one[3].any()
 
 
 def test_one_member_keeps_its_names_and_two_have_their_own():

@@ -23,6 +23,7 @@ from palate.losses import (
     magnitude,
     plackett_luce,
     rao_kupper,
+    shortcut_weights,
 )
 
 NONE = PairLabels()
@@ -244,3 +245,15 @@ def test_as_trl_has_it(centre: float | None, margin: bool) -> None:
     if centre is not None:
         ours = ours + centre * centring(chosen, rejected).mean()
     torch.testing.assert_close(ours, theirs)
+
+
+def test_shortcut_weights() -> None:
+    margin = torch.tensor([2.0, -1.0, 0.0, 0.5], dtype=torch.float64)
+    for temperature in (1.0, 0.25, 8.0):
+        raw = [sigmoid(-m / temperature) for m in margin.tolist()]
+        want = [len(raw) * value / sum(raw) for value in raw]
+        assert shortcut_weights(margin, temperature=temperature).tolist() == pytest.approx(want)
+    # Where text alone is right about everything by far, the least sure pairs still count most.
+    sure = shortcut_weights(torch.tensor([900.0, 1000.0, 901.0]))
+    assert sure.tolist() == pytest.approx([3 / (1 + math.exp(-1)), 0.0, 3 / (1 + math.e)], abs=1e-6)
+    assert shortcut_weights(torch.zeros(0)).shape == (0,)

@@ -131,7 +131,7 @@ def test_override_of_a_default_loss_keeps_its_type(tmp_path: Path) -> None:
             "loss: {type: tdpo3}\n",
             "r.yaml, line 7, column 8: `loss.type`: unknown type 'tdpo3'; did you mean tdpo2? it is"
             " one of dpo, rdpo, ipo_mean, ipo_sum, hinge, simpo, dpo_norm, kto, orpo, cpo, fdpo,"
-            " tdpo1, tdpo2, sft or mixture",
+            " tdpo1, tdpo2, anchor, sft or mixture",
         ),
         (
             "token_weights: {alpha: 0.5}\n",

@@ -85,3 +85,16 @@ def test_not_clear_of_length_is_said_of_the_difference(
     if named:
         assert f"{longer:.1f}% for the longer response of the same pairs" in notes[0]
         assert f"a difference of {right - longer:+.1f} points" in notes[0]
+
+
+@pytest.mark.parametrize("as_good", [True, False])
+def test_a_model_that_is_as_good_without_its_images_is_named(as_good):
+    found = evaluation((60, 100), (55, 100)).model_dump()
+    sentence = "as good without the images: 57.5% with them, 57.0% without"
+    found["benchmarks"][0]["results"]["rm"]["look"] = {
+        "as_good_without": as_good,
+        "sentence": sentence,
+    }
+    notes = " ".join(reward_notes(RewardEvaluation.model_validate(found)))
+    told = "rm is as good without the images on pairs (57.5% with them, 57.0% without)"
+    assert (told in notes) is as_good

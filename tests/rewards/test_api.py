@@ -41,6 +41,7 @@ class Says:
     """A model that answers by a function of the question."""
 
     name = "says"
+    blind = HAS_IMAGES
 
     def __init__(self, answer):
         self.answer = answer

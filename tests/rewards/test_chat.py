@@ -6,14 +6,13 @@ import gc
 import json
 import math
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from fake_chat import Fake, alternatives, completion
 from palate.errors import ModelError
 from palate.recipes.scorers import LocalChat, PairwiseJudge, ServerChat
 from palate.rewards.chat import open_chat
@@ -110,7 +109,7 @@ def test_what_leaves_no_room_in_the_context_is_not_asked_and_answers_end_there(t
     n = len(chat._ids(asked[0]))
     whole, refused, _ = chat.reply(asked, samples=2, max_new_tokens=200)
     assert not whole[0].finished and refused[0].finished
-    ids = chat._ids(asked[0])
+    ids = list(chat._ids(asked[0]).ids)
     with torch.no_grad():
         while len(ids) < 64:
             ids.append(int(chat.model(torch.tensor([ids])).logits[0, -1].argmax()))
@@ -129,7 +128,7 @@ def test_verdicts_are_read_as_the_tokenizer_writes_them_behind_the_answer(tmp_pa
     question = ask("Which?")
     (found,) = chat.choose([[*question, {"role": "assistant", "content": "<answer>"}]], ["1", "2"])
     names = chat.tokenizer.get_vocab()
-    ids = [*chat._ids(question), *(names[c] for c in ["▁", *"<answer>"])]
+    ids = [*chat._ids(question).ids, *(names[c] for c in ["▁", *"<answer>"])]
     with torch.no_grad():
         logps = chat.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     for option, logp in found.items():
@@ -195,63 +194,8 @@ def test_a_model_without_a_template_cannot_judge(tmp_path):
         open_chat(LocalChat(path=str(folder)))
 
 
-class Fake:
-    """A server that answers from a list, then by its default: status, content and headers, or a
-    function of the request's body that gives them."""
-
-    def __init__(self):
-        self.requests = []
-        self.answers = []
-        self.drops = None
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                fake.requests.append((self.path, body, dict(self.headers)))
-                given = fake.answers.pop(0) if fake.answers else fake.default
-                status, answer, headers = given(body) if callable(given) else given
-                payload = (
-                    answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                )
-                self.send_response(status)
-                for key, value in {**headers, "content-length": str(len(payload))}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                # In drops: a byte at a time, so many seconds apart.
-                for piece in [payload] if fake.drops is None else map(bytes, zip(payload)):
-                    self.wfile.write(piece)
-                    time.sleep(fake.drops or 0)
-
-            def log_message(self, *_):
-                pass
-
-        self.default = (200, completion("<answer>1</answer>"), {})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # clients that do not wait
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-def completion(text, finish="stop", **more):
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish, **more}
-    return {"choices": [choice]}
-
-
 def thinking(text, **more):
     return {"choices": [{"message": {"content": text, **more}, "finish_reason": "stop"}]}
-
-
-def alternatives(**logps):
-    """A completion of one token with these alternatives."""
-    top = [{"token": token, "logprob": logp} for token, logp in logps.items()]
-    return completion("?", logprobs={"content": [{"token": "?", "top_logprobs": top}]})
 
 
 @pytest.fixture

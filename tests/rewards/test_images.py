@@ -159,6 +159,19 @@ def test_files_with_images_are_scored(root: Path, tmp_path: Path) -> None:
     assert {line["reason"] for line in lines if line["score"] is None} == {"no such file"}
 
 
+def test_a_blind_score_is_that_of_the_text(root: Path, tmp_path: Path) -> None:
+    scorer = {"type": "model", "path": str(root / "reward" / "model")}
+    data = [{"path": str(root / "pairs.jsonl")}]
+    given = {"output_dir": tmp_path / "blind", "scorer": scorer, "data": data, "images": "removed"}
+    result = score_files(ScoreRecipe.model_validate(given))
+    lines = [json.loads(line) for line in result.scores.read_text().splitlines()]
+    asked = content("What is here, 0?")
+    (scores,) = ModelScorer(root / "reward" / "model").score([Group(asked, (" squares 0",))])
+    # The last row, whose picture is missing, is no worse than the others here.
+    assert all(line["score"] is not None for line in lines)
+    assert lines[0]["score"] == pytest.approx(scores[0].value, abs=2e-5)
+
+
 def test_what_reads_texts_gets_no_image() -> None:
     image = content(Path("a.png"), "What?")
     from palate.data.scorer import ask
@@ -172,3 +185,23 @@ def test_what_reads_texts_gets_no_image() -> None:
 
     (scores,) = ask(Blind("longer"), [Group("What?", (image,))])
     assert scores[0].reason == HAS_IMAGES
+
+
+def test_an_ensemble_sends_texts_to_one_model_and_images_to_another(root: Path) -> None:
+    """By modality: text rows are no business of a member for images, and the other way round."""
+    seeing = {"type": "model", "path": str(root / "reward" / "model")}
+    ensemble = {
+        "type": "ensemble",
+        "members": [
+            {"scorer": seeing, "modality": "image"},
+            {"scorer": {"type": "length"}, "modality": "text"},
+        ],
+    }
+    scorer = load_scorer(ensemble)
+    alone = load_scorer(root / "reward" / "model")
+    shown, asked = content(root / "a.png", "What?"), content("What?")
+    answers = [" squares", " nothing at all"]
+    pictured, text = scorer.score(shown, answers), scorer.score(asked, answers)
+    values = [score.value for score in alone.score(shown, answers)]
+    assert [score.value for score in pictured] == pytest.approx(values, abs=1e-5)
+    assert [score.value for score in text] == [len(answer) for answer in answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.data.scorer import Group, Score
+from palate.errors import DataError
 from palate.recipes.scorers import CriticScorer, ModelScorer, PairwiseJudge, PointwiseJudge
 from palate.recipes.scorers import LocalChat as LocalRecipe
 from palate.rewards.chat import Reply
 from palate.rewards.critic import Critic
+from palate.rewards.given import NOT_GIVEN
 from palate.rewards.judge import ASKED, CUT, UNREADABLE, Pairwise, Pointwise
+from palate.rewards.names import name_of
 from palate.rewards.questions import (
     critique_question,
     pair_question,
@@ -31,6 +35,7 @@ class FakeChat:
     """Answers by a function of the question's text."""
 
     name = "fake"
+    blind = None
 
     def __init__(self, answer, finished=True):
         self.answer = answer
@@ -218,6 +223,33 @@ def test_a_critic_scores_what_is_read_with_the_critique():
     assert critic.counts[Critic.EMPTY] == 1
     assert rewards.prompts[0] == critique_question("p", "fine")
     assert critic.name == "counting given critiques of fake"
+
+
+def test_critiques_may_be_those_of_the_data(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": "fine", "rejected": "bad", "for": "good good", "against": " "},
+        {"prompt": "p", "chosen": "fine", "rejected": "so so", "for": "good", "against": "good"},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"data": [{"path": str(file)}], "chosen": "for", "rejected": "against"}
+    recipe = {"given": columns, "scorer": {"type": "model", "path": "unused"}}
+    rewards = Counting()
+    critic = Critic(CriticScorer.model_validate(recipe), rewards)
+    # A chat of one turn is the same prompt; of two critiques of one response the first counts.
+    asked = [Group("p", ("fine", "bad")), Group([{"role": "user", "content": "p"}], ("so so",))]
+    (fine, bad), (so,) = critic.score(asked)
+    assert (fine.value, fine.text, so.value) == (2.0, "good good", 1.0)
+    assert (bad.value, bad.reason) == (None, NOT_GIVEN)
+    assert critic.counts[Critic.REPEATED] == 1 and critic.counts[Critic.EMPTY] == 1
+    assert critic.name == "counting given critiques of the data"
+    assert name_of(critic.recipe).endswith("given critiques of the data")
+    for more in ({}, {"chat": CHAT.model_dump(), **recipe}):
+        with pytest.raises(ValueError, match="give either `chat`"):
+            CriticScorer.model_validate({"scorer": recipe["scorer"], **more})
+    missing = {**columns, "chosen": "none", "rejected": "neither"}
+    with pytest.raises(DataError, match="no critique to give: no critique in its column"):
+        Critic(CriticScorer.model_validate({**recipe, "given": missing}), rewards)
 
 
 def test_a_critic_tells_why_its_reward_model_gave_no_score():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
-from palate.data.scorer import Group, Score, Scorer, part_values
+from palate.data.images import NOT_AN_IMAGE
+from palate.data.schema import ImageRef, images_in
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Scorer, Traits, ask, part_values
 from palate.errors import ModelError, RecipeError
 from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe
@@ -20,7 +25,7 @@ from palate.recipes.serving import ServeRecipe
 from palate.rewards import make_scorer, score_groups
 from palate.rewards.http import ServerError
 from palate.rewards.identity import key_of
-from palate.rewards.remote import NOT_ASKED, Remote
+from palate.rewards.remote import BLIND, NOT_ASKED, UNSENT, Remote, _Part
 from palate.serve.app import make_app
 from tiny_serve import Slow
 from tiny_text import tiny_tokenizer
@@ -240,3 +245,62 @@ def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ServerError):
         answering(answer, api_key_env="REMOTE_KEY").score([Group("p", ("a",))])
     assert set(headers) == {"Bearer secret"}
+
+
+# Images -------------------------------------------------------------------------------------------
+
+
+class Sees:
+    """Scores by what a prompt shows."""
+
+    name = "sees"
+    traits = Traits(modalities=TEXT_AND_IMAGES, independent=True)
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        shown = [[image.digest for image in images_in(group.prompt)] for group in groups]
+        return [
+            [Score(float(int(d[0][:6], 16) if d else 0)) for _ in group.responses]
+            for d, group in zip(shown, groups, strict=True)
+        ]
+
+
+def looking(*images: ImageRef) -> Any:
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}]
+
+
+def test_prompts_are_sent_with_their_images_each_once_a_request(tmp_path: Path) -> None:
+    files = []
+    for shade in (9, 200):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / f"{shade}.png")
+        files.append((tmp_path / f"{shade}.png").read_bytes())
+    first = ImageRef(path="9.png", root=tmp_path)
+    second, broken = ImageRef(data=files[1]), ImageRef(data=files[0][:40])
+    groups = [
+        Group(looking(first, second, first), ("a", "b")),
+        Group(looking(broken), ("a",)),
+        Group("text", ("a",)),
+        Group(looking(second), ("a",)),
+    ]
+    digests = [hashlib.sha256(data).hexdigest() for data in files]
+    wanted = [float(int(digest[:6], 16)) for digest in digests]
+    with served({"type": "length"}, Sees(), images=True) as remote:
+        found = ask(remote, groups)
+        assert [[score.value for score in scores] for scores in found] == [
+            *([wanted[0]] * 2, [None], [0.0], [wanted[1]])
+        ]
+        assert found[1][0].reason == UNSENT.format(NOT_AN_IMAGE)
+        body, _ = remote._body([_Part(0, [0, 1], groups[0])])
+    assert sorted(body["images"]) == sorted(digests)
+    named = [part.get("image") for part in body["items"][0]["prompt"][0]["content"]]
+    assert named == [*(f"sha256:{digests[i]}" for i in (0, 1, 0)), None]
+
+
+def test_images_go_where_the_recipe_says_so() -> None:
+    with served({"type": "length"}, Sees()) as remote:
+        (scores,) = ask(remote, [Group(looking(ImageRef(data=b"")), ("a",))])
+        assert scores[0].reason == BLIND and "`images`" in BLIND
+    with pytest.raises(RecipeError, match="only with `route: score`"):
+        document = {"scorer": {"type": "remote", "url": URL, "route": "get_reward", "images": True}}
+        check_recipe(ServeRecipe, document, "test")

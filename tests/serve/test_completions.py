@@ -37,9 +37,9 @@ def test_parts_of_text_are_one_text() -> None:
             assert (await c.post("/score", json=both)).status_code == 200
             assert scorer.asked == ["one, two", "a"]
             for part, text in (
-                ({"type": "image_url", "image_url": {"url": "data:"}}, "parts of text alone"),
-                ({"type": "input_audio", "input_audio": {}}, "parts of text alone"),
-                ({"type": "text"}, "text: Field required"),
+                ({"type": "image_url", "image_url": {"url": "data:"}}, "read in prompts, not in"),
+                ({"type": "input_audio", "input_audio": {}}, "are read"),
+                ({"type": "text"}, "has `text`, and nothing else"),
                 ({"type": "text", "text": "a", "cache_control": {}}, "cache_control: Extra"),
                 ("text", "is no JSON object"),
             ):

@@ -166,16 +166,17 @@ def test_a_judge_is_asked_in_the_tokens_that_it_was_trained_on(tmp_path: Path) -
         )
     )
     trained: Any = open_chat(scorer.chat)  # type: ignore[union-attr]
-    assert tuple(trained._ids(row["prompt"])) == item.prompts[0].ids
-    begun, tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
+    assert trained._ids(row["prompt"]).ids == item.prompts[0].ids
+    (question, answer), tails = trained._with_options(opened(row["prompt"]), ["1", "2"])
+    begun = (*question.ids, *answer)
     verdict = trained.tokenizer(said(row)[len("<answer>")], add_special_tokens=False)["input_ids"]
     whole = (*item.prompts[0].ids, *item.responses[0].ids)
     assert (*begun, *verdict) == whole[: len(begun) + len(verdict)]
-    assert verdict in tails
+    assert tuple(verdict) in tails
     assert item.responses[0].ids[-1] in trained._ends()
     # The starting model, too, is asked behind its BOS.
     base: Any = open_chat(LocalChat(path=own.model.path, dtype="float32", chat_template="plain"))
-    assert tuple(base._ids(row["prompt"])) == item.prompts[0].ids
+    assert base._ids(row["prompt"]).ids == item.prompts[0].ids
 
 
 def test_questions_with_special_tokens_are_not_asked(tmp_path: Path) -> None:

@@ -129,6 +129,25 @@ def test_critiques_by_a_writer_who_hears_the_label(tmp_path: Path) -> None:
         assert row["completion"][0]["content"] == ("praise" if better else "blame")
 
 
+def test_short_critiques_of_the_data_are_written_out_in_full(tmp_path: Path) -> None:
+    def say(text: str, number: int) -> str:
+        noted = text.partition("[Notes]\n")[2].partition("\n[End of notes]")[0]
+        return {"right praise": "praise because right", "wrong blame": "blame"}.get(noted, "?")
+
+    expands = {"chosen": "for", "rejected": "against"}
+    own = recipe(tmp_path, texts={"type": "chat", "expands": expands})
+    result = train_judge(own, quiet=True, writer=FakeWriter(say))
+    for row in lines(result.path / "questions/1-sft/train.jsonl"):
+        (turn,) = row["prompt"]
+        assert "Notes" not in turn["content"]
+        better = f"\n{GOOD}" in turn["content"]
+        said = row["completion"][0]["content"]
+        assert said == ("praise because right" if better else "blame")
+    # Beside what the critic writes, the data's own critiques are measured.
+    (entry,) = result.evaluation
+    assert entry["pairs_given"]["n"] == entry["pairs"]["n"] == 6
+
+
 def test_critiques_in_a_list_of_a_rated_row(tmp_path: Path) -> None:
     rows = [
         {
@@ -261,6 +280,7 @@ def test_refusals(tmp_path: Path) -> None:
             "as_ties needs `reward.loss` rao_kupper or davidson",
         ),
         ({"sft": None, "reward": {"critiques": "self"}}, "nothing learns from them"),
+        ({"texts": {"type": "chat", "expands": {"chosen": "for"}}}, "give both or neither"),
     ):
         with pytest.raises(ValueError, match=words):
             recipe(tmp_path, **more)

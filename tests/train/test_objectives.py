@@ -29,6 +29,7 @@ LOSSES = {
     "tdpo1": {"type": "tdpo1"},
     "tdpo2": {"type": "tdpo2"},
     "sft": {"type": "sft"},
+    "mdpo": {"type": "mixture", "losses": [{"type": "dpo"}, {"type": "anchor", "weight": 0.5}]},
     "mixture": {
         "type": "mixture",
         "losses": [{"type": "tdpo2"}, {"type": "sft", "weight": 0.1}],

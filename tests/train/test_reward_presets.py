@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from build_cases import built, rows_of, write_jsonl
 from palate.recipes import load_recipe
+from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward import BradleyTerry, RegulariseRecipe, RewardRecipe
 
@@ -67,8 +74,8 @@ def test_unpacking_paper() -> None:
     assert round(60_908 * (1 - (own.data.eval_fraction or 0)) / train.batch_size_pairs) == 118
 
 
-def test_basereward_paper() -> None:
-    own = shipped("reward-basereward-paper")
+def test_basereward_text() -> None:
+    own = shipped("reward-basereward-text")
     assert own.model.path == "Qwen/Qwen3-8B" and own.model.lora is None
     assert (own.head.layers, own.head.activation, own.head.width) == (2, "silu", None)
     assert own.pooling == "token"
@@ -81,4 +88,97 @@ def test_basereward_paper() -> None:
         "allenai/olmo-2-0425-1b-preference-mix",
         "allenai/tulu-3-wildchat-ultrafeedback",
         "bigcode/swe-arena-preference-5k",
+    }
+
+
+@pytest.mark.parametrize("size", ["3B", "7B"])
+def test_basereward(size: str) -> None:
+    own = shipped(f"reward-basereward-{size.lower()}")
+    assert own.model.path == f"Qwen/Qwen2.5-VL-{size}-Instruct" and own.model.lora is None
+    assert (own.head.layers, own.head.activation, own.head.width) == (2, "silu", None)
+    assert own.loss == BradleyTerry() and own.regularise == RegulariseRecipe()
+    assert own.pooling == "token" and own.backbone == "trained"
+    train = own.train
+    assert (train.learning_rate, train.batch_size_pairs, train.epochs) == (3e-6, 128, 1.0)
+    # What it reads is what the recipe of its data writes.
+    data = load_recipe(DataBuildRecipe, "data-basereward")
+    assert {source.path for source in (*own.data.train, *own.data.eval)} == {str(data.output_dir)}
+    assert [source.split for source in (*own.data.train, *own.data.eval)] == ["train", "eval"]
+    assert data.output.eval_fraction is not None
+
+
+def test_basereward_small_differs_in_size_alone() -> None:
+    own, large = shipped("reward-basereward-small"), shipped("reward-basereward-7b")
+    assert (own.head, own.pooling, own.loss) == (large.head, large.pooling, large.loss)
+    assert own.regularise == large.regularise and own.model.lora is not None
+    # As its comment says, a model and pairs of one's own take the place of the demo's.
+    keys = ["model.path=here", "data.train.0.path=pairs.jsonl"]
+    changed = load_recipe(RewardRecipe, "reward-basereward-small", keys)
+    assert (changed.model.path, changed.data.train[0].path) == ("here", "pairs.jsonl")
+
+
+def test_the_data_of_basereward() -> None:
+    data = load_recipe(DataBuildRecipe, "data-basereward")
+    assert data.mixture is not None and data.mixture.take is not None
+    assert set(data.mixture.take) == {source.name for source in data.sources}
+    assert data.mixture.take["mmpr"] == 2_000_000
+    assert set(paths(shipped("reward-basereward-text"))) <= {s.path for s in data.sources}
+    # R1-Reward's draw of 100k from four sets, of which one is here as a whole.
+    drawn = {"vlfeedback": 80_258, "povid": 17_184, "wildvision": 10_383}
+    total = sum(drawn.values()) + 74_802
+    for name, rows in drawn.items():
+        assert data.mixture.take[name] == pytest.approx(rows * 100_000 / total, abs=10)
+
+
+def test_what_basereward_is_measured_on_is_not_trained_on(tmp_path: Path) -> None:
+    """The recipe's own steps, on files with the columns that the benchmarks have."""
+    curate = load_recipe(DataBuildRecipe, "data-basereward").model_dump(mode="json")["curate"]
+    pictures = {}
+    for i in range(4):
+        Image.new("RGB", (5 + i, 4), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        pictures[i] = {"bytes": (tmp_path / f"{i}.png").read_bytes(), "path": None}
+    asked = [f"What is shown in the picture with number {i}?" for i in range(4)]
+    write_jsonl(
+        tmp_path / "mm_reward_bench.jsonl",
+        [
+            {"id": "a", "prompt": asked[0], "chosen": "x", "rejected": "y", "image": "0.png"},
+            {"id": "b", "prompt": "And the film?", "chosen": "x", "rejected": "y", "video": "v"},
+        ],
+    )
+    vl = [
+        {"id": "b", "query": f"<image>\n{asked[1]}", "response": ["x", "y"], "image": pictures[1]}
+    ]
+    pq.write_table(pa.Table.from_pylist(vl), tmp_path / "vl.parquet")
+    third = {"ID": "c", "Text": asked[2], "Image": "2.png", "Output1": "x", "Output2": "y"}
+    (tmp_path / "all_data.json").write_text(json.dumps([third]))
+    files = ("mm_reward_bench.jsonl", "vl.parquet", "all_data.json")
+    for against, name in zip(curate[0]["against"], files, strict=True):
+        against |= {"path": str(tmp_path / name), "split": None}
+
+    def row(question: int, shown: int | None, answer: str) -> dict[str, Any]:
+        parts: list[Any] = [] if shown is None else [{"type": "image"}]
+        return {
+            "prompt": [
+                {"role": "user", "content": [*parts, {"type": "text", "text": asked[question]}]}
+            ],
+            "chosen": [{"role": "assistant", "content": answer}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+            "images": [] if shown is None else [f"{shown}.png"],
+        }
+
+    first = [row(0, 0, "a"), row(0, 0, "b"), row(1, 1, "c"), row(3, 3, "kept"), row(0, 3, "kept")]
+    second = [row(2, 2, "d"), row(1, None, "kept")]
+    sources = []
+    for name, rows in (("rlaif_v", first), ("povid", second)):
+        sources.append({"path": write_jsonl(tmp_path / f"{name}.jsonl", rows), "name": name})
+    report = built(tmp_path / "out", sources, curate=curate)
+    written = rows_of(tmp_path / "out")
+    assert [r["chosen"][0]["content"] for r in written] == [[{"type": "text", "text": "kept"}]] * 3
+    sets = report["steps"][0]["account"]["sets"]
+    counted = {name: account["by_source"] for name, account in sets.items()}
+    rule = "same image, same prompt"
+    assert counted == {
+        "mm_rlhf_rewardbench": {"rlaif_v": {rule: 2}},
+        "vl_rewardbench": {"rlaif_v": {rule: 1}},
+        "multimodal_rewardbench": {"povid": {rule: 1}},
     }

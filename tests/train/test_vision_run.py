@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from palate import models
+from palate.evaluate import evaluate
 from palate.models import image_cache, vision
 from palate.models.loading import load_trained
 from palate.models.reward_files import load_reward_model
+from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.schema import ModelRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.train import reward, tune
 from palate.train.loop import Loop
+from palate.train.summary import closing_lines
+from text_formats import FIXTURES
 from tiny_vision import save_tiny_vision
 
 
@@ -104,6 +109,42 @@ def test_layouts_and_reference_kinds_agree(root: Path) -> None:
         tune(TuneRecipe.model_validate(values), quiet=True)
         runs[layout] = [row["loss"] for row in logged(root / f"layout-{layout}")]
     assert runs["plain"] == pytest.approx(runs["shared"], abs=1e-4)
+
+
+def test_mdpo_trains_on_the_same_answers_under_other_images(root: Path) -> None:
+    """DPO, its image-conditional form and the anchor, alike in both layouts."""
+    runs = {}
+    loss = {"type": "mixture", "losses": [{"type": "dpo"}, {"type": "anchor", "weight": 0.5}]}
+    for layout in ("plain", "shared"):
+        values = recipe(root, f"mdpo-{layout}", loss=loss)
+        values["data"] = values["data"] | {"image_contrast": {"kind": "crop"}}
+        values["train"] = values["train"] | {"layout": layout, "max_steps": 8}
+        tune(TuneRecipe.model_validate(values), quiet=True)
+        runs[layout] = logged(root / f"mdpo-{layout}")
+    losses = [row["loss"] for row in runs["plain"]]
+    # Before the first step every log-ratio is 0, the anchor's too.
+    assert losses[0] == pytest.approx(1.5 * math.log(2), abs=1e-5) and losses[-1] < losses[0]
+    assert losses == pytest.approx([row["loss"] for row in runs["shared"]], rel=5e-3)
+    data = read_json(root / "mdpo-plain" / "data.json")
+    assert data["image_contrast"]["sources"] == {"pairs.image_crop": 5}
+    assert (data["train"]["pairs"], data["sources"][0]["kept"]) == (11, 6)
+    named = {name for row in runs["plain"] for name in row if "pairs.image_crop" in name}
+    assert any("accurac" in name for name in named)
+
+
+def test_a_reward_model_learns_which_image_an_answer_is_of(root: Path) -> None:
+    """With contrasts alone nothing but the image tells chosen from rejected."""
+    values = recipe(root, "contrast-reward", pooling="mean")
+    values["data"] = values["data"] | {"image_contrast": {"kind": "blank", "replace": True}}
+    # What the row without an image would be right about is left out.
+    rows = (root / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (root / "seen.jsonl").write_text("".join(line for line in rows if '"images": []' not in line))
+    values["data"]["train"] = [{"path": str(root / "seen.jsonl")}]
+    values["train"] = {"batch_size_pairs": 4, "max_steps": 30, "learning_rate": 0.03}
+    reward(RewardRecipe.model_validate(values), quiet=True)
+    log = logged(root / "contrast-reward")
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.2)
+    assert log[-1]["accuracy"] == 1.0 and log[-1]["loss"] < 0.4
 
 
 def test_images_decide(root: Path) -> None:
@@ -234,7 +275,8 @@ def test_features_are_computed_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     for features in ("live", "cached", "auto"):
         ran.clear()
         values = recipe(root, f"features-{features}", loss={"type": "dpo"})
-        values["model"] = values["model"] | {"vision": {"features": features}}
+        kept = {} if features == "live" else {"features_dir": str(root / "kept-features")}
+        values["model"] = values["model"] | {"vision": {"features": features} | kept}
         values["train"] = values["train"] | {"max_steps": 8}
         tune(TuneRecipe.model_validate(values), quiet=True)
         losses[features] = [row["loss"] for row in logged(root / f"features-{features}")]
@@ -245,7 +287,7 @@ def test_features_are_computed_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert losses["auto"] == losses["cached"]
     # Of the last run nothing but the checks: two samples of a cache that was there.
     assert sum(ran) < 20
-    (folder,) = (root / "image_features").iterdir()
+    (folder,) = (root / "kept-features").iterdir()
     assert len(list(folder.glob("shard-*.safetensors"))) == 1
 
 
@@ -257,10 +299,80 @@ def test_a_reward_model_sees(root: Path) -> None:
     assert read_json(root / "reward" / "data.json")["sources"][0]["kept"] == 6
 
 
-def test_pictures_are_kept_once_under_their_content(root: Path) -> None:
-    kept = sorted((root / "images").iterdir())
+def test_what_comes_as_bytes_is_kept_once_under_its_content(root: Path) -> None:
+    """What comes as a path is read where it lies."""
+    data = (root / "b.png").read_bytes()
+    pictures = [[{"bytes": data, "path": None}]] * 2
+    sides = [[{"role": "assistant", "content": text}] for text in (" yes", " no", " never")]
+    asked: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    table = {"prompt": [asked] * 2, "chosen": sides[:2], "rejected": sides[1:], "images": pictures}
+    (root / "bytes").mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table(table), root / "bytes" / "rows.parquet")
+    values = recipe(root, "bytes/run", data={"train": [{"path": str(root / "bytes/rows.parquet")}]})
+    tune(TuneRecipe.model_validate(values | {"loss": {"type": "dpo"}}), quiet=True)
+    stored = {file.read_bytes() for file in (root / "bytes" / "images").iterdir()}
     own = {(root / f"{name}.png").read_bytes() for name in "ab"}
-    assert own <= {file.read_bytes() for file in kept}
-    assert len(kept) == len({file.read_bytes() for file in kept})
-    for file in kept:
-        Image.open(io.BytesIO(file.read_bytes())).verify()
+    assert data in stored and len(stored & own) == 1
+
+
+def test_a_policy_that_sees_is_evaluated(root: Path) -> None:
+    """On pairs, and on samples of prompts with images, by a reward model that sees them too."""
+    values = recipe(root, "evaluated", loss={"type": "dpo"})
+    values["data"] = values["data"] | {"eval": [{"path": str(root / "pairs.jsonl")}]}
+    values["train"] = values["train"] | {"eval_every_steps": 4}
+    run = tune(TuneRecipe.model_validate(values), quiet=True)
+    reward(RewardRecipe.model_validate(recipe(root, "evaluated-by")), quiet=True)
+    given = {
+        "output_dir": str(root / "evaluation"),
+        "runs": [str(root / "evaluated")],
+        "sampling": {"prompts": 6, "samples_per_prompt": 2, "max_new_tokens": 5},
+        "reward": {"type": "model", "path": str(root / "evaluated-by" / "model")},
+    }
+    result = evaluate(EvalRecipe.model_validate(given)).evaluation
+    (policy,) = result["policies"]
+    preference = policy["preference"]["all"]
+    assert preference["n"] == 6
+    assert preference["accuracy"] == pytest.approx(run.metrics["preference/accuracy"])
+    samples = policy["samples"]
+    # Six prompts, of which three have the same words of their own each; KL to the reference is
+    # computed on what was drawn under the images.
+    assert (samples["n"], samples["prompts"]) == (12, 6) and samples["kl"] > 0
+    assert "unscored" not in samples and math.isfinite(samples["reward"])
+    assert len((root / "evaluation" / "samples.jsonl").read_text().splitlines()) == 24
+
+
+def test_runs_say_whether_the_model_looks(root: Path) -> None:
+    """Held-out pairs again without their images, and with those of others."""
+    held = {"eval": [{"path": str(root / "pairs.jsonl")}]}
+    data = {"data": {"train": [{"path": str(root / "pairs.jsonl")}]} | held}
+    reward(RewardRecipe.model_validate(recipe(root, "looking-reward", **data)), quiet=True)
+    for kind in ("adapter_off", "cache"):
+        values = recipe(root, f"looking-{kind}", **data)
+        values |= {"loss": {"type": "dpo"}, "reference": {"kind": kind}}
+        tune(TuneRecipe.model_validate(values), quiet=True)
+    looks = {}
+    for name in ("reward", "adapter_off", "cache"):
+        (policy,) = read_json(root / f"looking-{name}" / "evaluation.json")["policies"]
+        looks[name] = policy["look"]
+        assert (policy["look"]["items"], policy["look"]["n"]) == (5, 5)
+        assert policy["look"]["others"]["n"] == 4, "one has both images"
+        lines = closing_lines(root / f"looking-{name}")
+        assert any(line.startswith("images of held-out pairs: ") for line in lines)
+    assert looks["adapter_off"]["blind"] == looks["cache"]["blind"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_videos_are_trained_on(family: str, tmp_path: Path) -> None:
+    """A model that takes videos is given one of three frames, another one three images."""
+    save_tiny_vision(tmp_path / "base", family)
+    source = FIXTURES / "mm_rlhf" / "dpo_pairs.jsonl"
+    values = recipe(tmp_path, "out", loss={"type": "dpo"}, data={"train": [{"path": str(source)}]})
+    values["train"] = values["train"] | {"max_steps": 2}
+    tune(TuneRecipe.model_validate(values), quiet=True)
+    told = read_json(tmp_path / "out" / "data.json")
+    (rows,) = told["sources"]
+    # Two pairs about an image each, one about a video, one of text; a tie is none.
+    assert (rows["kept"], sum(rows["dropped"].values())) == (4, 1)
+    placed = 2 + (2 if family == "qwen3_vl" else 3)
+    assert (told["images"]["rows"], told["images"]["placed"]) == (3, placed)
+    assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out"))

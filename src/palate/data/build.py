@@ -13,7 +13,9 @@ import numpy as np
 from palate.data.containers import named, source_name
 from palate.data.content import content_key, prompt_key
 from palate.data.encode import Drop, Encoder
-from palate.data.images import image_root
+from palate.data.image_account import describe_images
+from palate.data.image_contrast import ImageContrasts, TrainingPair, image_contrasts
+from palate.data.images import image_root, rooted
 from palate.data.items import Item, ItemKind
 from palate.data.ledger import Ledger, Role, describe
 from palate.data.mixture import row_keys, select
@@ -28,6 +30,7 @@ from palate.data.pairing import (
 from palate.data.schema import Content, Preference
 from palate.data.split import (
     joined_keys,
+    shared_images,
     shared_prompts,
     split_by_prompt,
     with_mismatched,
@@ -115,6 +118,8 @@ def build(
     rated = any(row.kind == "rated" for ledger in readings for row in ledger.result.rows)
     refuse_needless(data.pairing, rated=rated)
     _check_pairing(data.pairing, kind, ties=ties)
+    if data.image_contrast is not None:
+        _check_image_contrast(encoder, kind)
     encoded: dict[Role, list[_Made]] = {"train": [], "eval": []}
     for ledger in readings:
         encoded[ledger.role] += _encode(ledger, encoder, kind, data, seed)
@@ -125,7 +130,7 @@ def build(
             [prompt_key(_asked_first(row, data), seed, row.source) for _, row, _ in train],
             np.uint64,
         )
-        keys = joined_keys(keys, [item.prompts[0].ids for item, _, _ in train])
+        keys = joined_keys(keys, [item.prompts[0] for item, _, _ in train])
         out = split_by_prompt(keys, data.eval_fraction, where="data.eval_fraction").tolist()
         held = [made for made, is_out in zip(train, out, strict=True) if is_out]
         train = [made for made, is_out in zip(train, out, strict=True) if not is_out]
@@ -136,6 +141,9 @@ def build(
         train, mixture = _mixed(train, names, data.mixture, kind, seed)
     for row in {id(row): row for row in rows_given}.values():
         row.settle()
+    contrasts = _contrasts(train, data, encoder, seed)
+    if contrasts is not None:
+        train = _with_contrasts(train, contrasts, replace=contrasts.report["replaced"] > 0)
     items = [item for item, *_ in train]
     held_items = [item for item, *_ in held]
     if kind == "unpaired":
@@ -151,10 +159,15 @@ def build(
         "mixture": mixture,
         "train": describe(items),
         "eval": None,
+        "images": describe_images(numbered, encoder.images),
     }
+    if contrasts is not None:
+        report["image_contrast"] = contrasts.report
     if held_items:
         report["eval"] = describe(held_items)
         report["eval"]["prompts_in_train"] = shared_prompts(items, held_items)
+        if (shared := shared_images(items, held_items)) is not None:
+            report["eval"]["images_in_train"] = shared
     return Dataset(
         train=items,
         eval=held_items,
@@ -167,6 +180,8 @@ def build(
 
 def _read(source: DataSource, role: Role, seed: int) -> Ledger:
     result = read_source(source, seed=seed)
+    root = image_root(source.path)
+    result = dataclasses.replace(result, rows=[rooted(row, root) for row in result.rows])
     return Ledger(name=source_name(source), path=source.path, role=role, result=result)
 
 
@@ -183,6 +198,46 @@ def _check_pairing(pairing: PairingRecipe | None, kind: ItemKind, *, ties: bool)
             "`data.pairing.chosen`: with `every`, one response is both chosen and rejected, and "
             "`loss.type: kto` takes each by itself; use `best` or `top_k`"
         )
+
+
+def _check_image_contrast(encoder: Encoder, kind: ItemKind) -> None:
+    if kind != "pair":
+        raise RecipeError(
+            f"`data.image_contrast`: makes pairs, and this is trained on {_NEEDS[kind]}: delete it"
+        )
+    if encoder.images is None:
+        raise RecipeError("`data.image_contrast`: this model sees no images: delete it")
+
+
+def _contrasts(
+    train: Sequence[_Made], data: DataRecipe, encoder: Encoder, seed: int
+) -> ImageContrasts | None:
+    """What `image_contrast` makes, with what it loses entered in the ledgers."""
+    if data.image_contrast is None:
+        return None
+    pairs = [
+        TrainingPair(item=item, row=row, root=image_root(origin.ledger.path))
+        for item, row, origin in train
+    ]
+    contrasts = image_contrasts(pairs, data.image_contrast, encoder, seed)
+    for place, reason in contrasts.dropped.items():
+        _, row, origin = train[place]
+        origin.ledger.drop_contrast(row.row, reason)
+    return contrasts
+
+
+def _with_contrasts(
+    train: Sequence[_Made], contrasts: ImageContrasts, *, replace: bool
+) -> list[_Made]:
+    """The pairs, each with its contrast behind it or in its place."""
+    pairs: list[_Made] = []
+    for place, made in enumerate(train):
+        contrast = contrasts.pairs.get(place)
+        if contrast is None or not replace:
+            pairs.append(made)
+        if contrast is not None:
+            pairs.append((*contrast, made[2]))
+    return pairs
 
 
 def _encode(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from palate.data.schema import Content, ImageRef, Part, has_parts, images_in, map_images
+from palate.data.schema import Content, ImageRef, Message, Part, has_parts, images_in, map_parts
 
 _DUMPS = json.JSONEncoder(sort_keys=True).encode
 UNPLACED = ImageRef()
@@ -32,7 +32,32 @@ def bare(content: Content) -> Any:
 def with_images(content: Content, images: Iterable[ImageRef]) -> Content:
     """The content with these images in its image parts, in order: as many as there are parts."""
     rest = iter(images)
-    return map_images(content, lambda _: next(rest))
+    return map_parts(
+        content,
+        lambda part: [{"type": "image", "image": next(rest)} if part["type"] == "image" else part],
+    )
+
+
+def without_images(content: Content) -> Content:
+    """The content without its images. A line break right after an image goes with it."""
+    if isinstance(content, str):
+        return content
+    return [
+        turn
+        if isinstance(turn["content"], str)
+        else Message(role=turn["role"], content=_text_of(turn["content"]))
+        for turn in content
+    ]
+
+
+def _text_of(parts: Sequence[Part]) -> str:
+    texts = []
+    after_image = False
+    for part in parts:
+        if part["type"] == "text":
+            texts.append(part["text"].removeprefix("\n") if after_image else part["text"])
+        after_image = part["type"] != "text"
+    return "".join(texts)
 
 
 def image_key(image: ImageRef, source: str = "") -> str:
@@ -83,4 +108,6 @@ def prompt_key(prompt: Content, seed: int, source: str = "") -> int:
 
 
 def _bare_part(part: Part) -> dict[str, str]:
-    return {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    return {"type": part["type"]}

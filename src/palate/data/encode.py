@@ -7,6 +7,7 @@ what a model sees when it writes the response. BOS and EOS are added here, never
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,20 @@ from typing import Any
 from palate.data.images import ImageError
 from palate.data.items import Desirable, Item, Label, PairLabel, Ranks, Tokens
 from palate.data.placing import ImageText, ImageTexts, bare_turns, placed, written_out
-from palate.data.schema import Content, Message, Preference, images_in, text_in
+from palate.data.schema import (
+    Content,
+    Message,
+    Preference,
+    image_of,
+    images_in,
+    parts_in,
+    text_in,
+    video_of,
+)
 from palate.data.templates import PLAIN, PROBE, PROBE_ANSWER, ChatTemplate, Refused, Rendered
 from palate.data.tokenizer import SequenceTokenizer
-from palate.data.truncate import TooLong, truncate, truncate_prompt
+from palate.data.truncate import MANY_IMAGES, TooLong, truncate, truncate_prompt
+from palate.data.videos import with_frames
 from palate.errors import DataError
 from palate.recipes.schema import LengthRecipe
 
@@ -26,7 +37,8 @@ SAME_TOKENS = "chosen and rejected are the same tokens"
 SAME_CUT = "chosen and rejected are the same tokens after truncation"
 NO_TOKENS = "response without a token"
 NO_START = "empty prompt, and the tokenizer has no BOS"
-HAS_IMAGES = "holds images, which are not read here"
+HAS_IMAGES = "holds images, and the model reads none"
+AS_IMAGES = "this model takes no videos: up to %d frames of each are shown as images"
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,7 @@ class Encoder:
         self.template = ChatTemplate(tokenizer, chat_template)
         self.length = length or LengthRecipe()
         self.images = images
+        self._warned = False
 
     def encode_row(self, row: Preference) -> Item | Drop:
         """One row; see `encode`."""
@@ -93,12 +106,35 @@ class Encoder:
         """
         if any(row.kind == "rated" and any(r.rank is None for r in row.responses) for row in rows):
             raise ValueError("rated rows have no token form: make pairs of them first")
-        parts = [_sides(row) if row.has_own_prompts else [row] for row in rows]
+        shown = [self._with_frames(row, root) if row.has_videos else row for row in rows]
+        parts = [_sides(row) for row in shown]
         encoded = iter(self._encode_rows([side for sides in parts for side in sides], root))
         return [
-            next(encoded) if len(sides) == 1 else _joined(row, [next(encoded) for _ in sides])
-            for row, sides in zip(rows, parts, strict=True)
+            Encoded(item=row)
+            if isinstance(row, Drop)
+            else next(encoded)
+            if len(sides) == 1
+            else _joined(row, [next(encoded) for _ in sides])
+            for row, sides in zip(shown, parts, strict=True)
         ]
+
+    def _with_frames(self, row: Preference, root: Path) -> Preference | Drop:
+        """The row with its videos as frames, as images where the model takes no videos."""
+        if self.images is None:
+            return Drop(HAS_IMAGES)
+        try:
+            if self.images.videos_as_images and not self._warned:
+                self._warned = True
+                logging.getLogger("palate").warning(AS_IMAGES, self.images.video_frames)
+            return row.with_contents(lambda content: self._framed(content, root))
+        except ImageError as error:
+            return Drop(error.reason)
+
+    def _framed(self, content: Content, root: Path) -> Content:
+        if self.images is None:
+            return content
+        as_images = self.images.videos_as_images
+        return with_frames(content, root, self.images.video_frames, as_images=as_images)
 
     def _encode_rows(self, rows: Sequence[Preference], root: Path) -> list[Encoded]:
         """As `encode`, of rows whose responses all answer the row's prompt."""
@@ -125,6 +161,7 @@ class Encoder:
             ModelError: the template cannot be used.
         """
         try:
+            prompt = self._framed(prompt, root)
             if isinstance(prompt, str):
                 rendered = Rendered(prompt=prompt, responses=())
             else:
@@ -218,7 +255,12 @@ class Encoder:
     ) -> Rendered:
         """A chat as text, with what stands for its images in their places."""
         self._refuse_special([*prompt, *(turn for side in sides for turn in side)])
-        images = [self._texts_of(list(content), root) for content in (prompt, *sides)]
+        seen = self._texts_of(list(prompt), root)
+        images = [seen, *(self._texts_of(list(side), root, before=len(seen)) for side in sides)]
+        asked, *answered = (sum(image.tokens for image in of_text) for of_text in images)
+        limit = self.length.max_image_tokens
+        if limit is not None and asked + max(answered, default=0) > limit:
+            raise Refused(MANY_IMAGES)
         rendered = self.template.render(bare_turns(prompt), list(map(bare_turns, sides)))
         if self.images is None or not any(images):
             return rendered
@@ -229,18 +271,28 @@ class Encoder:
         )
         return dataclasses.replace(rendered, prompt=prompt_text, responses=tuple(responses))
 
-    def _texts_of(self, content: Content, root: Path) -> list[ImageText]:
-        """What stands for each image of a content.
+    def _texts_of(self, content: Content, root: Path, before: int = 0) -> list[ImageText]:
+        """What stands for each image and video of a content.
+
+        Args:
+            before: how many stand in the prompt of a response.
 
         Raises:
             ImageError: one cannot be used.
         """
-        images = images_in(content)
-        if not images:
+        if not images_in(content):
             return []
         if self.images is None:
             raise ImageError(HAS_IMAGES)
-        return [self.images.of(image, root) for image in images]
+        texts = []
+        parts = parts_in(content)
+        alone = before + sum(part["type"] != "text" for part in parts) == 1
+        for part in parts:
+            if part["type"] == "image":
+                texts.append(self.images.of(image_of(part), root, alone=alone))
+            elif part["type"] == "video":
+                texts.append(self.images.of_video(video_of(part), root))
+        return texts
 
     def _render_text(self, row: Preference, prompt: str) -> Rendered:
         sides = []
@@ -292,9 +344,12 @@ class Encoder:
             return Encoded(item=Drop(SAME_TOKENS))
         try:
             fitted = truncate(prompt, tail, responses, self.length, bos=self.tokens.bos)
-            asked = placed(fitted.prompt, self._texts_of(row.prompt, root))
-            taken = zip(fitted.responses, row.responses, strict=False)
-            answers = [placed(ids, self._texts_of(r.content, root)) for ids, r in taken]
+            seen = self._texts_of(row.prompt, root)
+            asked = placed(fitted.prompt, seen)
+            answers = [
+                placed(ids, self._texts_of(response.content, root, before=len(seen)))
+                for ids, response in zip(fitted.responses, row.responses, strict=False)
+            ]
         except (TooLong, Refused) as error:
             return Encoded(item=Drop(error.reason))
         if row.kind == "pair" and fitted.responses[0] == fitted.responses[1]:
@@ -345,8 +400,12 @@ class Encoder:
         return ids, continuations[rendered.tail] if rendered.tail else ()
 
 
-def _sides(row: Preference) -> list[Preference]:
-    """Both sides of a pair with prompts of their own, each as a demonstration."""
+def _sides(row: Preference | Drop) -> list[Preference]:
+    """Both sides of a pair with prompts of their own, each as a demonstration; else the row."""
+    if isinstance(row, Drop):
+        return []
+    if not row.has_own_prompts:
+        return [row]
     assert row.kind == "pair", "only pairs have sides"
     return [
         dataclasses.replace(

@@ -29,6 +29,9 @@ from palate.store.files import write_bytes
 
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 """Format -> ending of the stored file."""
+_KINDS = {"MPO": "JPEG"}
+"""Formats that Pillow tells apart from what they are: a JPEG with more pictures behind it, as
+telephones write it, of which the first is the photograph."""
 
 ADDRESS = "an address: images are not fetched"
 OUTSIDE = "a path that leads out of the image folder"
@@ -37,10 +40,15 @@ UNREADABLE = "cannot be read"
 NOTHING = "neither a path nor data"
 EMPTY = "empty file"
 TOO_MANY_BYTES = "more bytes than images.max_bytes"
-TOO_MANY_PIXELS = "more pixels than images.max_pixels"
+TOO_MANY_PIXELS = "too many pixels to be decoded"
 NOT_AN_IMAGE = "not an image of a known format"
 OTHER_FORMAT = "of a format that images.formats leaves out"
 BROKEN = "broken or cut short"
+TOO_LONG = "one side is more than 200 times the other"
+UNFIT = "refused by the model's image processor"
+LONGEST = 200
+"""How many times the other side one may be: beyond that Qwen's processors refuse an image, and
+those that scale its shorter side to a given size make gigabytes of it."""
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 # Pillow gives these for files that are broken inside, besides OSError.
@@ -66,6 +74,7 @@ class ImageInfo:
     Attributes:
         digest: hex SHA-256 of the encoded file. width, height: pixels. format: as Pillow names it.
         bytes: of the encoded file.
+        animated: it has more frames than the first, which alone is looked at.
     """
 
     digest: str
@@ -73,6 +82,7 @@ class ImageInfo:
     height: int
     format: str
     bytes: int
+    animated: bool = False
 
     @property
     def name(self) -> str:
@@ -86,6 +96,17 @@ def image_root(path: str) -> Path:
     return place if place.is_dir() else place.parent
 
 
+def rooted(row: Preference, root: Path) -> Preference:
+    """The row with images that know where their paths start; nothing is read."""
+    if not row.has_images:
+        return row
+
+    def placed(image: ImageRef) -> ImageRef:
+        return dataclasses.replace(image, root=image.root or root)
+
+    return row.with_images(placed)
+
+
 def find(path: str, root: Path) -> Path:
     """The file that a path of the data names.
 
@@ -96,6 +117,31 @@ def find(path: str, root: Path) -> Path:
     Raises:
         ImageError: an address, a path out of the root, or nothing there.
     """
+    target = _inside(path, root)
+    try:
+        # A name may be too long to be looked up.
+        there = target.is_file()
+    except OSError:
+        there = False
+    if not there:
+        raise ImageError(MISSING)
+    return target
+
+
+def find_folder(path: str, root: Path) -> Path:
+    """The folder that a path of the data names; otherwise as `find`."""
+    target = _inside(path, root)
+    try:
+        there = target.is_dir()
+    except OSError:
+        there = False
+    if not there:
+        raise ImageError(MISSING)
+    return target
+
+
+def _inside(path: str, root: Path) -> Path:
+    """Where a path leads, below the root."""
     if _ADDRESS.match(path) and not PureWindowsPath(path).drive:
         raise ImageError(ADDRESS)
     if not path or "\0" in path:
@@ -106,14 +152,10 @@ def find(path: str, root: Path) -> Path:
     try:
         inside = root.resolve()
         target = (root / path).resolve()
-        # A name may be too long to be looked up.
-        there = target.is_file()
     except (OSError, RuntimeError):
         raise ImageError(MISSING) from None
     if not target.is_relative_to(inside):
         raise ImageError(OUTSIDE)
-    if not there:
-        raise ImageError(MISSING)
     return target
 
 
@@ -152,7 +194,9 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
     if len(data) > limits.max_bytes:
         raise ImageError(TOO_MANY_BYTES)
     with warnings.catch_warnings():
-        # Our own limit is checked below, before a pixel is decoded.
+        # Our own limit is checked below, before a pixel is decoded; no pixel depends on what else
+        # Pillow warns about, such as EXIF that is none.
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             opened = Image.open(io.BytesIO(data), formats=tuple(SUFFIXES))
@@ -163,7 +207,8 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
         except _DECODING:
             raise ImageError(BROKEN) from None
         with opened:
-            if opened.format not in limits.formats:
+            kind = _KINDS.get(str(opened.format), str(opened.format))
+            if kind not in limits.formats:
                 raise ImageError(OTHER_FORMAT)
             width, height = opened.size
             if width * height > limits.max_pixels:
@@ -176,9 +221,18 @@ def check(data: bytes, limits: ImagesRecipe) -> ImageInfo:
                 digest=hashlib.sha256(data).hexdigest(),
                 width=width,
                 height=height,
-                format=str(opened.format),
+                format=kind,
                 bytes=len(data),
+                animated=kind != "JPEG" and _is_animated(opened),
             )
+
+
+def _is_animated(opened: Image.Image) -> bool:
+    """Whether there is a frame behind the first one. A later one that is broken is as none."""
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except _DECODING:
+        return False
 
 
 @dataclass
@@ -200,33 +254,22 @@ class ImageStore:
         return path
 
 
-def located(
-    row: Preference, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
-) -> Preference:
-    """The row with its images told by what they show, wherever it is read from then on.
-
-    Args:
-        root: folder that paths of the row start from.
-        store: takes images that come as bytes; default: they stay with the row.
-
-    Returns:
-        the row, whose images have `digest`, and `path` and `root`, or `data`.
+def located_image(
+    image: ImageRef, root: Path, limits: ImagesRecipe, store: ImageStore | None = None
+) -> ImageRef:
+    """One image as `located` gives it.
 
     Raises:
-        ImageError: of the first image that cannot be used.
+        ImageError: it cannot be used.
         RunError: a write failed.
     """
-
-    def found(image: ImageRef) -> ImageRef:
-        data = load(image, root, limits)
-        info = check(data, limits)
-        if image.data is None:
-            return ImageRef(path=image.path, digest=info.digest, root=image.root or root)
-        if store is None:
-            return ImageRef(data=data, digest=info.digest)
-        return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
-
-    return row.with_images(found)
+    data = load(image, root, limits)
+    info = check(data, limits)
+    if image.data is None:
+        return ImageRef(path=image.path, digest=info.digest, root=image.root or root)
+    if store is None:
+        return ImageRef(data=data, digest=info.digest)
+    return ImageRef(path=store.put(data, info).name, digest=info.digest, root=store.folder)
 
 
 def checked(
@@ -296,7 +339,8 @@ class ImageCounts:
 
     def result(self) -> dict[str, Any] | None:
         """The entry `images` of data.json: read = sum of the others' times + refused; None where
-        there were none. Widths, heights (pixels) and bytes are of distinct images."""
+        there were none. Widths, heights (pixels), bytes and `animated`, images of which only the
+        first frame is looked at, are of distinct images."""
         seen = [info for info, _ in self._seen.values()]
         times = [n for _, n in self._seen.values()]
         if not seen and not self.refused:
@@ -310,6 +354,7 @@ class ImageCounts:
             "broken": dict(self.refused.most_common()),
             "bytes": sum(info.bytes for info in seen),
             "formats": dict(Counter(info.format for info in seen).most_common()),
+            "animated": sum(info.animated for info in seen),
             "width": _spread([info.width for info in seen]),
             "height": _spread([info.height for info in seen]),
         }

@@ -20,18 +20,20 @@ ItemKind = Literal["pair", "rated", "unpaired", "demonstration"]
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
-    """An image in a text: its placeholder tokens, and the digest of its encoded file.
+    """An image or a video in a text: its placeholder tokens, and the digest of what it shows.
 
     Attributes:
         start: of its first token. length: how many stand for it, separators among them included.
-        digest: hex SHA-256 of the file.
+        digest: hex SHA-256 of the file; of a video of its frames.
         grid: (frames, rows, columns) of its tokens, where positions go by them.
+        interval: between the positions of two frames.
     """
 
     start: int
     length: int
     digest: str
     grid: tuple[int, int, int] | None = None
+    interval: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palate.data.items import Desirable, Item, PairLabel, Ranks, Tokens, sequence_key
+from palate.data.items import Desirable, Item, PairLabel, PlacedImage, Ranks, Tokens, sequence_key
 from palate.data.trees import TEXT, Ids, Run, VisionLayout, plain_rows, run_of, shared_rows
 
 Layout = Literal["plain", "shared"]
@@ -236,16 +236,37 @@ def collate(
         targets=_flat(targets),
         segment=_flat(segment),
         position=_flat(position),
-        images=_images(sequences, rows.order, lays.placeholder),
+        images=_images(sequences, rows.order, lays),
         keys=tuple(sequence_key(*sequence) for sequence in sequences),
         **fields,
     )
 
 
+def images_of(prompts: Sequence[Tokens], vision: VisionLayout | None) -> ImageBatch | None:
+    """The images of rows that are prompts alone, in reading order; None where they have none."""
+    order = [(i, k) for i, prompt in enumerate(prompts) for k in range(len(prompt.images))]
+    return _images([(prompt, Tokens(())) for prompt in prompts], order, vision or TEXT)
+
+
+def seen_tokens(part: Tokens, image: PlacedImage, vision: VisionLayout) -> int:
+    """How many tokens features take the place of, in an image of a prompt or a response."""
+    ids = part.ids[image.start : image.start + image.length]
+    return sum(map(ids.count, vision.seen))
+
+
+def on_device(images: ImageBatch, device: torch.device | str) -> ImageBatch:
+    """The same images with every tensor on `device`."""
+
+    def moved(values: Sequence[dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
+        return tuple({name: v.to(device) for name, v in value.items()} for value in values)
+
+    return dataclasses.replace(images, pixels=moved(images.pixels), features=moved(images.features))
+
+
 def _images(
     sequences: Sequence[tuple[Tokens, Tokens]],
     order: Sequence[tuple[int, int]],
-    placeholder: int,
+    vision: VisionLayout,
 ) -> ImageBatch | None:
     """The images of rows, in the order in which `order` names (sequence, number) of each."""
     if not order:
@@ -259,8 +280,7 @@ def _images(
         image = part.images[number if in_prompt else number - len(prompt.images)]
         digests.append(image.digest)
         if image.digest not in lengths:
-            ids = part.ids[image.start : image.start + image.length]
-            lengths[image.digest] = ids.count(placeholder)
+            lengths[image.digest] = seen_tokens(part, image, vision)
     numbers = {digest: number for number, digest in enumerate(lengths)}
     return ImageBatch(
         digests=tuple(lengths),

@@ -76,6 +76,10 @@ class Ledger:
         self.items_dropped[reason] += 1
         self._quarantine(self.path, row, None, reason)
 
+    def drop_contrast(self, row: int | None, reason: str) -> None:
+        """Enters a pair that `image_contrast` could not make; its own account counts it."""
+        self._quarantine(self.path, row, "images", reason)
+
     def leave_out(self, row: int | None, reason: str) -> None:
         """Counts a response of a row that is kept for its others."""
         self.left_out[reason] += 1
@@ -141,7 +145,7 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
         described["desirable"] = sum(label.desirable for label in labels)
     described["prompts"] = len({item.prompts[0] for item in items})
     described["tokens"] = {name: sum(lengths) for name, lengths in sides.items()}
-    described["length"] = {name: _lengths(lengths) for name, lengths in sides.items()}
+    described["length"] = {name: spread(lengths) for name, lengths in sides.items()}
     if kind == "pair":
         longer = [1.0 if p.longer > 0 else 0.5 if p.longer == 0 else 0.0 for p in items]
         described["longer_is_chosen"] = sum(longer) / len(longer)
@@ -149,7 +153,8 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     return described
 
 
-def _lengths(lengths: list[int]) -> dict[str, float]:
+def spread(lengths: list[int]) -> dict[str, float]:
+    """Mean, median, 95th percentile and maximum."""
     return {
         "mean": float(np.mean(lengths)),
         "p50": float(np.percentile(lengths, 50)),

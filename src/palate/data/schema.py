@@ -5,7 +5,7 @@ Imports nothing of ours but the errors. Text is never altered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -43,7 +43,40 @@ class ImagePart(TypedDict):
     image: ImageRef
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True, kw_only=True)
+class VideoRef:
+    """One video of a row: its frames in order, or where they are to be found.
+
+    Attributes:
+        frames: empty while they have not been looked up.
+        file: a folder of frames or a video file, relative to the source's folder.
+        rate: frames a second of `frames`, where it is known.
+    """
+
+    frames: tuple[ImageRef, ...] = ()
+    file: ImageRef | None = None
+    rate: float | None = None
+
+    @property
+    def refs(self) -> tuple[ImageRef, ...]:
+        """What it lies in."""
+        return self.frames or (() if self.file is None else (self.file,))
+
+    def mapped(self, change: Callable[[ImageRef], ImageRef]) -> VideoRef:
+        """The same with other files, `change` called in the order of `refs`."""
+        if self.frames:
+            return replace(self, frames=tuple(map(change, self.frames)))
+        return replace(self, file=None if self.file is None else change(self.file))
+
+
+class VideoPart(TypedDict):
+    """A video at its place among the texts of a turn."""
+
+    type: Literal["video"]
+    video: VideoRef
+
+
+Part = TextPart | ImagePart | VideoPart
 
 
 class Message(TypedDict):
@@ -74,6 +107,16 @@ def image_of(part: ImagePart) -> ImageRef:
     return ImageRef(path=None if image is None else str(image))
 
 
+def video_of(part: VideoPart) -> VideoRef:
+    """The video of a part. Callers of scorers may give it as a path or as a list of frames."""
+    video: Any = part.get("video")
+    if isinstance(video, VideoRef):
+        return video
+    if isinstance(video, (list, tuple)):
+        return VideoRef(frames=tuple(image_of({"type": "image", "image": v}) for v in video))
+    return VideoRef(file=None if video is None else ImageRef(path=str(video)))
+
+
 def has_parts(content: Content) -> bool:
     """Whether a turn of it is made of parts, as turns with images are."""
     if not isinstance(content, str):
@@ -83,36 +126,55 @@ def has_parts(content: Content) -> bool:
     return False
 
 
-def images_in(content: Content) -> list[ImageRef]:
-    """The images of a text or chat, in the order of its parts."""
+def parts_in(content: Content) -> list[Part]:
+    """The parts of all turns that are made of parts."""
     if isinstance(content, str) or not has_parts(content):
         return []
-    contents = (turn["content"] for turn in content)
-    parts = (
-        part
-        for turn_content in contents
-        if not isinstance(turn_content, str)
-        for part in turn_content
-    )
-    return [image_of(part) for part in parts if part["type"] == "image"]
+    contents = [turn["content"] for turn in content]
+    return [part for parts in contents if not isinstance(parts, str) for part in parts]
 
 
-def map_images(content: Content, change: Callable[[ImageRef], ImageRef]) -> Content:
-    """The same content with other images, `change` called in the order of its parts."""
+def images_in(content: Content) -> list[ImageRef]:
+    """The images of a text or chat and the files of its videos, in the order of its parts."""
+    images: list[ImageRef] = []
+    for part in parts_in(content):
+        if part["type"] == "image":
+            images.append(image_of(part))
+        elif part["type"] == "video":
+            images += video_of(part).refs
+    return images
+
+
+def has_video(content: Content) -> bool:
+    """Whether a video is among its parts."""
+    return any(part["type"] == "video" for part in parts_in(content))
+
+
+def map_parts(content: Content, change: Callable[[Part], Sequence[Part]]) -> Content:
+    """The same content with other parts in the place of each."""
     if isinstance(content, str) or not has_parts(content):
         return content
-
-    def part_of(part: Part) -> Part:
-        if part["type"] == "text":
-            return part
-        return {"type": "image", "image": change(image_of(part))}
-
     return [
         turn
         if isinstance(turn["content"], str)
-        else Message(role=turn["role"], content=list(map(part_of, turn["content"])))
+        else Message(
+            role=turn["role"], content=[new for part in turn["content"] for new in change(part)]
+        )
         for turn in content
     ]
+
+
+def map_images(content: Content, change: Callable[[ImageRef], ImageRef]) -> Content:
+    """The same content with other images, `change` called in the order of `images_in`."""
+
+    def part_of(part: Part) -> list[Part]:
+        if part["type"] == "text":
+            return [part]
+        if part["type"] == "video":
+            return [{"type": "video", "video": video_of(part).mapped(change)}]
+        return [{"type": "image", "image": change(image_of(part))}]
+
+    return map_parts(content, part_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +270,7 @@ class Preference:
 
     @property
     def all_images(self) -> tuple[ImageRef, ...]:
-        """Those of everything in the row."""
+        """Those of everything in the row, and the files of its videos."""
         if isinstance(self.prompt, str):
             return ()
         contents = self.contents
@@ -224,13 +286,22 @@ class Preference:
         contents = self.contents
         return any(map(has_parts, contents)) and any(map(images_in, contents))
 
+    @property
+    def has_videos(self) -> bool:
+        """Whether there is a video anywhere in the row."""
+        return not isinstance(self.prompt, str) and any(map(has_video, self.contents))
+
     def with_images(self, change: Callable[[ImageRef], ImageRef]) -> Preference:
         """The row with other images, `change` called in the order of `all_images`."""
-        prompt = map_images(self.prompt, change)
+        return self.with_contents(lambda content: map_images(content, change))
+
+    def with_contents(self, change: Callable[[Content], Content]) -> Preference:
+        """The row with other contents, `change` called in the order of `contents`."""
+        prompt = change(self.prompt)
         responses = []
         for response in self.responses:
-            asked = None if response.prompt is None else map_images(response.prompt, change)
-            content = map_images(response.content, change)
+            asked = None if response.prompt is None else change(response.prompt)
+            content = change(response.content)
             responses.append(replace(response, prompt=asked, content=content))
         return replace(self, prompt=prompt, responses=tuple(responses))
 

@@ -34,12 +34,14 @@ class Traits:
             this machine it is not: passes of other shapes round differently.
         modalities: what prompts may hold. A scorer that looks at no prompt at all takes images.
         reads_prompt: whether a score depends on the prompt at all.
+        blind: why a prompt with images gets no score, where `modalities` leaves images out.
     """
 
     relative: bool = False
     independent: bool = False
     modalities: frozenset[Modality] = TEXT
     reads_prompt: bool = True
+    blind: str = HAS_IMAGES
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,15 @@ class Scorer(Protocol):
 def ask(scorer: Scorer, groups: Sequence[Group]) -> list[list[Score]]:
     """Scores of groups by a scorer; prompts with images get no value from one that reads text."""
     readable = [
-        "image" in scorer.traits.modalities
-        or not (has_images(group.prompt) or any(map(has_images, group.responses)))
+        # A scorer may have to be loaded to say what it reads.
+        not (has_images(group.prompt) or any(map(has_images, group.responses)))
+        or "image" in scorer.traits.modalities
         for group in groups
     ]
     asked = [group for group, reads in zip(groups, readable, strict=True) if reads]
     scored = iter(scorer.score(asked) if asked else [])
     return [
-        next(scored) if reads else [Score(None, HAS_IMAGES)] * len(group.responses)
+        next(scored) if reads else [Score(None, scorer.traits.blind)] * len(group.responses)
         for group, reads in zip(groups, readable, strict=True)
     ]
 

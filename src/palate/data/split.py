@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from palate.data.items import Desirable, Item, TokenIds, Tokens
+from palate.data.items import Desirable, Item, Tokens
 from palate.errors import DataError, RecipeError
 
 
@@ -38,16 +38,16 @@ def split_by_prompt(
     return held
 
 
-def joined_keys(
-    keys: npt.NDArray[np.uint64], encoded: Sequence[TokenIds]
-) -> npt.NDArray[np.uint64]:
+def joined_keys(keys: npt.NDArray[np.uint64], encoded: Sequence[Tokens]) -> npt.NDArray[np.uint64]:
     """[N], one key, the least, for prompts that truncation has made equal.
 
     Args:
-        encoded: [N], token ids of the prompts.
+        encoded: [N], tokens of the prompts, with their images.
     """
-    numbers: dict[TokenIds, int] = {}
-    by_tokens = np.array([numbers.setdefault(ids, len(numbers)) for ids in encoded], dtype=np.int64)
+    numbers: dict[Tokens, int] = {}
+    by_tokens = np.array(
+        [numbers.setdefault(each, len(numbers)) for each in encoded], dtype=np.int64
+    )
     by_key = np.unique(keys, return_inverse=True)[1]
     before = None
     # One prompt may be written in two ways, each cut to the tokens of another prompt, and so on.
@@ -58,6 +58,18 @@ def joined_keys(
             np.minimum.at(least, group, keys)
             keys = least[group]
     return keys
+
+
+def shared_images(train: Sequence[Item], held: Sequence[Item]) -> int | None:
+    """Number of distinct images of evaluation items that are also trained on; None of none."""
+    known, asked = images_of(train), images_of(held)
+    return len(asked & known) if asked else None
+
+
+def images_of(items: Iterable[Item]) -> set[str]:
+    """Digests of the images of items."""
+    sequences = (sequence for item in items for sequence in item.sequences)
+    return {image.digest for sequence in sequences for part in sequence for image in part.images}
 
 
 def shared_prompts(train: Sequence[Item], held: Sequence[Item]) -> int:

@@ -30,12 +30,20 @@ class VisionLayout:
         blocks: tokens of one image see each other, whatever their order.
         prompts: tokens of a prompt see each other.
         placeholder: id of the tokens that features take the place of.
+        video: id of those of a video, for a model that takes videos. It is run as the placeholder
+            of images is: the tower treats both alike, and features take its place.
     """
 
     axes: int = 1
     blocks: bool = False
     prompts: bool = False
     placeholder: int = -1
+    video: int = -1
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Ids of the tokens that features take the place of, those of videos too."""
+        return self.placeholder, self.video
 
     @property
     def is_causal(self) -> bool:
@@ -86,7 +94,7 @@ def run_of(prompt: Tokens, response: Tokens, cut: int, vision: VisionLayout = TE
         for number, (start, stop, image) in enumerate(placed):
             # Told apart by what it shows; below 0, where no id is.
             marks[start:stop] = -1 - (int(image.digest[:12], 16) + ids[start:stop])
-            inside = start + np.flatnonzero(ids[start:stop] == vision.placeholder)
+            inside = start + np.flatnonzero(np.isin(ids[start:stop], vision.seen))
             numbers[inside] = number
             if vision.blocks and len(inside):
                 begins = begins.copy() if begins is places else begins
@@ -98,7 +106,7 @@ def run_of(prompt: Tokens, response: Tokens, cut: int, vision: VisionLayout = TE
         marks[: len(prompt)] = -1 - (int(whole[:12], 16) + marks[: len(prompt)])
         begins = np.where(places < len(prompt), 0, begins)
     return Run(
-        ids=ids,
+        ids=np.where(numbers >= 0, vision.placeholder, ids) if placed else ids,
         marks=marks,
         positions=_positions(n, placed, vision.axes),
         begins=begins,
@@ -119,7 +127,8 @@ def _placed(prompt: Tokens, response: Tokens, n: int) -> list[tuple[int, int, Pl
 
 def _positions(n: int, placed: Sequence[tuple[int, int, PlacedImage]], axes: int) -> Ids:
     """[axes, n]. On several axes the tokens of an image are counted by where they lie in it, and
-    the text behind it goes on after the greatest of them (Qwen2-VL, arXiv 2409.12191)."""
+    the text behind it goes on after the greatest of its rows and columns (Qwen2-VL, arXiv
+    2409.12191; of videos as transformers' `get_rope_index` counts: frames lie `interval` apart)."""
     if axes == 1 or not placed:
         return np.tile(np.arange(n), (axes, 1))
     parts: list[Ids] = []
@@ -129,8 +138,9 @@ def _positions(n: int, placed: Sequence[tuple[int, int, PlacedImage]], axes: int
         following += start - end
         assert image.grid is not None, "an image without its grid, and positions on several axes"
         grid = np.indices(image.grid).reshape(3, -1)[:, : stop - start]
+        grid[0] = grid[0] * image.interval
         parts.append(following + grid)
-        following += max(image.grid) if grid.size else 0
+        following += max(image.grid[1:]) if grid.size else 0
         end = stop
     parts.append(np.tile(following + np.arange(n - end), (axes, 1)))
     return np.concatenate(parts, axis=1)

@@ -10,6 +10,7 @@ from palate.recipes.schema import LengthRecipe
 LONG_PROMPT = "prompt longer than max_prompt_tokens"
 LONG_RESPONSE = "response longer than max_response_tokens"
 LONG_TOTAL = "prompt and response longer than max_tokens"
+MANY_IMAGES = "more image tokens than max_image_tokens"
 NO_ROOM = "prompt leaves no room for a response in max_tokens"
 
 

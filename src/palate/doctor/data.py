@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from palate.doctor.check import Check, State
 from palate.errors import PalateError
@@ -68,10 +69,12 @@ def _benchmark_files(benchmark: Benchmark) -> Iterator[Check]:
 
 
 def _benchmark_check(benchmark: Benchmark, paths: str) -> Check:
-    from palate.evaluate.reward.run import benchmark_of
+    from palate.data.images import ImageStore
+    from palate.evaluate.reward.reading import benchmark_of
 
     try:
-        reading = benchmark_of(benchmark).read(benchmark.data, 0)
+        with TemporaryDirectory() as folder:
+            reading = benchmark_of(benchmark, ImageStore(Path(folder))).read(benchmark.data, 0)
     except PalateError as error:
         return Check("benchmark", "problem", str(error))
     text = f"{paths}: {count(len(reading.items), 'prompt')}"
@@ -107,12 +110,15 @@ def source_check(source: DataSource, seed: int, *, kinds: Collection[str] = ()) 
 
 
 def _candidates_check(recipe: BestOfNRecipe, seed: int) -> Check:
+    from palate.data.images import ImageStore
     from palate.evaluate.reward.candidates import own_gold, read_candidates
+    from palate.evaluate.reward.images import EvalImages
 
     try:
-        candidates = read_candidates(
-            [_beginning(s) for s in recipe.candidates], recipe.pairing, seed
-        )
+        with TemporaryDirectory() as folder:
+            images = EvalImages(root=recipe.image_root, store=ImageStore(Path(folder)))
+            sources = [_beginning(source) for source in recipe.candidates]
+            candidates = read_candidates(sources, recipe.pairing, seed, images)
         if recipe.gold is None:
             own_gold(candidates)
     except PalateError as error:

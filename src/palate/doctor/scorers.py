@@ -53,7 +53,8 @@ def _part_checks(part: Any) -> Iterator[Check]:
 def chat_checks(recipe: scorers.LocalChat | scorers.ServerChat) -> Iterator[Check]:
     """What would stop a model from being asked; a server is not."""
     if isinstance(recipe, scorers.LocalChat):
-        settings = recipe.model_dump(include={"path", "revision", "dtype", "chat_template"})
+        shared = {"path", "revision", "dtype", "chat_template", "images"}
+        settings = recipe.model_dump(include=shared)
         yield from model_checks(ModelRecipe.model_validate(settings), layout="plain")
         return
     from palate.rewards.chat.server import Server

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from palate.data.build import build
 from palate.data.encode import Encoder
-from palate.data.items import Item, TokenIds, Tokens, sequence_key
+from palate.data.items import Item, Tokens, sequence_key
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
+from palate.evaluate.held_out_look import HeldOutLook
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
@@ -32,7 +33,7 @@ class Prompt:
     id: str
     text: str
     content: Content
-    ids: tuple[int, ...]
+    tokens: Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class EvalData:
         prompt_ids: of each pair the id of its prompt, of which pairs may share one.
         report: content of data.json. quarantine: lines of quarantine.jsonl.
         digest: changes with any token of pairs and prompts, and with lengths as written.
+        look: pairs with images, to be asked about again without them; None where there are none.
     """
 
     pairs: list[Item]
@@ -51,6 +53,7 @@ class EvalData:
     report: dict[str, Any]
     quarantine: list[dict[str, Any]]
     digest: str
+    look: HeldOutLook | None = None
 
 
 def check_data_keys(recipe: EvalRecipe) -> None:
@@ -83,7 +86,9 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
             data = DataRecipe(train=run_data.eval, pairing=run_data.pairing, length=run_data.length)
             choices.append((data, run.recipe.seed, "whole"))
         else:
-            choices.append((run_data, run.recipe.seed, "held out"))
+            # What is made of the training pairs is not held out.
+            held = run_data.model_copy(update={"image_contrast": None})
+            choices.append((held, run.recipe.seed, "held out"))
     if any(item != choices[0] for item in choices):
         names = ", ".join(run.label for run in runs)
         raise RunError(f"{names} have different evaluation data: give `data` to compare them")
@@ -101,13 +106,14 @@ def build_eval_data(
     dataset = build(data, encoder, kind="pair", seed=seed)
     whole = part == "whole"
     pairs = dataset.train if whole else dataset.eval
-    prompts: dict[TokenIds, Prompt] = {}
+    prompts: dict[Tokens, Prompt] = {}
     rows = dataset.train_rows if whole else dataset.eval_rows
     for pair, row in zip(pairs, rows, strict=True):
         # A chat is shown as its template writes it.
-        ids = pair.prompts[0].ids
-        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(ids)
-        prompts.setdefault(ids, Prompt(id=pair.id, text=text, content=row.prompt, ids=ids))
+        tokens = pair.prompts[0]
+        text = row.prompt if isinstance(row.prompt, str) else encoder.decode(tokens.ids)
+        shown = Prompt(id=pair.id, text=text, content=row.prompt, tokens=tokens)
+        prompts.setdefault(tokens, shown)
     drawn: list[Prompt] = []
     if recipe.sampling is not None:
         distinct = list(prompts.values())
@@ -121,7 +127,7 @@ def build_eval_data(
             digest.update(f"{pair.source}|".encode())
             digest.update(sequence_key(*sequence).encode())
     for prompt in drawn:
-        digest.update(sequence_key(Tokens(prompt.ids), Tokens(())).encode())
+        digest.update(sequence_key(prompt.tokens, Tokens(())).encode())
     report = dataset.report
     if whole:
         # What is read here is evaluated on, whatever part of a recipe it stands in.
@@ -129,9 +135,10 @@ def build_eval_data(
         report = report | {"sources": sources, "train": None, "eval": report["train"]}
     return EvalData(
         pairs=pairs,
-        prompt_ids=[prompts[pair.prompts[0].ids].id for pair in pairs],
+        prompt_ids=[prompts[pair.prompts[0]].id for pair in pairs],
         prompts=drawn,
         report=report,
         quarantine=dataset.quarantine,
         digest=digest.hexdigest(),
+        look=HeldOutLook.of(rows, encoder, recipe.seed) if recipe.preference else None,
     )

@@ -43,6 +43,7 @@ def sample_stats(
     samples: Sequence[Sample],
     *,
     reference: Reference | None,
+    prompts: Sequence[Tokens] | None = None,
     batch_size: int = 16,
     layout: Layout = "plain",
     pad_id: int = 0,
@@ -52,8 +53,12 @@ def sample_stats(
 
     The distributions are the policy's and the reference's own: sampling at another temperature or
     top-p changes which responses are looked at, not what is computed on them.
+
+    Args:
+        prompts: that samples are numbered by, with their images; None where they are texts alone.
     """
-    sequences = [(Tokens(s.prompt_ids), Tokens(s.response_ids)) for s in samples]
+    asked = [Tokens(s.prompt_ids) if prompts is None else prompts[s.prompt] for s in samples]
+    sequences = [(prompt, Tokens(s.response_ids)) for prompt, s in zip(asked, samples, strict=True)]
     stats_by_sample: dict[int, SampleStats] = {}
     collate = policy.collator(layout, pad_id=pad_id)
     with evaluating(policy):

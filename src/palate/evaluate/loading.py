@@ -16,6 +16,7 @@ from palate.evaluate.targets import Target
 from palate.models.adapters import ADAPTER_WEIGHTS, load_adapters
 from palate.models.loading import check_base, load_model, load_trained, weights_digest
 from palate.models.model import Model
+from palate.models.pictures import Pictures
 from palate.models.reference import AdapterOff, FrozenCopy, Reference
 from palate.models.verdicts import exact_layout
 from palate.recipes.schema import ModelRecipe
@@ -53,11 +54,20 @@ class PolicyLoader:
 
     Args:
         model: recipe of the base. reference: path of the reference model, None for none.
+        pictures: what reads the images that they are shown, of models that see.
     """
 
-    def __init__(self, model: ModelRecipe, reference: str | None, *, memory_mb: int = 256) -> None:
+    def __init__(
+        self,
+        model: ModelRecipe,
+        reference: str | None,
+        *,
+        pictures: Pictures | None = None,
+        memory_mb: int = 256,
+    ) -> None:
         self.recipe = model.model_copy(update={"lora": None})
         self.memory_mb = memory_mb
+        self.pictures = pictures
         self._base: PreTrainedModel | None = None
         self._reference_path = reference
         self._frozen: FrozenCopy | None = None
@@ -78,7 +88,11 @@ class PolicyLoader:
     @cached_property
     def layout(self) -> Layout:
         """Of its policies, which are of one architecture; no adapters may be on the base."""
-        return exact_layout(Model.policy(self.base(), memory_mb=self.memory_mb))
+        return exact_layout(self._seeing(Model.policy(self.base(), memory_mb=self.memory_mb)))
+
+    def _seeing(self, policy: Model) -> Model:
+        policy.pictures = self.pictures
+        return policy
 
     def reference(self) -> FrozenCopy | None:
         """The reference as a policy of its own; no adapters may be on it."""
@@ -90,7 +104,7 @@ class PolicyLoader:
             else:
                 model = load_model(self.recipe, self._reference_path)
                 digest = weights_digest(model)
-            policy = Model.policy(model, memory_mb=self.memory_mb)
+            policy = self._seeing(Model.policy(model, memory_mb=self.memory_mb))
             self._frozen = FrozenCopy(policy, digest=digest, path=self._reference_path)
         return self._frozen
 
@@ -109,7 +123,7 @@ class PolicyLoader:
                 policy = Model.policy(self.base(), memory_mb=self.memory_mb)
             else:
                 policy = load_trained(target.folder, self.recipe, memory_mb=self.memory_mb)
-            policy.requires_grad_(False)
+            self._seeing(policy).requires_grad_(False)
             yield target, policy, self.reference()
 
     def _check_reference(self, target: Target) -> None:
@@ -140,7 +154,7 @@ class PolicyLoader:
         check_base(file, base, self.recipe, digest=self.digest)
         settings = copy.deepcopy(base.generation_config)
         hf: Any = load_adapters(base, target.folder)
-        policy = Model.policy(hf, memory_mb=self.memory_mb)
+        policy = self._seeing(Model.policy(hf, memory_mb=self.memory_mb))
         off: Reference | None = reference
         if reference is not None and self.shares_base:
             off = AdapterOff(policy, digest=self.digest)

@@ -145,7 +145,7 @@ def evaluate_pairs(
         pad_id=pad_id,
         progress=progress,
     )
-    prompts = [pair.prompts[0].ids for pair in pairs]
+    prompts = [pair.prompts[0] for pair in pairs]
     return summarise_pairs(scores, prompts=prompts, confidence=confidence)
 
 

@@ -7,12 +7,12 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from palate.data.encode import Encoder
+from palate.data.items import Item
 from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
 from palate.errors import RecipeError
@@ -20,14 +20,16 @@ from palate.evaluate.diversity import diversity
 from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
 from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
 from palate.evaluate.loading import PolicyLoader, grouped
-from palate.evaluate.preference import PairScore, score_pairs, summarise_pairs
+from palate.evaluate.preference import PairScore, Progress, score_pairs, summarise_pairs
 from palate.evaluate.progress import task
+from palate.evaluate.result import EvalResult
 from palate.evaluate.sample import Sample, sample
 from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.evaluate.win_rate import Won, beaten, check_judge, judged, win_rate
 from palate.memory import kept_memory
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
+from palate.models.pictures import IMAGES, pictures_of
 from palate.models.reference import Reference
 from palate.recipes.evaluation import EvalRecipe
 from palate.rewards import make_scorer
@@ -45,14 +47,6 @@ PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
 _SAMPLE = tuple(field.name for field in dataclasses.fields(Sample))
 _STATS = tuple(field.name for field in dataclasses.fields(SampleStats))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalResult:
-    """Where an evaluation is, and the content of its evaluation.json."""
-
-    path: Path
-    evaluation: dict[str, Any]
 
 
 def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResult:
@@ -95,12 +89,14 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
         for group in grouped(targets):
             model = group[0].model
             tokenizer = load_tokenizer(model)
-            encoder = Encoder(tokenizer, model.chat_template, data.length)
+            store = folder.path.parent / IMAGES
+            pictures = pictures_of(model, tokenizer, store)
+            encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
             eval_data = build_eval_data(recipe, data, seed, part, encoder)
             folder.write(Data.of(eval_data.report))
             folder.write_quarantine(eval_data.quarantine)
             sources = eval_data.report["sources"]
-            loader = PolicyLoader(model, group[0].reference)
+            loader = PolicyLoader(model, group[0].reference, pictures=pictures)
             context = EvaluationContext(recipe, eval_data, tokenizer, scorers, console)
             shown = _reference_target(group[0], len(references)) if recipe.sampling else None
             stages = {} if shown is None else {shown.name: context.stages(shown, loader)}
@@ -298,22 +294,37 @@ class EvaluationContext:
         """What the policy has to be run for: its judgement of each pair, and its samples."""
         pairs: list[PairScore] = []
         samples: list[dict[str, Any]] = []
+        look = None
+
+        def judged(items: Sequence[Item], progress: Progress | None = None) -> list[PairScore]:
+            return score_pairs(
+                policy,
+                items,
+                loss=target.loss,
+                reference=reference,
+                token_weights=target.token_weights,
+                batch_size=PAIRS_PER_BATCH,
+                layout=layout,
+                progress=progress,
+            )
+
         # The reference's implicit rewards are all 0.
         if self.recipe.preference and target.label != "reference":
             with task("  pairs", len(self.eval_data.pairs), self.console) as progress:
-                pairs = score_pairs(
-                    policy,
-                    self.eval_data.pairs,
-                    loss=target.loss,
-                    reference=reference,
-                    token_weights=target.token_weights,
-                    batch_size=PAIRS_PER_BATCH,
-                    layout=layout,
-                    progress=progress,
+                pairs = judged(self.eval_data.pairs, progress)
+            if self.eval_data.look is not None:
+                look = self.eval_data.look.measure(
+                    [pair.margin for pair in pairs],
+                    lambda items: [pair.margin for pair in judged(items)],
+                    confidence=self.recipe.confidence,
                 )
         if self.recipe.sampling is not None:
             samples = self._samples(policy, reference, layout)
-        return {"pairs": list(map(dataclasses.asdict, pairs)), "samples": samples}
+        return {
+            "pairs": list(map(dataclasses.asdict, pairs)),
+            "samples": samples,
+            "look": look,
+        }
 
     def _samples(
         self, policy: Model, reference: Reference | None, layout: Layout
@@ -325,7 +336,7 @@ class EvaluationContext:
             drawn = sample(
                 policy,
                 self.tokenizer,
-                [p.ids for p in prompts],
+                [p.tokens for p in prompts],
                 samples_per_prompt=s.samples_per_prompt,
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
@@ -338,6 +349,7 @@ class EvaluationContext:
             stats = sample_stats(
                 policy,
                 drawn,
+                prompts=[p.tokens for p in prompts],
                 reference=reference,
                 batch_size=STATS_PER_BATCH,
                 layout=layout,
@@ -376,6 +388,8 @@ class EvaluationContext:
             entry["preference"] = summarise_pairs(
                 scores, prompts=self.eval_data.prompt_ids, confidence=confidence
             )
+        if (look := results.results["measured"].get("look")) is not None:
+            entry["look"] = look
         if rows := results.samples:
             stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
             drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]

@@ -22,9 +22,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from palate.data.items import TokenIds, Tokens
+from palate.data.layouts import images_of, on_device
+from palate.errors import ModelError
 from palate.models.compiled import use_packed
 from palate.models.model import Model, evaluating
 from palate.models.stop_tokens import stop_tokens
+from palate.models.structure import backbone_of
+from palate.models.vision import row_types, seen
 
 _BLOCK = 512
 """Tokens of one block of the two-level search through the vocabulary."""
@@ -52,7 +57,7 @@ class Sample:
 def sample(
     policy: Model,
     tokenizer: Any,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Tokens | TokenIds],
     *,
     samples_per_prompt: int = 1,
     max_new_tokens: int = 64,
@@ -65,13 +70,14 @@ def sample(
     """Draws responses; the model's own generation settings (top-k and the like) are not used.
 
     Args:
-        prompts: token ids of each prompt, as the encoder makes them.
+        prompts: as the encoder makes them; of a model that sees with their images.
         top_p: keep the smallest set of tokens whose probability reaches this.
         on_batch: called with the samples of every finished batch, in order of prompt length.
 
     Returns:
         Samples by prompt, then by index.
     """
+    asked = [p if isinstance(p, Tokens) else Tokens(p) for p in prompts]
     tasks = [(i, k) for i in range(len(prompts)) for k in range(samples_per_prompt)]
     # Alike lengths together: less padding. The longest first: memory peaks at once.
     tasks.sort(key=lambda task: -len(prompts[task[0]]))
@@ -80,11 +86,10 @@ def sample(
     use_packed(policy.base)
     for start in range(0, len(tasks), batch_size):
         chunk = tasks[start : start + batch_size]
-        ids = [prompts[i] for i, _ in chunk]
-        uniform = np.stack([_uniform(seed, prompts[i], k, max_new_tokens) for i, k in chunk])
+        uniform = np.stack([_uniform(seed, asked[i], k, max_new_tokens) for i, k in chunk])
         responses = _generate(
             policy,
-            ids,
+            [asked[i] for i, _ in chunk],
             uniform=torch.from_numpy(uniform).to(policy.device),
             ends=ends,
             pad=tokenizer.pad_token_id,
@@ -98,7 +103,7 @@ def sample(
                 Sample(
                     prompt=i,
                     index=k,
-                    prompt_ids=tuple(prompts[i]),
+                    prompt_ids=asked[i].ids,
                     response_ids=response,
                     finished=finished,
                     text=tokenizer.decode(
@@ -112,10 +117,13 @@ def sample(
     return sorted(samples, key=lambda s: (s.prompt, s.index))
 
 
-def _uniform(seed: int, prompt: tuple[int, ...], index: int, n: int) -> np.ndarray:
+def _uniform(seed: int, prompt: Tokens, index: int, n: int) -> np.ndarray:
     """[n] numbers in [0, 1) of one sample."""
-    key = hashlib.sha256(np.asarray([seed, index, *prompt], dtype="<i8").tobytes()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(n)
+    key = hashlib.sha256(np.asarray([seed, index, *prompt.ids], dtype="<i8").tobytes())
+    for image in prompt.images:
+        key.update(image.digest.encode())
+    number = int.from_bytes(key.digest()[:16], "little")
+    return np.random.Generator(np.random.PCG64(number)).random(n)
 
 
 class _Draw(LogitsProcessor):
@@ -178,7 +186,7 @@ def _nucleus(weight: Tensor, top_p: float) -> Tensor:
 @torch.no_grad()
 def _generate(
     policy: Model,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Tokens],
     *,
     uniform: Tensor,
     ends: frozenset[int],
@@ -190,7 +198,7 @@ def _generate(
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        ids[row, width - len(prompt) :] = torch.tensor(prompt.ids)
         mask[row, width - len(prompt) :] = 1
     n = uniform.shape[1]
     with _settings(policy, GenerationConfig()), evaluating(policy), _contiguous_head(policy):
@@ -198,6 +206,7 @@ def _generate(
         out = model.generate(
             input_ids=ids.to(policy.device),
             attention_mask=mask.to(policy.device),
+            **_images(policy, prompts, ids),
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=n,
@@ -212,6 +221,29 @@ def _generate(
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
         responses.append(tuple(row[:stop]))
     return responses
+
+
+def _images(policy: Model, prompts: Sequence[Tokens], ids: Tensor) -> dict[str, Any]:
+    """What `generate` takes of prompts with images: features of each image, run once, and what
+    each token is of."""
+    images = images_of(prompts, policy.backbone.vision)
+    if images is None:
+        return {}
+    if policy.pictures is None:
+        raise ModelError(f"{type(policy.base).__name__}: prompts with images, and no processor")
+    vision = policy.backbone.vision
+    assert vision is not None
+    if any(vision.video in prompt.ids for prompt in prompts):
+        raise ModelError(
+            f"{type(policy.base).__name__}: no samples are drawn of prompts with videos: give "
+            "their frames as images"
+        )
+    backbone = backbone_of(policy.base)
+    filled = on_device(policy.pictures.filled(images), policy.device)
+    inputs = {"mm_encoder_outputs": {"image": seen(backbone, filled)}}
+    grids = [image.grid for prompt in prompts for image in prompt.images]
+    types = row_types(backbone, vision, ids, torch.zeros_like(ids), grids)
+    return inputs | {name: value.to(policy.device) for name, value in types.items()}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.console import Console
 from palate.errors import ModelError, RecipeError, RunError, in_one_line
 from palate.evaluate.categories import BENCHMARKS, average
 from palate.evaluate.loading import PolicyLoader
-from palate.evaluate.run import EvalResult
+from palate.evaluate.result import EvalResult
 from palate.evaluate.statistics import mean_interval
 from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.evaluate.task_items import ITEMS

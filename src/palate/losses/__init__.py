@@ -5,7 +5,17 @@ example; docs/maths.md has the formulas.
 """
 
 from palate.losses.nll import cpo, orpo, sft
-from palate.losses.pairwise import dpo, dpo_norm, fdpo, hinge, ipo_mean, ipo_sum, rdpo, simpo
+from palate.losses.pairwise import (
+    anchor,
+    dpo,
+    dpo_norm,
+    fdpo,
+    hinge,
+    ipo_mean,
+    ipo_sum,
+    rdpo,
+    simpo,
+)
 from palate.losses.preference import (
     LOSSES,
     LossSpec,
@@ -29,6 +39,7 @@ from palate.losses.reward import (
     magnitude,
     plackett_luce,
     rao_kupper,
+    shortcut_weights,
 )
 from palate.losses.sequence import LossOutput, LossTerm, SequenceStats
 from palate.losses.tdpo import tdpo1, tdpo2
@@ -56,6 +67,7 @@ __all__ = [
     "TokenContext",
     "TokenWeightSpec",
     "Weights",
+    "anchor",
     "apply_weight",
     "bradley_terry",
     "centring",
@@ -83,6 +95,7 @@ __all__ = [
     "rao_kupper",
     "rdpo",
     "sft",
+    "shortcut_weights",
     "simpo",
     "tdpo1",
     "tdpo2",

@@ -12,7 +12,7 @@ from functools import partial
 from palate.losses import links
 from palate.losses.divergences import score_function
 from palate.losses.outcome import contrast, log_ratio, per_token
-from palate.losses.sequence import LossOutput, SequenceStats
+from palate.losses.sequence import LossOutput, LossTerm, SequenceStats
 
 
 def dpo(
@@ -157,3 +157,29 @@ def fdpo(
     score = score_function(divergence, alpha)
     scores = beta * score(log_ratio(chosen)), beta * score(log_ratio(rejected))
     return contrast("fdpo", chosen, rejected, scores=scores, link=links.logistic)
+
+
+def anchor(
+    chosen: SequenceStats,
+    rejected: SequenceStats,
+    *,
+    beta: float = 0.1,
+    delta: float = 0.0,
+) -> LossOutput:
+    """Anchored preference of mDPO, arXiv:2406.11839: the reward of the chosen response is held up.
+
+    a = beta m_w - delta; loss -log sigmoid(a), per pair. It contrasts nothing, so it stands beside
+    a loss that does: DPO, TDPO or another on the same pairs. Reward beta m. Summed over tokens.
+
+    Args:
+        rejected: only reported.
+        delta: reward that the chosen response should have; the released code has 0.
+    """
+    reward = beta * log_ratio(chosen)
+    a = reward - delta
+    return LossOutput(
+        terms=(LossTerm(name="anchor", losses=links.logistic(a)),),
+        chosen_rewards=reward.detach(),
+        rejected_rewards=(beta * log_ratio(rejected)).detach(),
+        statistics={"logits": a.detach()},
+    )

@@ -19,7 +19,17 @@ from typing import Any, Literal
 from torch import Tensor
 
 from palate.losses.nll import cpo, orpo, sft
-from palate.losses.pairwise import dpo, dpo_norm, fdpo, hinge, ipo_mean, ipo_sum, rdpo, simpo
+from palate.losses.pairwise import (
+    anchor,
+    dpo,
+    dpo_norm,
+    fdpo,
+    hinge,
+    ipo_mean,
+    ipo_sum,
+    rdpo,
+    simpo,
+)
 from palate.losses.sequence import LossOutput, LossTerm, SequenceStats
 from palate.losses.tdpo import tdpo1, tdpo2
 from palate.losses.unpaired import kto
@@ -53,7 +63,7 @@ class LossSpec:
         function: (chosen, rejected, *, options) for pairs; (stats, *, desirable, kl_baseline,
             options) for unpaired feedback.
         inputs: which of the two.
-        ranks: it contrasts two responses; False for a plain likelihood.
+        ranks: it contrasts two responses; False where it looks at the chosen one alone.
         token_weights: per-token weights of the log-ratios have a meaning for it.
         reduction: over tokens, and over the batch, in words.
         reward: implicit reward that it reports.
@@ -176,6 +186,14 @@ LOSSES: dict[str, LossSpec] = {
         reduction="log-ratios and KL summed over tokens; mean over pairs",
         reward="beta (m + alpha K)",
         paper="arXiv:2404.11999",
+    ),
+    "anchor": LossSpec(
+        function=anchor,
+        needs=_RATIO,
+        ranks=False,
+        reduction=_SUMMED,
+        reward="beta m",
+        paper="arXiv:2406.11839",
     ),
     "sft": LossSpec(
         function=sft,

@@ -178,6 +178,29 @@ def likelihood(logp: Tensor, *, beta: float) -> Tensor:
     return -logsigmoid(beta * logp)
 
 
+def shortcut_weights(margin: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """sigmoid(-margin / temperature) / mean of them: pairs count more where text alone fails.
+
+    After the shortcut-aware learning of arXiv:2503.03122, and not its formula: there a text-only
+    branch is trained beside the multimodal one, and a pair's weight is the text loss over the sum
+    of both losses, which change in every step. Here the text-only model is finished and only its
+    scores are known; sigmoid(-margin) is the probability that it gives to the wrong order, and the
+    weights do not change. Mean 1, so that the learning rate means what it meant.
+
+    Args:
+        margin: [B] text-only reward of the chosen response less that of the rejected one.
+        temperature: in units of that reward; above it weights hardly differ, towards 0 pairs that
+            the text-only model ranks right count nothing.
+
+    Returns:
+        [B], dtype of `margin`.
+    """
+    # Relative to the largest, so that they do not all round to 0 where every margin is large.
+    log_weight = logsigmoid(-margin / temperature)
+    weight = torch.exp(log_weight - log_weight.max()) if len(margin) else log_weight
+    return weight / weight.mean()
+
+
 def _argument(chosen: Tensor, rejected: Tensor, labels: PairLabels) -> Tensor:
     """[B] d, less the margin where there is one and the pair is no tie."""
     d = chosen - rejected

@@ -73,24 +73,26 @@ class Backbone(nn.Module):
             )
         if batch.images is not None:
             inputs["mm_encoder_outputs"] = {"image": seen(model, batch.images)}
+        # Before the language model, as where there are images: sharded weights go round in order.
+        nothing = self._nothing(self.blank) if batch.images is None and self.blank else None
         states: Tensor = model(**inputs, use_cache=False).last_hidden_state
-        if batch.images is None and self.blank is not None:
-            states = self._with_blank(states, self.blank)
+        if nothing is not None:
+            states = states + nothing
         states = states.reshape(-1, states.shape[-1])
         if real is None:
             return states
         places = batch.inputs["input_ids"].numel()
         return states.new_zeros(places, states.shape[-1]).index_copy(0, real, states)
 
-    def _with_blank(self, states: Tensor, blank: Mapping[str, Tensor]) -> Tensor:
-        """The same states, in whose gradients the tower takes part: by nothing.
+    def _nothing(self, blank: Mapping[str, Tensor]) -> Tensor:
+        """0, in whose gradients tower and projector take part.
 
         Of several processes each must run a tower that is trained as often as the others, whatever
         images its rows have.
         """
-        pixels = {name: value.to(states.device) for name, value in blank.items()}
+        pixels = {name: value.to(self.device) for name, value in blank.items()}
         (features,) = image_features(backbone_of(self.base), [pixels], None)
-        return states + 0.0 * torch.stack([value.sum() for value in features.values()]).sum()
+        return 0.0 * torch.stack([value.sum() for value in features.values()]).sum()
 
     @property
     def vision_trained(self) -> bool:

@@ -152,6 +152,7 @@ def cached_reference(
             "dtype": identity["dtype"],
             "kernels": kernels_of(policy.base),
             "torch": torch.__version__.split("+")[0],
+            **policy.shown,
         },
         _columns(policy, format),
     )

@@ -68,6 +68,7 @@ class FeatureTable:
             "dtype": str(model.dtype),
             "kernels": kernels_of(model.base),
             "pooling": model.spec.pooling,
+            **model.shown,
         }
         # A mean over tokens is float32 or wider.
         wide = model.spec.pooling != "token" and model.dtype != torch.float64

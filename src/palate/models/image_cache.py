@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from palate.data.items import Item
+from palate.data.layouts import seen_tokens
+from palate.data.trees import VisionLayout
 from palate.models.compiled import kernels_of
 from palate.models.loading import tensors_digest
 from palate.models.model import Model, evaluating
@@ -196,7 +198,7 @@ def vision_digest(tower: nn.Module) -> str:
     return tensors_digest(named)
 
 
-def placeholder_tokens(items: Iterable[Item], placeholder: int) -> dict[str, int]:
+def placeholder_tokens(items: Iterable[Item], vision: VisionLayout) -> dict[str, int]:
     """Tokens of each image of items, by its digest."""
     tokens: dict[str, int] = {}
     for item in items:
@@ -204,8 +206,7 @@ def placeholder_tokens(items: Iterable[Item], placeholder: int) -> dict[str, int
             for part in sequence:
                 for image in part.images:
                     if image.digest not in tokens:
-                        ids = part.ids[image.start : image.start + image.length]
-                        tokens[image.digest] = ids.count(placeholder)
+                        tokens[image.digest] = seen_tokens(part, image, vision)
     return tokens
 
 

@@ -244,6 +244,11 @@ class Model(nn.Module):
         features = image_features(backbone_of(tower.base), images.pixels, images.lengths)
         return dataclasses.replace(batch, images=dataclasses.replace(images, features=features))
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """What its numbers depend on besides weights and tokens: how its images are processed."""
+        return {} if self.pictures is None else {"images": self.pictures.processor.digest}
+
     def trunk(self, name: str) -> Backbone:
         trunk = self.trunks[name]
         assert isinstance(trunk, Backbone)

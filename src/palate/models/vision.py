@@ -45,6 +45,7 @@ def vision_layout(config: Any) -> VisionLayout | None:
         blocks=config.model_type in _BLOCKS,
         prompts=config.model_type in _PROMPTS,
         placeholder=placeholder_of(config),
+        video=-1 if (video := getattr(config, "video_token_id", None)) is None else int(video),
     )
 
 
@@ -146,13 +147,34 @@ def own_inputs(
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     dtype = vision_parameters(model)[0].dtype
     inputs |= in_dtype(joined(pixels), dtype)
-    is_image = (row == vision.placeholder).long()
+    is_response = (torch.arange(len(ids)) >= prompt).long().unsqueeze(0)
+    return row_types(model, vision, row, is_response) | inputs
+
+
+def row_types(
+    model: Any,
+    vision: VisionLayout,
+    ids: Tensor,
+    is_response: Tensor,
+    grids: Sequence[tuple[int, int, int] | None] = (),
+) -> dict[str, Tensor]:
+    """What a family's own forward pass wants to know of each token, and of images by their grids.
+
+    Args:
+        ids: [R, T]. is_response: [R, T] 1 of a response's tokens.
+        grids: (frames, rows, columns) of the tokens of each image, in reading order.
+    """
+    inputs: dict[str, Tensor] = {}
+    is_image = (ids == vision.placeholder).long()
     taken = inspect.signature(type(model).forward).parameters
     if "mm_token_type_ids" in taken:
         inputs["mm_token_type_ids"] = is_image
     if "token_type_ids" in taken:
-        is_response = (torch.arange(len(ids)) >= prompt).long().unsqueeze(0)
         inputs["token_type_ids"] = is_response if vision.prompts else is_image
+    if "image_grid_thw" in taken and grids:
+        merge = int(model.config.vision_config.spatial_merge_size)
+        shapes = [(t, rows * merge, columns * merge) for t, rows, columns in filter(None, grids)]
+        inputs["image_grid_thw"] = torch.tensor(shapes)
     return inputs
 
 

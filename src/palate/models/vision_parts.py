@@ -64,6 +64,11 @@ def vision_recipe(model: PreTrainedModel, recipe: ModelRecipe) -> VisionRecipe |
     return recipe.vision or VisionRecipe()
 
 
+def _trained(vision: VisionRecipe) -> set[str]:
+    parts = {"tower": vision.tower, "projector": vision.projector, "language": vision.language}
+    return {part for part, how in parts.items() if how == "trained"}
+
+
 def freeze_parts(model: PreTrainedModel, recipe: ModelRecipe) -> None:
     """Of a model that is trained without adapters: only what its recipe says is.
 
@@ -74,7 +79,7 @@ def freeze_parts(model: PreTrainedModel, recipe: ModelRecipe) -> None:
     if vision is None:
         return
     for parameter, part in parts_of(model).items():
-        parameter.requires_grad_(getattr(vision, part) == "trained")
+        parameter.requires_grad_(part in _trained(vision))
 
 
 def trained_modules(model: PreTrainedModel, recipe: ModelRecipe) -> list[str]:
@@ -86,7 +91,7 @@ def trained_modules(model: PreTrainedModel, recipe: ModelRecipe) -> list[str]:
     vision = vision_recipe(model, recipe)
     if vision is None:
         return []
-    wanted = {part for part in ("tower", "projector") if getattr(vision, part) == "trained"}
+    wanted = _trained(vision) - {"language"}
     parts = parts_of(model)
 
     def whole(name: str, module: nn.Module) -> Iterator[str]:

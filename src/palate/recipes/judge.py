@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.critiques import CritiqueColumns
 from palate.recipes.losses import Dpo, Loss, NotNegative, Positive, Strict
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.reward import (
@@ -82,23 +83,13 @@ class CriticKind(Strict):
     type: Literal["critic"] = "critic"
 
 
-class ColumnTexts(Strict):
+class ColumnTexts(CritiqueColumns):
     """Texts of the data: reasoning (one a row) or critiques (one a response)."""
 
     type: Literal["column"] = "column"
     column: str | None = None
     """Reasoning: the column of the text. Critiques: a column that lists one for each response of
     the row, by a dot that of a key of its items: completions.critique."""
-    chosen: str | None = None
-    """Critiques of pairs: the column of that of the chosen response."""
-    rejected: str | None = None
-    """Critiques of pairs: the column of that of the rejected response."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.chosen is None) is not (self.rejected is None):
-            yield "rejected", "goes with `chosen`: give both or neither"
-        if (self.column is None) is (self.chosen is None):
-            yield "column", "give either `column`, or `chosen` and `rejected`"
 
 
 class ChatTexts(Strict):
@@ -115,6 +106,9 @@ class ChatTexts(Strict):
     told_label: bool = False
     """Tell the writer the right verdict, or which response people preferred. The question that is
     trained on never says so."""
+    expands: CritiqueColumns | None = None
+    """Columns of short critiques, which the writer is told and writes out in full, as MM-RLHF
+    (arXiv:2502.10391) does with what annotators wrote; rows without one are dropped."""
 
 
 Texts = Annotated[ColumnTexts | ChatTexts, Field(discriminator="type")]
@@ -224,6 +218,13 @@ class JudgeRecipe(RunRecipe):
         return not isinstance(self.judge, CriticKind) and self.judge.reasoning
 
     @property
+    def text_columns(self) -> CritiqueColumns | None:
+        """The columns of the data that texts are in, or are made of."""
+        if isinstance(self.texts, ChatTexts):
+            return self.texts.expands
+        return self.texts
+
+    @property
     def wants_texts(self) -> bool:
         """Whether a stage learns from texts that are not its own."""
         if isinstance(self.judge, CriticKind):
@@ -258,6 +259,8 @@ class JudgeRecipe(RunRecipe):
         if isinstance(texts, ColumnTexts) and texts.chosen is not None and not critic:
             yield "texts.chosen", "is for critiques; reasoning is in one `column`"
         if isinstance(texts, ChatTexts):
+            if texts.expands is not None and not critic:
+                yield "texts.expands", "is of critiques: a judge's reasoning is written anew"
             if critic and texts.attempts > 1:
                 yield "texts.attempts", "a critique has no verdict that could be wrong: delete it"
             if texts.attempts > 1 and not texts.temperature:

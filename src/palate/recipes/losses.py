@@ -191,6 +191,16 @@ class Tdpo2(LossBase):
     """Logged rewards: beta (m + alpha K), or beta (m + K) as the released code logs."""
 
 
+class Anchor(LossBase):
+    """Anchored preference of mDPO, arXiv:2406.11839, a term beside `dpo`, `tdpo2` ...: the chosen
+    response's reward is held above `delta`."""
+
+    type: Literal["anchor"] = "anchor"
+    beta: Positive = 0.1
+    delta: float = 0.0
+    """Reward (beta times the log-ratio) that the chosen response should have."""
+
+
 class Sft(LossBase):
     """Token-mean negative log-likelihood of the chosen response."""
 
@@ -198,7 +208,20 @@ class Sft(LossBase):
 
 
 SingleLoss = Annotated[
-    Dpo | RobustDpo | Ipo | Hinge | SimPo | DpoNorm | Kto | Orpo | Cpo | FDpo | Tdpo1 | Tdpo2 | Sft,
+    Dpo
+    | RobustDpo
+    | Ipo
+    | Hinge
+    | SimPo
+    | DpoNorm
+    | Kto
+    | Orpo
+    | Cpo
+    | FDpo
+    | Tdpo1
+    | Tdpo2
+    | Anchor
+    | Sft,
     Field(discriminator="type"),
 ]
 
@@ -228,6 +251,7 @@ Loss = Annotated[
     | FDpo
     | Tdpo1
     | Tdpo2
+    | Anchor
     | Sft
     | Mixture,
     Field(discriminator="type"),

@@ -146,6 +146,18 @@ class RegulariseRecipe(Strict):
             yield "length_penalty", "only without length_scaled: two accounts of one thing"
 
 
+class ShortcutRecipe(Strict):
+    """Pairs that a text-only reward model gets wrong count more, after shortcut-aware learning
+    (arXiv:2503.03122): weight sigmoid(-margin / temperature), divided by the mean of all. Their
+    form there needs both losses in every step; this one needs scores alone."""
+
+    scores: Path
+    """scores.jsonl of `palate score`: the training pairs, scored by a model that read their text
+    without their images. Sources and ids must be those of the training data."""
+    temperature: Positive = 1.0
+    """In units of the scores."""
+
+
 class RewardLengthRecipe(LengthRecipe):
     """Limits in tokens; a row with a longer response is dropped and counted: a cut one would have
     no end to read the reward at."""
@@ -183,6 +195,8 @@ class RewardRecipe(RunRecipe):
     model), the mean over its tokens, or a mean with trained attention weights."""
     loss: RewardLoss = BradleyTerry()
     regularise: RegulariseRecipe = RegulariseRecipe()
+    shortcut: ShortcutRecipe | None = None
+    """Weights of the training pairs; default: all count alike."""
     data: RewardDataRecipe
     normalise_on_items: Count = 1000
     """Training items whose rewards give the mean and deviation that are saved with the model."""
@@ -196,11 +210,19 @@ class RewardRecipe(RunRecipe):
             yield "features_dir", "only with `backbone: frozen`"
         if frozen:
             yield from self._frozen_problems()
+        pairing = self.data.pairing or PairingRecipe()
+        if self.shortcut is not None and pairing.ties == "keep":
+            yield (
+                "data.pairing.ties",
+                "kept ties are put in an order drawn by chance, which is not that of "
+                "`shortcut.scores`: use `drop` or `as_ties`",
+            )
         if isinstance(self.loss, PlackettLuce):
+            if self.shortcut is not None:
+                yield "shortcut", "is of pairs, and plackett_luce takes lists"
             for key in ("centring", "magnitude", "likelihood"):
                 if getattr(self.regularise, key):
                     yield f"regularise.{key}", "is of pairs, and plackett_luce takes lists"
-            pairing = self.data.pairing or PairingRecipe()
             if unread := sorted(set(pairing.of_ratings) - {"score", "aspects"}):
                 names = ", ".join(unread)
                 yield "data.pairing", f"lists are ranked by `score` and `aspects`: delete {names}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -66,16 +67,49 @@ class RmBenchRecipe(PublishedBenchmark):
     type: Literal["rm_bench"] = "rm_bench"
 
 
+class ImageBenchmark(PublishedBenchmark):
+    image_root: Path | None = None
+    """Folder that paths of images start from; default: the folder of the file. No path leads out of
+    it."""
+
+
+class VlRewardBenchRecipe(ImageBenchmark):
+    """VL-RewardBench (arXiv:2411.17451): MMInstruction/VL-RewardBench, split test."""
+
+    type: Literal["vl_rewardbench"] = "vl_rewardbench"
+
+
+class MmRlhfRewardBenchRecipe(ImageBenchmark):
+    """MM-RLHF-RewardBench (arXiv:2502.10391): mm_reward_bench.jsonl with images and frames."""
+
+    type: Literal["mm_rlhf_rewardbench"] = "mm_rlhf_rewardbench"
+
+
+class MultimodalRewardBenchRecipe(ImageBenchmark):
+    """Multimodal RewardBench (arXiv:2502.14191): the all_data.json that its script makes."""
+
+    type: Literal["multimodal_rewardbench"] = "multimodal_rewardbench"
+
+
 class PairsRecipe(BenchmarkBase):
     """Pairs of any format that palate reads."""
 
     type: Literal["pairs"] = "pairs"
+    image_root: Path | None = None
+    """Folder that paths of images start from; default: the folder of each source's files. No path
+    leads out of it."""
     pairing: PairingRecipe | None = None
     """How rated rows become pairs; required where a source holds ratings."""
 
 
 Benchmark = Annotated[
-    RewardBenchRecipe | RewardBench2Recipe | RmBenchRecipe | PairsRecipe,
+    RewardBenchRecipe
+    | RewardBench2Recipe
+    | RmBenchRecipe
+    | VlRewardBenchRecipe
+    | MmRlhfRewardBenchRecipe
+    | MultimodalRewardBenchRecipe
+    | PairsRecipe,
     Field(discriminator="type"),
 ]
 
@@ -104,12 +138,22 @@ class RobustnessRecipe(Strict):
                 yield key, f"{change} is there twice"
 
 
+class LookRecipe(Strict):
+    """Verdicts again without the images of prompts, and with those of other prompts."""
+
+    items: Count | None = 500
+    """Of each benchmark's items with images, drawn with the recipe's seed; null: all."""
+
+
 class BestOfNRecipe(Strict):
     """What choosing the best of n by each model is worth under a gold scorer."""
 
     candidates: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     """Many responses to each prompt: rated data, samples.jsonl of a `palate eval` folder, or rows
     of `prompt` and `responses`."""
+    image_root: Path | None = None
+    """Folder that paths of images start from; default: the folder of each source's files. No path
+    leads out of it."""
     gold: Scorer | None = None
     """The gold scorer; default: the ratings of the data."""
     pairing: PairingRecipe | None = None
@@ -139,8 +183,11 @@ class RewardEvalRecipe(RunRecipe):
     """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, rule,
     remote, pointwise, pairwise, critic, ensemble or mixture. Several are compared."""
     benchmarks: tuple[Benchmark, ...] = ()
-    """On what, each by its `type`: rewardbench, rewardbench2, rm_bench or pairs."""
+    """On what, each by its `type`: rewardbench, rewardbench2, rm_bench, vl_rewardbench,
+    mm_rlhf_rewardbench, multimodal_rewardbench or pairs."""
     robustness: RobustnessRecipe | None = None
+    look: LookRecipe | None = LookRecipe()
+    """Whether models look at the images of prompts, where there are any; null: not asked."""
     best_of_n: BestOfNRecipe | None = None
     chunk_items: Count = 256
     """Prompts scored between two writes to the disk."""

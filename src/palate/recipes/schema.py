@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.images import ImageContrastRecipe, ModelImages
 from palate.recipes.losses import (
     REFERENCE_FREE,
     TOKEN_WEIGHTED,
@@ -98,6 +99,8 @@ class ModelRecipe(Strict):
     """Train adapters; leave out for full fine-tuning."""
     vision: VisionRecipe | None = None
     """Of a model that sees; default: tower and projector frozen."""
+    images: ModelImages = ModelImages()
+    """How large images are shown, and how much of a video. Of models that see."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.lora is not None and self.vision is not None and self.vision.language == "frozen":
@@ -135,6 +138,9 @@ class LengthRecipe(Strict):
     """A longer prompt: drop the row, or keep one end of it."""
     response: Literal["keep_start", "drop"] = "keep_start"
     """A longer response: cut it (no end-of-response token then), or drop the row."""
+    max_image_tokens: Count | None = None
+    """Limit of the tokens that stand for the images and videos of a prompt and a response; they
+    count to the limits above too. A row with more is dropped; default: no limit of their own."""
 
 
 LengthUnit = Literal["characters", "words"]
@@ -171,6 +177,9 @@ class DataRecipe(Strict):
     """Required where a source holds ratings. Where none does, only `flips` and `ties` apply."""
     mixture: MixtureRecipe | None = None
     """How much of each source of `train`, of what is left after holding out; default: all."""
+    image_contrast: ImageContrastRecipe | None = None
+    """Further pairs: the chosen answer under its own image and under another. Held-out pairs stay
+    as they are. For losses of pairs, and models that see."""
     length: LengthRecipe = LengthRecipe()
 
     @property

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from palate.recipes.critiques import GivenCritiques
+from palate.recipes.images import ModelImages
 from palate.recipes.losses import NotNegative, Positive, Strict
 from palate.recipes.plain_scorers import (
     ClassifierScorer,
@@ -62,6 +64,8 @@ class LocalChat(Strict):
     """The tokenizer's own template, a Jinja file, or `plain`, for a model without one."""
     batch_size: Count = 8
     """Conversations of one forward pass."""
+    images: ModelImages = ModelImages()
+    """How large images are shown, and how much of a video. Of models that see."""
 
 
 class ServerBase(Strict):
@@ -86,6 +90,9 @@ class ServerChat(ServerBase):
     """Up to the version: http://127.0.0.1:8000/v1."""
     model: str
     """Its name there."""
+    images: bool = False
+    """It is asked about images, which go to it in the question as data URLs: for a model that
+    sees."""
 
 
 Chat = Annotated[LocalChat | ServerChat, Field(discriminator="type")]
@@ -141,16 +148,24 @@ class PairwiseJudge(JudgeBase):
 
 
 class CriticScorer(ScorerBase):
-    """Critic-based: a language model writes a critique of the response, and a reward model scores
-    what is read with it (MM-RLHF, arXiv:2502.10391)."""
+    """Critic-based: a language model writes a critique of the response, or the data has one, and a
+    reward model scores what is read with it (MM-RLHF, arXiv:2502.10391)."""
 
     type: Literal["critic"] = "critic"
-    chat: Chat
+    chat: Chat | None = None
     """The model that writes critiques."""
+    given: GivenCritiques | None = None
+    """Critiques of the data, with no model that writes any; instead of `chat`."""
     scorer: ModelScorer
     """The reward model; it reads the question of the critic as prompt, the critique as response."""
     max_new_tokens: Count = 1024
     """Of a critique; one that is cut is scored as it is, and counted."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if (self.chat is None) is (self.given is None):
+            yield "chat", "give either `chat`, which writes critiques, or `given`, which has them"
+        if self.given is not None and self.max_new_tokens != 1024:
+            yield "max_new_tokens", "only with `chat`: nothing is written"
 
 
 class RemoteScorer(ScorerBase, ServerBase):
@@ -170,8 +185,13 @@ class RemoteScorer(ScorerBase, ServerBase):
     all responses to a prompt are sent together."""
     request_responses: Count = 64
     """Most responses of one request, but for those that must go together."""
+    images: bool = False
+    """Prompts with images are sent, each image once a request: to a `palate serve` whose scorer
+    sees. Only with `route: score`."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.images and self.route != "score":
+            yield "images", "only with `route: score`: the other sends texts"
         if self.tokenizer is not None and self.route != "get_reward":
             yield "tokenizer", "only with `route: get_reward`"
 

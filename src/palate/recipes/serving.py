@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.losses import Positive, Strict
 from palate.recipes.schema import Count, DataSource, RunRecipe
 from palate.recipes.scorers import Scorer
@@ -27,10 +30,39 @@ class ScoreRecipe(RunRecipe):
     exact: bool = False
     """Score every response in a pass of its own, so that not even the last bits of a score depend
     on what is scored beside it; slower. Judges that compare see whole rows in any case."""
+    images: Literal["shown", "removed"] = "shown"
+    """removed: prompts without their images, whatever the scorer reads: what a blind one says, as
+    the weights of `shortcut` in `palate reward` want it."""
     block_rows: Count = 512
     """Rows scored together and written at once; batches are of like lengths among them."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the scores."""
+
+
+_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+class ServeImages(ImagesRecipe):
+    """Images of requests: their limits, and from where they may come besides the request."""
+
+    max_pixels: Count = 16_777_216
+    """Width times height, read from the header before anything is decoded."""
+    max_images: Annotated[int, Field(ge=1, le=100)] = 16
+    """Image parts of a request; requests with more are refused with 413."""
+    root: Path | None = None
+    """Folder below which parts may name files by paths; default: none may."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts whose addresses (http, https) are fetched: example.org, example.org:8080, 10.0.0.5. A
+    name must be of a public address; a private one is listed as such. Default: none is fetched."""
+    fetch_seconds: Positive = 10.0
+    """For all addresses of a request."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for number, host in enumerate(self.allow_hosts):
+            if not _HOST.fullmatch(host):
+                yield f"allow_hosts.{number}", f"'{host}' is no host: write example.org"
+        if self.fetch_seconds != 10.0 and not self.allow_hosts:
+            yield "fetch_seconds", "only with `allow_hosts`: nothing else is fetched"
 
 
 class ServeRecipe(Strict):
@@ -64,6 +96,8 @@ class ServeRecipe(Strict):
     """Requests with more responses are refused with 413."""
     timeout_seconds: Positive = 60.0
     """A request that is not answered by then is answered with 504."""
+    images: ServeImages = ServeImages()
+    """Images in prompts, where the scorer reads them."""
     shutdown_seconds: Count = 60
     """How long a stopping server works on what it has accepted."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from palate.intervals import difference_of_shares
 from palate.report.length_notes import over_length
 from palate.report.points import interval
 from palate.report.words import count, fixed, listed, percent
@@ -86,12 +86,14 @@ def _about_choices(choices: Mapping[str, Choice]) -> Iterator[str]:
 
 
 def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
-    below, chance, length, ties, gaps = [], [], [], [], []
+    below, chance, length, ties, gaps, blind = [], [], [], [], [], []
     for benchmark in benchmarks:
         result = benchmark.results.get(name)
         whole = None if result is None else result.accuracy.get("all")
         if result is None or whole is None or not whole.n or whole.accuracy_ci is None:
             continue
+        if result.look is not None and result.look.as_good_without:
+            blind.append(f"{benchmark.name} ({result.look.sentence.partition(': ')[2]})")
         low, high = whole.accuracy_ci
         if low is None or high is None:
             continue
@@ -120,6 +122,8 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
         yield f"{name} is right less often than chance on {listed(below)}"
     if chance:
         yield f"{name} is not clear of chance on {listed(chance)}"
+    if blind:
+        yield f"{name} is as good without the images on {listed(blind)}"
     if length:
         yield f"{name} is not clear of what length alone gives on {listed(length)}"
     if gaps:
@@ -134,18 +138,14 @@ def _about(name: str, benchmarks: Sequence[Benchmark]) -> Iterator[str]:
 def gap_interval(by_length: ByLength) -> tuple[float, float] | None:
     """Interval of the accuracy where the better response is longer less that where it is shorter.
 
-    Of the intervals of both (Newcombe 1998, Statistics in Medicine 17:873, method 10), which have
-    their confidence. None where a part of them is missing.
+    None where a part of what it takes is missing.
     """
     longer, shorter = by_length.longer, by_length.shorter
     of_longer, of_shorter = interval(longer.accuracy_ci), interval(shorter.accuracy_ci)
     a, b = longer.accuracy, shorter.accuracy
     if a is None or b is None or of_longer is None or of_shorter is None:
         return None
-    (a_low, a_high), (b_low, b_high) = of_longer, of_shorter
-    below = math.hypot(a - a_low, b_high - b)
-    above = math.hypot(a_high - a, b - b_low)
-    return a - b - below, a - b + above
+    return difference_of_shares(a, of_longer, b, of_shorter)
 
 
 def _first(notes: dict[str, None]) -> str:

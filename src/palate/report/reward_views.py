@@ -21,6 +21,7 @@ from palate.store.records import Interval
 from palate.store.reward_records import (
     Benchmark,
     Column,
+    Look,
     Official,
     Result,
     RewardEvaluation,
@@ -33,12 +34,16 @@ BASELINES = {"longer": "the longer one wins", "shorter": "the shorter one wins"}
 ASIDES = {
     "with_prior": "with prior sets",
     "by_old_counts": "by old counts",
+    "legacy_macro": "macro, R1-Reward's groups",
 }
 """What stands beside a score: key in its detail, and heading."""
 ABOUT = {
     "with_prior": "With prior sets: sections weigh 2 each, the prior sets 1.",
     "by_old_counts": (
         "By old counts: as rewardbench weighed the two xstest subsets up to its version 0.1.2."
+    ),
+    "legacy_macro": (
+        "R1-Reward's groups: its script has 301 pairs of hallucination among the general ones."
     ),
 }
 TIES = {
@@ -148,6 +153,11 @@ class BenchmarkView:
     def folds_sources(self) -> bool:
         """Whether the table by source is too long to stand open."""
         return len(self.sources) * len(self.results) > OPEN_SOURCES
+
+    @property
+    def looks(self) -> list[tuple[str, Style, Look]]:
+        """Name, style and what the images are worth, of models that were asked."""
+        return [(name, style, r.look) for name, style, r in self.results if r.look is not None]
 
     @property
     def changes(self) -> list[tuple[str, bool]]:

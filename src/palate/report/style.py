@@ -35,6 +35,7 @@ LOSS_NAMES = {
     "fdpo": "f-DPO",
     "tdpo1": "TDPO1",
     "tdpo2": "TDPO2",
+    "anchor": "anchor",
     "sft": "SFT",
     "bradley_terry": "Bradley-Terry",
     "rao_kupper": "Rao-Kupper",

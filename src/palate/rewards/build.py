@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from palate.data.images import ImageError, image_root, located
+from palate.data.images import image_root, rooted
 from palate.data.pairing import pairs_of
 from palate.data.schema import Content, Preference
 from palate.data.scorer import Scorer, has_images
@@ -15,7 +15,6 @@ from palate.data.stream import read_source
 from palate.errors import DataError, ModelError
 from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
-from palate.recipes.images import ImagesRecipe
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from palate.rewards.combined import Combined, Member
@@ -125,7 +124,7 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 
-        return Critic(recipe, _model(recipe.scorer))
+        return Critic(recipe, _model(recipe.scorer), seed=seed)
     if isinstance(recipe, recipes.RemoteScorer):
         from palate.rewards.remote import Remote
 
@@ -258,11 +257,7 @@ def _validation_pairs(sources: Sequence[DataSource], seed: int) -> list[_Triple]
         for row in read_source(source, seed=seed).rows:
             if row.kind not in ("pair", "rated") or row.has_own_prompts:
                 continue
-            try:
-                row = located(row, image_root(source.path), ImagesRecipe())
-            except ImageError:
-                continue
-            made = pairs_of(row, PairingRecipe(), seed)
+            made = pairs_of(rooted(row, image_root(source.path)), PairingRecipe(), seed)
             if not isinstance(made, str):
                 triples += [(p.prompt, p.chosen.content, p.rejected.content) for p in made]
     if not triples:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from palate.data.schema import Content, Message
-from palate.data.scorer import Group, Score, Traits, regrouped
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits, regrouped
 from palate.recipes import scorers as recipes
 from palate.rewards.chat import Chat, Reply, open_chat
 from palate.rewards.questions import (
@@ -59,6 +59,13 @@ class _Verdict:
         return "\n\n".join(self.texts) if self.texts else None
 
 
+def with_sight(traits: Traits, chat: Chat) -> Traits:
+    """Traits of a scorer that asks this model."""
+    if chat.blind is not None:
+        return replace(traits, blind=chat.blind)
+    return replace(traits, modalities=TEXT_AND_IMAGES)
+
+
 class Judge:
     """What both kinds share: asking, and reading what comes back.
 
@@ -74,9 +81,14 @@ class Judge:
         self.name = recipe.name or f"{self.chat.name} ({recipe.type}{thought})"
         # A server puts batches together by itself, from whatever all its clients ask.
         on_server = isinstance(recipe.chat, recipes.ServerChat)
-        self.traits = Traits(relative=relative, independent=on_server)
+        self._traits = Traits(relative=relative, independent=on_server)
         self.counts: Counter[str] = Counter()
         self.transcript: Transcript | None = None
+
+    @property
+    def traits(self) -> Traits:
+        """Images are read where its model is asked about them."""
+        return with_sight(self._traits, self.chat)
 
     def _verdicts(
         self, questions: Sequence[list[Message]], options: Sequence[str]

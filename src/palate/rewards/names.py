@@ -43,12 +43,15 @@ def name_of(recipe: recipes.Scorer) -> str:
         names = [name_of(member.scorer) for member in recipe.members]
         gate = recipe.combine == "gate"
         return f"{names[1]} behind {names[0]}" if gate else f"weighted sum of {', '.join(names)}"
-    chat = recipe.chat
-    model = chat.path if isinstance(chat, recipes.LocalChat) else chat.model
     if isinstance(recipe, recipes.CriticScorer):
-        return f"{name_of(recipe.scorer)} given critiques of {short_name(model)}"
+        writer = "the data" if recipe.chat is None else _chat_name(recipe.chat)
+        return f"{name_of(recipe.scorer)} given critiques of {writer}"
     thought = ", reasoning" if recipe.reasoning else ""
-    return f"{short_name(model)} ({recipe.type}{thought})"
+    return f"{_chat_name(recipe.chat)} ({recipe.type}{thought})"
+
+
+def _chat_name(chat: recipes.LocalChat | recipes.ServerChat) -> str:
+    return short_name(chat.path if isinstance(chat, recipes.LocalChat) else chat.model)
 
 
 def short_name(path: str) -> str:

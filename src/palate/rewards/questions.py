@@ -2,7 +2,8 @@
 
 A verdict stands between <answer> and </answer> at the very end, once after the thought; anything
 else is unreadable and counted as such. Training a judge or a critic on these same words is what
-makes one.
+makes one. Images stand where they stand in the prompt, between its words; without any, a question
+is one text.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from palate.data.schema import Content, Message
-from palate.rewards.texts import prompt_text, response_text
+from palate.data.schema import Content, Message, Part
+from palate.rewards.texts import joined, prompt_parts, response_parts
 
 CRITERIA = (
     "A good response does what was asked, is true, is complete without padding, is safe, and is "
@@ -67,9 +68,9 @@ def critique_question(prompt: Content, response: Content) -> list[Message]:
         "Assess the response to the conversation below: what is right in it, what is wrong or "
         f"missing, and how much that matters.\n\n{CRITERIA}"
     )
-    text = f"{ask}\n\n{_block('Conversation', prompt_text(prompt))}"
-    text += f"\n\n{_block('Response', response_text(response))}\n\nWrite the critique."
-    return [Message(role="user", content=text)]
+    parts = [_text(f"{ask}\n\n"), *_block("Conversation", prompt_parts(prompt)), _text("\n\n")]
+    parts += [*_block("Response", response_parts(response)), _text("\n\nWrite the critique.")]
+    return [Message(role="user", content=joined(parts))]
 
 
 def read_verdict(text: str, allowed: Sequence[str]) -> str | None:
@@ -106,18 +107,23 @@ def _question(
     reasoning: bool,
     answers: str,
 ) -> list[Message]:
-    parts = [ask, _block("Conversation", prompt_text(prompt))]
-    parts += [_block(name, response_text(side)) for name, side in sides]
+    parts = [_text(f"{ask}\n\n"), *_block("Conversation", prompt_parts(prompt))]
+    for name, side in sides:
+        parts += [_text("\n\n"), *_block(name, response_parts(side))]
     form = f"<answer>{answers}</answer>"
     if reasoning:
-        parts.append(
+        how = (
             "First think step by step between <think> and </think>. Then end with the verdict and "
             f"nothing after it: {form}"
         )
     else:
-        parts.append(f"Reply with the verdict alone: {form}")
-    return [Message(role="user", content="\n\n".join(parts))]
+        how = f"Reply with the verdict alone: {form}"
+    return [Message(role="user", content=joined([*parts, _text(f"\n\n{how}")]))]
 
 
-def _block(name: str, text: str) -> str:
-    return f"[{name}]\n{text}\n[End of {name.lower()}]"
+def _block(name: str, parts: Sequence[Part]) -> list[Part]:
+    return [_text(f"[{name}]\n"), *parts, _text(f"\n[End of {name.lower()}]")]
+
+
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}

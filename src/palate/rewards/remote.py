@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from palate.data.schema import Content, Message, text_in
-from palate.data.scorer import Group, Score, Span, Traits
+from palate.data.images import ImageError
+from palate.data.schema import Content, Message, Part, image_of, images_in, text_in
+from palate.data.scorer import TEXT, TEXT_AND_IMAGES, Group, Score, Span, Traits
 from palate.data.templates import ChatTemplate, Refused
 from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import RemoteScorer as Recipe
 from palate.rewards.http import REFUSALS, HttpClient, brief
+from palate.rewards.image_urls import ImageUrls, as_frames
 from palate.rewards.names import name_of
 from palate.rewards.texts import as_chat, prompt_text, response_text
 
 NO_REASON = "the server gives no score, and no reason"
 NOT_ASKED = "refused by the server"
+BLIND = "has images, and `images` of the remote scorer is not set: true asks a server that sees"
+UNSENT = "has an image that cannot be sent: {}"
 
 
 class _Answer(BaseModel):
@@ -100,7 +104,11 @@ class Remote:
         self.recipe = recipe
         self.name = name_of(recipe)
         # The server puts batches together by itself, from whatever all its clients ask.
-        self.traits = Traits(relative=recipe.relative, independent=True)
+        read = TEXT_AND_IMAGES if recipe.images else TEXT
+        self.traits = Traits(
+            relative=recipe.relative, independent=True, modalities=read, blind=BLIND
+        )
+        self._images = ImageUrls()
         self.counts: Counter[str] = Counter()
         self._client = HttpClient(
             recipe,
@@ -124,8 +132,13 @@ class Remote:
         if not groups:
             return []
         self._check()
-        requests = list(self._requests(groups))
-        scores: dict[tuple[int, int], Score] = {}
+        unsent = self._unsent(groups)
+        requests = list(self._requests(groups, unsent))
+        scores: dict[tuple[int, int], Score] = {
+            (i, j): Score(None, reason)
+            for i, reason in unsent.items()
+            for j in range(len(groups[i].responses))
+        }
         for parts, answered in zip(requests, self._client.map(self._ask, requests), strict=True):
             for part, of_part in zip(parts, answered, strict=True):
                 keys = [(part.number, place) for place in part.places]
@@ -149,11 +162,28 @@ class Remote:
             raise self._client.error(f"{what}: set `relative: {str(relative).lower()}`")
         self._checked = True
 
-    def _requests(self, groups: Sequence[Group]) -> Iterator[list[_Part]]:
-        """Parts of groups that go into one request."""
+    def _unsent(self, groups: Sequence[Group]) -> dict[int, str]:
+        """Number of each group with an image that cannot be sent -> why."""
+        unsent = {}
+        for i, group in enumerate(groups):
+            try:
+                shown = [] if isinstance(group.prompt, str) else as_frames(group.prompt)
+                for image in images_in(shown):
+                    self._images.read(image)
+            except ImageError as error:
+                unsent[i] = UNSENT.format(error.reason)
+        return unsent
+
+    def _requests(self, groups: Sequence[Group], unsent: Collection[int]) -> Iterator[list[_Part]]:
+        """Parts of groups that go into one request; what shows images goes alone."""
         most = self.recipe.request_responses
         request: list[_Part] = []
         for i, group in enumerate(groups):
+            if i in unsent:
+                continue
+            if request and (images_in(group.prompt) or images_in(request[-1].group.prompt)):
+                yield request
+                request = []
             n = len(group.responses)
             size = max(1, n) if self.recipe.relative else most
             for start in range(0, n, size):
@@ -197,23 +227,52 @@ class Remote:
         """What is sent for parts of groups, and what reads the answer."""
         sizes = [len(part.places) for part in parts]
         if self.recipe.route == "score":
+            sent: dict[str, str] = {}
             items = [
-                {"prompt": _plain(p.group.prompt), "responses": [*map(_plain, p.group.responses)]}
+                {
+                    "prompt": self._shown(p.group.prompt, sent),
+                    "responses": [*map(_plain, p.group.responses)],
+                }
                 for p in parts
             ]
-            return {"items": items}, lambda document: _scored(document, sizes)
+            images = {"images": sent} if sent else {}
+            return {"items": items, **images}, lambda document: _scored(document, sizes)
         texts: list[tuple[str, str] | str] = [
             self._text(part.group.prompt, response)
             for part in parts
             for response in part.group.responses
         ]
-        sent = [text for text in texts if not isinstance(text, str)]
+        rendered = [text for text in texts if not isinstance(text, str)]
         body = {
-            "query": [prompt + response for prompt, response in sent],
-            "prompts": [prompt for prompt, _ in sent],
-            "labels": [None] * len(sent),
+            "query": [prompt + response for prompt, response in rendered],
+            "prompts": [prompt for prompt, _ in rendered],
+            "labels": [None] * len(rendered),
         }
         return body, lambda document: _rewarded(document, texts, sizes)
+
+    def _shown(self, prompt: Content, sent: dict[str, str]) -> Any:
+        """A prompt as JSON, its images named by their digests.
+
+        Args:
+            sent: takes digest -> data URL of each.
+        """
+        if isinstance(prompt, str) or not images_in(prompt):
+            return _plain(prompt)
+
+        def part_of(part: Part) -> dict[str, str]:
+            if part["type"] == "text":
+                return {"type": "text", "text": part["text"]}
+            assert part["type"] == "image", "videos are frames here"
+            digest, url = self._images.read(image_of(part))
+            sent[digest] = url
+            return {"type": "image", "image": f"sha256:{digest}"}
+
+        return [
+            turn
+            if isinstance(turn["content"], str)
+            else {"role": turn["role"], "content": list(map(part_of, turn["content"]))}
+            for turn in as_frames(prompt)
+        ]
 
     def _text(self, prompt: Content, response: Content) -> tuple[str, str] | str:
         """Prompt and response as they are sent for a whole conversation; or why they are not."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,13 +33,16 @@ from palate.serve.batcher import Batcher, Groups, Rendered, Request
 from palate.serve.bodies import JsonRoute
 from palate.serve.errors import TooMany, handle_errors
 from palate.serve.guard import App, Guard, error_body
+from palate.serve.images import RequestImages
 from palate.serve.messages import (
     ChatCompletion,
     GetReward,
+    Item,
     ModelCard,
     ScoredPrompt,
     ScoreRequest,
     content,
+    named_images,
 )
 from palate.serve.metrics import Metrics
 from palate.store.names import unique_names
@@ -132,6 +135,8 @@ class _Server:
         weights = identities(recipe.scorer)
         self.weights = _named(weights) if private else weights
         self.started = int(time.time())
+        self.blind = None if "image" in scorer.traits.modalities else scorer.traits.blind
+        self.images = RequestImages(recipe.images, self.blind)
         self.spread = MemberSums(scorer.numbers) if isinstance(scorer, Combined) else None
         self.batcher = Batcher(
             scorer,
@@ -163,6 +168,7 @@ class _Server:
                 "weights": self.weights,
                 "relative": self.relative,
                 "reads_rendered": self.rendered,
+                "reads_images": self.blind is None,
             },
             "members": None if self.spread is None else self.spread.described(),
             "exact": recipe.exact,
@@ -173,7 +179,19 @@ class _Server:
                 "max_request_bytes": recipe.max_request_bytes,
                 "max_request_responses": recipe.max_request_responses,
                 "timeout_seconds": recipe.timeout_seconds,
+                **self._image_limits(),
             },
+        }
+
+    def _image_limits(self) -> dict[str, Any]:
+        if self.blind is not None:
+            return {}
+        limits = self.recipe.images
+        return {
+            "max_images": limits.max_images,
+            "max_image_bytes": limits.max_bytes,
+            "max_image_pixels": limits.max_pixels,
+            "image_formats": list(limits.formats),
         }
 
     async def metrics_text(self) -> Response:
@@ -225,7 +243,11 @@ class _Server:
         if self.relative:
             text = f"{self.name} compares responses, and a conversation has one: use {_SEVERAL}"
             raise HTTPException(422, text)
-        turns = [turn for message in body.messages for turn in as_chat(content([message]))]
+        named = list(named_images("messages", body.messages))
+        scored = f"messages.{len(body.messages) - 1}."
+        _refuse_images(at for at, _ in named if at.startswith(scored))
+        images = await self.images.read(named, body.images)
+        turns = [turn for m in body.messages for turn in as_chat(content([m], images))]
         ((score,),) = await self._work(Groups(groups=[Group(turns[:-1], (turns[-1:],))]))
         if score.value is None:
             raise HTTPException(422, str(score.reason))
@@ -245,11 +267,22 @@ class _Server:
         }
 
     async def _groups(self, body: ScoreRequest) -> list[list[Score]]:
-        items = [body] if isinstance(body, ScoredPrompt) else body.items
+        alone = isinstance(body, ScoredPrompt)
+        items: Sequence[Item] = [body] if isinstance(body, ScoredPrompt) else body.items
+        named: list[tuple[str, str]] = []
+        for i, item in enumerate(items):
+            where = "" if alone else f"items.{i}."
+            named += named_images(f"{where}prompt", item.prompt)
+            for j, response in enumerate(item.responses):
+                _refuse_images(at for at, _ in named_images(f"{where}responses.{j}", response))
+        images = await self.images.read(named, body.images)
         scored = await self._work(
             Groups(
                 groups=[
-                    Group(content(item.prompt), tuple(map(content, item.responses)))
+                    Group(
+                        content(item.prompt, images),
+                        tuple(content(response, images) for response in item.responses),
+                    )
                     for item in items
                 ]
             )
@@ -291,6 +324,11 @@ class _Server:
                 f"{self.recipe.max_request_responses} are allowed"
             )
         return await self.batcher.submit(work)
+
+
+def _refuse_images(places: Iterable[str]) -> None:
+    for at in places:
+        raise HTTPException(422, f"{at}: images are read in prompts, not in what is scored")
 
 
 def _named(weights: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ _SAFE = re.compile(
 
 
 class TooMany(Exception):
-    """More responses in one request than are allowed."""
+    """More responses or images in one request than are allowed."""
 
 
 def handle_errors(app: FastAPI, *, private: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,13 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from palate.data.schema import Content, Message
+from palate.data.schema import Content, ImageRef, Message
+from palate.data.schema import Part as ContentPart
 from palate.serve.bodies import shown
 
 
 def _unicode(text: str) -> str:
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("half a surrogate pair is no Unicode text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is no Unicode text") from None
     return text
 
 
@@ -37,17 +41,40 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _text_only(kind: str) -> str:
-    if kind != "text":
-        raise ValueError('parts of text alone are read: {"type": "text", "text": ...}')
+def _known(kind: str) -> str:
+    if kind not in ("text", "image", "image_url"):
+        raise ValueError('parts of type "text", "image" and "image_url" are read')
     return kind
 
 
-class Part(RequestModel):
-    """A part of a turn, as OpenAI's clients send them."""
+class ImageUrl(RequestModel):
+    """Where an image is, as OpenAI's clients say it."""
 
-    type: Annotated[str, AfterValidator(_text_only)]
-    text: Text
+    url: Text
+    detail: Literal["auto"] | None = None
+    """Images are looked at as they are."""
+
+
+class Part(RequestModel):
+    """A part of a turn: a text, or an image, which is a data URL, the digest of one that is sent
+    beside the request, a path, or an address."""
+
+    type: Annotated[str, AfterValidator(_known)]
+    text: Text | None = None
+    image: Text | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Part:
+        given = [name for name in ("text", "image", "image_url") if getattr(self, name) is not None]
+        if given != [self.type]:
+            raise ValueError(f'a part of type "{self.type}" has `{self.type}`, and nothing else')
+        return self
+
+    @property
+    def written(self) -> str | None:
+        """What an image part says of where its image is; None of a text."""
+        return self.image if self.image_url is None else self.image_url.url
 
 
 class Turn(RequestModel):
@@ -55,21 +82,30 @@ class Turn(RequestModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
-    """A text, or parts that are one text together."""
+    """A text, or parts; those of text alone are one text together."""
 
-    @property
-    def text(self) -> str:
-        """The content as one text."""
+    def read(self, images: Mapping[str, ImageRef]) -> str | list[ContentPart]:
+        """The content as scorers take it."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.text for part in self.content)
+        if all(part.written is None for part in self.content):
+            return "".join(part.text or "" for part in self.content)
+        return [
+            {"type": "text", "text": part.text or ""}
+            if part.written is None
+            else {"type": "image", "image": images[part.written]}
+            for part in self.content
+        ]
 
 
 Prompt = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
 Answer = Text | Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
 
+Images = Annotated[dict[str, Text], Field(min_length=1)] | None
+"""Images that parts name as sha256:HEX: digest -> data URL."""
 
-class ScoredPrompt(RequestModel):
+
+class Item(RequestModel):
     """A prompt with responses to it."""
 
     prompt: Prompt
@@ -78,10 +114,17 @@ class ScoredPrompt(RequestModel):
     """Each a text, or the turns that follow the prompt."""
 
 
+class ScoredPrompt(Item):
+    """One prompt with its responses."""
+
+    images: Images = None
+
+
 class Batch(RequestModel):
     """Several prompts."""
 
-    items: Annotated[list[ScoredPrompt], Field(min_length=1, fail_fast=True)]
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+    images: Images = None
 
 
 def _which(value: Any) -> str:
@@ -138,6 +181,7 @@ class ChatCompletion(RequestModel):
 
     model: Text
     messages: Annotated[list[Turn], Field(min_length=2, fail_fast=True)]
+    images: Images = None
     stream: Literal[False] | None = None
     n: Annotated[int | None, _unused(1)] = None
     temperature: Annotated[float | None, _unused(0, 1)] = None
@@ -166,11 +210,23 @@ class ModelCard(BaseModel):
     owned_by: str = "palate"
 
 
-def content(value: str | list[Turn]) -> Content:
-    """A prompt or response as scorers take it."""
+def content(value: str | list[Turn], images: Mapping[str, ImageRef]) -> Content:
+    """A prompt or response as scorers take it.
+
+    Args:
+        images: by what is written in image parts; see `named_images`.
+    """
     if isinstance(value, str):
         return value
-    return [Message(role=turn.role, content=turn.text) for turn in value]
+    return [Message(role=turn.role, content=turn.read(images)) for turn in value]
+
+
+def named_images(where: str, value: str | list[Turn]) -> Iterator[tuple[str, str]]:
+    """(where, what is written there) of the image parts of a prompt or response."""
+    for i, turn in enumerate([] if isinstance(value, str) else value):
+        for j, part in enumerate([] if isinstance(turn.content, str) else turn.content):
+            if part.written is not None:
+                yield f"{where}.{i}.content.{j}", part.written
 
 
 _SHAPES = ("body", "item", "batch", "list[", "function-")

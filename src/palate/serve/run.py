@@ -27,7 +27,7 @@ def serve(recipe: ServeRecipe) -> None:
     ends the process.
 
     Raises:
-        RecipeError: the variable of the token is not set.
+        RecipeError: the variable of the token is not set, or `images.root` is no folder.
         RunError: the address cannot be listened at.
         PalateError: the extra `serve` is missing, or the scorer cannot be loaded.
     """
@@ -45,6 +45,7 @@ def serve(recipe: ServeRecipe) -> None:
     from palate.serve.protocol import protocol
 
     token = token_of(recipe)
+    check_folders(recipe)
     # Lines of JSON go to stderr, and progress bars do not belong among them.
     transformers.utils.logging.disable_progress_bar()
     # Bound before the model is loaded, so that a port that is taken is said at once; it does not
@@ -98,6 +99,16 @@ def token_of(recipe: ServeRecipe) -> str | None:
     if not token:
         raise RecipeError(f"`token_env`: the environment variable {recipe.token_env} is not set")
     return token
+
+
+def check_folders(recipe: ServeRecipe) -> None:
+    """
+    Raises:
+        RecipeError: the folder of images is none.
+    """
+    root = recipe.images.root
+    if root is not None and not root.is_dir():
+        raise RecipeError(f"`images.root`: {root} is no folder")
 
 
 def bind(recipe: ServeRecipe) -> socket.socket:

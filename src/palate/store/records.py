@@ -321,6 +321,8 @@ class Policy(Record):
     preference: dict[str, PreferenceRecord] = Field(default_factory=dict)
     samples: Samples | None = None
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
+    look: dict[str, Any] | None = None
+    """What the images of held-out pairs are worth to it; see `palate.evaluate.reward.looking`."""
 
     @property
     def title(self) -> str:

@@ -90,6 +90,43 @@ class Robust(Record):
     shift: float | None = None
 
 
+class Side(Record):
+    """Pairs as they are, without images or with those of others."""
+
+    n: int = 0
+    accuracy: float | None = None
+    accuracy_ci: Interval | None = None
+    ties: int = 0
+
+
+class Shortcut(Record):
+    """By whether the text alone gives the right verdict."""
+
+    blind_right: Side = Side()
+    blind_wrong: Side = Side()
+    degradation: float | None = None
+    degradation_ci: Interval | None = None
+
+
+class Look(Record):
+    """What the images of prompts are worth to a model."""
+
+    items: int = 0
+    items_with_images: int = 0
+    n: int = 0
+    lost: int = 0
+    real: Side = Side()
+    blind: Side = Side()
+    others: Side = Side()
+    difference: float | None = None
+    difference_ci: Interval | None = None
+    difference_others: float | None = None
+    difference_others_ci: Interval | None = None
+    as_good_without: bool | None = None
+    shortcut: Shortcut = Shortcut()
+    sentence: str = ""
+
+
 class Result(Record):
     """One model on one benchmark."""
 
@@ -99,6 +136,7 @@ class Result(Record):
     by_length: ByLength = ByLength()
     by_margin: ByMargin = ByMargin()
     robustness: tuple[Robust, ...] = ()
+    look: Look | None = None
 
 
 class Agreement(Record):

@@ -202,7 +202,7 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
             "reference": _placeless(plan, recipe.reference),
         }
     if isinstance(recipe, RewardEvalRecipe):
-        keys = ("benchmarks", "robustness", "best_of_n")
+        keys = ("benchmarks", "robustness", "look", "best_of_n")
         return {"evaluation": _with_contents(plan, stage, keys)}
     if isinstance(recipe, TaskEvalRecipe):
         asked = ("tasks", "include", "fewshot", "limit", "chat", "run_generated_code")
@@ -262,7 +262,8 @@ def _training_data(plan: Plan, stage: StudyStage) -> Any:
         return None
     shown = stage.inputs["recipe"]["data"]
     sources = [_rows(plan, source) for source in training_sources(stage.recipe)]
-    return [sources, [s["limit"] for s in shown["train"]], shown["pairing"], shown["mixture"]]
+    made = [shown[key] for key in ("pairing", "mixture", "image_contrast")]
+    return [sources, [s["limit"] for s in shown["train"]], *made]
 
 
 def _overlap_problems(plan: Plan) -> Iterator[str]:

@@ -264,6 +264,7 @@ def _draws(data: DataRecipe) -> bool:
     return (
         data.mixture is not None
         or data.pairing is not None
+        or data.image_contrast is not None
         or any(source.limit is not None for source in (*data.train, *data.eval))
     )
 

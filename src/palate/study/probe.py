@@ -36,6 +36,7 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
     from palate.evaluate.run import PAIRS_PER_BATCH, STATS_PER_BATCH
     from palate.evaluate.sample import sample
     from palate.models.loading import load_policy, load_tokenizer
+    from palate.models.pictures import pictures_of
     from palate.models.reference import build_live_reference
     from palate.models.verdicts import exact_layout
     from palate.recipes.schema import ReferenceRecipe
@@ -45,9 +46,11 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
         begun = clock()
         tokenizer = load_tokenizer(model)
         data, seed, part = data_recipe(recipe, [])
-        encoder = Encoder(tokenizer, model.chat_template, data.length)
+        pictures = pictures_of(model, tokenizer)
+        encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
         eval_data = build_eval_data(recipe, data, seed, part, encoder)
         policy = load_policy(model).requires_grad_(False)
+        policy.pictures = pictures
         layout = exact_layout(policy)
         reference = build_live_reference(ReferenceRecipe(), model, policy)
         fixed = clock() - begun
@@ -70,7 +73,7 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
             seconds += (clock() - begun) * sum(i.n_tokens for i in eval_data.pairs) / tokens
         if (drawing := recipe.sampling) is not None and eval_data.prompts:
             asked = len(eval_data.prompts) * drawing.samples_per_prompt
-            prompts = [p.ids for p in eval_data.prompts][: drawing.batch_size]
+            prompts = [p.tokens for p in eval_data.prompts][: drawing.batch_size]
             begun = clock()
             drawn = sample(
                 policy,
@@ -88,6 +91,7 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
             sample_stats(
                 policy,
                 drawn[:STATS_PER_BATCH],
+                prompts=prompts,
                 reference=reference,
                 batch_size=STATS_PER_BATCH,
                 layout=layout,

@@ -71,13 +71,13 @@ def keep_image_features(
                 "tower of its own: use `live`"
             )
         return
-    tokens = placeholder_tokens([*train, *held_out], vision.placeholder)
+    tokens = placeholder_tokens([*train, *held_out], vision)
     if not tokens:
         return
     cache = ImageFeatureCache(model, pictures, recipe.features_dir or beside / FOLDER)
     if not asked and not _pays(recipe, cache, tokens, train, held_out, passes):
         return
-    digests = sorted(placeholder_tokens(items, vision.placeholder))
+    digests = sorted(placeholder_tokens(items, vision))
     cache.fill(
         digests,
         rank=state.process_index,

@@ -162,7 +162,9 @@ def _untie(base: PreTrainedModel) -> None:
     embeddings, of a model in which the two are the same."""
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     plain = (nn.Embedding, nn.Linear)
-    if not base.config.get_text_config().tie_word_embeddings or head is None:
+    # Of models that see the outer configuration may say it alone.
+    configs = [base.config, base.config.get_text_config()]
+    if not any(getattr(c, "tie_word_embeddings", False) for c in configs) or head is None:
         return
     if type(embeddings).__module__.startswith("torch") and type(head).__module__.startswith(
         "torch"
@@ -172,7 +174,7 @@ def _untie(base: PreTrainedModel) -> None:
         for part in layer.modules():
             if isinstance(part, plain) and part.weight is not None:
                 part.weight = nn.Parameter(part.weight.detach().clone(), requires_grad=False)
-    for config in (base.config, base.config.get_text_config()):
+    for config in configs:
         config.tie_word_embeddings = False
 
 

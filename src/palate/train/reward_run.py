@@ -42,6 +42,7 @@ from palate.train.objectives.reward import (
 )
 from palate.train.preflight import check_fits, choose_layout, save_memory
 from palate.train.run import RunResult, Start, TrainingRun, in_background
+from palate.train.shortcut import with_shortcut_weights
 from palate.train.sources.offline import Collate
 
 
@@ -64,7 +65,7 @@ class RewardRun(TrainingRun):
         scale, scales = self._scales(job, start.data.train)
         model.spec = dataclasses.replace(model.spec, scale=scale, scales=scales)
         self._save(loop, start.encoder.tokens.tokenizer, start.encoder)
-        if job.eval and (evaluation := self._evaluation(loop)) is not None:
+        if job.eval and (evaluation := self._evaluation(loop, start)) is not None:
             folder.write(Evaluation.of(evaluation))
 
     def start(self, folder: RunFolder) -> Start:
@@ -92,6 +93,8 @@ class RewardRun(TrainingRun):
                 seed=self.recipe.seed,
                 ties=True,
             )
+        if self.recipe.shortcut is not None:
+            data = with_shortcut_weights(data, self.recipe.shortcut)
         for split, items in (("train", data.train), ("eval", data.eval)):
             if items:
                 data.report[split]["labels"] = label_counts(items)
@@ -190,8 +193,13 @@ class RewardRun(TrainingRun):
             tuple(_scale(values) for values in zip(*heads, strict=True)),
         )
 
-    def _scored(self, job: Job, items: Sequence[Any]) -> list[dict[str, Any]]:
+    def _scored(
+        self, job: Job, items: Sequence[Any], collate: Collate | None = None
+    ) -> list[dict[str, Any]]:
         """Rewards and comparisons of items, in any order; the same on every process.
+
+        Args:
+            collate: lays them out; default: as the run's own.
 
         Raises:
             RunError: rewards that are not finite.
@@ -204,7 +212,7 @@ class RewardRun(TrainingRun):
         with evaluating(model):
             for start in range(0, len(share), size):
                 chunk = share[start : start + size]
-                batch = job.collate(chunk).to(model.device)
+                batch = (collate or job.collate)(chunk).to(model.device)
                 with torch.no_grad():
                     output = model(batch, Ask(heads=("reward",)))
                 rewards, heads = output.sequence_rewards, output.by_head
@@ -222,8 +230,9 @@ class RewardRun(TrainingRun):
                     scored.append(
                         {
                             "id": item.id,
+                            "index": item.index,
                             "source": item.source,
-                            "prompt": item.prompts[0].ids,
+                            "prompt": item.prompts[0],
                             "rewards": rewards[responses].tolist(),
                             "heads": [] if heads is None else heads[responses].tolist(),
                             "margins": margins[of == i].tolist(),
@@ -233,7 +242,25 @@ class RewardRun(TrainingRun):
                     )
         return scored if shared else list(gather_object(scored))
 
-    def _evaluation(self, loop: Loop) -> dict[str, Any] | None:
+    def _look(
+        self, job: Job, start: Start, scored: Sequence[dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Whether the model looks at the images of held-out pairs; None where there are none."""
+        from palate.evaluate.held_out_look import HeldOutLook
+
+        looked = HeldOutLook.of(start.data.eval_rows, start.encoder, self.recipe.seed)
+        if looked is None:
+            return None
+        # Changed pairs are in no cache.
+        collate = job.model.collator(job.layout, pad_id=job.pad_id, keep_last=True)
+
+        def margins(items: Sequence[Item]) -> list[float]:
+            numbered = [dataclasses.replace(item, index=i) for i, item in enumerate(items)]
+            return _margins(self._scored(job, numbered, collate))
+
+        return looked.measure(_margins(scored), margins)
+
+    def _evaluation(self, loop: Loop, start: Start) -> dict[str, Any] | None:
         """The content of evaluation.json: accuracy, margin and the length baseline by source.
 
         None where held-out items are all ties: there is nothing to be right about.
@@ -266,6 +293,8 @@ class RewardRun(TrainingRun):
         }
         if self.recipe.ensemble is not None:
             entry["heads"] = of_heads(scored)
+        if (look := self._look(job, start, scored)) is not None:
+            entry["look"] = look
         return {
             "kind": "evaluation",
             "confidence": CONFIDENCE,
@@ -289,6 +318,12 @@ class RewardRun(TrainingRun):
             end=closing[0] if len(closing) == 1 else None,
         )
         save_final_model(loop, tokenizer)
+
+
+def _margins(scored: Sequence[dict[str, Any]]) -> list[float]:
+    """Of pairs the first reward less the second, in the order of their places."""
+    ordered = sorted(scored, key=lambda item: item["index"])
+    return [item["rewards"][0] - item["rewards"][-1] for item in ordered]
 
 
 def _scale(rewards: Sequence[float]) -> Scale:

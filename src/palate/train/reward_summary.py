@@ -10,8 +10,9 @@ from palate.evaluate.preference import PairScore, summarise_pairs
 
 CONFIDENCE = 0.95
 Scored = Sequence[dict[str, Any]]
-"""Of each item `id`, `source`, `prompt` (its ids), `rewards` and `heads`, and of each comparison
-within it `margins`, `longer` (by how many tokens the better response is) and `head_margins`."""
+"""Of each item `id`, `index`, `source`, `prompt` (its tokens), `rewards` and `heads`, and of each
+comparison within it `margins`, `longer` (by how many tokens the better response is) and
+`head_margins`."""
 
 
 def held_out(scored: Scored) -> dict[str, Any]:

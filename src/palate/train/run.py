@@ -318,7 +318,7 @@ class PolicyRun(TrainingRun):
         tokenizer = start.encoder.tokens.tokenizer
         tokenizer.chat_template = start.encoder.saved_template
         save_final_model(loop, tokenizer)
-        self._measure(loop)
+        self._measure(loop, start)
 
     def start(self, folder: RunFolder) -> Start:
         set_seed(self.recipe.seed)
@@ -428,7 +428,7 @@ class PolicyRun(TrainingRun):
         if done == total or not done % 64:
             self.console.print(f"reference cache: {done}/{total}", highlight=False, soft_wrap=True)
 
-    def _measure(self, loop: Loop) -> None:
+    def _measure(self, loop: Loop, start: Start) -> None:
         job = loop.job
         if self.loss is None or job.objective.kind != "pair" or not job.eval:
             return
@@ -439,6 +439,9 @@ class PolicyRun(TrainingRun):
             step=loop.step,
             batch_size=self.recipe.train.eval_batch_size_pairs,
             sharded=is_sharded(job.model),
+            rows=start.data.eval_rows,
+            encoder=start.encoder,
+            seed=self.recipe.seed,
         )
         if document is not None:
             job.folder.write(Evaluation.of(document))

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from palate.data.items import of_kind
+from palate.data.encode import Encoder
+from palate.data.items import Item, of_kind
+from palate.data.schema import Preference
 from palate.losses import combined_needs
+from palate.models.cache import CachedReference
+from palate.models.reference import AdapterOff, Reference
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.store.files import read_json
 from palate.store.records import Status, StepCost, read_record
@@ -26,6 +32,9 @@ def held_out(
     step: int,
     batch_size: int,
     sharded: bool,
+    rows: Sequence[Preference] = (),
+    encoder: Encoder | None = None,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """The content of evaluation.json: one policy, accuracy and margin of each source and of all.
 
@@ -33,29 +42,41 @@ def held_out(
 
     Args:
         sharded: the weights are spread over the processes, which then must all run all pairs.
+        rows, encoder, seed: what held-out items were made of; for pairs with images, which are
+            asked about again without them and with others.
 
     Returns:
         None where the loss ranks nothing without a reference and the run has none.
     """
     # Its statistics take a second to import, which no run should wait for at its start.
-    from palate.evaluate.preference import reward_members, score_pairs, summarise_pairs
+    from palate.evaluate.held_out_look import HeldOutLook
+    from palate.evaluate.preference import (
+        PairScore,
+        reward_members,
+        score_pairs,
+        summarise_pairs,
+    )
 
     if job.reference is None and combined_needs(reward_members(loss)).reference:
         return None
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
     scored = pairs if sharded else pairs[state.process_index :: state.num_processes]
-    prompts = [pair.prompts[0].ids for pair in scored]
-    scores = score_pairs(
-        job.model,
-        scored,
-        loss=loss,
-        token_weights=token_weights,
-        reference=job.reference,
-        batch_size=batch_size,
-        layout=job.layout,
-        pad_id=job.pad_id,
-    )
+    prompts = [pair.prompts[0] for pair in scored]
+
+    def judged(items: Sequence[Item], reference: Reference | None) -> list[PairScore]:
+        return score_pairs(
+            job.model,
+            items,
+            loss=loss,
+            token_weights=token_weights,
+            reference=reference,
+            batch_size=batch_size,
+            layout=job.layout,
+            pad_id=job.pad_id,
+        )
+
+    scores = judged(scored, job.reference)
     if not sharded:
         scores, prompts = gather_object(scores), gather_object(prompts)
     singles = members(loss)
@@ -69,7 +90,32 @@ def held_out(
         "beta": getattr(singles[0], "beta", None) if len(singles) == 1 else None,
         "preference": summarise_pairs(scores, prompts=prompts),
     }
+    asking = _reference_of_changed(job)
+    looked = None if encoder is None else HeldOutLook.of(rows, encoder, seed)
+    if looked is not None and asking is not None:
+        # In the order of the rows: processes took every n-th pair.
+        with_images = judged([pairs[place] for place in looked.places], job.reference)
+        margins = dict(zip(looked.places, (s.margin for s in with_images), strict=True))
+        entry["look"] = looked.measure(
+            [margins.get(place, 0.0) for place in range(len(pairs))],
+            lambda items: [score.margin for score in judged(items, asking.reference)],
+        )
     return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}
+
+
+@dataclass(frozen=True)
+class _Asking:
+    reference: Reference | None
+
+
+def _reference_of_changed(job: Job) -> _Asking | None:
+    """The reference for pairs that no cache knows; None where there is none."""
+    reference = job.reference
+    if not isinstance(reference, CachedReference):
+        return _Asking(reference)
+    if reference.identity.get("path") is None and job.model.has_adapters:
+        return _Asking(AdapterOff(job.model, digest=str(reference.identity["digest"])))
+    return None
 
 
 def last_metrics(run: Path) -> dict[str, float]:
@@ -96,6 +142,8 @@ def closing_lines(run: Path) -> list[str]:
             f"held-out preference accuracy {p['accuracy']:.1%} (95% interval {low:.1%} to "
             f"{high:.1%}, {p['n']} pairs; longer response wins: {p['length_baseline']:.1%})"
         )
+    if (look := _policy(run).get("look")) is not None:
+        lines.append(f"images of held-out pairs: {look['sentence']}")
     metrics = last_metrics(run)
     if "eval_loss" in metrics:
         lines.append(f"held-out loss {metrics['eval_loss']:.4f}")
@@ -123,9 +171,12 @@ def cost_words(cost: StepCost) -> str:
     return f"{cost.seconds:.3g} s and {cost.memory_bytes / 2**30:.2f} GiB at most"
 
 
-def _preference(run: Path) -> dict[str, Any] | None:
+def _policy(run: Path) -> dict[str, Any]:
     file = run / "evaluation.json"
-    if not file.exists():
-        return None
-    preference: dict[str, Any] = read_json(file)["policies"][0]["preference"]["all"]
+    policy: dict[str, Any] = read_json(file)["policies"][0] if file.exists() else {}
+    return policy
+
+
+def _preference(run: Path) -> dict[str, Any] | None:
+    preference: dict[str, Any] | None = _policy(run).get("preference", {}).get("all")
     return preference

@@ -105,7 +105,7 @@ def test_limits_of_images(tmp_path: Path) -> None:
     (folder / "wide.png").write_bytes(png(1, (200, 10)))
     write_jsonl(folder / "rows.jsonl", [with_image(0, "small.png"), with_image(1, "wide.png")])
     report = built(tmp_path / "out", [{"path": folder}], images={"max_pixels": 100})
-    assert report["images"]["broken"] == {"more pixels than images.max_pixels": 1}
+    assert report["images"]["broken"] == {"too many pixels to be decoded": 1}
 
 
 def test_an_image_root_elsewhere(tmp_path: Path) -> None:

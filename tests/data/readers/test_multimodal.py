@@ -64,6 +64,8 @@ def test_readers_say_where_they_are_from(name: str) -> None:
 @pytest.mark.parametrize("name", MINE)
 @pytest.mark.parametrize("field", ["video", "videos", "tools"])
 def test_what_a_model_would_see_is_not_dropped_in_silence(name: str, field: str) -> None:
+    if field in readers()[name].reads:
+        pytest.skip("read")
     for record in records(name):
         try:
             read_one(name, record.value)
@@ -125,7 +127,10 @@ def test_vlfeedback() -> None:
 
 
 def test_mm_rlhf() -> None:
-    first, sibling, tied, words = load("mm_rlhf/dpo_pairs.jsonl").rows
+    first, sibling, tied, moving, words = load("mm_rlhf/dpo_pairs.jsonl").rows
+    assert bare(moving.prompt) == shown({"type": "video"}, "What happens next?")
+    assert moving.has_videos and moving.has_images and not first.has_videos
+    assert paths(moving) == ["video/000003"]
     assert (first.id, sibling.id) == ("dpo_pairs:000001_1", "dpo_pairs:000001_1#2")
     assert bare(first.prompt) == bare(sibling.prompt) == shown(IMAGE, "What is the box's colour?")
     assert paths(first) == ["short/000001.png"] and not first.tie
@@ -319,8 +324,10 @@ def test_trl_images_in_all_their_forms_are_one_row(row: dict[str, Any]) -> None:
         ({"images": [""]}, "images.0: empty"),
         ({"chosen": [{"role": "assistant", "content": [IMAGE, text("x")]}]},
          "chosen: an image in an answer"),
-        ({"prompt": shown(IMAGE, {"type": "video"}, "x")},
+        ({"prompt": shown(IMAGE, {"type": "audio"}, "x")},
          "prompt.0.content.1: neither a text nor an image part"),
+        ({"prompt": shown(IMAGE, {"type": "video"}, "x")},
+         "videos: not as many as the turns have places for"),
         ({"prompt": shown(IMAGE | {"text": "x"}, "x")},
          "prompt.0.content.0.text: a text in an image part"),
         ({"prompt": shown(IMAGE)}, "prompt.0.content: empty"),

@@ -152,6 +152,7 @@ def test_anything_is_a_row_or_a_named_refusal(name: str, data: st.DataObject) ->
             inner = turn["content"]
             parts = [{"type": "text", "text": inner}] if isinstance(inner, str) else inner
             count += sum(part["type"] == "image" for part in parts)
+            count += sum(len(p["video"].refs) for p in parts if p["type"] == "video")
             for part in parts:
                 if part["type"] == "text":
                     part["text"].encode("utf-8")

@@ -293,7 +293,11 @@ def test_a_dataset_info_that_is_none(tmp_path: Path, content: str) -> None:
 
 
 def test_ms_swift() -> None:
-    first, chat, drawn, other, headed = load("ms_swift/rows.jsonl").rows
+    first, chat, drawn, other, headed, moving = load("ms_swift/rows.jsonl").rows
+    assert bare(moving.prompt) == [
+        {"role": "user", "content": [{"type": "video"}, text("What moves?")]}
+    ]
+    assert moving.images == (ImageRef(path="kite.mp4"),) and moving.has_videos
     assert first.prompt[0] == {"role": "system", "content": "You are a helper."}  # type: ignore[index]
     assert said(first) == ["It may.\n", "I do not know."]
     assert (chat.prompt, said(chat)) == (talk("1 + 1?", "2", "And 1 more?"), ["3", "4"])

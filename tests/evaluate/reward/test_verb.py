@@ -299,7 +299,7 @@ def test_the_command_and_its_neighbour(folder):
     assert "r.yaml is a recipe of `palate eval reward`, not `palate eval`" in other.stderr
     text = re.sub(r"\s+", " ", CliRunner().invoke(app, ["eval", "reward", "--help"]).output)
     for key in (
-        "rewardbench, rewardbench2, rm_bench or pairs",
+        "mm_rlhf_rewardbench, multimodal_rewardbench or pairs",
         "models[].chat",
         "best_of_n.largest",
     ):

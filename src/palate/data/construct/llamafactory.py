@@ -105,4 +105,4 @@ def _turn(message: Message) -> dict[str, str]:
 def _value(content: str | list[Part]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(IMAGE if part["type"] == "image" else part["text"] for part in content)
+    return "".join(part["text"] if part["type"] == "text" else IMAGE for part in content)

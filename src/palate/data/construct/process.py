@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NO_PAIRS = "unpaired feedback or a demonstration: no pair"
 OTHER_IMAGES = "the rejected response saw other images: no column for them"
+VIDEO = "a video, which builds do not write"
 IMAGE_FOLDER = "images"
 CHAT, IMAGES, MARGIN = 1, 2, 4
 """What a pair may have."""
@@ -193,6 +194,9 @@ def _with_images(row: Preference, spec: SourceSpec, result: BlockResult) -> Pref
     from palate.data.images import ImageCounts, ImageError, ImageStore, checked
 
     counts = result.images = result.images or ImageCounts()
+    if row.has_videos:
+        counts.refused[VIDEO] += 1
+        return f"image: {VIDEO}"
     store = ImageStore(spec.store / IMAGE_FOLDER)
     try:
         row, infos = checked(row, root=spec.image_root, limits=spec.images, store=store)

@@ -16,6 +16,7 @@ from typing import Any
 from palate.data.containers import Record
 from palate.data.readers.base import Context, Reader, RowError
 from palate.data.readers.fields import FALSE, REASONING, TRUE, WEIGHTS, holds, text
+from palate.data.readers.pictures import PLACE
 from palate.data.schema import Content, Message, Preference, Response, text_in
 
 SYSTEM = (
@@ -262,17 +263,34 @@ def _repeats(value: Any, row: Preference) -> bool:
     prompts = [row.prompt, *(r.prompt for r in row.responses if r.prompt is not None)]
     if row.prompt == "":  # a text that is learnt as a whole
         prompts = [row.responses[0].content]
+    # The images of a row are read, wherever they stand in the record: here its words count.
+    seen = row.has_images
     if isinstance(value, str):
         chats_asked = [chat_of(prompt, "user") for prompt in prompts]
-        return any(
-            value.strip() in text_in(turn["content"]) for chat in chats_asked for turn in chat
-        )
+        text = _words(value, seen=seen).strip()
+        return any(text in text_in(turn["content"]) for chat in chats_asked for turn in chat)
     if not isinstance(value, list):
         return False
     chats = [chat_of(prompt, "user") for prompt in prompts]
     chats += [_whole(row.prompt, response) for response in row.responses]
-    turns = [[turn.get("role"), turn.get("content")] for turn in value if isinstance(turn, dict)]
-    return any(turns == [[t["role"], t["content"]] for t in chat] for chat in chats)
+    turns = [
+        [turn.get("role"), _words(turn.get("content"), seen=seen)]
+        for turn in value
+        if isinstance(turn, dict)
+    ]
+    return any(
+        turns == [[t["role"], _words(t["content"], seen=seen)] for t in chat] for chat in chats
+    )
+
+
+def _words(content: Any, *, seen: bool) -> Any:
+    """The words of a content of a row with images, whose places are left out."""
+    if not seen:
+        return content
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        content = "".join(part for part in texts if isinstance(part, str))
+    return content.replace(PLACE, "") if isinstance(content, str) else content
 
 
 def _whole(prompt: Content, response: Response) -> list[Message]:

@@ -5,10 +5,11 @@ Shape: messages, and one of
   rejected_messages: the whole chat with the other answer.
   rejected_images: the same answer, to be rejected with these images in place of `images`.
 With images: images, rejected_images; `<image>` in a text is the place of the next one, and without
-any they stand before the first question. margin is kept. Instead of messages also query, response,
+any they stand before the first question. So do videos (paths of files or of folders of frames, or
+lists of frames) at `<video>`. margin is kept. Instead of messages also query, response,
 system and history (a list of [question, answer]). Licence: that of the source.
 
-Quirks: rejected_images is `images` where it is not given. Rows with videos, audios, tools or
+Quirks: rejected_images is `images` where it is not given. Rows with audios, tools or
 objects (boxes in a picture) are refused. Roles are system, user, assistant and tool.
 """
 
@@ -32,6 +33,7 @@ from palate.data.readers.fields import (
 from palate.data.readers.meaning import refuse
 from palate.data.readers.pictures import image_refs, place_images
 from palate.data.readers.trl_preference import shared_turns
+from palate.data.readers.videos import place_videos, video_refs
 from palate.data.schema import Message, Preference, Response
 
 _REJECTED = ("rejected_response", "rejected_messages", "rejected_images")
@@ -50,6 +52,8 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("rejected_images", "not as many as images")
     if rejected == chosen and (not others or others == images):
         raise RowError(rejected_field, "identical to chosen")
+    videos = video_refs(record.value.get("videos"), "videos")
+    prompt = place_videos(prompt, videos, "videos")
     asked = place_images(prompt, images, "images")
     seen = place_images(prompt, others, "rejected_images") if others else asked
     return context.row(
@@ -119,11 +123,12 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
 
 READER = Reader(
     name="ms_swift",
-    shape="messages, rejected_response | rejected_messages | rejected_images[, images][, margin]",
+    shape="messages, rejected_response | rejected_messages | rejected_images[, images][, videos]"
+    "[, margin]",
     kind="pair",
     recognise=_recognise,
     read=_read,
-    reads=("messages", "query", "history", "images", "rejected_images"),
+    reads=("messages", "query", "history", "images", "rejected_images", "videos"),
     specificity=2,
     licence="see source",
 )

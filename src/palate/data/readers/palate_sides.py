@@ -1,9 +1,9 @@
 """What `palate judge` writes for reward models that read critiques: a prompt on each side.
 
 chosen_prompt, chosen, rejected_prompt, rejected (text, or chat turns, all four alike), tie, source,
-id. A critic's question holds the response that it is about, so the two sides of a pair ask other
-questions. Only training on pairs takes such rows; everything else refuses and counts them. Licence:
-that of the data they were made of.
+id. Image parts of the prompts hold their images. A critic's question holds the response that it is
+about, so the two sides of a pair ask other questions. Only training on pairs takes such rows;
+everything else refuses and counts them. Licence: that of the data they were made of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from palate.data.readers.fields import (
     required,
     text,
 )
-from palate.data.schema import Preference, Response
+from palate.data.readers.typed import typed_turns, with_places_filled
+from palate.data.schema import Content, Preference, Response
 
 COLUMNS = ("chosen_prompt", "chosen", "rejected_prompt", "rejected", "tie", "source", "id")
 
@@ -26,7 +27,7 @@ COLUMNS = ("chosen_prompt", "chosen", "rejected_prompt", "rejected", "tie", "sou
 def _read(record: Record, context: Context) -> Preference:
     prompts, sides = [], []
     for name in ("chosen", "rejected"):
-        prompt, side = content(record, f"{name}_prompt"), content(record, name)
+        prompt, side = _prompt(record, f"{name}_prompt"), content(record, name)
         if isinstance(prompt, str) is not isinstance(side, str):
             raise RowError(name, "text beside chat turns")
         if not isinstance(prompt, str) and not isinstance(side, str):
@@ -48,6 +49,14 @@ def _read(record: Record, context: Context) -> Preference:
         tie=flag(record, "tie"),
         row=record.row,
     )
+
+
+def _prompt(record: Record, name: str) -> Content:
+    value = required(record, name)
+    if not isinstance(value, list):
+        return content(record, name)
+    chat, places = typed_turns(value, name)
+    return with_places_filled(chat, places, (), name)
 
 
 READER = Reader(

@@ -10,7 +10,7 @@ from typing import Any
 from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import text
-from palate.data.schema import ImageRef, Message, Part
+from palate.data.schema import ImageRef, Message, Part, text_in
 
 PLACE = "<image>"
 _URI = "data:"
@@ -73,31 +73,42 @@ def place_images(
         field: of the images, for messages.
         place: what stands for an image instead of `<image>`.
     """
-    if not images:
+    parts: list[Part] = [{"type": "image", "image": image} for image in images]
+    return place_parts(turns, parts, field, place=place)
+
+
+def place_parts(
+    turns: list[Message], parts: Sequence[Part], field: str, *, place: str
+) -> list[Message]:
+    """As `place_images`, of parts."""
+    if not parts:
         return turns
-    texts = [turn["content"] for turn in turns]
-    places = sum(turn_text.count(place) for turn_text in texts if isinstance(turn_text, str))
-    if places not in (0, len(images)):
+    places = sum(text_in(turn["content"]).count(place) for turn in turns)
+    if places not in (0, len(parts)):
         raise RowError(field, f"not as many as there are {place} in the turns")
     if places:
-        rest = iter(images)
+        rest = iter(parts)
         return [Message(role=t["role"], content=_parts(t["content"], place, rest)) for t in turns]
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
     if first is None:
         raise RowError(field, "no turn of the user for them")
-    head: list[Part] = [{"type": "image", "image": image} for image in images]
     turn_text = turns[first]["content"]
-    content = [*head, *_text(turn_text)] if isinstance(turn_text, str) else [*head, *turn_text]
+    content = [*parts, *(_text(turn_text) if isinstance(turn_text, str) else turn_text)]
     return [*turns[:first], Message(role="user", content=content), *turns[first + 1 :]]
 
 
-def _parts(content: str | list[Part], place: str, rest: Iterator[ImageRef]) -> str | list[Part]:
-    if not isinstance(content, str) or place not in content:
+def _parts(content: str | list[Part], place: str, rest: Iterator[Part]) -> str | list[Part]:
+    if place not in text_in(content):
         return content
-    before, *after = content.split(place)
-    parts = _text(before)
-    for piece in after:
-        parts += [{"type": "image", "image": next(rest)}, *_text(piece)]
+    parts: list[Part] = []
+    for part in _text(content) if isinstance(content, str) else content:
+        if part["type"] != "text":
+            parts.append(part)
+            continue
+        before, *after = part["text"].split(place)
+        parts += _text(before)
+        for piece in after:
+            parts += [next(rest), *_text(piece)]
     return parts
 
 

@@ -2,14 +2,16 @@
 
 Shape: chosen, rejected, and where there are any prompt, margin (or score_chosen, score_rejected,
 also as chosen_score, chosen_rating or rating_chosen), tie, probability (the share that prefers
-chosen) and images (or image). Hub: many; trl-lib/rlaif-v and HuggingFaceH4/rlaif-v_formatted have
-images. Licence: that of the source.
+chosen), images (or image) and videos (or video). Hub: many; trl-lib/rlaif-v and
+HuggingFaceH4/rlaif-v_formatted have images. Licence: that of the source.
 
 With images, the content of a turn is a list of parts, {"type": "image"} among them, each the place
 of the next image of the column; a part may also hold its image. Turns that are texts have the
 images at their `<image>`, as many as there are, or before the first question, as TRL puts them. A
 text prompt about images is something said to a model and becomes a user turn; UnifiedReward's rows
-(id, image, prompt, chosen, rejected) are such. Answers hold no images.
+(id, image, prompt, chosen, rejected) are such. Answers hold no images. Videos are read likewise, by
+{"type": "video"} and `<video>`: each is the path of a folder of frames or of a video file, or a
+list of frames.
 
 Without `prompt`, a question in a column of its own (question, query, instruction, input, problem)
 is a turn of the user, and `messages` are the turns before answers of one turn each. With neither,
@@ -36,10 +38,19 @@ from palate.data.readers.fields import (
     text,
 )
 from palate.data.readers.image_pairs import images_of
-from palate.data.readers.meaning import QUESTIONS
+from palate.data.readers.meaning import QUESTIONS, chat_of
 from palate.data.readers.pictures import place_images
 from palate.data.readers.typed import filled, typed_turns
-from palate.data.schema import Content, ImageRef, Message, Preference, Response, text_in
+from palate.data.readers.videos import FIELDS, place_videos, videos_of, with_videos
+from palate.data.schema import (
+    Content,
+    ImageRef,
+    Message,
+    Preference,
+    Response,
+    has_video,
+    text_in,
+)
 
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -49,7 +60,7 @@ _SCORES = (
 )
 _TIES = ("tie", "is_tie")
 _OWN = frozenset(
-    ("chosen", "rejected", "prompt", "margin", *_TIES, "probability", "image", "images")
+    ("chosen", "rejected", "prompt", "margin", *_TIES, "probability", "image", "images", *FIELDS)
 ).union(*_SCORES)
 _NOTES = re.compile(
     r"(.*[_-])?(id|ids|idx|index|uuid|hash|models?|source|sources|dataset|datasets|generator|name"
@@ -95,14 +106,19 @@ def _read(record: Record, context: Context) -> Preference:
         raise RowError("rejected", "identical to chosen")
     prompt = _prompt(record, chosen[0])
     asked, answers, places = _parted(record, prompt, chosen, rejected)
-    if images or places:
+    videos, videos_field = videos_of(record)
+    if images or places or videos or has_video(asked):
         if isinstance(asked, str):
             asked, answers = [{"role": "user", "content": asked}], [_answer(a) for a in answers]
         if places:
-            asked = with_images(asked, filled(places, images, field))
+            asked = chat_of(with_images(asked, filled(places, images, field)), "user")
         else:
             asked = place_images(asked, images, field)
-            check_prompt(asked, "prompt")
+        if has_video(asked):
+            asked = with_videos(asked, videos, videos_field)
+        else:
+            asked = place_videos(asked, videos, videos_field)
+        check_prompt(asked, "prompt")
     share = _share(record)
     votes = (None, None) if share is None else (share, 1.0 - share)
     return context.row(
@@ -141,9 +157,9 @@ def _prompt(record: Record, chosen: Content) -> Any:
 
 def _side(value: Any, field: str) -> Side:
     if isinstance(value, dict):
-        return typed_turns([value], field)
+        return typed_turns([value], field, videos=True)
     if isinstance(value, list):
-        return typed_turns(value, field)
+        return typed_turns(value, field, videos=True)
     return text(value, field), []
 
 
@@ -156,7 +172,9 @@ def _parted(
         return _texts(record, prompt, first, second)
     if isinstance(first, str) or isinstance(second, str):
         raise RowError("rejected", "text beside chat turns")
-    asked, places = typed_turns(prompt, "prompt") if isinstance(prompt, list) else (None, chosen[1])
+    asked, places = None, chosen[1]
+    if isinstance(prompt, list):
+        asked, places = typed_turns(prompt, "prompt", videos=True)
     turns_asked, first_answer, second_answer, repeated = _chats(prompt, asked, first, second)
     # What is repeated at the head of the answers must be the same images as well.
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
@@ -169,7 +187,7 @@ def _texts(
     record: Record, prompt: Any, chosen: str, rejected: str
 ) -> tuple[Content, list[Content], Places]:
     if isinstance(prompt, list):
-        asked, places = typed_turns(prompt, "prompt")
+        asked, places = typed_turns(prompt, "prompt", videos=True)
         check_prompt(asked, "prompt")
         return asked, [_answer(chosen), _answer(rejected)], places
     if prompt is not None:
@@ -213,7 +231,8 @@ def _chats(
     check_prompt(asked, "prompt")
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
         if any(not isinstance(turn["content"], str) for turn in side):
-            raise RowError(name, "an image in an answer")
+            kind = "a video" if has_video(side) else "an image"
+            raise RowError(name, f"{kind} in an answer")
         check_response(side, name)
     return asked, chosen, rejected, repeated
 
@@ -261,10 +280,10 @@ def _recognise(columns: set[str], sample: Sequence[dict[str, Any]]) -> str | Non
 
 READER = Reader(
     name="trl_preference",
-    shape="chosen, rejected[, prompt][, margin][, tie][, probability][, images]",
+    shape="chosen, rejected[, prompt][, margin][, tie][, probability][, images][, videos]",
     kind="pair",
     recognise=_recognise,
     read=_read,
-    reads=("prompt", "image", "images"),
+    reads=("prompt", "image", "images", "video", "videos"),
     licence="see source",
 )

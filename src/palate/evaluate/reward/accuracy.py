@@ -21,7 +21,7 @@ _SIDE = ("n", "ties", "accuracy", "accuracy_ci")
 
 
 def weighted_interval(
-    share: float, counts: Sequence[int], weights: Sequence[float], confidence: float = 0.95
+    share: float, counts: Sequence[float], weights: Sequence[float], confidence: float = 0.95
 ) -> Interval:
     """Wilson interval of a weighted mean of the shares of independent parts.
 
@@ -29,7 +29,8 @@ def weighted_interval(
     is the effective one of Kish (1965), sum(w)^2 / sum(w^2 / n).
 
     Args:
-        share: the mean. counts: of each part, 1 or more. weights: of each part.
+        share: the mean. counts: of each part (or effective numbers), 1 or more.
+        weights: of each part.
     """
     w = np.asarray(weights, dtype=np.float64)
     effective = float(w.sum() ** 2 / (w**2 / np.asarray(counts)).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from palate.data.containers import (
@@ -104,7 +105,7 @@ Parse = Callable[[Record], BenchmarkItem]
 
 def read_items(
     sources: Sequence[DataSource],
-    parse: Parse,
+    parse_of: Callable[[DataSource], Parse],
     seed: int,
     shape: str,
     *,
@@ -114,7 +115,7 @@ def read_items(
     and others of its id are numbered.
 
     Args:
-        parse: makes an item of a record, or raises RowError.
+        parse_of: of a source what makes an item of a record, or raises RowError.
         shape: the format in words, for data.json and messages.
         key: of items with equal keys the first alone counts; default: of those that are equal in
             id, prompt and responses.
@@ -127,7 +128,7 @@ def read_items(
     quarantine: list[dict[str, Any]] = []
     seen: set[str] = set()
 
-    def item_of(record: Record | Rejection) -> BenchmarkItem | Rejection:
+    def item_of(parse: Parse, record: Record | Rejection) -> BenchmarkItem | Rejection:
         item = parsed(parse, record)
         if isinstance(item, Rejection):
             return item
@@ -141,7 +142,8 @@ def read_items(
     for source in named(sources):
         records = open_records(source)
         name = source_name(source)
-        drawn_items = _drawn(records, source.limit, seed, name, item_of)
+        make = partial(item_of, parse_of(source))
+        drawn_items = _drawn(records, source.limit, seed, name, make)
         kept = [item for item in drawn_items if isinstance(item, BenchmarkItem)]
         rejected = [item for item in drawn_items if isinstance(item, Rejection)] + records.damage
         if not kept:

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from palate.data.containers import Record, Rejection, named, open_records, source_name
+from palate.data.images import ImageError
 from palate.data.ledger import Ledger, digest
+from palate.data.pairing import OWN_PROMPTS
 from palate.data.readers import RowError
 from palate.data.readers.fields import finite
-from palate.data.scorer import HAS_IMAGES
 from palate.data.scores import scores_of
 from palate.data.stream import drawn, parsed, read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.benchmark import REPEATED, quarantined
+from palate.evaluate.reward.images import EvalImages, SourceImages
 from palate.evaluate.reward.items import BenchmarkItem, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
@@ -60,17 +62,26 @@ class _Sample:
 
 
 def read_candidates(
-    sources: Sequence[DataSource], pairing: PairingRecipe | None, seed: int
+    sources: Sequence[DataSource],
+    pairing: PairingRecipe | None,
+    seed: int,
+    images: EvalImages | None = None,
 ) -> Candidates:
     """Reads the candidates of all sources.
+
+    Args:
+        images: where the images of rows lie.
 
     Raises:
         DataError: unreadable, or without a prompt that has two.
     """
     parts = []
     for source in named(sources):
-        read = _samples if _is_samples(source) else _rated
-        parts.append(read(source, pairing, seed))
+        if _is_samples(source):
+            parts.append(_samples(source, seed))
+        else:
+            own_images = (images or EvalImages()).of(source)
+            parts.append(_rated(source, pairing, seed, own_images))
     items = unique([item for part in parts for item in part.items])
     if not items:
         lines = [line for part in parts for line in part.quarantine]
@@ -105,7 +116,9 @@ def _is_samples(source: DataSource) -> bool:
     return isinstance(first, Record) and set(first.value) >= SAMPLE_FIELDS
 
 
-def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Candidates:
+def _rated(
+    source: DataSource, pairing: PairingRecipe | None, seed: int, images: SourceImages
+) -> Candidates:
     result = read_source(source, seed=seed)
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
@@ -113,9 +126,15 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Cand
         if len(row.responses) < 2 or row.kind not in ("rated", "answers"):
             ledger.drop(row.row, NOT_RATED)
             continue
-        if row.has_images:
-            ledger.drop(row.row, HAS_IMAGES)
+        if row.has_own_prompts:
+            ledger.drop(row.row, OWN_PROMPTS)
             continue
+        if row.has_images:
+            try:
+                row = images.located(row)
+            except ImageError as error:
+                ledger.drop(row.row, f"image: {error.reason}")
+                continue
         scores: Sequence[float | None] = [None] * len(row.responses)
         if row.kind == "rated":
             by, scores = scores_of(row.responses, pairing or PairingRecipe())
@@ -135,7 +154,7 @@ def _rated(source: DataSource, pairing: PairingRecipe | None, seed: int) -> Cand
     )
 
 
-def _samples(source: DataSource, _: PairingRecipe | None, seed: int) -> Candidates:
+def _samples(source: DataSource, seed: int) -> Candidates:
     records = open_records(source)
     name = source_name(source)
     rejected: list[Rejection] = list(records.damage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ class BenchmarkItem:
         id: unique in its benchmark. source: subset, domain or data set.
         margin: how much better, where the data says; None where it does not.
         tie: the annotator saw no difference: the order means nothing.
+        unit: items of one unit are not independent of each other, whatever their prompts are; None
+            where the prompt alone says so.
     """
 
     id: str
@@ -39,6 +41,7 @@ class BenchmarkItem:
     correct: int = 1
     margin: float | None = None
     tie: bool = False
+    unit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class Comparisons:
 
     Attributes:
         item: [P] index of the item.
-        group: [P] index of the prompt; items may share one.
+        group: [P] index of the unit (see `units_of`), mostly of the prompt; items may share one.
         source: [P] names.
         margin: [P] score of the correct response less that of the other; NaN where one has none.
         longer: [P] characters of the correct response less those of the other.
@@ -88,18 +91,17 @@ def values_of(scored: Sequence[Sequence[Score]]) -> list[list[float]]:
 
 def compare(items: Sequence[BenchmarkItem], scores: Scores) -> Comparisons:
     """All comparisons of the items but those that the annotator called ties."""
-    prompts: dict[bytes, int] = {}
     rows: list[tuple[int, int, str, float, int, float]] = []
+    units = units_of(items)
     for number, (item, values) in enumerate(zip(items, scores, strict=True)):
         if item.tie:
             continue
-        group = prompts.setdefault(content_key(item.prompt, item.source), len(prompts))
         sizes = [len(response_text(response)) for response in item.responses]
         stated = np.nan if item.margin is None else item.margin
         for i in range(item.correct):
             for j in range(item.correct, len(item.responses)):
                 margin, longer = values[i] - values[j], sizes[i] - sizes[j]
-                rows.append((number, group, item.source, margin, longer, stated))
+                rows.append((number, units[number], item.source, margin, longer, stated))
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
     return Comparisons(
         item=np.asarray(columns[0], dtype=np.int64),
@@ -111,10 +113,44 @@ def compare(items: Sequence[BenchmarkItem], scores: Scores) -> Comparisons:
     )
 
 
+def units_of(items: Sequence[BenchmarkItem]) -> list[int]:
+    """Of each item the number of its unit, counted from 0 as they come: items of one prompt, images
+    included, or of one `unit` are together."""
+    return joined(
+        [
+            [("prompt", content_key(item.prompt, item.source))]
+            + ([] if item.unit is None else [("unit", item.unit)])
+            for item in items
+        ]
+    )
+
+
+def joined(keys: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Of each entry the number of its group: entries are together that share a key, or that others
+    join so. Groups are counted from 0 as they come."""
+    first: dict[Hashable, int] = {}
+    parent = list(range(len(keys)))
+
+    def root(entry: int) -> int:
+        while parent[entry] != entry:
+            parent[entry] = parent[parent[entry]]
+            entry = parent[entry]
+        return entry
+
+    for entry, of_entry in enumerate(keys):
+        for key in of_entry:
+            a, b = sorted((root(first.setdefault(key, entry)), root(entry)))
+            parent[b] = a
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(entry), len(numbers)) for entry in range(len(keys))]
+
+
 def prompt_ids(items: Sequence[BenchmarkItem]) -> list[str]:
-    """Of each item the id of the first one with its prompt."""
-    first: dict[bytes, str] = {}
-    return [first.setdefault(content_key(item.prompt, item.source), item.id) for item in items]
+    """Of each item the id of the first one of its unit."""
+    first: dict[int, str] = {}
+    return [
+        first.setdefault(unit, item.id) for unit, item in zip(units_of(items), items, strict=True)
+    ]
 
 
 def unique(items: Sequence[BenchmarkItem]) -> list[BenchmarkItem]:
@@ -128,6 +164,8 @@ def digest_items(items: Sequence[BenchmarkItem]) -> str:
     digest = hashlib.sha256()
     for item in items:
         head = f"{item.id}|{item.source}|{item.correct}|{item.margin}|{item.tie}"
+        if item.unit is not None:
+            head += f"|{item.unit}"
         digest.update(head.encode("utf-8", "surrogatepass"))
         for content in (item.prompt, *item.responses):
             digest.update(content_key(content, item.source))

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from palate.data.containers.open import named
+from palate.data.images import ImageError
 from palate.data.ledger import Ledger
 from palate.data.pairing import OWN_PROMPTS, needs_pairing, pair_row, refuse_needless
 from palate.data.schema import Preference
-from palate.data.scorer import HAS_IMAGES
 from palate.data.stream import read_source
 from palate.errors import DataError, RecipeError
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.benchmark import Column, Official, Read
+from palate.evaluate.reward.images import EvalImages, SourceImages
 from palate.evaluate.reward.items import BenchmarkItem, Scores, compare, unique
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
@@ -36,14 +37,18 @@ class Pairs:
 
     Args:
         pairing: how rated rows become pairs.
+        images: where the images of rows lie.
     """
 
     title = "pairs"
     definition = "share of pairs whose better response scores strictly higher"
     version = 1
 
-    def __init__(self, pairing: PairingRecipe | None = None) -> None:
+    def __init__(
+        self, pairing: PairingRecipe | None = None, images: EvalImages | None = None
+    ) -> None:
         self.pairing = pairing
+        self.images = images or EvalImages()
 
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
         """See `Benchmark.read`.
@@ -58,9 +63,10 @@ class Pairs:
             result = read_source(source, seed=seed)
             ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
             ledgers.append(ledger)
+            images = self.images.of(source)
             for row in result.rows:
                 rated = rated or row.kind == "rated"
-                items += self._items(row, ledger, seed)
+                items += self._items(row, ledger, images, seed)
         with _own_key():
             refuse_needless(self.pairing, rated=rated)
         if not items:
@@ -71,12 +77,11 @@ class Pairs:
             quarantine=[line for ledger in ledgers for line in ledger.quarantine],
         )
 
-    def _items(self, row: Preference, ledger: Ledger, seed: int) -> list[BenchmarkItem]:
+    def _items(
+        self, row: Preference, ledger: Ledger, images: SourceImages, seed: int
+    ) -> list[BenchmarkItem]:
         if row.kind not in ("pair", "rated"):
             ledger.drop(row.row, NO_PAIR)
-            return []
-        if row.has_images:
-            ledger.drop(row.row, HAS_IMAGES)
             return []
         if row.has_own_prompts:
             ledger.drop(row.row, OWN_PROMPTS)
@@ -84,6 +89,12 @@ class Pairs:
         if row.kind == "rated" and self.pairing is None:
             with _own_key():
                 raise needs_pairing(row.source)
+        if row.has_images:
+            try:
+                row = images.located(row)
+            except ImageError as error:
+                ledger.drop(row.row, f"image: {error.reason}")
+                return []
         # Ties are kept for what a model says of them; they are no part of any accuracy.
         recipe = self.pairing or PairingRecipe(ties="as_ties")
         made = pair_row(row, recipe, seed)

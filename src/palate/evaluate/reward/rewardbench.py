@@ -99,13 +99,10 @@ class RewardBench:
         Raises:
             RecipeError: a source of `prior` that is not one of the prior sets.
         """
-        core = read_items(sources, _parse, seed, _SHAPE)
+        core = read_items(sources, lambda _: _parse, seed, _SHAPE)
         if not self.prior:
             return core
-        parts = [
-            read_items([source], _prior_parser(prior_name(source)), seed, "prior set")
-            for source in self.prior
-        ]
+        parts = [_read_prior(source, seed) for source in self.prior]
         return Read(
             items=unique([*core.items, *(item for part in parts for item in part.items)]),
             entries=[*core.entries, *(entry for part in parts for entry in part.entries)],
@@ -198,6 +195,11 @@ def _column(
         of="pairs",
         ties=ties,
     )
+
+
+def _read_prior(source: DataSource, seed: int) -> Read:
+    parse = _prior_parser(prior_name(source))
+    return read_items([source], lambda _: parse, seed, "prior set")
 
 
 def prior_name(source: DataSource) -> str:

@@ -58,7 +58,7 @@ class RewardBench2:
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
         """See `Benchmark.read`."""
         shape = "RewardBench 2 (prompt, chosen[], rejected[])"
-        return read_items(sources, _parse, seed, shape, key=_key)
+        return read_items(sources, lambda _: _parse, seed, shape, key=_key)
 
     def official(
         self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float

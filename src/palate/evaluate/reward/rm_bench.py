@@ -52,7 +52,8 @@ class RmBench:
 
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
         """See `Benchmark.read`."""
-        return read_items(sources, _parse, seed, "RM-Bench (prompt, chosen[3], rejected[3])")
+        shape = "RM-Bench (prompt, chosen[3], rejected[3])"
+        return read_items(sources, lambda _: _parse, seed, shape)
 
     def official(
         self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float

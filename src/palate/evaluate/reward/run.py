@@ -11,15 +11,17 @@ from typing import Any
 from rich.console import Console
 
 from palate.data.content import content_key
+from palate.data.images import ImageStore
 from palate.data.scorer import Score, Scorer
 from palate.evaluate.progress import task
+from palate.evaluate.result import EvalResult
 from palate.evaluate.reward.accuracy import by_length, by_margin, by_source
 from palate.evaluate.reward.agreement import agreement
-from palate.evaluate.reward.benchmark import Benchmark, Read
 from palate.evaluate.reward.best_of_n import curve
 from palate.evaluate.reward.calibration import calibration
 from palate.evaluate.reward.candidates import Candidates, own_gold, read_candidates
 from palate.evaluate.reward.check import check_scorers
+from palate.evaluate.reward.images import EvalImages
 from palate.evaluate.reward.items import (
     BenchmarkItem,
     as_groups,
@@ -28,6 +30,7 @@ from palate.evaluate.reward.items import (
     prompt_ids,
     values_of,
 )
+from palate.evaluate.reward.looking import look, look_lines
 from palate.evaluate.reward.numbers import (
     Numbers,
     distribution,
@@ -36,15 +39,11 @@ from palate.evaluate.reward.numbers import (
     tied,
     to_json,
 )
-from palate.evaluate.reward.pairs import Pairs
-from palate.evaluate.reward.rewardbench import RewardBench
-from palate.evaluate.reward.rewardbench2 import RewardBench2
-from palate.evaluate.reward.rm_bench import RmBench
+from palate.evaluate.reward.reading import ReadBenchmark, read_benchmarks
 from palate.evaluate.reward.robustness import CHANGES, changed, robustness
 from palate.evaluate.reward.score_cache import ScoreCache, counts_of
-from palate.evaluate.run import EvalResult
 from palate.memory import kept_memory
-from palate.recipes import reward_eval as recipes
+from palate.models.pictures import IMAGES
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.scorers import Scorer as ScorerRecipe
 from palate.rewards.identity import identities, key_of
@@ -54,28 +53,13 @@ from palate.store.digests import sha256_json
 from palate.store.files import read_json
 from palate.store.folder import PARTS, RunFolder
 from palate.store.lineage import lineage
-from palate.store.names import unique_names
 from palate.store.records import Data
 from palate.store.reward_records import KIND, RewardEvaluation
 from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 2
+VERSION = 3
 """Of the results: raised whenever the same scores would give others."""
 SCORES = "scores.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class _ReadBenchmark:
-    """One benchmark of the recipe, read."""
-
-    name: str
-    type: str
-    rules: Benchmark
-    read: Read
-
-    @property
-    def items(self) -> list[BenchmarkItem]:
-        return self.read.items
 
 
 def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None) -> EvalResult:
@@ -94,10 +78,12 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     chosen = recipe.best_of_n
     gold = None if chosen is None else chosen.gold
     check_scorers([*recipe.models, *([] if gold is None else [gold])])
-    benchmarks = _read_benchmarks(recipe)
-    candidates = (
-        None if chosen is None else read_candidates(chosen.candidates, chosen.pairing, recipe.seed)
-    )
+    store = ImageStore(recipe.output_dir.parent / IMAGES)
+    benchmarks = read_benchmarks(recipe, store)
+    candidates = None
+    if chosen is not None:
+        images = EvalImages(root=chosen.image_root, store=store)
+        candidates = read_candidates(chosen.candidates, chosen.pairing, recipe.seed, images)
     with RunFolder.open(recipe) as folder, kept_memory():
         entries = [entry for benchmark in benchmarks for entry in benchmark.read.entries]
         lines = [line for benchmark in benchmarks for line in benchmark.read.quarantine]
@@ -122,6 +108,8 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
             )
         )
         folder.write(RewardEvaluation.of(document))
+    for line in look_lines(document):
+        console.print(line, highlight=False, soft_wrap=True)
     from palate.report import write_report
 
     write_report([recipe.output_dir])
@@ -136,7 +124,7 @@ class _EvaluationContext:
     """What all models of an evaluation share."""
 
     recipe: RewardEvalRecipe
-    benchmarks: Sequence[_ReadBenchmark]
+    benchmarks: Sequence[ReadBenchmark]
     candidates: Candidates | None
     cache: ScoreCache
     console: Console
@@ -209,7 +197,7 @@ class _EvaluationContext:
             "model": key_of(model),
             "asked": {b.name: [b.type, digest_items(b.items)] for b in self.benchmarks},
             "recipe": self.recipe.model_dump(
-                mode="json", include={"seed", "confidence", "robustness"}
+                mode="json", include={"seed", "confidence", "robustness", "look"}
             ),
         }
         return Stage(
@@ -284,7 +272,7 @@ class _EvaluationContext:
         return scores
 
     def _results(
-        self, benchmark: _ReadBenchmark, scorer: Scorer, scores: list[list[float]]
+        self, benchmark: ReadBenchmark, scorer: Scorer, scores: list[list[float]]
     ) -> dict[str, Any]:
         confidence = self.recipe.confidence
         pairs = compare(benchmark.items, scores)
@@ -297,10 +285,29 @@ class _EvaluationContext:
             "by_length": by_length(pairs, confidence),
             "by_margin": by_margin(pairs, confidence),
             "robustness": self._robustness(benchmark, scorer, scores),
+            "look": self._look(benchmark, scorer, scores),
         }
 
+    def _look(
+        self, benchmark: ReadBenchmark, scorer: Scorer, scores: list[list[float]]
+    ) -> dict[str, Any] | None:
+        if self.recipe.look is None:
+            return None
+
+        def ask(items: Sequence[BenchmarkItem], text: str) -> list[list[float]]:
+            return values_of(self._scores(scorer, items, f"  {benchmark.name}, {text}"))
+
+        return look(
+            benchmark.items,
+            scores,
+            ask,
+            most=self.recipe.look.items,
+            seed=f"{self.recipe.seed}|look|{benchmark.name}",
+            confidence=self.recipe.confidence,
+        )
+
     def _robustness(
-        self, benchmark: _ReadBenchmark, scorer: Scorer, scores: list[list[float]]
+        self, benchmark: ReadBenchmark, scorer: Scorer, scores: list[list[float]]
     ) -> list[dict[str, Any]]:
         wanted = self.recipe.robustness
         if wanted is None:
@@ -323,7 +330,7 @@ class _EvaluationContext:
 
     def _entry(
         self,
-        benchmark: _ReadBenchmark,
+        benchmark: ReadBenchmark,
         results: dict[str, dict[str, Any]],
         scores: dict[str, list[list[float]]],
     ) -> dict[str, Any]:
@@ -395,24 +402,3 @@ class _EvaluationContext:
                 zip(self.candidates.items, prompt_ids(self.candidates.items), strict=True)
             )
         ]
-
-
-def benchmark_of(recipe: recipes.Benchmark) -> Benchmark:
-    """What a recipe's benchmark is read and scored by."""
-    if isinstance(recipe, recipes.RewardBenchRecipe):
-        return RewardBench(recipe.prior)
-    if isinstance(recipe, recipes.RewardBench2Recipe):
-        return RewardBench2()
-    if isinstance(recipe, recipes.RmBenchRecipe):
-        return RmBench()
-    return Pairs(recipe.pairing)
-
-
-def _read_benchmarks(recipe: RewardEvalRecipe) -> list[_ReadBenchmark]:
-    made = [benchmark_of(chosen) for chosen in recipe.benchmarks]
-    given = zip(recipe.benchmarks, made, strict=True)
-    names = unique_names(chosen.name or benchmark.title for chosen, benchmark in given)
-    return [
-        _ReadBenchmark(name, chosen.type, benchmark, benchmark.read(chosen.data, recipe.seed))
-        for chosen, benchmark, name in zip(recipe.benchmarks, made, names, strict=True)
-    ]

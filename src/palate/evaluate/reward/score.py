@@ -7,6 +7,7 @@ back to that point, so that nothing is there twice and nothing is missing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from collections import Counter
@@ -20,12 +21,14 @@ from rich.console import Console
 
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
-from palate.data.images import ImageError, image_root, located
+from palate.data.content import without_images
+from palate.data.images import ImageError, image_root
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
 from palate.data.scorer import Group, Score, Scorer
 from palate.data.stream import NotDrawn, Row, RowStream
+from palate.data.videos import located
 from palate.errors import DataError, ModelError, RunError
 from palate.evaluate.progress import task
 from palate.evaluate.reward.benchmark import quarantined
@@ -119,7 +122,8 @@ def _score(
                 rows, lost = _count(block, tally)
                 before = Counter(scorer.counts)
                 try:
-                    scored = _scored(scorer, rows, image_root(stream.path), exact=recipe.exact)
+                    shown = list(map(_blind, rows)) if recipe.images == "removed" else rows
+                    scored = _scored(scorer, shown, image_root(stream.path), exact=recipe.exact)
                 except ModelError as error:
                     where = f"{stream.path}, rows {rows[0].row} to {rows[-1].row}"
                     raise ModelError(f"{where}: {error}") from error
@@ -188,6 +192,15 @@ def _count(block: _Block, tally: Tally) -> tuple[list[Preference], list[Rejectio
     return rows, lost
 
 
+def _blind(row: Preference) -> Preference:
+    """The row without the images of its prompts."""
+    responses = tuple(
+        dataclasses.replace(r, prompt=None if r.prompt is None else without_images(r.prompt))
+        for r in row.responses
+    )
+    return dataclasses.replace(row, prompt=without_images(row.prompt), responses=responses)
+
+
 def _scored(
     scorer: Scorer, rows: Sequence[Preference], root: Path, *, exact: bool
 ) -> list[list[Score]]:
@@ -202,11 +215,11 @@ def _scored(
             unscored[place] = OWN_PROMPTS
             continue
         try:
-            found = located(row, root, ImagesRecipe()) if row.has_images else row
+            shown = located(row, root, ImagesRecipe()) if row.has_images else row
         except ImageError as error:
             unscored[place] = error.reason
             continue
-        groups.append(Group(found.prompt, tuple(r.content for r in found.responses)))
+        groups.append(Group(shown.prompt, tuple(r.content for r in shown.responses)))
     scored = iter(score_groups(scorer, groups, exact=exact))
     return [
         [Score(None, unscored[place])] * len(row.responses) if place in unscored else next(scored)

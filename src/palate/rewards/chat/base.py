@@ -41,6 +41,11 @@ class Chat(Protocol):
 
     name: str
 
+    @property
+    def blind(self) -> str | None:
+        """Why it is not asked about images, and what to do about it; None where it is."""
+        ...
+
     def reply(
         self,
         questions: Sequence[list[Message]],

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from palate.data.encode import Encoder
-from palate.data.schema import Message, text_in
+from palate.data.images import ImageError
+from palate.data.items import TokenIds, Tokens
+from palate.data.layouts import on_device
+from palate.data.placing import bare_turns
+from palate.data.schema import Message, images_in, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.compiled import use_packed
+from palate.models.image_cache import RecentFeatures
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
+from palate.models.model import Model
+from palate.models.pictures import Pictures, pictures_of
 from palate.models.stop_tokens import stop_tokens
+from palate.models.structure import backbone_of
+from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
+from palate.rewards.chat.rows import Row, left_padded
+from palate.rewards.image_urls import as_frames
+
+BLIND = "has images, and {} is a model of text alone"
+NO_PLACES = "has images, and the chat template of {} is none that training takes"
+NO_PROCESSOR = "has images, and the image processor cannot be loaded: {}"
 
 
 class LocalModel:
@@ -30,14 +46,19 @@ class LocalModel:
     writes it. A question with a special token written out in it (an end of turn, say), which no
     training takes, is not asked, and neither is one that leaves no room in the model's context: the
     answer says so. An answer that comes to the end of the context is cut there. A template that
-    training refuses is asked as it renders.
+    training refuses is asked as it renders, and not about images.
+
+    A model that sees is shown the images of a question as training shows them, each run once, and
+    videos as frames, which are images.
 
     Raises:
         ModelError: unreadable, or without a chat template.
     """
 
     def __init__(self, recipe: LocalChat) -> None:
-        model = ModelRecipe(path=recipe.path, revision=recipe.revision, dtype=recipe.dtype)
+        model = ModelRecipe(
+            path=recipe.path, revision=recipe.revision, dtype=recipe.dtype, images=recipe.images
+        )
         self.tokenizer = load_tokenizer(model)
         no_limits = LengthRecipe(max_prompt_tokens=NO_LIMIT, max_response_tokens=NO_LIMIT)
         encoder = Encoder(self.tokenizer, recipe.chat_template, no_limits)
@@ -56,6 +77,10 @@ class LocalModel:
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = padding_id(self.tokenizer, self.model)
+        self._vision = vision_layout(self.model.config)
+        self._pictures: Pictures | None = None
+        self._frames = recipe.images.video_frames
+        self.blind = self._why_blind(model)
         self._context = context_of(self.model.config.get_text_config())
         # Releases of transformers call it either.
         takes = inspect.signature(self.model.forward).parameters
@@ -72,6 +97,17 @@ class LocalModel:
         seed: int = 0,
     ) -> list[list[Reply]]:
         """See `Chat.reply`."""
+        with self._reading():
+            return self._replies(questions, samples, temperature, max_new_tokens, seed)
+
+    def _replies(
+        self,
+        questions: Sequence[list[Message]],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> list[list[Reply]]:
         asked = [self._ids(question) for question in questions]
         ready = {i: ids for i, ids in enumerate(asked) if not isinstance(ids, str)}
         # Alike lengths together: less padding.
@@ -83,7 +119,7 @@ class LocalModel:
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             generators = [_generator(seed, ready[i], k) for i, k in part]
-            rows = [ready[i] for i, _ in part]
+            rows: list[Row] = [(ready[i], ()) for i, _ in part]
             texts = self._write(rows, generators, temperature, max_new_tokens)
             replies.update(zip(part, texts, strict=True))
         return [
@@ -95,26 +131,19 @@ class LocalModel:
 
     def _write(
         self,
-        asked: Sequence[list[int]],
+        rows: Sequence[Row],
         generators: Sequence[torch.Generator],
         temperature: float,
         max_new_tokens: int,
     ) -> list[Reply]:
-        inputs, mask, positions = self._padded(asked)
+        inputs = self._padded(rows)
         ends, device = self._ends(), self.model.device
-        rooms = [min(max_new_tokens, self._context - len(ids)) for ids in asked]
-        written: list[list[int]] = [[] for _ in asked]
-        ended = [False] * len(asked)
+        rooms = [min(max_new_tokens, self._context - len(question)) for question, _ in rows]
+        written: list[list[int]] = [[] for _ in rows]
+        ended = [False] * len(rows)
         cache = None
         for step in range(max(rooms)):
-            out = self.model(
-                input_ids=inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=1,
-                **{self._cache: cache},
-            )
+            out = self.model(**inputs, use_cache=True, logits_to_keep=1, **{self._cache: cache})
             cache = getattr(out, self._cache)
             tokens = _pick(out.logits[:, -1].float(), temperature, generators)
             for row, token in enumerate(tokens):
@@ -124,10 +153,15 @@ class LocalModel:
                         written[row].append(token)
             if all(end or step + 1 >= room for end, room in zip(ended, rooms, strict=True)):
                 break
-            inputs = torch.tensor(tokens, device=device)[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(asked), 1)], dim=1)
-            # Rows that are done are run along with the others, and have no place beyond the last.
-            positions = (positions[:, -1:] + 1).clamp_max(self._context - 1)
+            mask, positions = inputs["attention_mask"], inputs["position_ids"]
+            # What the images and their blocks are is in the cache by now.
+            inputs = {
+                "input_ids": torch.tensor(tokens, device=device)[:, None],
+                "attention_mask": torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1),
+                # Rows that are done are run along with the others, and have no place beyond the
+                # last.
+                "position_ids": (positions[..., -1:] + 1).clamp_max(self._context - 1),
+            }
         return [
             Reply(text=str(self.tokenizer.decode(ids, skip_special_tokens=True)), finished=end)
             for ids, end in zip(written, ended, strict=True)
@@ -142,94 +176,131 @@ class LocalModel:
         Raises:
             ModelError: the tokenizer joins an option with what stands before it.
         """
-        heads: list[list[int] | None] = []
-        tails: list[list[list[int]]] = []
+        with self._reading():
+            return self._choices(questions, options)
+
+    def _choices(
+        self, questions: Sequence[list[Message]], options: Sequence[str]
+    ) -> list[dict[str, float] | None]:
+        heads: list[Row | None] = []
+        tails: list[list[TokenIds]] = []
         for question in questions:
-            head, by_optionion_ids = self._with_options(question, options)
+            head, of_question = self._with_options(question, options)
             heads.append(head)
-            tails.append(by_optionion_ids)
+            tails.append(of_question)
         # Options that differ in their last token alone are read off one row.
         wanted = {
-            (i, tuple(tail[:-1])): None
+            (i, tail[:-1]): None
             for i, head in enumerate(heads)
             if head is not None
             for tail in tails[i]
         }
-        jobs = sorted(wanted, key=lambda job: (-len(heads[job[0]] or ()) - len(job[1]), job))
+        rows = {(i, stem): _with(heads[i], stem) for i, stem in wanted}
+        jobs = sorted(wanted, key=lambda job: (-len(rows[job][0]) - len(rows[job][1]), job))
         logps_by_option: list[dict[str, float]] = [{} for _ in heads]
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
-            inputs, mask, positions = self._padded([[*(heads[i] or ()), *stem] for i, stem in part])
+            inputs = self._padded([rows[job] for job in part])
             keep = 1 + max(len(stem) for _, stem in part)
             read = [
                 (row, i, option, tail)
                 for row, (i, stem) in enumerate(part)
                 for option, tail in zip(options, tails[i], strict=True)
-                if tuple(tail[:-1]) == stem
+                if tail[:-1] == stem
             ]
             places = [
                 (row, t - len(tail), token)
                 for row, _, _, tail in read
                 for t, token in enumerate(tail)
             ]
-            out = self.model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, logits_to_keep=keep
-            )
-            logps = iter(_at(out.logits, places))
+            out = self.model(**inputs, logits_to_keep=keep)
+            read_logps = iter(_at(out.logits, places))
             del out  # rows over the whole vocabulary live for one batch
             for _, i, option, tail in read:
-                logps_by_option[i][option] = sum(next(logps) for _ in tail)
+                logps_by_option[i][option] = sum(next(read_logps) for _ in tail)
         return [
-            None if head is None else {option: by_optionion_ids[option] for option in options}
-            for head, by_optionion_ids in zip(heads, logps_by_option, strict=True)
+            None if head is None else {option: logps[option] for option in options}
+            for head, logps in zip(heads, logps_by_option, strict=True)
         ]
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and positions of rows that end together: [rows, longest] each."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, row_ids in enumerate(rows):
-            ids[row, width - len(row_ids) :] = torch.tensor(row_ids)
-            mask[row, width - len(row_ids) :] = 1
+    def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What the model takes of rows that end together, features of their images among it."""
+        inputs, images = left_padded(rows, self._pad, self._vision)
         device = self.model.device
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        return ids.to(device), mask.to(device), positions.to(device)
+        given: dict[str, Any] = {name: value.to(device) for name, value in inputs.items()}
+        if images is not None:
+            assert self._pictures is not None
+            filled = on_device(self._pictures.filled(images), device)
+            given["mm_encoder_outputs"] = {"image": seen(backbone_of(self.model), filled)}
+        return given
 
-    def _ids(self, question: list[Message]) -> list[int] | str:
-        """Ids of a question, the assistant's turn opened; or why it is not to be asked."""
+    def _why_blind(self, recipe: ModelRecipe) -> str | None:
+        """Opens what reads images, or says why there is nothing that does.
+
+        Raises:
+            ModelError: settings of images, and a model of text alone.
+        """
+        if self._vision is None:
+            pictures_of(recipe, self.tokenizer, config=self.model.config)
+            return BLIND.format(self.name)
+        if self._encoder is None:
+            return NO_PLACES.format(self.name)
+        try:
+            self._pictures = pictures_of(recipe, self.tokenizer, config=self.model.config)
+        except ModelError as error:
+            return NO_PROCESSOR.format(error)
+        assert self._pictures is not None
+        self._pictures.features = RecentFeatures(Model.policy(self.model), self._pictures)
+        self._encoder.images = self._pictures
+        return None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A context after which the images of its questions are forgotten."""
+        try:
+            yield
+        finally:
+            if self._pictures is not None:
+                self._pictures.forget()
+
+    def _ids(self, question: list[Message]) -> Tokens | str:
+        """Tokens of a question, the assistant's turn opened; or why it is not to be asked."""
+        if self.blind is not None and images_in(question):
+            return self.blind
         try:
             if self._encoder is None:
-                ids = self._tokenised([self._rendered(question)])[0]
+                ids = Tokens(self._tokenised([self._rendered(question)])[0])
             else:
-                ids = list(self._encoder.encode_prompt(question).ids)
-        except (DataError, Refused) as error:
+                seen = as_frames(question, self._frames)
+                ids = self._encoder.encode_prompt(seen)
+        except (DataError, Refused, ImageError) as error:
             return error.reason
         return ids if len(ids) < self._context else self._too_long
 
     def _with_options(
         self, question: list[Message], options: Sequence[str]
-    ) -> tuple[list[int] | None, list[list[int]]]:
-        """Ids of a question with its answer begun, None where it is not to be asked; and those of
-        each option behind it."""
+    ) -> tuple[Row | None, list[TokenIds]]:
+        """A question with its answer begun, None where it is not to be asked; and the ids of each
+        option behind it."""
         asked, start = question[:-1], text_in(question[-1]["content"])
         texts = [start, *(start + option for option in options)]
+        if self.blind is not None and images_in(asked):
+            return None, []
         try:
             shown = self._rendered(asked) if self._encoder is None else self._lead(asked, start)
         except Refused:
             return None, []
         if self._encoder is None:
             begun, *whole = self._tokenised([shown + text for text in texts])
-            before: list[int] = []
+            before = Tokens(())
         else:
-            ids = self._ids(asked)
-            if isinstance(ids, str):
+            tokens = self._ids(asked)
+            if isinstance(tokens, str):
                 return None, []
-            before = ids
+            before = tokens
             table = self._encoder.tokens.continuations([shown + text for text in texts])
-            begun, *whole = (list(table[shown + text]) for text in texts)
-        head = [*before, *begun]
-        tails = []
+            begun, *whole = (table[shown + text] for text in texts)
+        tails: list[TokenIds] = []
         for option, ids in zip(options, whole, strict=True):
             if ids[: len(begun)] != begun or len(ids) == len(begun):
                 raise ModelError(
@@ -237,22 +308,22 @@ class LocalModel:
                     "sampled`"
                 )
             tails.append(ids[len(begun) :])
-        room = len(head) + max(map(len, tails), default=1) - 1 <= self._context
-        return (head if room else None), tails
+        n = len(before) + len(begun) + max(map(len, tails), default=1) - 1
+        return ((before, begun) if n <= self._context else None), tails
 
     def _lead(self, asked: list[Message], start: str) -> str:
         """What the template writes before an answer's first words."""
         assert self._encoder is not None
         answer = Message(role="assistant", content=start)
-        (text,) = self._encoder.template.render(asked, [[answer]]).responses
+        (text,) = self._encoder.template.render(bare_turns(asked), [[answer]]).responses
         return text[: max(0, text.find(start))]
 
     def _rendered(self, asked: list[Message]) -> str:
         texts = [Message(role=turn["role"], content=text_in(turn["content"])) for turn in asked]
         return self._template.whole(texts, open_turn=True)
 
-    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+    def _tokenised(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [tuple(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
 
     @property
     def _too_long(self) -> str:
@@ -295,6 +366,13 @@ def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generat
     ]
 
 
-def _generator(seed: int, ids: Sequence[int], sample: int) -> torch.Generator:
-    digest = hashlib.sha256(repr((seed, sample, list(ids))).encode()).digest()
+def _with(head: Row | None, stem: TokenIds) -> Row:
+    assert head is not None
+    return head[0], (*head[1], *stem)
+
+
+def _generator(seed: int, question: Tokens, sample: int) -> torch.Generator:
+    images = [image.digest for image in question.images]
+    told = (seed, sample, list(question.ids), *([images] if images else []))
+    digest = hashlib.sha256(repr(told).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

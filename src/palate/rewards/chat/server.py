@@ -14,14 +14,17 @@ from typing import Any
 import httpx
 import numpy as np
 
-from palate.data.schema import Message
+from palate.data.images import ImageError
+from palate.data.schema import Message, has_parts
 from palate.recipes.scorers import ServerChat
 from palate.rewards.chat.base import Reply
 from palate.rewards.http import REFUSALS, HttpClient, Patience, brief
+from palate.rewards.image_urls import ImageUrls, Wire, as_frames, small_image, url_part
 
 TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""
 SHORT_QUESTION = "Hello."
+BLIND = "has images, and `chat.images` is not set: true asks a server whose model reads them"
 WITHHELD = "withheld by the server's filter"
 
 
@@ -53,6 +56,9 @@ class Server:
     (400, 413, 422: too long for it, against its policy) although it answers a short one that is
     asked in the same way has no answer; it is logged once. Everything else is one clear error.
 
+    Images stand among a question's texts as data URLs, in their places. A question with one that
+    cannot be read has no answer.
+
     Args:
         transport: for tests. sleep: likewise.
 
@@ -77,6 +83,8 @@ class Server:
             transport=transport,
             sleep=sleep,
         )
+        self.blind = None if recipe.images else BLIND
+        self._images = ImageUrls()
         self._dialect = _Dialect()
         self._lock = threading.Lock()
         self._takes: dict[str, bool] = {}
@@ -97,10 +105,13 @@ class Server:
 
         def ask(job: tuple[list[Message], int]) -> Reply:
             question, sample = job
+            sent = self._sent(question)
+            if isinstance(sent, str):
+                return Reply(text="", finished=True, refused=sent)
             options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
             if temperature:
                 options["seed"] = seed + sample
-            choice = self._ask(question, options)
+            choice = self._ask(sent, options)
             if isinstance(choice, str):
                 return Reply(text="", finished=True, refused=choice)
             return self._reply(choice)
@@ -120,8 +131,12 @@ class Server:
         """
 
         def ask(question: list[Message]) -> dict[str, float] | None:
+            sent = self._sent(question)
+            if isinstance(sent, str):
+                self._client.warn(f"a question is left without an answer: it {sent}")
+                return None
             choice = self._ask(
-                question,
+                sent,
                 {
                     "temperature": 0.0,
                     "max_tokens": 1,
@@ -188,7 +203,18 @@ class Server:
                 logps[meant[0]] = float(np.logaddexp(logps.get(meant[0], -math.inf), logp))
         return logps or None
 
-    def _ask(self, question: list[Message], options: dict[str, Any]) -> dict[str, Any] | str:
+    def _sent(self, question: list[Message]) -> list[Wire] | str:
+        """The turns as they are sent; or why they are not."""
+        if not has_parts(question):
+            return [dict(turn) for turn in question]
+        if self.blind is not None:
+            return self.blind
+        try:
+            return [self._images.turn(turn) for turn in as_frames(question)]
+        except ImageError as error:
+            return f"has an image that cannot be sent: {error.reason}"
+
+    def _ask(self, question: list[Wire], options: dict[str, Any]) -> dict[str, Any] | str:
         """The first choice; or why the server refuses this question, where it answers others."""
         patience = self._client.patience()
         answer = self._post(question, options, patience)
@@ -206,23 +232,30 @@ class Server:
                     "; `method: logits` needs a server that goes on with a begun answer and gives "
                     "log-probabilities: else use `method: sampled`"
                 )
+            if _shows(question):
+                problem += "; `chat.images: true` needs a server whose model reads images"
         raise self._client.error(problem)
 
     def _takes_others(
-        self, question: list[Message], options: dict[str, Any], patience: Patience
+        self, question: list[Wire], options: dict[str, Any], patience: Patience
     ) -> bool:
         """Whether a short question is answered with the same options: then the fault is this
         question's, and none of the recipe's."""
-        key = json.dumps({k: v for k, v in options.items() if k != "seed"}, sort_keys=True)
+        shows = _shows(question)
+        told = {k: v for k, v in options.items() if k != "seed"}
+        key = json.dumps([shows, told], sort_keys=True)
         begun = question[-1:] if question[-1]["role"] == "assistant" else []
         with self._lock:
             if key not in self._takes:
-                short = [Message(role="user", content=SHORT_QUESTION), *begun]
+                content: Any = SHORT_QUESTION
+                if shows:
+                    content = [url_part(small_image()), {"type": "text", "text": content}]
+                short = [{"role": "user", "content": content}, *begun]
                 self._takes[key] = self._post(short, options, patience).status_code == 200
             return self._takes[key]
 
     def _post(
-        self, question: list[Message], options: dict[str, Any], patience: Patience
+        self, question: list[Wire], options: dict[str, Any], patience: Patience
     ) -> httpx.Response:
         """The server's answer, asked in its own dialect once that is known."""
         dialect = self._dialect
@@ -240,7 +273,7 @@ class Server:
         return answer
 
     def _send(
-        self, question: list[Message], options: dict[str, Any], patience: Patience
+        self, question: list[Wire], options: dict[str, Any], patience: Patience
     ) -> httpx.Response:
         # Escaped, so that half a surrogate pair, which UTF-8 does not have, can be sent.
         body = json.dumps({"model": self.recipe.model, "messages": question} | options)
@@ -255,6 +288,16 @@ class Server:
             words = brief(answer.text)
             raise self._client.error(f"not a chat completion: {words}") from None
         return choice
+
+
+def _shows(question: Sequence[Wire]) -> bool:
+    """Whether there is an image in turns as they are sent."""
+    return any(
+        part["type"] == "image_url"
+        for turn in question
+        if not isinstance(turn["content"], str)
+        for part in turn["content"]
+    )
 
 
 def _unicode(text: str) -> str:

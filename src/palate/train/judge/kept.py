@@ -41,6 +41,11 @@ class KeptChat:
         self.progress = progress
         self._kept = JsonCache(path)
 
+    @property
+    def blind(self) -> str | None:
+        """See `Chat.blind`; the model is opened for it."""
+        return self._opened().blind
+
     def reply(
         self,
         questions: Sequence[list[Message]],
@@ -77,6 +82,11 @@ class KeptChat:
         """Lets go of the model; it is opened again when it is needed again."""
         self._chat = None
 
+    def _opened(self) -> Chat:
+        if self._chat is None:
+            self._chat = self._open()
+        return self._chat
+
     def _all(
         self,
         questions: Sequence[list[Message]],
@@ -88,9 +98,7 @@ class KeptChat:
             part = questions[start : start + CHUNK]
             key = sha256_json([options, [content_key(question).hex() for question in part]])
             if key not in self._kept:
-                if self._chat is None:
-                    self._chat = self._open()
-                self._kept.add({key: ask(self._chat, part)})
+                self._kept.add({key: ask(self._opened(), part)})
             answers += self._kept[key]
             if self.progress is not None:
                 self.progress(len(answers), len(questions))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from palate.data.scorer import Group, Scorer
+from palate.data.scorer import Group, Scorer, ask
 from palate.evaluate.reward.accuracy import accuracy
 from palate.evaluate.reward.items import BenchmarkItem, as_groups, compare, values_of
 from palate.evaluate.statistics import share_interval
@@ -20,7 +20,7 @@ from palate.recipes.judge import PointwiseKind
 from palate.rewards.chat import Chat
 from palate.rewards.critic import Critic
 from palate.rewards.judge import CUT, UNASKED, UNREADABLE, Pairwise, Pointwise
-from palate.rewards.questions import FIRST, SECOND, TIE
+from palate.rewards.questions import FIRST, SECOND, TIE, critique_question
 from palate.train.judge.rows import Comparison, Rating, on_scale
 
 CONFIDENCE = 0.95
@@ -120,13 +120,15 @@ def measure_critic(
 
     Returns:
         pairs: `accuracy`. critiques: n, cut, empty, and those of the empty that were not asked for
-        (see `Chat.reply`).
+        (see `Chat.reply`). pairs_given: `accuracy` with the critiques of the data in the place of
+        written ones, where the rows have any.
     """
     critic = Critic(recipe, scorer, chat)
     items = [_item(row) for row in rows]
     scores = values_of(critic.score(as_groups(items)))
     return {
         "pairs": accuracy(compare(items, scores), CONFIDENCE),
+        **_given(scorer, rows),
         "critiques": {
             "n": 2 * len(rows),
             "cut": critic.counts[Critic.CUT],
@@ -136,10 +138,28 @@ def measure_critic(
     }
 
 
+def _given(scorer: Scorer, rows: Sequence[Comparison]) -> dict[str, Any]:
+    groups = []
+    for row in rows:
+        if row.critiques is None:
+            return {}
+        for response, critique in zip((row.better, row.worse), row.critiques, strict=True):
+            groups.append(Group(critique_question(row.prompt, response), (critique,)))
+    flat = [score for (score,) in values_of(ask(scorer, groups))]
+    scores = [flat[2 * i : 2 * i + 2] for i in range(len(rows))]
+    items = [_item(row) for row in rows]
+    return {"pairs_given": accuracy(compare(items, scores), CONFIDENCE)}
+
+
 def line_of(entry: dict[str, Any]) -> str:
     """One entry of evaluation.json in words."""
     parts = []
-    for name, words in (("pairs", "pairs right"), ("verdicts", "single verdicts right")):
+    measures = {
+        "pairs": "pairs right",
+        "pairs_given": "pairs right given the data's critiques",
+        "verdicts": "single verdicts right",
+    }
+    for name, words in measures.items():
         measured = entry.get(name)
         if measured is not None and measured["n"]:
             low, high = measured["accuracy_ci"]

@@ -1,6 +1,6 @@
 """The question files that stages train on, each with an account of what went into it.
 
-    questions/1-sft/train.jsonl, eval.jsonl, account.json
+    questions/1-sft/train.jsonl, eval.jsonl, images/, account.json
 
 The account is written last: where it is, the files are whole, and a resumed run takes them as they
 are. In each split, questions (of a reward model: comparisons) = written + dropped.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from palate.data.schema import Message
+from palate.data.schema import ImageRef, Message, Part, image_of
+from palate.models.pictures import IMAGES
 from palate.recipes.judge import (
     ChatTexts,
     ColumnTexts,
@@ -28,7 +30,7 @@ from palate.recipes.judge import (
 )
 from palate.recipes.schema import DataSource
 from palate.rewards.chat import Chat
-from palate.store.files import read_json, write_json, write_text
+from palate.store.files import read_json, write_bytes, write_json, write_text
 from palate.train.judge.ask import (
     CritiqueQuestion,
     Question,
@@ -48,6 +50,7 @@ from palate.train.judge.texts import (
 )
 
 ACCOUNT = "account.json"
+PROMPTS = {"prompt", "chosen_prompt", "rejected_prompt"}
 ALL_RIGHT = "every readable verdict is right: nothing to reject"
 ALL_WRONG = "every readable verdict is wrong: nothing to choose"
 NONE_READ = "no verdict that could be read"
@@ -137,7 +140,8 @@ class QuestionWriter:
             account: dict[str, Any] = {}
             for split in SPLITS:
                 written = write(split)
-                lines = [json.dumps(row, ensure_ascii=False) for row in written.rows]
+                rows = [_with_image_files(row, folder) for row in written.rows]
+                lines = [json.dumps(row, ensure_ascii=False) for row in rows]
                 write_text(folder / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
                 account[split] = written.account
             write_json(file, account)
@@ -187,6 +191,7 @@ class QuestionWriter:
             max_new_tokens=texts.max_new_tokens,
             seed=derived(self.recipe.seed, "texts", split),
             told=texts.told_label,
+            expands=texts.expands is not None,
             cut=False,
         )
         return questions, critiques, refused
@@ -206,6 +211,7 @@ class QuestionWriter:
                 max_new_tokens=self.recipe.data.length.max_answer_tokens,
                 seed=0,
                 told=False,
+                expands=False,
                 cut=True,
             )
         pairs: list[Comparison] = self.rows[split]
@@ -323,6 +329,46 @@ def _preference(question: Question, right: str, wrong: str) -> dict[str, Any]:
         "source": question.source,
         "id": question.id,
     }
+
+
+def _with_image_files(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row as JSON: its images are files beside it, and paths in it.
+
+    Pairs have theirs in a column, in the order of their places, other rows in the parts.
+    """
+    in_column = "chosen" in row and "prompt" in row
+    paths: list[str] = []
+
+    def part_of(part: Part) -> dict[str, str]:
+        if part["type"] == "text":
+            return {"type": "text", "text": part["text"]}
+        assert part["type"] == "image", "videos are frames here"
+        paths.append(put_beside(image_of(part), folder))
+        return {"type": "image"} if in_column else {"type": "image", "image": paths[-1]}
+
+    written = dict(row)
+    for name in PROMPTS & row.keys():
+        written[name] = [
+            turn
+            if isinstance(turn["content"], str)
+            else {"role": turn["role"], "content": list(map(part_of, turn["content"]))}
+            for turn in row[name]
+        ]
+    return written | ({"images": paths} if in_column and paths else {})
+
+
+def put_beside(image: ImageRef, folder: Path) -> str:
+    """Has the file of a stored image in `images/` of a folder; its path from there."""
+    assert image.path is not None and image.root is not None
+    path = folder / IMAGES / image.path
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(image.root / image.path, path)
+        except OSError:
+            # Some file systems have no second name for a file.
+            write_bytes(path, (image.root / image.path).read_bytes())
+    return f"{IMAGES}/{image.path}"
 
 
 def _account(

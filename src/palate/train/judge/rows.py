@@ -16,6 +16,8 @@ import numpy as np
 
 from palate.data.containers import named
 from palate.data.content import content_key, prompt_key
+from palate.data.critiques import columns_of, critiques_of, filled_text, listed
+from palate.data.images import ImageError, ImageStore, checked, image_root
 from palate.data.ledger import Ledger, Role
 from palate.data.pairing import (
     OWN_PROMPTS,
@@ -28,7 +30,9 @@ from palate.data.schema import Content, Preference, Response
 from palate.data.scores import scores_of
 from palate.data.split import split_by_prompt
 from palate.data.stream import read_source
+from palate.data.videos import with_frames
 from palate.errors import DataError, RecipeError
+from palate.recipes.images import ImagesRecipe
 from palate.recipes.judge import (
     ColumnTexts,
     CriticKind,
@@ -40,10 +44,11 @@ from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
 from palate.store.names import unique_names
 
-HAS_IMAGES = "has images, which no judge here reads"
+HAS_IMAGES = "has images, and `model` is one of text alone"
 NO_PAIR = "no pair: a response without another to compare it with"
 NOT_RATED = "responses without a rating"
 NO_TEXT = "no text in its column: {}"
+NOT_EACH = "{}: not one text for each response"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +101,18 @@ class Rows:
     digest: str
 
 
-def read_rows(recipe: JudgeRecipe) -> Rows:
+def read_rows(recipe: JudgeRecipe, images: ImageStore | None = None) -> Rows:
     """Reads, pairs and splits the data of a recipe.
+
+    Args:
+        images: takes the images of rows, of a model that sees; default: such rows are dropped.
 
     Raises:
         RecipeError: `pairing` or `texts` that do not fit the sources.
         DataError: a source that cannot be read, or of which nothing is left.
     """
     data, ledgers, rated = recipe.data, [], False
+    frames = recipe.model.images.video_frames
     items: dict[Role, list[Any]] = {"train": [], "eval": []}
     parts: list[tuple[Role, tuple[DataSource, ...]]] = [("train", data.train), ("eval", data.eval)]
     for role, sources in parts:
@@ -111,7 +120,12 @@ def read_rows(recipe: JudgeRecipe) -> Rows:
             result = read_source(source, seed=recipe.seed, keep=_columns(recipe))
             ledger = Ledger(name=source.name or "", path=source.path, role=role, result=result)
             ledgers.append(ledger)
-            source_items = [item for row in result.rows for item in _items(row, ledger, recipe)]
+            source_items = [
+                item
+                for row in result.rows
+                if (seen := _seen(row, ledger, images, frames)) is not None
+                for item in _items(seen, ledger, recipe)
+            ]
             rated = rated or any(row.kind == "rated" for row in result.rows)
             items[role] += source_items
     if not isinstance(recipe.judge, PointwiseKind):
@@ -188,18 +202,35 @@ def on_scale(rating: float, cuts: Sequence[float], kind: PointwiseKind) -> int:
 
 
 def _columns(recipe: JudgeRecipe) -> tuple[str, ...]:
-    texts = recipe.texts
-    if not isinstance(texts, ColumnTexts):
-        return ()
-    given = (texts.column, texts.chosen, texts.rejected)
-    return tuple(name.partition(".")[0] for name in given if name is not None)
+    return () if recipe.text_columns is None else columns_of(recipe.text_columns)
+
+
+def _seen(
+    row: Preference, ledger: Ledger, store: ImageStore | None, frames: int
+) -> Preference | None:
+    """The row with its images in the store; None, entered in its ledger, of one that cannot be
+    used.
+
+    Args:
+        frames: of a video, each of which is an image.
+    """
+    if not row.has_images:
+        return row
+    if store is None:
+        ledger.drop(row.row, HAS_IMAGES)
+        return None
+    try:
+        root = image_root(ledger.path)
+        framed = row.with_contents(lambda c: with_frames(c, root, frames, as_images=True))
+        stored, _ = checked(framed, root=root, limits=ImagesRecipe(), store=store)
+    except ImageError as error:
+        ledger.drop(row.row, error.reason)
+        return None
+    return stored.with_images(lambda image: dataclasses.replace(image, root=store.folder))
 
 
 def _items(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> list[Any]:
     """What is asked about one row, all that is lost entered in its ledger."""
-    if row.has_images:
-        ledger.drop(row.row, HAS_IMAGES)
-        return []
     if row.has_own_prompts:
         ledger.drop(row.row, OWN_PROMPTS)
         return []
@@ -254,36 +285,28 @@ def _comparison(pair: Preference, row: Preference, recipe: JudgeRecipe) -> Compa
     )
     if pair.tie and isinstance(recipe.judge, PairwiseKind) and not recipe.judge.ties:
         return TIE
-    texts = recipe.texts
-    if not isinstance(texts, ColumnTexts):
+    texts = recipe.text_columns
+    if texts is None:
         return item
-    extra = row.extra or {}
     if not isinstance(recipe.judge, CriticKind):
         assert texts.column is not None
-        text = _text(extra.get(texts.column))
+        text = filled_text((row.extra or {}).get(texts.column))
         if text is None:
             return NO_TEXT.format(texts.column)
         return dataclasses.replace(item, text=text)
-    critiques: list[str | None]
-    names: tuple[str, ...]
-    if texts.column is not None:
-        listed = _listed(extra, texts.column)
-        if listed is None or len(listed) != len(row.responses):
-            return f"{texts.column}: not one text for each response"
-        names = (texts.column, texts.column)
-        critiques = [_text(listed[_place(row, side)]) for side in pair.responses]
-    else:
-        assert texts.chosen is not None and texts.rejected is not None
-        if row.kind != "pair":
-            raise RecipeError(
-                f"`texts.chosen`: '{row.source}' holds ratings, not pairs: give `texts.column`, "
-                "which lists a critique for each response"
-            )
-        names = (texts.chosen, texts.rejected)
-        critiques = [_text(extra.get(names[_place(row, side)])) for side in pair.responses]
-    if critiques[0] is None or critiques[1] is None:
-        return NO_TEXT.format(names[0] if critiques[0] is None else names[1])
-    return dataclasses.replace(item, critiques=(critiques[0], critiques[1]))
+    if texts.chosen is not None and row.kind != "pair":
+        raise RecipeError(
+            f"`texts.chosen`: '{row.source}' holds ratings, not pairs: give `texts.column`, "
+            "which lists a critique for each response"
+        )
+    given = critiques_of(row, texts)
+    if given is None:
+        return NOT_EACH.format(texts.column)
+    better, worse = (given[_place(row, side)] for side in pair.responses)
+    if better is None or worse is None:
+        names = (texts.chosen or texts.column, texts.rejected or texts.column)
+        return NO_TEXT.format(names[0] if better is None else names[1])
+    return dataclasses.replace(item, critiques=(better, worse))
 
 
 def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[Rating]:
@@ -295,11 +318,11 @@ def _ratings(row: Preference, ledger: Ledger, recipe: JudgeRecipe) -> Iterator[R
     texts: list[str | None] = [None] * len(row.responses)
     column = recipe.texts.column if isinstance(recipe.texts, ColumnTexts) else None
     if column is not None:
-        listed = _listed(row.extra or {}, column)
-        if listed is None or len(listed) != len(row.responses):
-            ledger.drop(row.row, f"{column}: not one text for each response")
+        values = listed(row.extra or {}, column)
+        if values is None or len(values) != len(row.responses):
+            ledger.drop(row.row, NOT_EACH.format(column))
             return
-        texts = [_text(value) for value in listed]
+        texts = list(map(filled_text, values))
     kept = [i for i, _ in known if column is None or texts[i] is not None]
     if not kept:
         ledger.drop(row.row, NO_TEXT.format(column))
@@ -327,23 +350,6 @@ def _place(row: Preference, side: Response) -> int:
     return next(
         i for i, response in enumerate(row.responses) if response is side or response == side
     )
-
-
-def _listed(extra: dict[str, Any], column: str) -> list[Any] | None:
-    """The values of a column that is a list, or of a key of its items; a text is a list of one."""
-    name, _, key = column.partition(".")
-    value = extra.get(name)
-    if isinstance(value, str) and not key:
-        return [value]
-    if not isinstance(value, list):
-        return None
-    if not key:
-        return value
-    return [item.get(key) if isinstance(item, dict) else None for item in value]
-
-
-def _text(value: Any) -> str | None:
-    return value.strip() if isinstance(value, str) and value.strip() else None
 
 
 def _unique(items: Sequence[Any]) -> list[Any]:

@@ -12,9 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
+from palate.data.images import ImageStore
 from palate.errors import RecipeError, RunError
 from palate.evaluate.progress import task
 from palate.memory import kept_memory
+from palate.models.loading import load_config
+from palate.models.pictures import IMAGES
+from palate.models.vision import vision_layout
 from palate.recipes import scorers
 from palate.recipes.judge import ChatTexts, CriticKind, JudgeRecipe, PointwiseKind
 from palate.recipes.schema import ModelRecipe
@@ -136,7 +140,7 @@ class _Run:
     def execute(self) -> list[str]:
         """Runs all stages; returns what is to be told at the end."""
         check_template(self.recipe.model)
-        self.rows = read_rows(self.recipe)
+        self.rows = read_rows(self.recipe, self._images())
         self._check_data()
         self.question_writer = QuestionWriter(self.recipe, self.rows, self.path / QUESTIONS)
         self.account = {**self.rows.account, "digest": self.rows.digest}
@@ -146,6 +150,12 @@ class _Run:
         self.folder.write_quarantine(self.rows.quarantine)
         records = run_stages(self.stages(), self.path, console=self.console)
         return self._close({name: record.result for name, record in records.items()})
+
+    def _images(self) -> ImageStore | None:
+        """Where the images of rows are kept, of a model that sees; its stages keep theirs there."""
+        model = self.recipe.model
+        sees = vision_layout(load_config(model.path, model)) is not None
+        return ImageStore(self.path / IMAGES) if sees else None
 
     # The list of stages -----------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ def local_chat(model: ModelRecipe, batch_size: int) -> scorers.LocalChat:
         dtype=model.dtype,
         chat_template=model.chat_template,
         batch_size=batch_size,
+        images=model.images,
     )
 
 

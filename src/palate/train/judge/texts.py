@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from palate.data.schema import Message, text_in
+from palate.data.schema import Message
 from palate.recipes.judge import ChatTexts
 from palate.rewards.chat import Chat, Reply
 from palate.rewards.questions import read_verdict
+from palate.rewards.texts import joined, prompt_parts
 from palate.train.judge.ask import CritiqueQuestion, Question, verdict_text
 
 UNREADABLE = "verdict that could not be read"
@@ -84,16 +85,18 @@ def written_critiques(
     max_new_tokens: int,
     seed: int,
     told: bool,
+    expands: bool,
     cut: bool,
 ) -> tuple[list[str | None], Counter[str]]:
     """A critique for each question, None where there is none.
 
     Args:
         told: whether the writer hears which response people preferred.
+        expands: whether it hears the data's own critique, to be written out.
         cut: whether one that the limit of tokens cut counts (the scorer `critic` takes it).
     """
     replies = chat.reply(
-        [_to_critic(question, told=told) for question in questions],
+        [_to_critic(question, told=told, expands=expands) for question in questions],
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -123,18 +126,26 @@ def _to_writer(question: Question, *, told: bool) -> list[Message]:
     return _with(question.asked, hint)
 
 
-def _to_critic(question: CritiqueQuestion, *, told: bool) -> list[Message]:
+def _to_critic(question: CritiqueQuestion, *, told: bool, expands: bool) -> list[Message]:
+    asked = question.asked
+    if expands:
+        hint = (
+            f"Somebody noted this about the response:\n\n[Notes]\n{question.text}\n[End of notes]"
+            "\n\nLet the critique say all of it, explained in full, without mentioning the notes."
+        )
+        asked = _with(asked, hint)
     if not told:
-        return question.asked
+        return asked
     if question.better is None:
         hint = "People found this response as good as another one"
     else:
         which = "better" if question.better else "worse"
         hint = f"People compared this response with another one and found it {which}"
-    return _with(question.asked, f"{hint}. Let the critique bear that out without saying so.")
+    return _with(asked, f"{hint}. Let the critique bear that out without saying so.")
 
 
 def _with(asked: list[Message], hint: str) -> list[Message]:
     last = asked[-1]
-    content = f"{text_in(last['content'])}\n\n{hint}"
+    parts = prompt_parts([Message(role="user", content=last["content"])])
+    content = joined([*parts, {"type": "text", "text": f"\n\n{hint}"}])
     return [*asked[:-1], Message(role=last["role"], content=content)]

@@ -1,0 +1,37 @@
+"""Questions as rows for a model that goes on with them: padded on the left, with their images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from palate.data.items import TokenIds, Tokens
+from palate.data.layouts import ImageBatch, images_of
+from palate.data.trees import TEXT, VisionLayout, plain_rows, run_of
+
+Row = tuple[Tokens, TokenIds]
+"""A question, and the answer that is begun."""
+
+
+def left_padded(
+    rows: Sequence[Row], pad_id: int, vision: VisionLayout | None
+) -> tuple[dict[str, Tensor], ImageBatch | None]:
+    """What a model takes of rows that end together.
+
+    Args:
+        vision: of a model that sees.
+
+    Returns:
+        `input_ids`, `attention_mask` and, where the model takes them, `token_type_ids`, [R, T], and
+        `position_ids`, [R, T] or [axes, R, T]; and the rows' images, without their pixels.
+    """
+    lays = vision or TEXT
+    runs = [run_of(question, Tokens(begun), 0, lays) for question, begun in rows]
+    inputs = plain_rows(runs, pad_id, lays).inputs
+    width = inputs["input_ids"].shape[-1]
+    for i, run in enumerate(runs):
+        for values in inputs.values():
+            values[..., i, :] = values[..., i, :].roll(width - len(run), -1)
+    inputs["position_ids"] = inputs["position_ids"] * inputs["attention_mask"]
+    return inputs, images_of([question for question, _ in rows], vision)

@@ -46,8 +46,8 @@ class Preset:
     held_out: int
 
 
-FULL = Preset(captions=600, pairs=1200, scene_pairs=300, policy_pairs=600, held_out=300)
-QUICK = Preset(captions=240, pairs=240, scene_pairs=0, policy_pairs=160, held_out=80)
+FULL = Preset(captions=300, pairs=1600, scene_pairs=200, policy_pairs=400, held_out=200)
+QUICK = Preset(captions=120, pairs=320, scene_pairs=0, policy_pairs=96, held_out=40)
 
 METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2", Tdpo2())}
 """Run folder -> name and loss, each with its paper's settings."""
@@ -58,7 +58,7 @@ ROWS_PER_STEP = PAIRS_PER_STEP = 8
 ALIGNING_RATE = 1e-3
 PROJECTOR_RATE = 2e-3
 REWARD_RATE = 5e-4
-TUNING_RATE = 2e-4
+TUNING_RATE = 5e-4
 _PROMPT, _RESPONSE = 96, 32
 """Tokens, of which no row has as many."""
 

@@ -111,7 +111,7 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title=f"Tuning with {name}{', without images' if run.endswith(BLIND) else ''}",
             inputs=comparable(policy(run, ALIGNED, False)),
             needs=(ALIGNED, DATA),
-            seconds=_seconds(recipe, 75.0, 25.0) / (2 if run.endswith(BLIND) else 1),
+            seconds=_seconds(recipe, 70.0, 25.0) / (2 if run.endswith(BLIND) else 1),
             run=lambda folder, _: _train(folder, "tune", policy, run, str(aligned)),
         )
 
@@ -135,7 +135,7 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title="Aligning the projector on captions",
             inputs=comparable(align(MODEL, False)),
             needs=(MODEL, DATA),
-            seconds=_seconds(recipe, 100.0, 45.0),
+            seconds=_seconds(recipe, 80.0, 40.0),
             run=lambda folder, results: _train(folder, "sft", align, str(results[MODEL]["path"])),
         ),
         Stage(
@@ -149,7 +149,7 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title="Training a reward model",
             inputs=comparable(reward(ALIGNED, False)),
             needs=(ALIGNED, DATA),
-            seconds=_seconds(recipe, 240.0, 60.0),
+            seconds=_seconds(recipe, 260.0, 65.0),
             run=lambda folder, _: _train(folder, "reward", reward, str(aligned)),
         ),
         *map(tuning, RUNS),
@@ -166,7 +166,7 @@ def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title="Held-out questions: which answer policies find likelier",
             inputs={"preset": sizes, "seed": seed},
             needs=RUNS,
-            seconds=_seconds(recipe, 60.0, 20.0),
+            seconds=_seconds(recipe, 60.0, 30.0),
             run=lambda *_: _answers(root, str(aligned)),
         ),
         Stage(

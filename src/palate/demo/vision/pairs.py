@@ -50,7 +50,7 @@ def write_pairs(folder: Path, preset: Preset, *, seed: int) -> dict[str, int]:
     files: dict[str, list[Row]] = {
         CAPTIONS: [
             *_captions(folder, known, preset.captions, seed),
-            *_scenes(folder, preset.captions, "captions", seed),
+            *_scenes(folder, preset.scene_pairs, "captions", seed),
         ],
         TRAIN: _rows(folder, pairs),
         SCENES: _scenes(folder, preset.scene_pairs, "train", seed),

@@ -33,8 +33,9 @@ class Preset:
     """How much of everything, in rows.
 
     Attributes:
-        captions: of easy-VQA's images, and as many of scenes, that the projector is aligned with.
-        pairs: of easy-VQA that the reward model learns from. scene_pairs: of scenes.
+        captions: of easy-VQA's images that the projector is aligned with.
+        pairs: of easy-VQA that the reward model learns from.
+        scene_pairs: of scenes, and captions of as many other scenes.
         policy_pairs: that DPO and TDPO2 learn from.
         held_out: pairs of held-out images; half as many of each other held-out set.
     """
@@ -46,8 +47,8 @@ class Preset:
     held_out: int
 
 
-FULL = Preset(captions=300, pairs=1600, scene_pairs=200, policy_pairs=400, held_out=200)
-QUICK = Preset(captions=120, pairs=320, scene_pairs=0, policy_pairs=96, held_out=40)
+FULL = Preset(captions=400, pairs=1600, scene_pairs=200, policy_pairs=400, held_out=200)
+QUICK = Preset(captions=200, pairs=320, scene_pairs=0, policy_pairs=96, held_out=40)
 
 METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2", Tdpo2())}
 """Run folder -> name and loss, each with its paper's settings."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from palate.data.layouts import Layout
 from palate.demo.vision.baselines import (
     ProbePair,
     length_baseline,
@@ -83,9 +84,12 @@ def likelier_answers(
 
     recipe = ModelRecipe(path=model)
     right: dict[str, Array] = {}
+    layout: Layout | None = None
     for name, folder in adapters.items():
         policy = load_policy(recipe) if folder is None else load_trained(folder, recipe)
         policy.requires_grad_(False)
+        # Of all policies, which are of one architecture.
+        layout = layout or exact_layout(policy)
         tokenizer = load_tokenizer(recipe)
         pictures = open_pictures(policy, recipe, tokenizer, None, ImagesRecipe())
         data = DataRecipe(train=(DataSource(path=str(file)),), length=LengthRecipe())
@@ -98,7 +102,7 @@ def likelier_answers(
             loss=Cpo(),
             reference=None,
             batch_size=16,
-            layout=exact_layout(policy),
+            layout=layout,
             pad_id=padding_id(tokenizer, policy.base),
         )
         margins = np.array([score.margin for score in scores])

@@ -341,6 +341,10 @@ def doctor(
 @app.command(cls=recipe_command("DemoRecipe"))
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs and steps.")] = False,
+    vision: Annotated[
+        bool,
+        typer.Option("--vision", help="A model that sees: reward model, DPO and TDPO2 on images."),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="Seed.")] = None,
@@ -348,7 +352,12 @@ def demo(
     print_recipe: PrintRecipe = False,
 ) -> None:
     """Controlled sentiment on this machine: sample, score, pair, tune three ways, compare."""
-    options = {"model": model, "output_dir": output_dir, "quick": quick or None}
+    options = {
+        "model": model,
+        "output_dir": output_dir,
+        "quick": quick or None,
+        "vision": vision or None,
+    }
     given = [
         f"{key}={json.dumps(value, default=str)}"
         for key, value in options.items()

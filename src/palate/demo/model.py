@@ -57,13 +57,28 @@ def packaged_model(say: Callable[[str], None]) -> DemoModel:
         ) from None
     folder = cache_folder("models") / f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}-v{_VERSION}"
     model = DemoModel(path=str(folder), name="Gemma 3 270M (packaged, from Q4_K_M)", terms=TERMS)
+    made_once(
+        folder,
+        lambda part: _prepare(package, part),
+        lambda: say("preparing the packaged Gemma 3 270M (once)"),
+    )
+    return model
+
+
+def made_once(folder: Path, fill: Callable[[Path], None], begins: Callable[[], None]) -> None:
+    """Fills a folder that is not there; it appears whole or not at all.
+
+    Args:
+        fill: told the folder to fill; writes `palate.json`, by which a whole one is known.
+        begins: called before that.
+    """
     if (folder / "palate.json").exists():
-        return model
-    say("preparing the packaged Gemma 3 270M (once)")
+        return
+    begins()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _prepare(package, part)
+        fill(part)
         sync_folder(part)
         try:
             os.replace(part, folder)
@@ -73,7 +88,6 @@ def packaged_model(say: Callable[[str], None]) -> DemoModel:
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return model
 
 
 def _prepare(package: Any, folder: Path) -> None:

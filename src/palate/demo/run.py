@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from palate.demo.conclusion import Curve, conclude
 from palate.demo.feedback import write_feedback
 from palate.demo.model import DemoModel, packaged_model
 from palate.demo.presets import FULL, METHODS, QUICK, Preset, eval_recipe, tune_recipe
+from palate.demo.quiet import quiet_libraries
 from palate.memory import kept_memory
 from palate.recipes.schema import DemoRecipe, ModelRecipe
 from palate.store.durations import duration
@@ -40,7 +38,8 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     """Runs the demonstration, or what is missing of it.
 
     Writes `<output_dir>/quick` or `<output_dir>/full`: data, one run folder a method, evaluation,
-    conclusion.json and report.html. Prints the conclusion's three lines.
+    conclusion.json and report.html. Prints the conclusion's three lines. Of a recipe with `vision`
+    it is `palate.demo.vision.run.vision_demo`.
 
     Returns:
         The path of report.html.
@@ -48,11 +47,15 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
     Raises:
         PalateError: the `demo` extra is missing; another demonstration is in the folder.
     """
+    if recipe.vision:
+        from palate.demo.vision.run import vision_demo
+
+        return vision_demo(recipe, console=console)
     console = console or Console(stderr=True)
     begun = time.monotonic()
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
     stages = demo_stages(recipe, root, QUICK if recipe.quick else FULL, console)
-    with RunFolder.open(recipe, root), _quiet_libraries(), kept_memory():
+    with RunFolder.open(recipe, root), quiet_libraries(), kept_memory():
         records = run_stages(stages, root, console=console)
 
     from palate.report import write_report
@@ -121,25 +124,6 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
             run=lambda _, results: _conclude(root, seed, results[EVALUATION]["confidence"]),
         ),
     ]
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    # Their bars of loading a few files in a second would bury the demonstration's own progress.
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # PEFT reads a name that transformers has deprecated.
-            warnings.filterwarnings(
-                "ignore", message=".is_gradient_checkpointing", category=FutureWarning
-            )
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _model(recipe: DemoRecipe, console: Console) -> DemoModel:

@@ -58,12 +58,24 @@ def torchs_own(model: PreTrainedModel) -> Iterator[None]:
     """Runs the attention of `model` by torch's kernel while the block runs, if it is by rows."""
     by_rows = model.config._attn_implementation == NAME
     if by_rows:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation({"": "sdpa"} | _without_sdpa(model))
     try:
         yield
     finally:
         if by_rows:
             model.set_attn_implementation(NAME)
+
+
+def _without_sdpa(model: PreTrainedModel) -> dict[str, str]:
+    """Parts of the configuration whose models torch's kernel cannot run, and what they run: towers
+    of convolutions alone have no attention, and transformers refuses them any kernel but eager."""
+    configs = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    return {
+        name: "sdpa" if part._supports_sdpa else "eager"
+        for name, config in configs.items()
+        for part in model.modules()
+        if isinstance(part, PreTrainedModel) and part.config is config
+    }
 
 
 def _lists_kernels(model: PreTrainedModel) -> bool:

@@ -366,3 +366,10 @@ class DemoRecipe(RunRecipe):
     """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`)."""
     quick: bool = False
     """Fewer pairs and steps: under 4 minutes on two cores."""
+    vision: bool = False
+    """A model that sees, in place of sentiment: a reward model and policies on pairs of which the
+    image alone tells the better answer."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.vision and self.model is not None:
+            yield "model", "only without `vision`, which has a packaged model of its own"

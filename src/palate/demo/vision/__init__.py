@@ -1,0 +1,1 @@
+"""`palate demo --vision`: a reward model that sees, and tuning, on packaged weights."""

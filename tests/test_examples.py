@@ -23,6 +23,7 @@ from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import TuneRecipe
+from palate.recipes.scorers import CriticScorer
 from palate.recipes.yaml import parse_yaml
 from tiny_runs import write_pairs
 from tiny_text import save_tiny
@@ -111,7 +112,7 @@ def test_recipes_in_the_documents_are_valid(tmp_path, page):
         ("reward-models", ["reward"]),
         ("judges", ["judge", "eval reward"]),
         ("evaluating-reward-models", ["eval reward"]),
-        ("serving", ["score", "serve"]),
+        ("serving", ["score", "serve", "serve"]),
     ],
 )
 def test_recipes_that_say_whose_they_are_are_valid(tmp_path, page, verbs):
@@ -126,10 +127,12 @@ def test_recipes_that_say_whose_they_are_are_valid(tmp_path, page, verbs):
 
 
 def test_parts_of_a_judges_recipe_are_valid():
-    (block,) = [b for b in blocks("docs/judges.md") if not b.startswith("# palate ")]
+    parts = [b for b in blocks("docs/judges.md") if not b.startswith("# palate ")]
+    block, given = parts
+    TypeAdapter(CriticScorer).validate_python(parse_yaml(given, "test")["scorer"])
     texts = re.split(r"^(?=texts:)", block, flags=re.M)[1:]
     kinds = [TypeAdapter(Texts).validate_python(parse_yaml(t, "test")["texts"]).type for t in texts]
-    assert kinds == ["column"] * 3 + ["chat"]
+    assert kinds == ["column"] * 3 + ["chat"] * (len(kinds) - 3)
 
 
 def test_what_the_pages_of_reward_models_link_to_is_there():

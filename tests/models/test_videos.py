@@ -173,7 +173,7 @@ def test_a_video_of_two_equal_frames_is_an_image(setting: Setting) -> None:
     pixels = [setting.pictures.pixels(text.digest) for text in (part, image)]
     assert pixels[0].keys() == pixels[1].keys()
     assert all(torch.equal(pixels[0][name], pixels[1][name]) for name in pixels[0])
-    first, second = (image_features(setting.own, given) for given in pixels)
+    first, second = (image_features(setting.own, [given], None)[0] for given in pixels)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -17,7 +17,7 @@ from palate.evaluate.reward.items import BenchmarkItem, Scores
 from palate.evaluate.reward.looking import look
 from palate.recipes.images import ImagesRecipe
 
-MOST = 500
+MOST = 300
 """Pairs that are asked about again."""
 Margins = Callable[[Sequence[Item]], Sequence[float]]
 """Of pairs the margin of each."""

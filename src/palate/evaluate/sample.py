@@ -69,6 +69,8 @@ def sample(
 ) -> list[Sample]:
     """Draws responses; the model's own generation settings (top-k and the like) are not used.
 
+    Tokens that stand for images and videos are never drawn.
+
     Args:
         prompts: as the encoder makes them; of a model that sees with their images.
         top_p: keep the smallest set of tokens whose probability reaches this.
@@ -129,8 +131,11 @@ def _uniform(seed: int, prompt: Tokens, index: int, n: int) -> np.ndarray:
 class _Draw(LogitsProcessor):
     """Draws the next token and lifts its score above all others, so that greedy search takes it."""
 
-    def __init__(self, uniform: Tensor, temperature: float, top_p: float) -> None:
+    def __init__(
+        self, uniform: Tensor, temperature: float, top_p: float, never: Sequence[int]
+    ) -> None:
         self.uniform = uniform
+        self.never = list(never)
         self.temperature = temperature
         self.top_p = top_p
         self.step = 0
@@ -138,6 +143,10 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.temperature != 1.0:
             scores = scores / self.temperature
+        if self.never:
+            scores = scores.index_fill(
+                1, torch.tensor(self.never, device=scores.device), -torch.inf
+            )
         token = draw(scores, self.uniform[:, self.step], top_p=self.top_p)
         self.step += 1
         return scores.scatter(1, token[:, None], float("inf"))
@@ -201,6 +210,9 @@ def _generate(
         ids[row, width - len(prompt) :] = torch.tensor(prompt.ids)
         mask[row, width - len(prompt) :] = 1
     n = uniform.shape[1]
+    # Read again, what stands for an image would ask for one.
+    vision = policy.backbone.vision
+    never = [] if vision is None else [token for token in vision.seen if token >= 0]
     with _settings(policy, GenerationConfig()), evaluating(policy), _contiguous_head(policy):
         model: Any = policy.base
         out = model.generate(
@@ -214,7 +226,7 @@ def _generate(
                 pad_token_id=pad,
                 use_cache=True,
             ),
-            logits_processor=LogitsProcessorList([_Draw(uniform, temperature, top_p)]),
+            logits_processor=LogitsProcessorList([_Draw(uniform, temperature, top_p, never)]),
         )
     responses = []
     for row in out[:, width:].tolist():

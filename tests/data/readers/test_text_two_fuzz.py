@@ -130,7 +130,7 @@ def test_anything_is_a_row_or_a_named_refusal(name: str, data: st.DataObject) ->
         for turn in [content] if isinstance(content, str) else content:
             inner = turn if isinstance(turn, str) else turn["content"]
             texts.append(text_in(inner))
-            images += sum(p["type"] == "image" for p in inner) if isinstance(inner, list) else 0
+            images += sum(p["type"] != "text" for p in inner) if isinstance(inner, list) else 0
     assert images == len(row.images)
     for image in row.images:
         assert image.path or image.data is not None

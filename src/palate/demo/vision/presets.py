@@ -47,7 +47,7 @@ class Preset:
     held_out: int
 
 
-FULL = Preset(captions=400, pairs=1600, scene_pairs=200, policy_pairs=400, held_out=200)
+FULL = Preset(captions=360, pairs=1280, scene_pairs=160, policy_pairs=320, held_out=120)
 QUICK = Preset(captions=200, pairs=320, scene_pairs=0, policy_pairs=96, held_out=40)
 
 METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2", Tdpo2())}

@@ -48,7 +48,7 @@ class Preset:
 
 
 FULL = Preset(captions=360, pairs=1280, scene_pairs=160, policy_pairs=320, held_out=120)
-QUICK = Preset(captions=200, pairs=320, scene_pairs=0, policy_pairs=96, held_out=40)
+QUICK = Preset(captions=104, pairs=200, scene_pairs=0, policy_pairs=48, held_out=32)
 
 METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2", Tdpo2())}
 """Run folder -> name and loss, each with its paper's settings."""

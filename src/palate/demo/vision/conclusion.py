@@ -98,11 +98,15 @@ def _blind_line(reward: Mapping[str, Share], known: Mapping[str, Mapping[str, Sh
     blind, shuffled = reward[files.BLIND], reward[files.SHUFFLED]
     low_high = [value.interval for value in (blind, shuffled)]
     chance = all(low <= 0.5 <= high for low, high in low_high)
+    knows = reward[files.HELD_OUT].interval[0] > 0.5
+    if not chance:
+        verdict = "not chance, so something but the image tells"
+    else:
+        verdict = "what it knows, it sees" if knows else "chance, as it is with them so far"
     return (
         f"The same without images {_shown(blind)}, with images of other rows {_shown(shuffled)}: "
-        f"{'what it knows, it sees' if chance else 'not chance, so something but the image tells'}."
-        f" The longer answer {_shown(known['length'][files.HELD_OUT])}, the more usual one "
-        f"{_shown(known['majority'][files.HELD_OUT])}."
+        f"{verdict}. The longer answer {_shown(known['length'][files.HELD_OUT])}, "
+        f"the more usual one {_shown(known['majority'][files.HELD_OUT])}."
     )
 
 

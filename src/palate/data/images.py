@@ -14,6 +14,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -121,22 +122,19 @@ def find(path: str, root: Path) -> Path:
     Raises:
         ImageError: an address, a path out of the root, or nothing there.
     """
-    target = _inside(path, root)
-    try:
-        # A name may be too long to be looked up.
-        there = target.is_file()
-    except OSError:
-        there = False
-    if not there:
-        raise ImageError(MISSING)
-    return target
+    return _there(path, root, Path.is_file)
 
 
 def find_folder(path: str, root: Path) -> Path:
     """The folder that a path of the data names; otherwise as `find`."""
+    return _there(path, root, Path.is_dir)
+
+
+def _there(path: str, root: Path, is_kind: Callable[[Path], bool]) -> Path:
     target = _inside(path, root)
     try:
-        there = target.is_dir()
+        # A name may be too long to be looked up.
+        there = is_kind(target)
     except OSError:
         there = False
     if not there:

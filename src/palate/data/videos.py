@@ -81,7 +81,7 @@ def framed(video: VideoRef, root: Path, count: int = FRAMES) -> VideoRef:
             raise
         video_file = find(file.path, start)
         return _decoded_file(video_file, count, video_file.stat().st_mtime_ns)
-    names = sorted((p.name for p in folder.iterdir() if _is_frame(p)), key=_by_number)
+    names = sorted((p.name for p in folder.iterdir() if _is_frame(p)), key=by_number)
     # A name may be a link that leads out: frames are looked up as any image is.
     frames = [ImageRef(path=f"{file.path.rstrip('/')}/{name}", root=start) for name in names]
     return _chosen(video, frames, count)
@@ -147,7 +147,7 @@ def _is_frame(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _by_number(name: str) -> list[tuple[int, int, str]]:
+def by_number(name: str) -> list[tuple[int, int, str]]:
     """So that frame 10 follows frame 9."""
     return [
         (0, int(part), part) if part.isdigit() else (1, 0, part)

@@ -28,7 +28,8 @@ class HeldOutLook:
     """Held-out pairs with images, ready to be encoded with others.
 
     Attributes:
-        places: among all held-out pairs. items: these pairs. rows: what they were made of.
+        places: among all held-out pairs. items: these pairs, whose ids are their numbers here.
+        rows: what they were made of.
     """
 
     encoder: Encoder
@@ -61,7 +62,7 @@ class HeldOutLook:
             kept.append(row)
             items.append(
                 BenchmarkItem(
-                    id=str(place),
+                    id=str(len(items)),
                     source=row.source,
                     prompt=row.prompt,
                     responses=(row.chosen.content, row.rejected.content),
@@ -89,7 +90,7 @@ class HeldOutLook:
         )
 
     def _scores(self, changed: Sequence[BenchmarkItem], ask: Margins) -> Scores:
-        rows = [replace(self.rows[self._number[item.id]], prompt=item.prompt) for item in changed]
+        rows = [replace(self.rows[int(item.id)], prompt=item.prompt) for item in changed]
         encoded = [each.item for each in self.encoder.encode(rows)]
         usable = [item for item in encoded if not isinstance(item, Drop)]
         # What is cached of items is found by their place among those of the run.
@@ -98,7 +99,3 @@ class HeldOutLook:
             [math.nan, math.nan] if isinstance(item, Drop) else [next(margins), 0.0]
             for item in encoded
         ]
-
-    @property
-    def _number(self) -> dict[str, int]:
-        return {item.id: number for number, item in enumerate(self.items)}

@@ -61,7 +61,10 @@ def held_out(
         return None
     state = PartialState()
     pairs = of_kind(job.eval, "pair")
-    scored = pairs if sharded else pairs[state.process_index :: state.num_processes]
+    places = list(range(len(pairs)))
+    if not sharded:
+        places = places[state.process_index :: state.num_processes]
+    scored = [pairs[place] for place in places]
     prompts = [pair.prompts[0] for pair in scored]
 
     def judged(items: Sequence[Item], reference: Reference | None) -> list[PairScore]:
@@ -78,7 +81,7 @@ def held_out(
 
     scores = judged(scored, job.reference)
     if not sharded:
-        scores, prompts = gather_object(scores), gather_object(prompts)
+        scores, prompts, places = map(gather_object, (scores, prompts, places))
     singles = members(loss)
     name = job.folder.path.name
     entry = {
@@ -94,10 +97,9 @@ def held_out(
     looked = None if encoder is None else HeldOutLook.of(rows, encoder, seed)
     if looked is not None and asking is not None:
         # In the order of the rows: processes took every n-th pair.
-        with_images = judged([pairs[place] for place in looked.places], job.reference)
-        margins = dict(zip(looked.places, (s.margin for s in with_images), strict=True))
+        margins = dict(zip(places, (score.margin for score in scores), strict=True))
         entry["look"] = looked.measure(
-            [margins.get(place, 0.0) for place in range(len(pairs))],
+            [margins[place] for place in range(len(pairs))],
             lambda items: [score.margin for score in judged(items, asking.reference)],
         )
     return {"kind": "evaluation", "confidence": 0.95, "policies": [entry], "reference": None}

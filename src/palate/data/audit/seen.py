@@ -98,9 +98,9 @@ class Seen:
         _, first = np.unique(_together(question, prompt), return_index=True)
         distinct, images = np.unique(question[first], return_counts=True)
         several = distinct[images > 1]
-        mine = np.isin(question, several)
-        question, prompt = question[mine], prompt[mine]
-        chosen, rejected = chosen[mine], rejected[mine]
+        is_asked_of_several = np.isin(question, several)
+        question, prompt = question[is_asked_of_several], prompt[is_asked_of_several]
+        chosen, rejected = chosen[is_asked_of_several], rejected[is_asked_of_several]
         elsewhere = _Elsewhere(question, prompt, chosen, rejected)
         wins_of_chosen = elsewhere.wins(chosen)
         prior = (wins_of_chosen - elsewhere.losses(chosen)) - (
@@ -111,7 +111,7 @@ class Seen:
         # Pairs of one question hang together: they count as one observation.
         effective = len(several) / pairs if pairs else 1.0
         return {
-            "pairs": len(mine),
+            "pairs": len(is_asked_of_several),
             "questions": len(several),
             "pairs_of_questions": pairs,
             "same": same,

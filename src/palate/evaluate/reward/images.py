@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from palate.data.images import ImageError, ImageStore, located_image
 from palate.data.readers.base import RowError
 from palate.data.readers.pictures import PLACE, place_images
 from palate.data.schema import ImageRef, Message, Preference, map_images
-from palate.data.videos import located
+from palate.data.videos import FRAMES, SUFFIXES, by_number, chosen_places, located
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import DataSource
 
-FRAMES = 32
-"""Of a video, as the evaluators of MM-RLHF-RewardBench take."""
 NO_FRAMES = "no folder of frames: unpack the video into pictures"
-_FRAME_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
 _NOWHERE = Path("no images here")
 
 
@@ -94,7 +87,7 @@ class SourceImages:
             names = [file.name for file in target.iterdir()] if target.is_dir() else []
         except OSError:
             names = []
-        names = [name for name in names if Path(name).suffix.lower() in _FRAME_SUFFIXES]
+        names = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
         if not names:
             raise RowError("video", NO_FRAMES)
         # That no path leads out of the root is seen when each is read.
@@ -119,10 +112,8 @@ def spread(frames: Sequence[ImageRef], most: int = FRAMES) -> list[ImageRef]:
     there are no more. Paths are put in order, numbers in them by value."""
     ordered = list(frames)
     if all(frame.path is not None for frame in ordered):
-        ordered.sort(key=lambda frame: _in_order(str(frame.path)))
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, most, dtype=int)]
+        ordered.sort(key=lambda frame: by_number(str(frame.path)))
+    return [ordered[place] for place in chosen_places(len(ordered), most)]
 
 
 def with_frame_places(question: str, frames: int) -> str:
@@ -131,8 +122,3 @@ def with_frame_places(question: str, frames: int) -> str:
     if "<video>" in question:
         return question.replace("<video>", places, 1)
     return question.replace(PLACE, places) if question.count(PLACE) == 1 else question
-
-
-def _in_order(path: str) -> list[Any]:
-    # Every second part is a number, so that texts meet texts.
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", path))]

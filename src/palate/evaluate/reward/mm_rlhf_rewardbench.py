@@ -21,10 +21,10 @@ from palate.data.readers.fields import required, text
 from palate.data.readers.image_pairs import images_of
 from palate.data.readers.pictures import image_refs
 from palate.data.schema import ImageRef
+from palate.data.videos import FRAMES
 from palate.evaluate.reward.benchmark import Column, Official, Parse, Read, read_items
 from palate.evaluate.reward.categories import accuracy_column, category_columns
 from palate.evaluate.reward.images import (
-    FRAMES,
     EvalImages,
     SourceImages,
     spread,

@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,28 @@ def report(**measures: Any) -> None:
 def peak_bytes() -> int:
     """The most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def step_clock() -> Any:
+    """A callback of transformers' trainers: `seconds` of every step, and `between`, those before
+    each, in which it was prepared."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self.between: list[float] = []
+            self.end = time.perf_counter()
+
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            self.start = time.perf_counter()
+            self.between.append(self.start - self.end)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.end = time.perf_counter()
+            self.seconds.append(self.end - self.start)
+
+    return Clock()
 
 
 def run_side(

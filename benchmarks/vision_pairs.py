@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ from sides import (
     print_losses_table,
     report,
     run_side,
+    step_clock,
     take_turns,
     training_log,
 )
@@ -94,28 +94,13 @@ def run_trl(args: argparse.Namespace) -> None:
     import trl.trainer.utils
     from datasets import Dataset, Image, List
     from plain_loop import adapters
-    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
     from vision_model import TOWER, TowerPasses, load_model, load_processor, read_pairs
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-            self.between: list[float] = []
-            self.end = time.perf_counter()
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            self.start = time.perf_counter()
-            self.between.append(self.start - self.end)
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            self.end = time.perf_counter()
-            self.seconds.append(self.end - self.start)
 
     if args.side == COMPACT:
         # Of this module's own import: the kernels that fold a tile still see a CPU.
         trl.trainer.utils._use_triton = lambda device: True
-    before, clock, passes = peak_bytes(), Clock(), TowerPasses()
+    before, clock, passes = peak_bytes(), step_clock(), TowerPasses()
     rows = read_pairs(args.data)
     for row in rows:
         # Text alone: the collator writes the images' parts itself, and wants no others.

@@ -33,7 +33,6 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from sides import (
     print_ratios,
     report,
     run_side,
+    step_clock,
     take_turns,
     training_log,
 )
@@ -131,23 +131,13 @@ def run_trl(args: argparse.Namespace, *, compact: bool) -> None:
     import trl.trainer.utils
     from datasets import Dataset
     from plain_loop import adapters
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            self.seconds.append(time.perf_counter() - self.start)
 
     if compact:
         # Of this module's own import: the kernels that fold a tile still see a CPU.
         trl.trainer.utils._use_triton = lambda device: True
-    clock = Clock()
+    clock = step_clock()
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
 
     def loaded() -> Any:

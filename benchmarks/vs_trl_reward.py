@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from sides import (
     print_ratios,
     report,
     run_side,
+    step_clock,
     take_turns,
     training_log,
 )
@@ -86,20 +86,10 @@ def run_plain(args: argparse.Namespace, *, compiled: bool) -> None:
 def run_trl(args: argparse.Namespace) -> None:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            self.seconds.append(time.perf_counter() - self.start)
-
-    clock = Clock()
+    clock = step_clock()
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model, dtype=getattr(torch, args.dtype)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from palate.data.containers import Record
 from palate.data.images import ImageError, ImageStore, located_image
 from palate.data.readers.base import RowError
 from palate.data.readers.pictures import PLACE, place_images
 from palate.data.schema import ImageRef, Message, Preference, map_images
 from palate.data.videos import FRAMES, SUFFIXES, by_number, chosen_places, located
+from palate.evaluate.reward.benchmark import Parse, Read, read_items
+from palate.evaluate.reward.items import BenchmarkItem
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.schema import DataSource
 
@@ -105,6 +108,38 @@ class SourceImages:
         if isinstance(read, ImageError):
             raise ImageError(read.reason)
         return read
+
+
+class ImageBenchmark:
+    """A benchmark with images, each record of whose files is a pair.
+
+    Args:
+        images: where the images lie.
+
+    Attributes:
+        shape: its format in words.
+    """
+
+    shape: str
+
+    def __init__(self, images: EvalImages | None = None) -> None:
+        self.images = images or EvalImages()
+
+    def read(self, sources: Sequence[DataSource], seed: int) -> Read:
+        """See `Benchmark.read`."""
+        return read_items(sources, self._parser, seed, self.shape)
+
+    def parse(self, record: Record, images: SourceImages) -> BenchmarkItem:
+        """The item of a record.
+
+        Raises:
+            RowError: it is none.
+        """
+        raise NotImplementedError
+
+    def _parser(self, source: DataSource) -> Parse:
+        images = self.images.of(source)
+        return lambda record: self.parse(record, images)
 
 
 def spread(frames: Sequence[ImageRef], most: int = FRAMES) -> list[ImageRef]:

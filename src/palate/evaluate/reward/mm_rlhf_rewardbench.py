@@ -22,17 +22,16 @@ from palate.data.readers.image_pairs import images_of
 from palate.data.readers.pictures import image_refs
 from palate.data.schema import ImageRef
 from palate.data.videos import FRAMES
-from palate.evaluate.reward.benchmark import Column, Official, Parse, Read, read_items
+from palate.evaluate.reward.benchmark import Column, Official
 from palate.evaluate.reward.categories import accuracy_column, category_columns
 from palate.evaluate.reward.images import (
-    EvalImages,
+    ImageBenchmark,
     SourceImages,
     spread,
     with_frame_places,
 )
 from palate.evaluate.reward.items import BenchmarkItem, Scores, compare
 from palate.evaluate.statistics import share_interval
-from palate.recipes.schema import DataSource
 
 CATEGORIES = {"mcq": 42, "long": 37, "short": 34, "safety": 32, "video": 25}
 """Category -> its pairs."""
@@ -40,31 +39,20 @@ IDS = 46
 ACC, ACC_PLUS = "Acc", "Acc+"
 
 
-class MmRlhfRewardBench:
-    """MM-RLHF-RewardBench.
-
-    Args:
-        images: where images and the folders of frames lie.
-    """
+class MmRlhfRewardBench(ImageBenchmark):
+    """MM-RLHF-RewardBench."""
 
     title = "MM-RLHF-RewardBench"
     definition = (
         "Acc, the share of pairs whose better response scores strictly higher; Acc+ is the share "
         "of questions all of whose pairs are right"
     )
+    shape = "MM-RLHF-RewardBench (id, prompt, chosen, rejected, image or video)"
     version = 1
 
-    def __init__(self, images: EvalImages | None = None) -> None:
-        self.images = images or EvalImages()
-
-    def read(self, sources: Sequence[DataSource], seed: int) -> Read:
-        """See `Benchmark.read`."""
-        shape = "MM-RLHF-RewardBench (id, prompt, chosen, rejected, image or video)"
-        return read_items(sources, self._parser, seed, shape)
-
-    def _parser(self, source: DataSource) -> Parse:
-        images = self.images.of(source)
-        return lambda record: _parse(record, images)
+    def parse(self, record: Record, images: SourceImages) -> BenchmarkItem:
+        """See `ImageBenchmark.parse`."""
+        return _parse(record, images)
 
     def official(
         self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float

@@ -19,11 +19,10 @@ from palate.data.containers import Record
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import required, text
 from palate.data.readers.image_pairs import images_of
-from palate.evaluate.reward.benchmark import Official, Parse, Read, read_items
+from palate.evaluate.reward.benchmark import Official
 from palate.evaluate.reward.categories import MACRO, MICRO, category_columns, value_of
-from palate.evaluate.reward.images import EvalImages, SourceImages
+from palate.evaluate.reward.images import ImageBenchmark, SourceImages
 from palate.evaluate.reward.items import BenchmarkItem, Scores, compare
-from palate.recipes.schema import DataSource
 
 CATEGORIES = {
     "correctness": 623,
@@ -39,31 +38,20 @@ HATEFUL_MEMES = 500
 _OUTPUTS = ("Output1", "Output2")
 
 
-class MultimodalRewardBench:
-    """Multimodal RewardBench.
-
-    Args:
-        images: where the images lie.
-    """
+class MultimodalRewardBench(ImageBenchmark):
+    """Multimodal RewardBench."""
 
     title = "Multimodal RewardBench"
     definition = (
         "micro, the share of all pairs whose better response scores strictly higher; macro is the "
         "mean of the seven categories"
     )
+    shape = "Multimodal RewardBench (ID, Text, Image, Output1, Output2, Better, Category)"
     version = 1
 
-    def __init__(self, images: EvalImages | None = None) -> None:
-        self.images = images or EvalImages()
-
-    def read(self, sources: Sequence[DataSource], seed: int) -> Read:
-        """See `Benchmark.read`."""
-        shape = "Multimodal RewardBench (ID, Text, Image, Output1, Output2, Better, Category)"
-        return read_items(sources, self._parser, seed, shape)
-
-    def _parser(self, source: DataSource) -> Parse:
-        images = self.images.of(source)
-        return lambda record: _parse(record, images)
+    def parse(self, record: Record, images: SourceImages) -> BenchmarkItem:
+        """See `ImageBenchmark.parse`."""
+        return _parse(record, images)
 
     def official(
         self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float

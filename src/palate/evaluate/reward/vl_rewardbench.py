@@ -27,11 +27,10 @@ from palate.data.containers.base import shape_of
 from palate.data.readers.base import RowError
 from palate.data.readers.fields import required, text
 from palate.data.readers.image_pairs import images_of
-from palate.evaluate.reward.benchmark import Official, Parse, Read, read_items
+from palate.evaluate.reward.benchmark import Official
 from palate.evaluate.reward.categories import MACRO, MICRO, category_columns, value_of
-from palate.evaluate.reward.images import EvalImages, SourceImages
+from palate.evaluate.reward.images import ImageBenchmark, SourceImages
 from palate.evaluate.reward.items import BenchmarkItem, Comparisons, Scores, compare
-from palate.recipes.schema import DataSource
 
 GROUPS = {"reasoning": 318, "hallucination": 749, "general": 183}
 """Group -> its pairs."""
@@ -44,31 +43,20 @@ _BEGINNINGS = {
 }
 
 
-class VlRewardBench:
-    """VL-RewardBench.
-
-    Args:
-        images: where the images lie.
-    """
+class VlRewardBench(ImageBenchmark):
+    """VL-RewardBench."""
 
     title = "VL-RewardBench"
     definition = (
         "micro, the share of all pairs whose better response scores strictly higher; macro is the "
         "mean of the three groups"
     )
+    shape = "VL-RewardBench (id, query, response[2], human_ranking[2], image)"
     version = 1
 
-    def __init__(self, images: EvalImages | None = None) -> None:
-        self.images = images or EvalImages()
-
-    def read(self, sources: Sequence[DataSource], seed: int) -> Read:
-        """See `Benchmark.read`."""
-        shape = "VL-RewardBench (id, query, response[2], human_ranking[2], image)"
-        return read_items(sources, self._parser, seed, shape)
-
-    def _parser(self, source: DataSource) -> Parse:
-        images = self.images.of(source)
-        return lambda record: _parse(record, images)
+    def parse(self, record: Record, images: SourceImages) -> BenchmarkItem:
+        """See `ImageBenchmark.parse`."""
+        return _parse(record, images)
 
     def official(
         self, items: Sequence[BenchmarkItem], scores: Scores, confidence: float

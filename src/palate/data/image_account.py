@@ -6,15 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from palate.data.image_counts import ImageCounts
-from palate.data.items import Item, PlacedImage
+from palate.data.items import Item
 from palate.data.ledger import spread
 from palate.data.placing import ImageTexts
-
-
-def placed_images(item: Item) -> list[PlacedImage]:
-    """Those of an item's texts; of a prompt that several responses share once."""
-    texts = (*dict.fromkeys(item.prompts), *item.responses)
-    return [image for text in texts for image in text.images]
 
 
 def describe_images(items: Sequence[Item], images: ImageTexts | None) -> dict[str, Any] | None:
@@ -26,7 +20,7 @@ def describe_images(items: Sequence[Item], images: ImageTexts | None) -> dict[st
         `per_row` of the rows with any. Of the files, frames of videos among them: `files`, `bytes`,
         `formats`, `animated` (of these the first frame is shown), `width` and `height` in pixels.
     """
-    by_item = [placed for placed in map(placed_images, items) if placed]
+    by_item = [[image for _, image in item.images] for item in items if item.images]
     if not by_item or images is None:
         return None
     tokens = [sum(image.length for image in placed) for placed in by_item]

@@ -219,6 +219,13 @@ class Item:
         return self.sequences
 
     @property
+    def images(self) -> list[tuple[Tokens, PlacedImage]]:
+        """Images with the texts that they stand in, those of a prompt that several responses have
+        once."""
+        texts = (*dict.fromkeys(self.prompts), *self.responses)
+        return [(text, image) for text in texts for image in text.images]
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of prompts and responses, a prompt that several responses have once."""
         prompts = {prompt.ids: len(prompt) for prompt in self.prompts}

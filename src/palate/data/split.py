@@ -68,8 +68,7 @@ def shared_images(train: Sequence[Item], held: Sequence[Item]) -> int | None:
 
 def images_of(items: Iterable[Item]) -> set[str]:
     """Digests of the images of items."""
-    sequences = (sequence for item in items for sequence in item.sequences)
-    return {image.digest for sequence in sequences for part in sequence for image in part.images}
+    return {image.digest for item in items for _, image in item.images}
 
 
 def shared_prompts(train: Sequence[Item], held: Sequence[Item]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +115,4 @@ def _pays(
 
 def _uses(items: Sequence[Item]) -> int:
     """How many items each image is in, added up over images."""
-    uses: Counter[str] = Counter()
-    for item in items:
-        uses.update(
-            {
-                image.digest
-                for sequence in item.sequences
-                for part in sequence
-                for image in part.images
-            }
-        )
-    return uses.total()
+    return sum(len({image.digest for _, image in item.images}) for item in items)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from palate.data.layouts import Collator, Layout, SequenceBatch
-from palate.kernels import Head, RefInputs, TokenStats, token_stats
+from palate.kernels import Head, RefInputs, TokenStats, at_temperature, token_stats
 from palate.models.adapters import save_adapters
 from palate.models.backbone import Backbone
 from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
@@ -53,6 +53,8 @@ class Ask:
         kl, reverse_kl, entropy: statistics of the vocabulary head besides log-probs; see
             `palate.kernels.token_stats`.
         tokens: whose the vocabulary head is run for: all responses', or the chosen ones' of pairs.
+        temperature: that all logits are divided by, the reference's too: of the distribution that
+            responses were sampled from.
     """
 
     heads: tuple[str, ...] = ("lm",)
@@ -60,6 +62,7 @@ class Ask:
     reverse_kl: bool = False
     entropy: bool = False
     tokens: Literal["all", "chosen"] = "all"
+    temperature: float = 1.0
 
     @property
     def needs_kl(self) -> bool:
@@ -205,9 +208,9 @@ class Model(nn.Module):
             predict, targets = predict[batch.chosen_tokens], targets[batch.chosen_tokens]
         return token_stats(
             hidden=states[predict],
-            head=head.weights(self.trunk(head.trunk)),
+            head=head.weights(self.trunk(head.trunk)).at_temperature(ask.temperature),
             targets=targets,
-            reference=reference,
+            reference=at_temperature(reference, ask.temperature),
             kl=ask.kl,
             reverse_kl=ask.reverse_kl,
             entropy=ask.entropy,

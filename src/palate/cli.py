@@ -132,6 +132,20 @@ def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe 
         finished(run(loaded).path)
 
 
+@app.command(cls=recipe_command("RlRecipe"))
+def rl(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Learn a policy from rewards of its own responses: PPO, GRPO, RLOO, online DPO."""
+    with errors_as_lines("--set resume=true"):
+        from palate.recipes import RlRecipe, load_recipe
+
+        loaded = load_recipe(RlRecipe, recipe, set_ or [])
+        if print_recipe:
+            return show(loaded)
+        from palate.train import rl as run
+
+        finished(run(loaded).path)
+
+
 @app.command("eval", cls=recipe_command("EvalRecipe"))
 def evaluate(
     targets: Annotated[

@@ -79,12 +79,14 @@ class Outputs:
         rewards: [S] float32, raw; of several heads their mean.
         by_head: [S, K] rewards of each of several heads; None where there is one.
         values: [N] float32, of the state that each response token is written in.
+        end_values: [S] float32, of the state behind the last token, where it is run.
     """
 
     tokens: TokenStats | None = None
     rewards: Tensor | None = None
     by_head: Tensor | None = None
     values: Tensor | None = None
+    end_values: Tensor | None = None
 
     @property
     def token_stats(self) -> TokenStats:
@@ -190,6 +192,8 @@ class Model(nn.Module):
                 outputs |= {"rewards": rewards, "by_head": by_head}
             elif isinstance(head, ValueHead):
                 outputs["values"] = head(seen[batch.predict])
+                if batch.ends is not None:
+                    outputs["end_values"] = head(seen[batch.ends])
             else:
                 outputs["tokens"] = self._tokens(seen, head, batch, ask, reference)
         return Outputs(**outputs)

@@ -140,6 +140,8 @@ class RolloutRecipe(Strict):
     """Prompts of one rollout, over all processes."""
     num_generations: Count = 8
     """Responses to each prompt: a group."""
+    eval_generations: Count = 1
+    """Responses to each held-out prompt."""
     max_new_tokens: Count = 64
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     """No response ends before."""
@@ -234,6 +236,18 @@ class RlRecipe(RunRecipe):
     def updates_per_rollout(self) -> int:
         """Optimizer steps between two rollouts."""
         return self.train.num_mini_batches * self.train.num_iterations
+
+    @property
+    def measures_rollouts(self) -> bool:
+        """Whether a rollout is run through the trainer before the first update on it. Where there
+        is one update and nothing else asks, the update is the first look itself."""
+        kl = self.effective_kl
+        return not isinstance(self.algorithm, OnlineDpo) and (
+            isinstance(self.algorithm, Ppo)
+            or self.updates_per_rollout > 1
+            or self.rollout.engine.correction is not None
+            or (kl is not None and (kl.place == "reward" or kl.target is not None))
+        )
 
     @property
     def needs_reference(self) -> bool:

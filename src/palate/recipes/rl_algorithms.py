@@ -157,11 +157,13 @@ class OnlineDpo(Strict):
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.labels == "hard" and self.scale != 1.0:
             yield "scale", "only of soft and sampled labels"
-        for index, loss in enumerate(members(self.loss)):
+        for loss in members(self.loss):
             if loss.type == "kto":
                 yield "loss", "kto takes no pairs"
-            if loss.type in ("sft", "anchor") and index == 0 and len(members(self.loss)) == 1:
-                yield "loss", f"{loss.type} alone compares nothing"
+            if loss.type in ("sft", "anchor", "cpo", "orpo") and self.labels == "soft":
+                yield "labels", f"{loss.type} imitates the chosen response: soft labels have none"
+        if {loss.type for loss in members(self.loss)} <= {"sft", "anchor"}:
+            yield "loss", "compares nothing"
 
 
 Algorithm = Annotated[

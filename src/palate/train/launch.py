@@ -10,6 +10,7 @@ from accelerate.utils import parse_flag_from_env
 
 from palate.errors import RecipeError
 from palate.recipes.reward import RewardRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import OfflineRecipe, SftRecipe, TuneRecipe
 from palate.train.distributed import is_sharding_asked
 from palate.train.sources.offline import BatchPlan
@@ -57,7 +58,7 @@ def total_steps(recipe: OfflineRecipe, plan: BatchPlan, n: int) -> int:
     return recipe.max_steps or max(1, math.ceil(recipe.epochs * plan.steps(n)))
 
 
-def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
+def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe) -> None:
     """Refuses a launch that would be left out, or would lose updates or checkpoints.
 
     Raises:

@@ -144,5 +144,7 @@ class Meter:
 
 MARGINS = {"rewards": "rewards/margins", "kl": "kl/margin", "reverse_kl": "reverse_kl/margin"}
 
-EXTREMES: dict[str, Any] = {"min_reward": min, "max_reward": max}
+EXTREMES: dict[str, Any] = {"min_reward": min, "max_reward": max} | dict.fromkeys(
+    ("ratio/max", "ratio/first", "mismatch/max", "length/max"), max
+)
 """Names whose value is the least or the greatest there was, not a mean; their weight is 1."""

@@ -39,6 +39,8 @@ class PreferenceObjective:
         token_weights: of the log-ratios; see `palate.losses.token_weights`.
         extra: `kl`, `reverse_kl`, `entropy`: statistics for the log alone.
         by_source: also log reward accuracies of each data source.
+        soft_labels: a pair counts in both orders, by the probability that its first response is
+            better and by the rest: -p log sigmoid(m) - (1 - p) log sigmoid(-m) of DPO.
     """
 
     kind: ItemKind = "pair"
@@ -50,7 +52,9 @@ class PreferenceObjective:
         token_weights: TokenWeights | None = None,
         extra: Sequence[str] = (),
         by_source: bool = False,
+        soft_labels: bool = False,
     ) -> None:
+        self.soft_labels = soft_labels
         self.members = list(map(Member.of, members(loss)))
         needs = combined_needs(self.members)
         self.needs_reference = needs.reference
@@ -84,7 +88,15 @@ class PreferenceObjective:
         sides = batch.of_pairs()
 
         def compute_on(losses: Sequence[Member], sums: SequenceStats) -> LossOutput:
-            return compute(losses, sums[sides.chosen], sums[sides.rejected], weight=batch.weight)
+            chosen, rejected = sums[sides.chosen], sums[sides.rejected]
+            if not self.soft_labels:
+                return compute(losses, chosen, rejected, weight=batch.weight)
+            share = sides.probability
+            output = compute(losses, chosen, rejected, weight=batch.weight * share)
+            other_way = compute(losses, rejected, chosen, weight=batch.weight * (1 - share))
+            both = zip(output.terms, other_way.terms, strict=True)
+            terms = tuple(dataclasses.replace(a, losses=a.losses + b.losses) for a, b in both)
+            return dataclasses.replace(output, terms=terms)
 
         sums = sequence_stats(tokens, batch)
         if self._weights is None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from palate.data.layouts import SequenceBatch
+from palate.train.meter import Statistics
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class StepSource(Protocol):
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step that is left; as many on every process."""
+        ...
+
+    def after_step(self) -> Statistics:
+        """What the log should show of a step besides the step's own figures; every process calls it
+        when the step is made."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,386 @@
+"""The steps of online learning: a rollout, then some updates on it, and again.
+
+    collect a rollout, measure it, give credit
+    for each pass over it, in another order: for each of its parts: one optimizer step
+
+Every process holds the whole rollout, so that the groups of a step depend neither on how many
+processes there are nor on the accumulation. A rollout is on the disk before the first step on it: a
+run that is interrupted between two of them goes on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from palate.data.items import Item, Rollout as Label, Tokens
+from palate.data.prompts import PolicyPrompt
+from palate.errors import RunError
+from palate.models.model import Model
+from palate.models.reference import Reference
+from palate.recipes.rl import RlRecipe
+from palate.recipes.rl_algorithms import OnlineDpo
+from palate.store.rollouts import read_rollout, rollout_path, write_rollout
+from palate.train.meter import Statistics
+from palate.train.objectives.policy import Control, scored_temperature, total_moved
+from palate.train.rollouts.collect import Collector
+from palate.train.rollouts.credit import assign_credit
+from palate.train.rollouts.figures import rollout_figures
+from palate.train.rollouts.measure import measure
+from palate.train.rollouts.pairs import pair_items
+from palate.train.rollouts.responses import Group, Rollout
+from palate.train.rollouts.rows import rollout_of, rows_of
+from palate.train.rollouts.spans import spans_in_tokens
+from palate.train.sources.base import MicroBatch
+from palate.train.sources.offline import BatchPlan, Collate, Slot, micro_batch
+
+EMPTY_ROLLOUTS = 20
+"""Rollouts in a row with nothing to learn from, after which the run ends."""
+LARGE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step learns from.
+
+    Attributes:
+        items: of the step, on every process. slots: this process's micro-batches.
+    """
+
+    items: list[Item]
+    slots: list[Slot]
+
+
+class RolloutSource:
+    """See the module's head.
+
+    Args:
+        reference: asked where rollouts are measured; None where nothing wants it then.
+        folder: of the run; every process reads its rollouts, the main one writes them.
+        total: optimizer steps of the run.
+
+    Attributes:
+        rollout: that the steps are on now.
+    """
+
+    def __init__(
+        self,
+        recipe: RlRecipe,
+        collector: Collector,
+        model: Model,
+        *,
+        reference: Reference | None,
+        collate: Collate,
+        control: Control,
+        folder: Path,
+        total: int,
+        tokenizer: Any,
+    ) -> None:
+        self.recipe = recipe
+        self.collector = collector
+        self.control = control
+        self.total = total
+        self.n_items = len(collector.prompts)
+        self.step = 0
+        self.rollout: Rollout | None = None
+        self._number = 0
+        self._update = 0
+        self._ended = False
+        self._prompts_done = 0
+        self._started = 0.0
+        self._model = model
+        self._reference = reference
+        self._collate = collate
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._figures: dict[str, float] = {}
+        self._plan = BatchPlan(
+            batch_size=recipe.rollout.batch_size_prompts,
+            micro_batch_size=LARGE,
+            micro_batch_tokens=recipe.train.micro_batch_tokens or LARGE,
+            rank=collector.rank,
+            world_size=collector.world_size,
+        )
+
+    @property
+    def epoch(self) -> float:
+        return self._prompts_done / self.n_items
+
+    @property
+    def _between(self) -> int:
+        """Of online DPO the steps of one pass, each on prompts of its own."""
+        algorithm = self.recipe.algorithm
+        assert isinstance(algorithm, OnlineDpo)
+        return self.total if algorithm.sync_every == "inf" else algorithm.sync_every
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        while self.step < self.total:
+            rollout = self._current()
+            updates = self._cut(rollout)
+            while not self._ended and self.step < self.total:
+                update = updates[self._update]
+                self._before(rollout, update)
+                self._update += 1
+                self.step += 1
+                # Known before the step is made, so that a checkpoint after it knows too.
+                self._ended = self._update >= len(updates)
+                self._started = time.monotonic()
+                yield self._micro_batches(update)
+            self.rollout = None
+
+    # A rollout --------------------------------------------------------------------------------
+
+    def _current(self) -> Rollout:
+        """The rollout that the next step is on."""
+        if self.rollout is not None:
+            return self.rollout
+        if self._ended:
+            self._number, self._update, self._ended = self._number + 1, 0, False
+        if self._update:
+            # Going on in the middle of one.
+            self.rollout = rollout_of(
+                read_rollout(rollout_path(self._folder, self._number)), self.collector.prompts
+            )
+            return self.rollout
+        for _ in range(EMPTY_ROLLOUTS):
+            rollout = self._made()
+            if self._cut(rollout):
+                self.rollout = rollout
+                return rollout
+            self._number += 1
+        raise RunError(
+            f"{EMPTY_ROLLOUTS} rollouts in a row have nothing to learn from: "
+            f"{_reasons(rollout)}"
+        )
+
+    def _made(self) -> Rollout:
+        started = time.monotonic()
+        self.collector.engine.sync(self._model)
+        seconds = time.monotonic() - started
+        wanted = self.recipe.rollout.batch_size_prompts
+        if isinstance(self.recipe.algorithm, OnlineDpo):
+            wanted *= min(self._between, self.total - self.step)
+        rollout = self.collector.collect(self._number, wanted)
+        rollout.seconds["sync"] = seconds
+        self._prompts_done += rollout.drawn
+        if self.recipe.reward.placement == "spans":
+            for response in rollout.trained:
+                response.spans = spans_in_tokens(response, self._tokenizer)
+        if rollout.trained and not isinstance(self.recipe.algorithm, OnlineDpo):
+            self._prepare(rollout)
+        if self.collector.rank == 0:
+            write_rollout(self._folder, rows_of(rollout, self.collector.prompts))
+        kl = self.recipe.effective_kl
+        self._figures |= rollout_figures(rollout, kl=kl, control=self.control)
+        self._adapt(rollout)
+        return rollout
+
+    def _prepare(self, rollout: Rollout) -> None:
+        """Measures the rollout, and says what each token is answerable for."""
+        started = time.monotonic()
+        # As the paper's code has it, each update measures what it learns from by itself.
+        if self.recipe.measures_rollouts and self.recipe.fidelity != "paper":
+            self._measure(self._cut(rollout)[: self.recipe.train.num_mini_batches], rollout)
+        if self.recipe.fidelity != "paper":
+            assign_credit(
+                rollout.trained, self.recipe, kl_coefficient=self.control.kl_coefficient
+            )
+        rollout.seconds["prepare"] = time.monotonic() - started
+
+    def _measure(self, updates: Sequence[Update], rollout: Rollout) -> None:
+        """Hands each response what the trainer's pass says of it."""
+        numbers: dict[tuple[int, int], dict[str, Any]] = {}
+        for update in updates:
+            slots = [slot for slot in update.slots if slot[0] >= 0]
+            measured = measure(
+                self._model,
+                (micro_batch([update.items[i] for i in slot], self._collate) for slot in slots),
+                reference=self._reference,
+                temperature=scored_temperature(self.recipe),
+            )
+            for slot, values in zip(slots, measured, strict=True):
+                keys = [key for i in slot for key in _keys(update.items[i])]
+                for place, key in enumerate(keys):
+                    numbers[key] = {name: found[place] for name, found in values.items()}
+        everywhere = {k: v for part in gather_object([numbers]) for k, v in part.items()}
+        for response in rollout.trained:
+            values = everywhere.get((response.prompt, response.sample))
+            if values is None:
+                continue
+            end = values.pop("end_value", None)
+            if end is not None:
+                response.end_value = float(end[0])
+            response.tokens |= values
+
+    def _before(self, rollout: Rollout, update: Update) -> None:
+        """What happens right before an update."""
+        value = self.recipe.value
+        self.control.is_first = self._update == 0
+        self.control.value_alone = value is not None and self.step < value.warmup_steps
+        if self.recipe.fidelity != "paper":
+            return
+        started = time.monotonic()
+        keys = {key for item in update.items for key in _keys(item)}
+        part = [r for r in rollout.trained if (r.prompt, r.sample) in keys]
+        self._measure([update], rollout)
+        assign_credit(part, self.recipe, kl_coefficient=self.control.kl_coefficient)
+        self._add("seconds/prepare", time.monotonic() - started)
+
+    # Updates ----------------------------------------------------------------------------------
+
+    def _cut(self, rollout: Rollout) -> list[Update]:
+        """The updates on a rollout, in their order."""
+        updates = []
+        train, algorithm = self.recipe.train, self.recipe.algorithm
+        groups = [group for group in rollout.groups if group.trained]
+        parts = (
+            math.ceil(len(rollout.groups) / self.recipe.rollout.batch_size_prompts)
+            if isinstance(algorithm, OnlineDpo)
+            else train.num_mini_batches
+        )
+        for iteration in range(train.num_iterations):
+            order = list(groups)
+            if self.recipe.fidelity != "paper":
+                seed = f"{self.recipe.seed}/{rollout.number}/{iteration}"
+                random.Random(seed).shuffle(order)
+            size, more = divmod(len(order), parts)
+            start = 0
+            for k in range(parts):
+                stop = start + size + (k < more)
+                items = [item for group in order[start:stop] for item in self._items(group, rollout)]
+                start = stop
+                if items:
+                    lengths = [item.n_tokens for item in items]
+                    slots = self._plan.micro_batches(range(len(items)), lengths)
+                    updates.append(Update(items, slots))
+        return updates
+
+    def _items(self, group: Group, rollout: Rollout) -> list[Item]:
+        """A group as items of as many tokens as a micro-batch may have."""
+        prompt = self.collector.prompts[group.prompt]
+        algorithm = self.recipe.algorithm
+        if isinstance(algorithm, OnlineDpo):
+            return pair_items(
+                group,
+                prompt.tokens,
+                algorithm,
+                seed=f"{self.recipe.seed}/{rollout.number}",
+                counts=rollout.counts,
+                id=prompt.id,
+                source=prompt.source,
+            )
+        limit = self.recipe.train.micro_batch_tokens or LARGE
+        parts: list[list[Any]] = []
+        used = 0
+        for response in group.trained:
+            if not parts or used + len(response) > limit:
+                parts.append([])
+                used = len(prompt.tokens)
+            parts[-1].append(response)
+            used += len(response)
+        return [
+            Item(
+                prompts=(prompt.tokens,) * len(part),
+                responses=tuple(Tokens(r.response_ids) for r in part),
+                label=Label({name: tuple(r.tokens[name] for r in part) for name in part[0].tokens}),
+                id=f"{group.prompt}:{','.join(str(r.sample) for r in part)}",
+                source=prompt.source,
+            )
+            for part in parts
+        ]
+
+    def _micro_batches(self, update: Update) -> list[MicroBatch]:
+        # Items are made anew: what was measured for this update alone is on them then.
+        items = update.items
+        if self.recipe.fidelity == "paper":
+            assert self.rollout is not None
+            by_prompt = {group.prompt: group for group in self.rollout.groups}
+            numbers = dict.fromkeys(int(item.id.partition(":")[0]) for item in items)
+            items = [i for n in numbers for i in self._items(by_prompt[n], self.rollout)]
+        return [
+            micro_batch(
+                [items[i if i >= 0 else ~i] for i in slot], self._collate, counted=slot[0] >= 0
+            )
+            for slot in update.slots
+        ]
+
+    def _moved_too_far(self) -> bool:
+        """Whether the last update has taken the policy as far as the passes may go."""
+        limit = getattr(self.recipe.algorithm, "target_kl", None)
+        if limit is None:
+            return False
+        parts = gather_object([total_moved(self.control).tolist()])
+        total, tokens = (sum(part[i] for part in parts) for i in (0, 1))
+        return bool(tokens and total / tokens > limit)
+
+    def _adapt(self, rollout: Rollout) -> None:
+        """The coefficient of the KL after a rollout, towards the target (arXiv:1909.08593, 2.2)."""
+        kl = self.recipe.effective_kl
+        if kl is None or kl.target is None:
+            return
+        trained = [r for r in rollout.trained if "ref_logps" in r.tokens]
+        if not trained:
+            return
+        per_response = sum(
+            float((r.tokens["old_logps"] - r.tokens["ref_logps"]).sum()) for r in trained
+        ) / len(trained)
+        error = min(max(per_response / kl.target - 1, -0.2), 0.2)
+        horizon = kl.horizon or 10_000
+        self.control.kl_coefficient *= 1 + error * len(trained) / horizon
+
+    # The log and checkpoints ------------------------------------------------------------------
+
+    def after_step(self) -> Statistics:
+        self._add("seconds/update", time.monotonic() - self._started)
+        if not self._ended and self._moved_too_far():
+            self._ended = True
+            self._add("stopped", 1.0)
+        figures, self._figures = self._figures, {}
+        return {name: (value, 1.0) for name, value in figures.items()}
+
+    def _add(self, name: str, value: float) -> None:
+        self._figures[name] = self._figures.get(name, 0.0) + value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "rollout": self._number,
+            "update": self._update,
+            "ended": self._ended,
+            "prompts": self._prompts_done,
+            "stream": self.collector.stream.state_dict(),
+            "kl_coefficient": self.control.kl_coefficient,
+            "engine": self.collector.engine.version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self._number, self._update = state["step"], state["rollout"], state["update"]
+        self._ended, self._prompts_done = state["ended"], state["prompts"]
+        self.collector.stream.load_state_dict(state["stream"])
+        self.control.kl_coefficient = state["kl_coefficient"]
+        self.collector.engine.version = state["engine"]
+        self.rollout = None
+
+
+def _keys(item: Item) -> list[tuple[int, int]]:
+    """(prompt, sample) of each response of an item, which its id tells."""
+    prompt, _, samples = item.id.partition(":")
+    return [(int(prompt), int(sample)) for sample in samples.split(",")]
+
+
+def _reasons(rollout: Rollout) -> str:
+    """Why nothing of a rollout is trained on, the most frequent reason first."""
+    counts: dict[str, int] = {}
+    for response in rollout.responses:
+        if response.dropped is not None:
+            counts[response.dropped] = counts.get(response.dropped, 0) + 1
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return "; ".join(f"{reason} ({count})" for reason, count in ordered) or "no prompt"
+

@@ -23,10 +23,11 @@ from palate.evaluate.loading import PolicyLoader, grouped
 from palate.evaluate.preference import PairScore, Progress, score_pairs, summarise_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.result import EvalResult
-from palate.evaluate.sample import Sample, sample
+from palate.evaluate.sample import sample
 from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.evaluate.win_rate import Won, beaten, check_judge, judged, win_rate
 from palate.memory import kept_memory
+from palate.models.generation.engine import Completion
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
 from palate.models.pictures import IMAGES, pictures_of
@@ -41,11 +42,11 @@ from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 5
+VERSION = 6
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
-_SAMPLE = tuple(field.name for field in dataclasses.fields(Sample))
+_SAMPLE = tuple(field.name for field in dataclasses.fields(Completion))
 _STATS = tuple(field.name for field in dataclasses.fields(SampleStats))
 
 
@@ -392,7 +393,7 @@ class EvaluationContext:
             entry["look"] = look
         if rows := results.samples:
             stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
-            drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]
+            drawn = [Completion(**{name: row[name] for name in _SAMPLE}) for row in rows]
             entry["samples"] = frontier_point(drawn, stats, results.rewards, confidence=confidence)
             if results.won is not None:
                 entry["samples"] |= win_rate(

@@ -31,7 +31,7 @@ from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-from palate.rewards.chat.rows import Row, left_padded
+from palate.models.generation.rows import Row, left_padded
 from palate.rewards.image_urls import as_frames
 
 BLIND = "has images, and {} is a model of text alone"

@@ -141,7 +141,7 @@ def rl(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = F
         loaded = load_recipe(RlRecipe, recipe, set_ or [])
         if print_recipe:
             return show(loaded)
-        from palate.train import rl as run
+        from palate.train.rl_run import rl as run
 
         finished(run(loaded).path)
 

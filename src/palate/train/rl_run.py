@@ -14,7 +14,7 @@ from transformers import set_seed
 from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout
-from palate.data.prompts import PolicyPrompt, PolicyPrompts, open_stream, read_prompts
+from palate.data.prompts import PolicyPrompt, PolicyPrompts, prompt_draws, read_prompts
 from palate.data.scorer import Scorer
 from palate.errors import RecipeError
 from palate.models.generation.engine import Engine
@@ -195,7 +195,7 @@ class RlRun(Frame):
         collector = Collector(
             recipe=recipe,
             prompts=prompts.train,
-            stream=open_stream(recipe.prompts, len(prompts.train), seed=recipe.seed),
+            stream=prompt_draws(recipe.prompts, len(prompts.train), recipe.seed),
             engine=engine,
             scorer=scorer,
             journal=None if engine.exact else folder.path / FOLDER / "journal",

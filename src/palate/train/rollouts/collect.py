@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 
-from palate.data.prompts import PolicyPrompt, PromptStream
+from palate.data.prompts import PolicyPrompt, PromptDraws
 from palate.data.scorer import Group as ScoredGroup
 from palate.data.scorer import Score, Scorer, ask
 from palate.errors import RunError
@@ -58,7 +58,7 @@ class Collector:
 
     recipe: RlRecipe
     prompts: Sequence[PolicyPrompt]
-    stream: PromptStream
+    stream: PromptDraws
     engine: Engine
     scorer: Scorer
     journal: Path | None = None
@@ -78,7 +78,7 @@ class Collector:
         resamples = isinstance(algorithm, Grouped) and algorithm.zero_variance == "resample"
         limit = (getattr(algorithm, "resample_limit", None) or RESAMPLE_LIMIT) * wanted
         while len(rollout.groups) < wanted:
-            indices = self.stream.draw(min(wanted - len(rollout.groups), limit - rollout.drawn))
+            indices = self._drawn(min(wanted - len(rollout.groups), limit - rollout.drawn))
             rollout.drawn += len(indices)
             groups = self._written(indices, rollout)
             self._score(groups, rollout)
@@ -104,6 +104,13 @@ class Collector:
         return rollout
 
     # Writing ----------------------------------------------------------------------------------
+
+    def _drawn(self, n: int) -> list[int]:
+        """The next n prompts; where there are fewer they come again."""
+        indices: list[int] = []
+        while len(indices) < n:
+            indices += self.stream.draw(min(n - len(indices), len(self.prompts)))
+        return indices
 
     def _written(self, indices: Sequence[int], rollout: Rollout) -> list[Group]:
         recipe = self.recipe.rollout

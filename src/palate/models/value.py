@@ -46,7 +46,7 @@ def add_value(
         return
     if reward_model is None:
         # Without the policy's adapters, which are new: the weights are those that it begins with.
-        backbone: nn.Module = backbone_of(load_model(model))
+        backbone = backbone_of(load_model(model))
         head = _fresh(policy, VALUE)
     else:
         loaded = load_reward_model(Path(reward_model))
@@ -58,18 +58,17 @@ def add_value(
                 "a value model reads the policy's tokens; set `value.path`, or `value.kind: shared`"
             )
         loaded.backbone.merge_adapters()
-        backbone = loaded.base
+        backbone = backbone_of(loaded.base)
         head = ValueHead(VALUE, loaded.backbone.hidden_size, loaded.spec.head)
         assert isinstance(loaded.reward_head.head, RewardHead)
         head.head.load_state_dict(copy.deepcopy(loaded.reward_head.head.state_dict()))
-        dtype = policy.dtype
-        backbone = backbone.to(dtype)
+        nn.Module.to(backbone, policy.dtype)
+    hf: nn.Module = backbone
     if model.lora is None:
         backbone.requires_grad_(True)
         freeze_parts(backbone, model)
-        hf = backbone
     else:
-        hf = add_lora(backbone, model.lora, task="FEATURE_EXTRACTION")  # type: ignore[arg-type]
+        hf = add_lora(backbone, model.lora, task="FEATURE_EXTRACTION")
     policy.trunks[VALUE] = Backbone(hf)
     policy.heads[VALUE] = head.requires_grad_(True)
 

@@ -214,14 +214,14 @@ class Loop:
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
             self.memory.fitted(micro, "train")
-        norms = {
+        norms: dict[str, Tensor | float] = {
             name: distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
             for name, parameters in _clipped_together(self.job.model).items()
         }
         # One process's share of a step counts once, however it is cut.
         self.meter.merge([{"loss": Sum(0.0, 1.0 / self.world_size)}])
         rate = float(self.scheduler.get_last_lr()[0])
-        self.meter.last = {"learning_rate": rate} | norms
+        self.meter.last = {"learning_rate": rate, **norms}
         with self.memory.holds_optimizer(self.step + 1):
             self.optimizer.step()
         self.scheduler.step()

@@ -121,19 +121,21 @@ class PolicyObjective:
             factor = factor * 0.0
         kl = self._kl(tokens, batch)
         policy = self._surrogate(tokens, batch)
-        terms = [LossTerm("policy", policy.losses * factor, per)]
+        terms = [LossTerm(name="policy", losses=policy.losses * factor, per=per)]
         if kl is not None:
-            terms.append(LossTerm("kl", self.control.kl_coefficient * kl * factor, per))
+            losses = self.control.kl_coefficient * kl * factor
+            terms.append(LossTerm(name="kl", losses=losses, per=per))
         if self.algorithm.entropy_coefficient:
             assert tokens.entropy is not None
             losses = -self.algorithm.entropy_coefficient * tokens.entropy * factor
-            terms.append(LossTerm("entropy", losses, per))
+            terms.append(LossTerm(name="entropy", losses=losses, per=per))
         if self.value is not None:
             assert outputs.values is not None
             losses, _ = clipped_value_loss(
                 outputs.values, rollout["values"], rollout["returns"], self.value.epsilon
             )
-            terms.append(LossTerm("value", self.value.coefficient * losses, "token"))
+            losses = self.value.coefficient * losses
+            terms.append(LossTerm(name="value", losses=losses, per="token"))
         none = tokens.logp.new_zeros(0)
         return LossOutput(terms=tuple(terms), chosen_rewards=none, rejected_rewards=none)
 

@@ -111,6 +111,7 @@ def _kl_charge(flat: Flat, kl: KlRecipe | None, coefficient: float) -> Tensor | 
     """[N] what each token pays for its log-ratio, where the KL stands in the reward."""
     if kl is None or kl.place != "reward":
         return None
+    assert kl.form != "exact"
     estimate = kl_estimate(
         flat.tokens("old_logps"), flat.tokens("ref_logps"), kl.form, clamp=kl.clamp
     )

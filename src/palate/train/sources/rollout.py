@@ -20,7 +20,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from palate.data.items import Item, Rollout as Label, Tokens
+from palate.data.items import Floats, Item, Tokens
+from palate.data.items import Rollout as Label
 from palate.data.prompts import PolicyPrompt
 from palate.errors import RunError
 from palate.models.model import Model
@@ -196,7 +197,7 @@ class RolloutSource:
 
     def _measure(self, updates: Sequence[Update], rollout: Rollout) -> None:
         """Hands each response what the trainer's pass says of it."""
-        numbers: dict[tuple[int, int], dict[str, Any]] = {}
+        numbers: dict[tuple[int, int], dict[str, Floats]] = {}
         for update in updates:
             slots = [slot for slot in update.slots if slot[0] >= 0]
             measured = measure(
@@ -208,16 +209,17 @@ class RolloutSource:
             for slot, values in zip(slots, measured, strict=True):
                 keys = [key for i in slot for key in _keys(update.items[i])]
                 for place, key in enumerate(keys):
-                    numbers[key] = {name: found[place] for name, found in values.items()}
-        everywhere = {k: v for part in gather_object([numbers]) for k, v in part.items()}
+                    numbers[key] = {name: each[place] for name, each in values.items()}
+        everywhere: dict[tuple[int, int], dict[str, Floats]] = {
+            k: v for part in gather_object([numbers]) for k, v in part.items()
+        }
         for response in rollout.trained:
-            values = everywhere.get((response.prompt, response.sample))
-            if values is None:
-                continue
-            end = values.pop("end_value", None)
-            if end is not None:
-                response.end_value = float(end[0])
-            response.tokens |= values
+            found = everywhere.get((response.prompt, response.sample), {})
+            for name, value in found.items():
+                if name == "end_value":
+                    response.end_value = float(value[0])
+                else:
+                    response.tokens[name] = value
 
     def _before(self, rollout: Rollout, update: Update) -> None:
         """What happens right before an update."""

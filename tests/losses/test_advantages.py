@@ -1,4 +1,4 @@
-"""Advantages against quadratic references and hand-derived numbers; no spread, no score, no token."""
+"""Advantages against quadratic references and by hand; without a spread, a score, a token."""
 
 from __future__ import annotations
 

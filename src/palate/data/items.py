@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from palate.data.schema import Content
+
 TokenIds = tuple[int, ...]
 ItemKind = Literal["pair", "rated", "unpaired", "demonstration", "rollout"]
 """What a loss takes: items labelled `PairLabel`, `Ranks`, `Desirable`, without a label, or labelled
@@ -67,6 +69,19 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt to sample from.
+
+    Attributes:
+        tokens: as the encoder makes them; of a model that sees with their images.
+        content: as scorers and chat servers take it.
+    """
+
+    tokens: Tokens
+    content: Content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

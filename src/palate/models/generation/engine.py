@@ -12,24 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from palate.data.items import TokenIds, Tokens
-from palate.data.schema import Content
+from palate.data.items import Prompt as Prompt
+from palate.data.items import TokenIds
 
 if TYPE_CHECKING:
     from palate.models.model import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """A prompt to sample from.
-
-    Attributes:
-        tokens: as the encoder makes them; of a model that sees with their images.
-        content: as scorers and chat servers take it.
-    """
-
-    tokens: Tokens
-    content: Content
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,9 @@ def _check(key: str, part: Any) -> None:
     elif isinstance(part, Path):
         if not part.is_file():
             raise ModelError(f"`{key}`: no file {part}")
+    elif isinstance(part, recipes.FunctionScorer):
+        if not part.file.is_file():
+            raise ModelError(f"{part.path}: no file {part.file}")
     elif isinstance(part, recipes.HeadsScorer):
         members_of(part)
         _model(part.path, None)

@@ -1,8 +1,9 @@
-"""Scorers that run code, as recipes: functions of the user."""
+"""Scorers that run code, as recipes: functions of the user, verifiers of tasks."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -75,3 +76,69 @@ def _arguments(file: Path, function: str) -> tuple[str, ...]:
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             return tuple(a.arg for a in given if a.arg not in NOT_COLUMNS)
     return ()
+
+
+class VerifierScorer(ScorerBase):
+    """Whether a response solves its task, from 0 to 1: checked by a library, in child processes
+    that are ended where they take too long (extra `tasks`)."""
+
+    type: Literal["verifier"] = "verifier"
+    task: Literal["math", "if", "reasoning_gym"]
+    """math: the answer equals the right one (math-verify); if: it keeps the instructions of IFEval
+    or IFBench that its prompt gives (if-verifiable); reasoning_gym: the score of the generated
+    task's own checker."""
+    answer_column: str = "answer"
+    """Column of the right answer (math, reasoning_gym)."""
+    metadata_column: str = "metadata"
+    """Column of the task's metadata, also as JSON (reasoning_gym)."""
+    instructions_column: str = "instruction_id_list"
+    """Column of the names of the instructions (if)."""
+    arguments_column: str = "kwargs"
+    """Column of their arguments, an entry each (if)."""
+    measure: Literal["binary_strict", "binary_loose", "partial_strict", "partial_loose"] | None = (
+        None
+    )
+    """Binary: 1 where all instructions are kept; partial: the share that is. Loose: also without
+    the first or last line, or asterisks. Default: binary_strict. Only with `task: if`."""
+    extract: str | None = None
+    """A regular expression whose last match (its first group, where it has one) is the answer in a
+    response; default: what is between <answer> and </answer>. Only with `task: reasoning_gym`."""
+    timeout_seconds: Positive = 10.0
+    """Of one check, from when it begins."""
+    timed_out: float | None = None
+    """Score of a response whose check took longer; default: it has none."""
+    workers: Count = 2
+    """Child processes."""
+    memory_mb: Count = 4096
+    """Most memory of a child."""
+
+    @property
+    def library(self) -> str:
+        """The module that checks."""
+        libraries = {"math": "math_verify", "if": "if_verifiable", "reasoning_gym": "reasoning_gym"}
+        return libraries[self.task]
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        if self.task == "if":
+            return self.instructions_column, self.arguments_column
+        metadata = (self.metadata_column,) if self.task == "reasoning_gym" else ()
+        return self.answer_column, *metadata
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        readers = {
+            "answer_column": ("math", "reasoning_gym"),
+            "metadata_column": ("reasoning_gym",),
+            "instructions_column": ("if",),
+            "arguments_column": ("if",),
+            "measure": ("if",),
+            "extract": ("reasoning_gym",),
+        }
+        for key, tasks in readers.items():
+            default = type(self).model_fields[key].default
+            if self.task not in tasks and getattr(self, key) != default:
+                yield key, f"not with `task: {self.task}`"
+        try:
+            re.compile(self.extract or "")
+        except re.error as error:
+            yield "extract", f"no regular expression: {error}"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from palate.recipes.chats import Chat, LocalChat, ServerBase, ServerChat
-from palate.recipes.code_scorers import FunctionScorer
+from palate.recipes.code_scorers import FunctionScorer, VerifierScorer
 from palate.recipes.judge_scorers import (
     CriticScorer,
     JudgeBase,
@@ -53,6 +53,7 @@ __all__ = [
     "ServerBase",
     "ServerChat",
     "TermRecipe",
+    "VerifierScorer",
     "compares",
     "parts_of",
 ]
@@ -93,6 +94,7 @@ _Single = (
     | LengthScorer
     | RuleScorer
     | FunctionScorer
+    | VerifierScorer
     | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge

@@ -123,6 +123,10 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         return RuleScorer(recipe, _answers(recipe.answers, seed) if recipe.answers else None)
     if isinstance(recipe, recipes.FunctionScorer):
         return _function(recipe)
+    if isinstance(recipe, recipes.VerifierScorer):
+        from palate.rewards.verifier import Verifier
+
+        return Verifier(recipe)
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 

@@ -95,6 +95,36 @@ def test_the_right_answer_to_each_prompt(tmp_path: Path) -> None:
     assert key_of(recipe(answers=data)) != before
 
 
+def test_the_right_answer_in_a_column_of_the_prompt() -> None:
+    scorer = make_scorer(recipe(answer_column="answer", extract=r"\d+"))
+    groups = [
+        Group("2 + 2?", ("It is 4", "5"), columns={"answer": 4}),
+        Group("3 + 3?", ("6",), columns={"answer": "6 "}),
+        Group("4 + 4?", ("8",)),
+    ]
+    (right, wrong), (other,), (unknown,) = scorer.score([groups[0].part([0, 1]), *groups[1:]])
+    assert (right.value, wrong.value, other.value) == (1.0, 0.0, 1.0)
+    assert (unknown.value, unknown.reason) == (None, "nothing in column answer of its prompt")
+    assert scorer.traits.reads_prompt and scorer.name == "right answer"
+    # Members of a mixture get the columns, too.
+    rule = {"type": "rule", "answer_column": "answer"}
+    members = [{"scorer": rule}, {"scorer": {"type": "length"}, "weight": 0.5}]
+    document = {"output_dir": "out", "data": [{"path": "rows.jsonl"}]}
+    mixed = {"scorer": {"type": "mixture", "members": members}}
+    mixture = make_scorer(check_recipe(ScoreRecipe, document | mixed, "test").scorer)
+    assert [
+        s.value for s in mixture.score([Group("p", ("4", "5"), columns={"answer": "4"})])[0]
+    ] == [
+        1.5,
+        0.5,
+    ]
+
+
+def test_a_part_of_a_group_keeps_what_belongs_to_it() -> None:
+    group = Group("p", ("a", "b"), "source", {"answer": 1}, ((1,), (2, 3)))
+    assert group.part([1]) == Group("p", ("b",), "source", {"answer": 1}, ((2, 3),))
+
+
 def said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
@@ -113,9 +143,10 @@ def test_answers_that_contradict_one_another_are_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "no rule: give `pattern`, `length` or `answers`"),
+        ({}, "no rule: give `pattern`, `length`, `answers` or `answer_column`"),
+        ({"answers": [{"path": "a"}], "answer_column": "b"}, "instead of `answers`"),
         ({"pattern": "("}, "no regular expression"),
-        ({"pattern": "a", "extract": "b"}, "extract`: only with `answers`"),
+        ({"pattern": "a", "extract": "b"}, "extract`: only with `answers` or `answer_column`"),
         ({"pattern": "a", "kept": 0}, "the same as `kept`"),
         ({"length": {}}, "give `min`, `max` or both"),
         ({"length": {"min": 3, "max": 2}}, "above max (2)"),

@@ -40,6 +40,17 @@ def _part_checks(part: Any) -> Iterator[Check]:
         yield from _part_checks(members_of(part).members[0].scorer)
     elif isinstance(part, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):
         yield Check("scorer", "ok", make_scorer(part).name)
+    elif isinstance(part, scorers.FunctionScorer):
+        if not part.file.is_file():
+            yield Check("scorer", "problem", f"{part.path}: no file {part.file}")
+        else:
+            yield Check("scorer", "note", f"{part.path}: not run")
+    elif isinstance(part, scorers.VerifierScorer):
+        if importlib.util.find_spec(part.library) is None:
+            text = f"task {part.task}: {part.library} is not installed: pip install 'palate[tasks]'"
+            yield Check("scorer", "problem", text)
+        else:
+            yield Check("scorer", "ok", make_scorer(part).name)
     elif isinstance(part, scorers.RemoteScorer):
         make_scorer(part)
         yield Check("scorer", "note", f"{part.url}: not asked")

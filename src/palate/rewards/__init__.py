@@ -5,6 +5,7 @@ from __future__ import annotations
 from palate.data.scorer import Group, Score, Scorer, Span, Traits
 from palate.rewards.build import make_scorer
 from palate.rewards.ensemble import Ensemble
+from palate.rewards.function import FunctionScorer
 from palate.rewards.groups import score_groups
 from palate.rewards.lexicon import Lexicon
 from palate.rewards.mixture import Gate, WeightedSum
@@ -12,6 +13,7 @@ from palate.rewards.rule import RuleScorer
 
 __all__ = [
     "Ensemble",
+    "FunctionScorer",
     "Gate",
     "Group",
     "Lexicon",

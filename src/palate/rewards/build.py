@@ -121,6 +121,12 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         return Length(recipe.prefer)
     if isinstance(recipe, recipes.RuleScorer):
         return RuleScorer(recipe, _answers(recipe.answers, seed) if recipe.answers else None)
+    if isinstance(recipe, recipes.FunctionScorer):
+        return _function(recipe)
+    if isinstance(recipe, recipes.VerifierScorer):
+        from palate.rewards.verifier import Verifier
+
+        return Verifier(recipe)
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 
@@ -132,6 +138,17 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
     from palate.rewards.judge import Pairwise, Pointwise
 
     return Pointwise(recipe) if isinstance(recipe, recipes.PointwiseJudge) else Pairwise(recipe)
+
+
+def _function(recipe: recipes.FunctionScorer) -> Scorer:
+    if recipe.isolated:
+        from palate.rewards.isolated import IsolatedFunction
+
+        return IsolatedFunction(recipe)
+    from palate.rewards.function import FunctionScorer, load_function
+
+    function = load_function(recipe.path)
+    return FunctionScorer(function, label=recipe.path, relative=recipe.relative)
 
 
 def _model(recipe: recipes.ModelScorer) -> Scorer:

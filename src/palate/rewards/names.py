@@ -32,6 +32,10 @@ def name_of(recipe: recipes.Scorer) -> str:
         return f"{recipe.prefer} wins"
     if isinstance(recipe, recipes.RuleScorer):
         return recipe.described
+    if isinstance(recipe, recipes.FunctionScorer):
+        return recipe.function
+    if isinstance(recipe, recipes.VerifierScorer):
+        return f"verified ({recipe.task})"
     if isinstance(recipe, recipes.RemoteScorer):
         return recipe.url.partition("://")[2].rstrip("/") or recipe.url
     if isinstance(recipe, recipes.HeadsScorer):

@@ -8,91 +8,104 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from palate.data.items import Tokens
-from palate.data.layouts import on_device
-from palate.data.trees import TEXT, run_of
-from palate.errors import ModelError
-from palate.models.generation.rows import left_padded
+from palate.models.generation.rows import features_of, left_padded, next_positions
 from palate.models.model import Model
 from palate.models.structure import backbone_of
-from palate.models.vision import seen
 
 
 class GeneralDecoder:
     """Rows that are written on together, each the continuation of a prompt.
 
     A prompt is run once, and what its layers keep of it is copied to its rows. Prompts of one batch
-    are padded on the left.
+    are padded on the left. A model that keeps nothing runs its rows from the start at every token.
 
     Args:
         pad: a token for the padding, which is masked everywhere.
+
+    Attributes:
+        joins: whether rows may join those that are being written.
     """
 
     joins = False
-    """Whether rows may join those that are being written."""
 
     def __init__(self, model: Model, pad: int) -> None:
         self.model = model
         self.pad = pad
         self.backbone: Any = backbone_of(model.base)
         self.takes = inspect.signature(type(self.backbone).forward).parameters
-        # Releases of transformers call it either.
-        self.name = "cache" if "cache" in self.takes else "past_key_values"
+        self.name = cache_argument(self.backbone)
+        self.drop()
 
     def start(self, prompts: Sequence[Tokens], counts: Sequence[int]) -> Tensor:
         """[G, d] last hidden state of each prompt, for `counts` rows each, in this order."""
         vision = self.model.backbone.vision
-        inputs, images = left_padded([(prompt, ()) for prompt in prompts], self.pad, vision)
         device = self.model.device
+        inputs, _ = left_padded([(prompt, ()) for prompt in prompts], self.pad, vision)
         given: dict[str, Any] = {name: value.to(device) for name, value in inputs.items()}
-        if images is not None:
-            if self.model.pictures is None:
-                name = type(self.model.base).__name__
-                raise ModelError(f"{name}: prompts with images, and no processor")
-            filled = on_device(self.model.pictures.filled(images), device)
-            given["mm_encoder_outputs"] = {"image": seen(self.backbone, filled)}
-        out = self._run(**given)
+        out = self._run(**given, **features_of(self.model, prompts))
         self.cache = getattr(out, self.name, None)
-        if self.cache is None:
-            raise ModelError(f"{type(self.model.base).__name__} keeps nothing of what it has read")
-        self.mask = given["attention_mask"]
-        # Behind an image positions go on after the greatest of its rows and columns.
-        following = [int(run_of(p, Tokens((0,)), 0, vision or TEXT).positions[0, -1]) for p in prompts]
-        self.positions = torch.tensor(following, device=device)
-        self.axes = given["position_ids"].shape[:-2]
+        self.inputs = given
+        self.positions = torch.tensor(next_positions(prompts, vision), device=device)
         self.keep([i for i, count in enumerate(counts) for _ in range(count)])
         return out.last_hidden_state[:, -1].contiguous()
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """[R, d] last hidden states after one more token a row."""
-        device = self.model.device
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        out = self._run(
-            input_ids=torch.tensor(tokens, device=device)[:, None],
-            attention_mask=self.mask,
-            # What the images and their blocks are is in the cache by now.
-            position_ids=self.positions[:, None].expand(*self.axes, -1, 1),
-            **{self.name: self.cache},
+        ids, mask, before = (
+            self.inputs[name] for name in ("input_ids", "attention_mask", "position_ids")
         )
-        self.cache = getattr(out, self.name)
+        new = torch.tensor(tokens, device=ids.device)[:, None]
+        place = self.positions[:, None].expand(*before.shape[:-2], -1, 1)
+        self.inputs = {
+            "input_ids": torch.cat([ids, new], dim=1),
+            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
+            "position_ids": torch.cat([before, place], dim=-1),
+        }
         self.positions = self.positions + 1
+        if self.cache is None:
+            out = self._run(**self.inputs)
+        else:
+            # What the images and their blocks are is in the cache by now.
+            last = {"input_ids": new, "position_ids": place, self.name: self.cache}
+            out = self._run(**self.inputs | last)
+            self.cache = getattr(out, self.name)
         return out.last_hidden_state[:, -1].contiguous()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Goes on with these rows alone, in this order; one may be named more than once."""
         if not rows:
             self.drop()
-        elif list(rows) != list(range(len(self.mask))):
-            chosen = torch.tensor(rows, device=self.mask.device)
-            self.cache.reorder_cache(chosen)
-            self.mask, self.positions = self.mask[chosen], self.positions[chosen]
+        elif list(rows) != list(range(len(self.positions))):
+            chosen = torch.tensor(rows, device=self.positions.device)
+            if self.cache is not None:
+                _choose(self.cache, chosen)
+            self.inputs = {n: value.index_select(-2, chosen) for n, value in self.inputs.items()}
+            self.positions = self.positions[chosen]
 
     def drop(self) -> None:
         """Forgets all rows."""
-        self.cache = self.mask = self.positions = None
+        self.cache: Any = None
+        self.inputs: dict[str, Any] = {}
+        self.positions = torch.empty(0)
 
     def _run(self, **inputs: Any) -> Any:
         if "position_ids" not in self.takes:
             del inputs["position_ids"]
         return self.backbone(**inputs, use_cache=True)
+
+
+def cache_argument(backbone: Any) -> str:
+    """What a backbone calls its cache: releases of transformers call it either."""
+    takes = inspect.signature(type(backbone).forward).parameters
+    return "cache" if "cache" in takes else "past_key_values"
+
+
+def _choose(cache: Any, rows: Tensor) -> None:
+    """Makes these rows of a cache the whole of it."""
+    # A family's own cache says how; transformers' layers of all kinds have the other in common.
+    is_own = "batch_select_indices" in vars(type(cache)) and type(cache).__module__ != Cache.__module__
+    choose = cache.batch_select_indices if is_own else cache.reorder_cache
+    choose(rows)

@@ -14,9 +14,10 @@ from torch import Tensor
 from palate.data.items import Tokens
 from palate.errors import ModelError
 from palate.models.compiled import use_packed
+from palate.models.generation.choice import decoder_of, way_of
+from palate.models.generation.check import Decoder
 from palate.models.generation.draws import uniforms
 from palate.models.generation.engine import Completion, OnBatch, Prompt, Sampling
-from palate.models.generation.general import GeneralDecoder
 from palate.models.generation.next_token import NextToken
 from palate.models.limits import context_of, padding_id
 from palate.models.model import Model, evaluating
@@ -70,8 +71,7 @@ class LocalEngine:
     def _use(self, model: Model) -> None:
         self.model = model
         use_packed(model.base)
-        pad = padding_id(self.tokenizer, model.base)
-        self.decoder = GeneralDecoder(model, pad)
+        self.pad = padding_id(self.tokenizer, model.base)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -85,7 +85,7 @@ class LocalEngine:
         self.version += 1
 
     def close(self) -> None:
-        self.decoder.drop()
+        """Nothing is held between calls."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, on_batch: OnBatch | None = None
@@ -114,37 +114,47 @@ class LocalEngine:
         )
         completions: list[Completion] = []
         with evaluating(self.model):
-            for rows in self._written(prompts, sampling, next_token, ends):
+            waiting = self._groups(prompts, sampling)
+            for rows in self._written(prompts, waiting, next_token, ends):
                 batch = [self._completion(row, prompts[row.prompt], ends) for row in rows]
                 completions += batch
                 if on_batch is not None:
                     on_batch(batch)
-        self.decoder.drop()
         return sorted(completions, key=lambda c: (c.prompt, c.index))
 
     def _written(
         self,
         prompts: Sequence[Tokens],
-        sampling: Sampling,
+        waiting: list[list[_Row]],
         next_token: NextToken,
         ends: frozenset[int],
     ) -> Iterator[list[_Row]]:
         """Rows as they are finished."""
-        waiting = self._groups(prompts, sampling)
+        if not waiting:
+            return
+        way = way_of(self.model, self.pad)
+        decoder: Decoder = decoder_of(
+            self.model,
+            self.pad,
+            way,
+            longest=max(map(len, prompts)),
+            room=max(row.room for group in waiting for row in group),
+            rows=min(self.batch_size, sum(map(len, waiting))),
+        )
         active: list[_Row] = []
         while waiting or active:
-            may_join = not active or self.decoder.joins
-            groups = _taken(waiting, self.batch_size - len(active)) if may_join else []
+            may_join = not active or decoder.joins
+            groups = self._taken(waiting, len(active), prompts, way.pads) if may_join else []
             if groups:
                 joined = [row for group in groups for row in group]
-                states = self.decoder.start(
+                states = decoder.start(
                     [prompts[group[0].prompt] for group in groups], [len(g) for g in groups]
                 )
                 counts = torch.tensor([len(g) for g in groups], device=states.device)
                 self._draw(joined, states.repeat_interleave(counts, dim=0), next_token)
                 active += joined
             else:
-                states = self.decoder.step([row.ids[-1] for row in active])
+                states = decoder.step([row.ids[-1] for row in active])
                 self._draw(active, states, next_token)
             going = [
                 i
@@ -155,7 +165,7 @@ class LocalEngine:
                 done = set(range(len(active))) - set(going)
                 yield [active[i] for i in sorted(done)]
                 active = [active[i] for i in going]
-                self.decoder.keep(going)
+                decoder.keep(going)
 
     def _draw(self, rows: Sequence[_Row], states: Tensor, next_token: NextToken) -> None:
         written = [len(row.ids) for row in rows]
@@ -194,6 +204,25 @@ class LocalEngine:
             groups += parts[::-1]
         return groups
 
+    def _taken(
+        self, waiting: list[list[_Row]], active: int, prompts: Sequence[Tokens], pads: bool
+    ) -> list[list[_Row]]:
+        """Takes from the end of `waiting` the groups that have room beside active rows.
+
+        Args:
+            pads: prompts of several lengths may be taken.
+        """
+        room = self.batch_size - active
+        groups: list[list[_Row]] = []
+        while waiting and len(waiting[-1]) <= room:
+            if groups and not pads:
+                first, following = (prompts[g[0].prompt] for g in (groups[0], waiting[-1]))
+                if len(first) != len(following):
+                    break
+            groups.append(waiting.pop())
+            room -= len(groups[-1])
+        return groups
+
     def _completion(self, row: _Row, prompt: Tokens, ends: frozenset[int]) -> Completion:
         finished = row.ids[-1] in ends
         return Completion(
@@ -208,12 +237,3 @@ class LocalEngine:
             ),
             version=self.version,
         )
-
-
-def _taken(waiting: list[list[_Row]], room: int) -> list[list[_Row]]:
-    """Takes from the end of `waiting` what has room."""
-    groups = []
-    while waiting and len(waiting[-1]) <= room:
-        groups.append(waiting.pop())
-        room -= len(groups[-1])
-    return groups

@@ -51,7 +51,9 @@ def add_value(
     else:
         loaded = load_reward_model(Path(reward_model))
         if loaded.spec.heads > 1:
-            raise ModelError(f"{reward_model}: has {loaded.spec.heads} heads, a value model has one")
+            raise ModelError(
+                f"{reward_model}: has {loaded.spec.heads} heads, a value model has one"
+            )
         if loaded.vocabulary != policy.vocabulary:
             raise ModelError(
                 f"{reward_model}: knows {loaded.vocabulary} tokens, the policy {policy.vocabulary}: "

@@ -142,6 +142,8 @@ class LengthRecord(Record):
 class Split(Record):
     pairs: int | None = None
     examples: int | None = None
+    prompts: int | None = None
+    by_source: dict[str, int] = Field(default_factory=dict)
     tokens: dict[str, int | None] = Field(default_factory=dict)
     length: dict[str, LengthRecord] = Field(default_factory=dict)
     longer_is_chosen: float | None = None

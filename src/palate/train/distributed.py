@@ -222,7 +222,9 @@ def further_weights(model: Model, weights: dict[str, Tensor] | None = None) -> d
     if model.is_reward_model:
         return {}
     main = f"trunks.{next(iter(model.trunks))}."
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(main)}
+    named = {
+        n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(main)
+    }
     source = named if weights is None else {name: weights[name] for name in named}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in source.items()}
 

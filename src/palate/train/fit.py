@@ -50,9 +50,7 @@ def fit(
             callbacks = [EarlyStop(recipe.train.early_stop_patience), *callbacks]
     loop = Loop(job, recipe.train, seed=recipe.seed, callbacks=callbacks)
     job.folder.cut_metrics(0 if last is None else _step(last))
-    console.print(
-        _opening(job, recipe, last), highlight=False, soft_wrap=True
-    )
+    console.print(_opening(job, recipe, last), highlight=False, soft_wrap=True)
     if last is not None and read_json(last / "run.json")["done"]:
         # Killed between the last checkpoint and the end of the run: nothing is left to train.
         checkpoint.load_weights(loop, last)

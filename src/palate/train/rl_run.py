@@ -266,7 +266,7 @@ def _digest(prompts: Sequence[PolicyPrompt]) -> str:
     """Hex SHA-256 of prompts and of what rewards read beside them, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(prompt_digest(prompt.tokens).encode())
+        digest.update(repr(prompt.tokens).encode())
         digest.update(repr((prompt.id, sorted(prompt.columns.items()))).encode())
     return digest.hexdigest()
 
@@ -277,4 +277,3 @@ def total_steps(recipe: RlRecipe, n: int) -> int:
         return recipe.train.max_steps
     per_epoch = math.ceil(n / recipe.rollout.batch_size_prompts)
     return max(1, math.ceil(recipe.train.epochs * per_epoch)) * recipe.updates_per_rollout
-

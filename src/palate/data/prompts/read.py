@@ -171,8 +171,8 @@ def _described(prompts: Sequence[PolicyPrompt]) -> dict[str, Any]:
     return {
         "prompts": len(prompts),
         "by_source": dict(Counter(prompt.source for prompt in prompts)),
-        "tokens": sum(lengths),
-        "length": spread(lengths),
+        "tokens": {"prompt": sum(lengths)},
+        "length": {"prompt": spread(lengths)},
     }
 
 

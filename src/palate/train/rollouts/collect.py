@@ -25,7 +25,6 @@ from palate.models.generation.engine import Completion, Engine, Sampling
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import Grouped, OnlineDpo
 from palate.recipes.rl_engines import ServerEngine
-from palate.rewards.concurrent import score_concurrently
 from palate.store.files import append_jsonl, read_jsonl
 from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.shape import shape_rewards
@@ -211,6 +210,8 @@ class Collector:
             groups.append(scored_group(prompt, texts))
         workers = self.recipe.reward.workers
         if workers > 1:
+            from palate.rewards.concurrent import score_concurrently
+
             return score_concurrently(self.scorer, groups, workers)
         return ask(self.scorer, groups)
 
@@ -288,7 +289,9 @@ class _Journal:
 
     def __call__(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
-            append_jsonl(self.file, asdict(replace(completion, prompt=self.indices[completion.prompt])))
+            append_jsonl(
+                self.file, asdict(replace(completion, prompt=self.indices[completion.prompt]))
+            )
 
 
 def _journalled(file: Path, indices: Sequence[int]) -> dict[tuple[int, int], Completion]:
@@ -315,4 +318,3 @@ def _missing(
         places = [place for place in range(n) if (place, sample) not in kept]
         if places:
             yield replace(sampling, samples_per_prompt=1, first_sample=sample), places
-

@@ -18,7 +18,9 @@ def rollout_figures(rollout: Rollout, *, kl: KlRecipe | None, control: Control) 
     """Of scores, lengths, ends, groups, and what was measured of tokens."""
     responses = list(rollout.responses)
     figures = score_figures(responses)
-    spreads = [_spread([r.reward for r in g.responses if r.score is not None]) for g in rollout.groups]
+    spreads = [
+        _spread([r.reward for r in g.responses if r.score is not None]) for g in rollout.groups
+    ]
     known = [spread for spread in spreads if spread is not None]
     if known:
         figures["reward/group_std"] = float(np.mean(known))

@@ -56,9 +56,7 @@ class HeldOutPrompts:
     @torch.no_grad()
     def _kl(self, responses: Sequence[Response]) -> np.ndarray:
         """[n] log-ratio of each response, policy to reference."""
-        items = [
-            Item.of(self.prompts[r.prompt].tokens, Tokens(r.response_ids)) for r in responses
-        ]
+        items = [Item.of(self.prompts[r.prompt].tokens, Tokens(r.response_ids)) for r in responses]
         limit = self.collector.recipe.train.micro_batch_tokens
         plan = BatchPlan(
             batch_size=len(items), micro_batch_size=len(items), micro_batch_tokens=limit
@@ -74,8 +72,6 @@ class HeldOutPrompts:
             [
                 float((policy.astype(np.float64) - reference).sum())
                 for values in measured
-                for policy, reference in zip(
-                    values["old_logps"], values["ref_logps"], strict=True
-                )
+                for policy, reference in zip(values["old_logps"], values["ref_logps"], strict=True)
             ]
         )

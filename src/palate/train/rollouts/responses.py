@@ -13,7 +13,6 @@ from palate.data.scorer import Score, Span
 Floats = NDArray[np.float32]
 
 
-
 @dataclass(kw_only=True)
 class Response:
     """One response.

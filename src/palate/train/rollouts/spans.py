@@ -24,7 +24,9 @@ def spans_in_tokens(response: Response, tokenizer: Any) -> tuple[Span, ...]:
         if span.unit == "tokens":
             spans.append(span)
             continue
-        start, stop = (min(bisect.bisect_left(ends, n), len(ends) - 1) for n in (span.start + 1, span.stop))
+        start, stop = (
+            min(bisect.bisect_left(ends, n), len(ends) - 1) for n in (span.start + 1, span.stop)
+        )
         spans.append(Span(start, stop + 1, span.value, "tokens"))
     return tuple(spans)
 

@@ -157,8 +157,7 @@ class RolloutSource:
                 return rollout
             self._number += 1
         raise RunError(
-            f"{EMPTY_ROLLOUTS} rollouts in a row have nothing to learn from: "
-            f"{_reasons(rollout)}"
+            f"{EMPTY_ROLLOUTS} rollouts in a row have nothing to learn from: {_reasons(rollout)}"
         )
 
     def _made(self) -> Rollout:
@@ -190,9 +189,7 @@ class RolloutSource:
         if self.recipe.measures_rollouts and self.recipe.fidelity != "paper":
             self._measure(self._cut(rollout)[: self.recipe.train.num_mini_batches], rollout)
         if self.recipe.fidelity != "paper":
-            assign_credit(
-                rollout.trained, self.recipe, kl_coefficient=self.control.kl_coefficient
-            )
+            assign_credit(rollout.trained, self.recipe, kl_coefficient=self.control.kl_coefficient)
         rollout.seconds["prepare"] = time.monotonic() - started
 
     def _measure(self, updates: Sequence[Update], rollout: Rollout) -> None:
@@ -256,7 +253,9 @@ class RolloutSource:
             start = 0
             for k in range(parts):
                 stop = start + size + (k < more)
-                items = [item for group in order[start:stop] for item in self._items(group, rollout)]
+                items = [
+                    item for group in order[start:stop] for item in self._items(group, rollout)
+                ]
                 start = stop
                 if items:
                     lengths = [item.n_tokens for item in items]
@@ -385,4 +384,3 @@ def _reasons(rollout: Rollout) -> str:
             counts[response.dropped] = counts.get(response.dropped, 0) + 1
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return "; ".join(f"{reason} ({count})" for reason, count in ordered) or "no prompt"
-

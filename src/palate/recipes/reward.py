@@ -14,8 +14,8 @@ from palate.recipes.schema import (
     Count,
     DataRecipe,
     LengthRecipe,
-    OfflineRecipe,
     ModelRecipe,
+    OfflineRecipe,
     RunRecipe,
 )
 

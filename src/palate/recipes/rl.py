@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from palate.recipes.alarms import AlarmsRecipe
-from palate.recipes.losses import Dpo, Loss, NotNegative, Positive, Strict, members
+from palate.recipes.losses import NotNegative, Positive, Strict, members
 from palate.recipes.prompts import PromptsRecipe
 from palate.recipes.rl_algorithms import Algorithm, Grpo, OnlineDpo, PolicyGradient, Ppo
 from palate.recipes.rl_engines import Engine, LocalEngine, ServerEngine

@@ -20,6 +20,7 @@ from palate.data.schema import Message, images_in, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.compiled import use_packed
+from palate.models.generation.rows import Row, left_padded
 from palate.models.image_cache import RecentFeatures
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
@@ -31,7 +32,6 @@ from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-from palate.models.generation.rows import Row, left_padded
 from palate.rewards.image_urls import as_frames
 
 BLIND = "has images, and {} is a model of text alone"

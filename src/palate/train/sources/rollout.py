@@ -22,7 +22,6 @@ from accelerate.utils import gather_object
 
 from palate.data.items import Floats, Item, Tokens
 from palate.data.items import Rollout as Label
-from palate.data.prompts import PolicyPrompt
 from palate.errors import RunError
 from palate.models.model import Model
 from palate.models.reference import Reference

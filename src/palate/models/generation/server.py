@@ -223,7 +223,7 @@ class ServerEngine:
                 answer = node.ask(wanted)
             except NotNumbers:
                 return NO_LOG_PROB, version
-            if not node.wrote(answer):
+            if weights is not None and not node.wrote(answer, weights):
                 raise AskAgain(f"{node.url}: has other weights than the policy's", broken=True)
         return self._checked(node, job, answer), version
 

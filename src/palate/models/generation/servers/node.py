@@ -20,6 +20,8 @@ from palate.store.http import HttpClient, ServerError, brief
 NOT_A_NUMBER = "Out of range float values are not JSON compliant"
 """What vLLM says, with status 500, in the place of an answer with a NaN in it."""
 
+_CLOSE_SECONDS = 5.0
+
 
 class NotNumbers(Exception):
     """A response without log-probs that are numbers."""
@@ -70,6 +72,7 @@ class Node:
         )
         self._label: str | None = None
         self._adapter: str | None = None
+        self._breaks = 0
         self._lock = threading.Lock()
         try:
             self.kind = _kind(self._client)
@@ -87,9 +90,11 @@ class Node:
             ServerError: the server refuses, or answers something else.
         """
         url, body = self.kind.request(wanted)
+        breaks = self._breaks
         attempt = self._client.attempt(url, json.dumps(body), self.recipe.timeout_seconds)
         if attempt.broken:
-            # Whatever answers there next may have other weights.
+            # Whatever answers there next may have other weights, as may what answers others now.
+            self._breaks += 1
             self._label = None
         answer = attempt.answer
         if attempt.problem is not None or answer is None:
@@ -108,7 +113,7 @@ class Node:
         except ValueError:
             raise ServerError(f"{url}: not JSON: {brief(answer.text)}") from None
         found = self.kind.answer(content)
-        if found.finish == "abort":
+        if found.finish == "abort" or self._breaks != breaks:
             raise AskAgain(f"{url}: broke a response off", broken=True)
         return found
 
@@ -156,18 +161,19 @@ class Node:
             if found is not None and found != self._label:
                 self._label = None
 
-    def wrote(self, answer: Answer) -> bool:
-        """Whether the weights that it has been given wrote this, as far as it tells."""
-        told = self.recipe.sync == "reload" and answer.weights is not None
-        if not told or self._label is None or answer.weights == self._label:
+    def wrote(self, answer: Answer, weights: Weights) -> bool:
+        """Whether these weights wrote this, as far as the server tells."""
+        if self.recipe.sync != "reload" or answer.weights in (None, weights.label):
             return True
         self._label = None
         return False
 
     def close(self) -> None:
-        """Ends its connections; its adapter is unloaded."""
+        """Ends its connections; its adapter is unloaded where it still answers."""
         if self._adapter is not None and self._label is not None:
-            self._unload(self._adapter)
+            url = f"{self._client.base}/models"
+            if self._client.attempt(url, None, _CLOSE_SECONDS).problem is None:
+                self._unload(self._adapter)
         self._client.close()
 
     def _context(self) -> int | None:

@@ -49,9 +49,9 @@ class KlRecipe(Strict):
     """In the loss: tokens are also answerable for the KL of those after them, as they are for the
     reward; without it the fixed point is another."""
     bias_correction: bool = False
-    """Of k3 in the loss: weighted by the ratio of the policy to the one that sampled, whose gradient
-    is that of KL(policy || reference) (TRL's use_bias_correction_kl); without it, that of
-    KL(reference || policy)."""
+    """Of k3 in the loss: weighted by the ratio of the policy to the one that sampled, so that its
+    gradient is that of KL(policy || reference) (TRL's use_bias_correction_kl); without it, that
+    of KL(reference || policy)."""
     target: Positive | None = None
     """KL of a response, in nats, that the coefficient is adapted to (Ziegler et al.,
     arXiv:1909.08593); default: it is fixed."""
@@ -91,8 +91,8 @@ class MissingEosRecipe(Strict):
 
 
 class OverlongRecipe(Strict):
-    """Soft punishment of length, arXiv:2503.14476: none up to `max_tokens` less `cache_tokens`, from
-    there along a line down to -`penalty` at `max_tokens`, and never below."""
+    """Soft punishment of length, arXiv:2503.14476: none up to `max_tokens` less `cache_tokens`,
+    from there along a line down to -`penalty` at `max_tokens`, and never below."""
 
     max_tokens: Count
     cache_tokens: Count
@@ -276,9 +276,9 @@ class RlRecipe(RunRecipe):
             yield "reference", "nothing asks for it: there is no KL"
         if self.reference is not None and self.reference.kind == "cache":
             yield "reference.kind", "what is not sampled yet is in no cache"
-        if self.reference is not None and self.reference.kind == "adapter_off":
-            if self.model.lora is None:
-                yield "reference.kind", "adapter_off needs model.lora"
+        wants_adapters = self.reference is not None and self.reference.kind == "adapter_off"
+        if wants_adapters and self.model.lora is None:
+            yield "reference.kind", "adapter_off needs model.lora"
         if self.fidelity == "paper":
             if not isinstance(algorithm, Ppo):
                 yield "fidelity", "paper: only with `algorithm.type: ppo`"

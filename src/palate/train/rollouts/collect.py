@@ -30,7 +30,7 @@ from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.shape import shape_rewards
 
 RESAMPLE_LIMIT = 5
-"""Prompts drawn for one rollout at most, in multiples of its own, unless a recipe says otherwise."""
+"""Prompts drawn for one rollout at most, in multiples of its own; a recipe may say otherwise."""
 HELD_OUT = -1
 """Stands for the number of a rollout where held-out prompts are sampled."""
 PAPER_TOP_K = 50

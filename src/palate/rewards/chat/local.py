@@ -33,11 +33,6 @@ from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-<<<<<<< HEAD
-from palate.rewards.image_urls import as_frames
-=======
-from palate.rewards.chat.rows import Row, left_padded
->>>>>>> h-server
 
 BLIND = "has images, and {} is a model of text alone"
 NO_PLACES = "has images, and the chat template of {} is none that training takes"

@@ -138,8 +138,12 @@ class _Prompts:
         key = sha256_json(whole.model_dump(mode="json"))
         if key not in self._known:
             try:
-                asked = isinstance(whole, PromptSource)
-                rows = read_file(whole, seed=0).rows if asked else read_source(whole, seed=0).rows
+                read = (
+                    read_file(whole, seed=0)
+                    if isinstance(whole, PromptSource)
+                    else read_source(whole, seed=0)
+                )
+                rows = read.rows
                 self._known[key] = frozenset(prompt_key(row.prompt, 0) for row in rows)
             except PalateError:
                 # The step that reads it says what is wrong with it.

@@ -181,6 +181,24 @@ class ValueRecipe(Strict):
             yield "path", "only with `kind: separate`"
 
 
+class PromptLengthRecipe(Strict):
+    """How long prompts may be, in tokens. What it drops and cuts is counted in data.json."""
+
+    max_prompt_tokens: Count = 512
+    prompt: Literal["drop", "keep_start", "keep_end"] = "drop"
+    """A longer prompt: drop it, or keep one end of it."""
+    max_image_tokens: Count | None = None
+    """Limit of the tokens that stand for a prompt's images; one with more is dropped."""
+
+    def of_encoder(self) -> LengthRecipe:
+        """As encoders take it, which limit responses too."""
+        return LengthRecipe(
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompt=self.prompt,
+            max_image_tokens=self.max_image_tokens,
+        )
+
+
 class RlTrainRecipe(LoopRecipe):
     """The optimizer's side: how a rollout is cut into updates."""
 
@@ -214,8 +232,7 @@ class RlRecipe(RunRecipe):
     """Of ppo."""
     reference: ReferenceRecipe | None = None
     """Default: kind auto. An error where nothing asks for a reference."""
-    length: LengthRecipe = LengthRecipe()
-    """Of prompts."""
+    length: PromptLengthRecipe = PromptLengthRecipe()
     train: RlTrainRecipe = RlTrainRecipe()
     alarms: AlarmsRecipe = AlarmsRecipe()
     fidelity: Literal["corrected", "paper"] = "corrected"

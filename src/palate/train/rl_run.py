@@ -99,7 +99,8 @@ class RlRun(Frame):
         tokenizer = load_tokenizer(recipe.model)
         self.pictures(policy, tokenizer)
         kept_start_check(policy, beside=recipe.output_dir)
-        encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.length, policy.pictures)
+        length = recipe.length.of_encoder()
+        encoder = Encoder(tokenizer, recipe.model.chat_template, length, policy.pictures)
         with self.state.main_process_first():
             prompts = read_prompts(recipe.prompts, encoder, seed=recipe.seed)
         folder.write(Data.of(prompts.report))

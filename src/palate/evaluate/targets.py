@@ -13,6 +13,7 @@ from palate.models.adapters import holds_adapters
 from palate.recipes import load_recipe
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.store.names import path_names
@@ -68,10 +69,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished (or stopped) run of `tune` or `sft`."""
+    """A finished (or stopped) run of `tune`, `sft` or `rl`."""
 
     path: Path
-    recipe: TuneRecipe | SftRecipe
+    recipe: TuneRecipe | SftRecipe | RlRecipe
     label: str
 
 
@@ -79,7 +80,7 @@ def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     """Reads the recipes of run folders; labels are the shortest ends of their paths that differ.
 
     Raises:
-        RunError: not a run folder of tune or sft, or one that is given twice.
+        RunError: not a run folder of tune, sft or rl, or one that is given twice.
     """
     labels = path_names(paths)
     if len(set(labels)) < len(labels):
@@ -90,7 +91,7 @@ def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     ]
 
 
-def _recipe(run: Path) -> TuneRecipe | SftRecipe:
+def _recipe(run: Path) -> TuneRecipe | SftRecipe | RlRecipe:
     file = run / "recipe.yaml"
     if not file.exists():
         raise RunError(f"{run}: not a run folder (no recipe.yaml)")
@@ -99,7 +100,9 @@ def _recipe(run: Path) -> TuneRecipe | SftRecipe:
         return load_recipe(TuneRecipe, file)
     if first.startswith("# palate sft"):
         return load_recipe(SftRecipe, file)
-    raise RunError(f"{run}: not a run of tune or sft")
+    if first.startswith("# palate rl"):
+        return load_recipe(RlRecipe, file)
+    raise RunError(f"{run}: not a run of tune, sft or rl")
 
 
 def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]:
@@ -111,7 +114,7 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
     targets: list[Target] = []
     for run in runs:
         tuned = run.recipe if isinstance(run.recipe, TuneRecipe) else None
-        trained_with = None if tuned is None else tuned.reference
+        trained_with = None if isinstance(run.recipe, SftRecipe) else run.recipe.reference
         base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
             targets.append(

@@ -102,8 +102,8 @@ def criterion_question(
 def consistency_question(thought: str, verdict: str) -> list[Message]:
     """Asks whether a judge's thought bears its verdict out."""
     ask = (
-        "A judge of responses thought aloud and then gave a verdict. Say whether the verdict is the "
-        "one that the thought comes to. Whether it is right does not matter."
+        "A judge of responses thought aloud and then gave a verdict. Say whether the verdict is "
+        "the one that the thought comes to. Whether it is right does not matter."
     )
     parts = [_text(f"{ask}\n\n"), *_block("Thought", [_text(thought)])]
     parts += [_text("\n\n"), *_block("Verdict", [_text(verdict)])]

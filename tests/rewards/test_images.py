@@ -23,12 +23,13 @@ from palate.models.processor import images_only
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.scorers import RuleScorer
 from palate.recipes.serving import ScoreRecipe
-from palate.rewards import FunctionScorer, Lexicon, WeightedSum, make_scorer
+from palate.rewards import FunctionScorer, WeightedSum, make_scorer
 from palate.rewards.api import load_scorer
 from palate.rewards.combined import Member
 from palate.rewards.length import Length
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import Alike
 from tiny_vision import save_tiny_vision
 
 
@@ -236,5 +237,5 @@ def test_images_reach_the_members_that_read_them(root: Path) -> None:
         assert len(group.responses) == len(scores)
     assert abs(mixed[0][0].value - mixed[1][0].value) > 1e-6  # type: ignore[operator]
     assert seen and all(len(size) == 2 for size in seen)
-    blind = WeightedSum([members[1], Member(scorer=Lexicon(), weight=1.0)])
+    blind = WeightedSum([members[1], Member(scorer=Alike(), weight=1.0)])
     assert ask(blind, groups)[0][0].reason == HAS_IMAGES

@@ -7,7 +7,7 @@ from palate.rewards.baselines import Baselines
 from palate.rewards.build import make_scorer
 from palate.rewards.ensemble import Ensemble
 from palate.rewards.function import FunctionScorer
-from palate.rewards.groups import score_groups
+from palate.rewards.groups import score_concurrently, score_groups
 from palate.rewards.hybrid import Hybrid
 from palate.rewards.lexicon import Lexicon
 from palate.rewards.mixture import Gate, WeightedSum
@@ -28,5 +28,6 @@ __all__ = [
     "Traits",
     "WeightedSum",
     "make_scorer",
+    "score_concurrently",
     "score_groups",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -50,11 +51,8 @@ class Ranking(Judge):
         texts: list[list[str]] = [[] for _ in groups]
         answered = zip(asked, questions, self._replies(questions), strict=True)
         for (g, order), question, replies in answered:
-            n = len(order)
-            rankings = [
-                self._vote(reply, lambda text, n=n: read_ranking(text, n, ties=self.ties))
-                for reply in replies
-            ]
+            read_text = partial(read_ranking, n=len(order), ties=self.ties)
+            rankings = [self._vote(reply, read_text) for reply in replies]
             self._keep(question, [reply.whole for reply in replies], rankings)
             read = [_wins(ranks, order) for ranks in rankings if ranks is not None]
             if read:

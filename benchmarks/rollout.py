@@ -73,9 +73,7 @@ def made(model: str, options: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     if model not in SHAPES:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.bfloat16
-        ).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
     name, keys = SHAPES[model]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if options.layers:
@@ -186,7 +184,16 @@ def main() -> None:
         (options.model,) = models
         one_side(options.side, options)
         return
-    names = ("prompts", "group", "prompt_tokens", "new_tokens", "batch", "layers", "threads", "times")
+    names = (
+        "prompts",
+        "group",
+        "prompt_tokens",
+        "new_tokens",
+        "batch",
+        "layers",
+        "threads",
+        "times",
+    )
     sizes = [
         text
         for name in names

@@ -10,8 +10,8 @@ import torch
 
 from palate.data.items import Tokens, batches_to_score
 from palate.data.layouts import Layout
-from palate.models.generation.engine import Completion
 from palate.evaluate.statistics import mean_interval
+from palate.models.generation.engine import Completion
 from palate.models.model import Ask, Model, evaluating
 from palate.models.reference import Reference
 

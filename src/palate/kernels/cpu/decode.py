@@ -220,7 +220,9 @@ def _layer(layer: Layer) -> _Layer:
         setattr(given, name, _linear(getattr(layer, name)))
     for name in _NORMS:
         if (norm := getattr(layer, name)) is not None:
-            setattr(given, name, _Norm(norm.weight.data_ptr(), norm.epsilon, norm.offset, norm.early))
+            setattr(
+                given, name, _Norm(norm.weight.data_ptr(), norm.epsilon, norm.offset, norm.early)
+            )
     given.cos, given.sin = layer.cos.data_ptr(), layer.sin.data_ptr()
     return given
 

@@ -43,9 +43,7 @@ def way_of(model: Model, pad: int) -> Way:
     return way
 
 
-def decoder_of(
-    model: Model, pad: int, way: Way, *, longest: int, room: int, rows: int
-) -> Decoder:
+def decoder_of(model: Model, pad: int, way: Way, *, longest: int, room: int, rows: int) -> Decoder:
     """A decoder for a call.
 
     Args:

@@ -106,6 +106,8 @@ def cache_argument(backbone: Any) -> str:
 def _choose(cache: Any, rows: Tensor) -> None:
     """Makes these rows of a cache the whole of it."""
     # A family's own cache says how; transformers' layers of all kinds have the other in common.
-    is_own = "batch_select_indices" in vars(type(cache)) and type(cache).__module__ != Cache.__module__
+    is_own = (
+        "batch_select_indices" in vars(type(cache)) and type(cache).__module__ != Cache.__module__
+    )
     choose = cache.batch_select_indices if is_own else cache.reorder_cache
     choose(rows)

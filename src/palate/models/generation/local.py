@@ -14,8 +14,8 @@ from torch import Tensor
 from palate.data.items import Tokens
 from palate.errors import ModelError
 from palate.models.compiled import use_packed
-from palate.models.generation.choice import decoder_of, way_of
 from palate.models.generation.check import Decoder
+from palate.models.generation.choice import decoder_of, way_of
 from palate.models.generation.draws import uniforms
 from palate.models.generation.engine import Completion, OnBatch, Prompt, Sampling
 from palate.models.generation.next_token import NextToken

@@ -67,9 +67,7 @@ class NextToken:
         if self.is_greedy:
             return logits.argmax(-1).tolist(), [0.0] * len(states)
         numbers = torch.from_numpy(uniform).to(device)
-        token, logp = draw(
-            logits, numbers, top_p=self.sampling.top_p, top_k=self.sampling.top_k
-        )
+        token, logp = draw(logits, numbers, top_p=self.sampling.top_p, top_k=self.sampling.top_k)
         return token.tolist(), logp.tolist()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from palate.data.items import Tokens
+from palate.models.generation.next_token import last_logits
 from palate.models.model import Model
 from palate.models.structure import backbone_of
 
@@ -41,10 +42,23 @@ def trial_lengths(model: Model) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def agrees(decoder: Decoder, model: Model) -> bool:
-    """Whether two prompts of two lengths, with rows that leave, give the model's own states.
+def head_agrees(model: Model) -> bool:
+    """Whether the vocabulary head, on the last state, gives the model's own logits."""
+    whole: Any = model.base
+    row = torch.tensor([[1, 2, 3]], device=model.device)
+    states = _states(model, [1, 2, 3])[-1:]
+    logits = last_logits(states, model.vocabulary_head())
+    return _near(logits.to(model.dtype), list(whole(input_ids=row, use_cache=False).logits[:, -1]))
+
+
+@torch.no_grad()
+def agrees(decoder: Decoder, model: Model, lengths: tuple[int, int] | None = None) -> bool:
+    """Whether two prompts, with rows that leave, give the model's own states.
 
     The model is in evaluation mode.
+
+    Args:
+        lengths: of the prompts; default: two different ones.
     """
     generator = torch.Generator().manual_seed(0)
     vision = model.backbone.vision
@@ -55,7 +69,7 @@ def agrees(decoder: Decoder, model: Model) -> bool:
         ids = torch.randint(size, (n,), generator=generator).tolist()
         return [1 if token in seen else token for token in ids]
 
-    prompts = [drawn(n) for n in trial_lengths(model)]
+    prompts = [drawn(n) for n in lengths or trial_lengths(model)]
     rows = [(prompt, drawn(_NEW)) for prompt in prompts for _ in range(2)]
     right = [_states(model, prompt + new) for prompt, new in rows]
     right = [states[len(prompt) - 1 :] for (prompt, _), states in zip(rows, right, strict=True)]

@@ -67,7 +67,7 @@ class CompiledDecoder:
         self.slot = self.past = self.position = torch.empty(0, dtype=torch.int64)
 
     def start(self, prompts: Sequence[Tokens], counts: Sequence[int]) -> Tensor:
-        """[G, d] last hidden state of each prompt, for `counts` rows each, which join the others."""
+        """[G, d] last hidden state of each prompt, for `counts` rows each, which join."""
         states = []
         for begin, end in _passes([len(prompt) for prompt in prompts]):
             states += self._read(prompts[begin:end], counts[begin:end])

@@ -24,6 +24,7 @@ class GeneralDecoder:
 
     Args:
         pad: a token for the padding, which is masked everywhere.
+        pads: prompts of several lengths are run together; otherwise there is no mask.
 
     Attributes:
         joins: whether rows may join those that are being written.
@@ -31,9 +32,10 @@ class GeneralDecoder:
 
     joins = False
 
-    def __init__(self, model: Model, pad: int) -> None:
+    def __init__(self, model: Model, pad: int, *, pads: bool = True) -> None:
         self.model = model
         self.pad = pad
+        self.pads = pads
         self.backbone: Any = backbone_of(model.base)
         self.takes = inspect.signature(type(self.backbone).forward).parameters
         self.name = cache_argument(self.backbone)
@@ -94,6 +96,8 @@ class GeneralDecoder:
     def _run(self, **inputs: Any) -> Any:
         if "position_ids" not in self.takes:
             del inputs["position_ids"]
+        if not self.pads:
+            del inputs["attention_mask"]
         return self.backbone(**inputs, use_cache=True)
 
 

@@ -16,6 +16,7 @@ from palate.data.placing import bare_turns
 from palate.data.schema import Message, images_in, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
+from palate.models.compiled import use_packed
 from palate.models.generation.engine import Sampling
 from palate.models.generation.local import LocalEngine
 from palate.models.generation.rows import Row, features_of, left_padded
@@ -70,6 +71,7 @@ class LocalModel:
         self.model: Any = load_model(model).eval()
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
+        use_packed(self.model)
         self._policy = Model.policy(self.model).eval()
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from palate.data.items import Tokens
 from palate.models.generation.next_token import last_logits
+from palate.models.generation.rows import left_padded
 from palate.models.model import Model
 from palate.models.structure import backbone_of
 
@@ -46,9 +47,10 @@ def head_agrees(model: Model) -> bool:
     """Whether the vocabulary head, on the last state, gives the model's own logits."""
     whole: Any = model.base
     row = torch.tensor([[1, 2, 3]], device=model.device)
-    states = _states(model, [1, 2, 3])[-1:]
-    logits = last_logits(states, model.vocabulary_head())
-    return _near(logits.to(model.dtype), list(whole(input_ids=row, use_cache=False).logits[:, -1]))
+    states = backbone_of(model.base)(input_ids=row, use_cache=False).last_hidden_state[:, -1]
+    logits = last_logits(states.contiguous(), model.vocabulary_head())
+    right = whole(input_ids=row, use_cache=False).logits[:, -1]
+    return _near(logits.to(model.dtype), list(right))
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def agrees(decoder: Decoder, model: Model, lengths: tuple[int, int] | None = Non
 
     prompts = [drawn(n) for n in lengths or trial_lengths(model)]
     rows = [(prompt, drawn(_NEW)) for prompt in prompts for _ in range(2)]
-    right = [_states(model, prompt + new) for prompt, new in rows]
+    right = [_states(model, prompt, new) for prompt, new in rows]
     right = [states[len(prompt) - 1 :] for (prompt, _), states in zip(rows, right, strict=True)]
     try:
         states = decoder.start([Tokens(tuple(prompt)) for prompt in prompts], [2, 2])
@@ -88,10 +90,15 @@ def agrees(decoder: Decoder, model: Model, lengths: tuple[int, int] | None = Non
     return near
 
 
-def _states(model: Model, ids: list[int]) -> Tensor:
+def _states(model: Model, prompt: list[int], new: list[int]) -> Tensor:
     """[T, d] last hidden states of a sequence by itself."""
-    row = torch.tensor([ids], device=model.device)
-    states: Tensor = backbone_of(model.base)(input_ids=row, use_cache=False).last_hidden_state
+    row: dict[str, Any] = {"input_ids": torch.tensor([prompt + new], device=model.device)}
+    vision = model.backbone.vision
+    if vision is not None and vision.prompts:
+        # What is of the prompt, which sees all of itself, must be told.
+        inputs, _ = left_padded([(Tokens(tuple(prompt)), tuple(new))], 0, vision)
+        row = {name: value.to(model.device) for name, value in inputs.items()}
+    states: Tensor = backbone_of(model.base)(**row, use_cache=False).last_hidden_state
     return states[0]
 
 

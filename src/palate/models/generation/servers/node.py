@@ -18,7 +18,7 @@ from palate.recipes.scorers import ServerBase
 from palate.store.http import HttpClient, ServerError, brief
 
 NOT_A_NUMBER = "Out of range float values are not JSON compliant"
-"""What vLLM says, with status 500, in the place of an answer with a NaN in it."""
+"""What vLLM says, with status 400 (0.32), in the place of an answer with a NaN in it."""
 
 _CLOSE_SECONDS = 5.0
 
@@ -97,9 +97,9 @@ class Node:
             self._breaks += 1
             self._label = None
         answer = attempt.answer
+        if answer is not None and answer.status_code >= 400 and NOT_A_NUMBER in answer.text:
+            raise NotNumbers
         if attempt.problem is not None or answer is None:
-            if answer is not None and NOT_A_NUMBER in answer.text:
-                raise NotNumbers
             problem = f"{url}: {attempt.problem}"
             raise AskAgain(problem, broken=attempt.broken, wait=attempt.wait)
         if answer.status_code == 404 and wanted.adapter is not None:

@@ -214,6 +214,9 @@ class Loop:
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
             self.memory.fitted(micro, "train")
+        for parameter in self.job.source.held():
+            # Without a gradient no optimizer moves it: of zeros one would still decay weights.
+            parameter.grad = None
         norms: dict[str, Tensor | float] = {
             name: distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
             for name, parameters in _clipped_together(self.job.model).items()
@@ -335,9 +338,11 @@ class Loop:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self.items_seen += int(items)
+        rollouts = self.job.objective.kind == "rollout"
+        seen, speed = ("responses", "responses") if rollouts else ("examples", "pairs")
         return {
-            "examples": self.items_seen,
-            "pairs_per_second": items / max(seconds, 1e-9),
+            seen: self.items_seen,
+            f"{speed}_per_second": items / max(seconds, 1e-9),
             "tokens_per_second": tokens / max(seconds, 1e-9),
         }
 

@@ -114,11 +114,13 @@ def check_extra_metrics(recipe: TuneRecipe) -> None:
 
 
 def save_memory(policy: Model) -> None:
-    """Gradient checkpointing: layers keep only their inputs and run again in the backward pass."""
-    model: Any = policy.base
+    """Gradient checkpointing of all trunks: layers keep only their inputs and run again in the
+    backward pass."""
     options = {"use_reentrant": False}
-    # transformers 5.23 renamed it; the old name warns there.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    for name in policy.trunks:
+        model: Any = policy.trunk(name).base
+        # transformers 5.23 renamed it; the old name warns there.
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -41,6 +41,7 @@ class PreferenceObjective:
         by_source: also log reward accuracies of each data source.
         soft_labels: a pair counts in both orders, by the probability that its first response is
             better and by the rest: -p log sigmoid(m) - (1 - p) log sigmoid(-m) of DPO.
+        temperature: of the distribution that the responses were sampled from.
     """
 
     kind: ItemKind = "pair"
@@ -53,13 +54,14 @@ class PreferenceObjective:
         extra: Sequence[str] = (),
         by_source: bool = False,
         soft_labels: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         self.soft_labels = soft_labels
         self.members = list(map(Member.of, members(loss)))
         needs = combined_needs(self.members)
         self.needs_reference = needs.reference
         self.by_source = by_source
-        self._ask = ask_for(kl=needs.kl, extra=extra)
+        self._ask = dataclasses.replace(ask_for(kl=needs.kl, extra=extra), temperature=temperature)
         self._weights = token_weights
 
     def ask(self) -> Ask:

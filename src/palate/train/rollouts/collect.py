@@ -27,7 +27,7 @@ from palate.recipes.rl_algorithms import Grouped, OnlineDpo
 from palate.recipes.rl_engines import ServerEngine
 from palate.store.files import append_jsonl, read_jsonl
 from palate.train.rollouts.responses import Group, Response, Rollout
-from palate.train.rollouts.shape import shape_rewards
+from palate.train.rollouts.shape import shape_rewards, whiten_rewards
 
 RESAMPLE_LIMIT = 5
 """Prompts drawn for one rollout at most, in multiples of its own; a recipe may say otherwise."""
@@ -94,6 +94,7 @@ class Collector:
             rollout.groups += varied
             if rollout.drawn >= limit:
                 break
+        whiten_rewards(list(rollout.responses), self.recipe.reward)
         if not rollout.trained and resamples:
             raise RunError(
                 f"rollout {number}: the rewards of each of {rollout.drawn} prompts' responses are "
@@ -112,8 +113,8 @@ class Collector:
         return indices
 
     def _written(self, indices: Sequence[int], rollout: Rollout) -> list[Group]:
-        recipe = self.recipe.rollout
         """Responses to prompts; to one that comes twice as many more."""
+        recipe = self.recipe.rollout
         started = time.monotonic()
         times = Counter(indices)
         sampling = self._sampling(rollout.number)
@@ -187,8 +188,9 @@ class Collector:
         scored = self.scores([(g.prompt, [r.text for r in g.responses]) for g in share])
         here = [(g.prompt, s) for g, s in zip(share, scored, strict=True)]
         by_prompt = dict(_gathered(here))
-        for event, count in (Counter(self.scorer.counts) - before).items():
-            rollout.counts[event] = rollout.counts.get(event, 0) + count
+        for events in _gathered([Counter(self.scorer.counts) - before]):
+            for event, count in events.items():
+                rollout.counts[event] = rollout.counts.get(event, 0) + count
         for group in groups:
             for response, score in zip(group.responses, by_prompt[group.prompt], strict=True):
                 response.take(score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,9 +40,6 @@ def rollout_figures(rollout: Rollout, *, kl: KlRecipe | None, control: Control) 
         figures[f"events/{event}"] = float(count)
     if kl is not None:
         figures["kl/coefficient"] = control.kl_coefficient
-    trained = rollout.trained
-    if trained and "advantages" in trained[0].tokens:
-        figures |= _token_figures(trained)
     return figures
 
 
@@ -66,12 +64,9 @@ def score_figures(responses: list[Response]) -> Figures:
     }
 
 
-def _token_figures(trained: list[Response]) -> Figures:
-    advantages = joined(trained, "advantages").astype(np.float64)
-    figures = {
-        "advantages/mean": float(advantages.mean()),
-        "advantages/std": float(advantages.std()),
-    }
+def token_figures(trained: Sequence[Response]) -> Figures:
+    """Of what is known of each token, once credit is assigned."""
+    figures: Figures = {}
     tokens = trained[0].tokens
     if "returns" in tokens:
         variance = explained_variance(trained)

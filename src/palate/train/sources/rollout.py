@@ -13,29 +13,31 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import nn
 
 from palate.data.items import Floats, Item, Tokens
 from palate.data.items import Rollout as Label
 from palate.errors import RunError
 from palate.models.model import Model
 from palate.models.reference import Reference
+from palate.models.value import value_parameters
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import OnlineDpo
 from palate.store.rollouts import read_rollout, rollout_path, write_rollout
-from palate.train.meter import Statistics
+from palate.train.meter import Statistics, is_total
 from palate.train.objectives.policy import Control, scored_temperature, total_moved
 from palate.train.rollouts.collect import Collector
 from palate.train.rollouts.credit import assign_credit
-from palate.train.rollouts.figures import rollout_figures
+from palate.train.rollouts.figures import rollout_figures, token_figures
 from palate.train.rollouts.measure import measure
 from palate.train.rollouts.pairs import pair_items
-from palate.train.rollouts.responses import Group, Rollout
+from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.rows import rollout_of, rows_of
 from palate.train.rollouts.spans import spans_in_tokens
 from palate.train.sources.base import MicroBatch
@@ -115,10 +117,11 @@ class RolloutSource:
 
     @property
     def _between(self) -> int:
-        """Of online DPO the steps of one pass, each on prompts of its own."""
+        """Of online DPO the steps of one pass that are left, each on prompts of its own."""
         algorithm = self.recipe.algorithm
         assert isinstance(algorithm, OnlineDpo)
-        return self.total if algorithm.sync_every == "inf" else algorithm.sync_every
+        left = math.ceil((self.total - self.step) / self.recipe.train.num_iterations)
+        return left if algorithm.sync_every == "inf" else min(algorithm.sync_every, left)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         while self.step < self.total:
@@ -165,20 +168,24 @@ class RolloutSource:
         seconds = time.monotonic() - started
         wanted = self.recipe.rollout.batch_size_prompts
         if isinstance(self.recipe.algorithm, OnlineDpo):
-            wanted *= min(self._between, self.total - self.step)
+            wanted *= self._between
         rollout = self.collector.collect(self._number, wanted)
         rollout.seconds["sync"] = seconds
         self._prompts_done += rollout.drawn
         if self.recipe.reward.placement == "spans":
             for response in rollout.trained:
                 response.spans = spans_in_tokens(response, self._tokenizer)
-        if rollout.trained and not isinstance(self.recipe.algorithm, OnlineDpo):
+        if isinstance(self.recipe.algorithm, OnlineDpo):
+            for group in rollout.groups:
+                self._pairs(group, rollout, rollout.counts)
+        elif rollout.trained:
             self._prepare(rollout)
         if self.collector.rank == 0:
             write_rollout(self._folder, rows_of(rollout, self.collector.prompts))
         kl = self.recipe.effective_kl
-        self._figures |= rollout_figures(rollout, kl=kl, control=self.control)
-        self._adapt(rollout)
+        for name, value in rollout_figures(rollout, kl=kl, control=self.control).items():
+            # There may have been a rollout with nothing to learn from before.
+            self._figures[name] = value + (self._figures.get(name, 0.0) if is_total(name) else 0.0)
         return rollout
 
     def _prepare(self, rollout: Rollout) -> None:
@@ -188,8 +195,13 @@ class RolloutSource:
         if self.recipe.measures_rollouts and self.recipe.fidelity != "paper":
             self._measure(self._cut(rollout)[: self.recipe.train.num_mini_batches], rollout)
         if self.recipe.fidelity != "paper":
-            assign_credit(rollout.trained, self.recipe, kl_coefficient=self.control.kl_coefficient)
+            self._assign_credit(rollout.trained)
         rollout.seconds["prepare"] = time.monotonic() - started
+
+    def _assign_credit(self, responses: Sequence[Response]) -> None:
+        coefficient = self.control.kl_coefficient
+        self._figures |= assign_credit(responses, self.recipe, kl_coefficient=coefficient)
+        self._figures |= token_figures(responses)
 
     def _measure(self, updates: Sequence[Update], rollout: Rollout) -> None:
         """Hands each response what the trainer's pass says of it."""
@@ -228,7 +240,7 @@ class RolloutSource:
         keys = {key for item in update.items for key in _keys(item)}
         part = [r for r in rollout.trained if (r.prompt, r.sample) in keys]
         self._measure([update], rollout)
-        assign_credit(part, self.recipe, kl_coefficient=self.control.kl_coefficient)
+        self._assign_credit(part)
         self._add("seconds/prepare", time.monotonic() - started)
 
     # Updates ----------------------------------------------------------------------------------
@@ -264,18 +276,9 @@ class RolloutSource:
 
     def _items(self, group: Group, rollout: Rollout) -> list[Item]:
         """A group as items of as many tokens as a micro-batch may have."""
+        if isinstance(self.recipe.algorithm, OnlineDpo):
+            return self._pairs(group, rollout, {})
         prompt = self.collector.prompts[group.prompt]
-        algorithm = self.recipe.algorithm
-        if isinstance(algorithm, OnlineDpo):
-            return pair_items(
-                group,
-                prompt.tokens,
-                algorithm,
-                seed=f"{self.recipe.seed}/{rollout.number}",
-                counts=rollout.counts,
-                id=prompt.id,
-                source=prompt.source,
-            )
         limit = self.recipe.train.micro_batch_tokens or LARGE
         parts: list[list[Any]] = []
         used = 0
@@ -295,6 +298,21 @@ class RolloutSource:
             )
             for part in parts
         ]
+
+    def _pairs(self, group: Group, rollout: Rollout, counts: dict[str, int]) -> list[Item]:
+        """The pairs of a group; what is no pair is counted in `counts`."""
+        algorithm = self.recipe.algorithm
+        assert isinstance(algorithm, OnlineDpo)
+        prompt = self.collector.prompts[group.prompt]
+        return pair_items(
+            group,
+            prompt.tokens,
+            algorithm,
+            seed=f"{self.recipe.seed}/{rollout.number}",
+            counts=counts,
+            id=prompt.id,
+            source=prompt.source,
+        )
 
     def _micro_batches(self, update: Update) -> list[MicroBatch]:
         # Items are made anew: what was measured for this update alone is on them then.
@@ -337,13 +355,28 @@ class RolloutSource:
 
     # The log and checkpoints ------------------------------------------------------------------
 
+    def held(self) -> Iterable[nn.Parameter]:
+        """While the value model learns alone all other weights."""
+        if not self.control.value_alone:
+            return ()
+        moving = {id(parameter) for parameter in value_parameters(self._model)}
+        return [p for p in self._model.parameters() if p.requires_grad and id(p) not in moving]
+
     def after_step(self) -> Statistics:
         self._add("seconds/update", time.monotonic() - self._started)
         if not self._ended and self._moved_too_far():
             self._ended = True
-            self._add("stopped", 1.0)
+            self._add("events/target_kl reached", 1.0)
+        if self._ended:
+            assert self.rollout is not None
+            self._adapt(self.rollout)
         figures, self._figures = self._figures, {}
-        return {name: (value, 1.0) for name, value in figures.items()}
+        # Every process has the figures of the whole rollout.
+        processes = self.collector.world_size
+        return {
+            name: (value / processes if is_total(name) else value, 1.0)
+            for name, value in figures.items()
+        }
 
     def _add(self, name: str, value: float) -> None:
         self._figures[name] = self._figures.get(name, 0.0) + value

@@ -1,0 +1,142 @@
+"""Small runs of online learning over a tiny Llama and prompts written on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from palate.data.scorer import Group, Score, Traits
+from palate.recipes.rl import RlRecipe
+from palate.train.rl_run import RlRun, rl
+from tiny_runs import lines, write_rows
+from tiny_text import save_tiny
+
+TIMES = ("time", "seconds", "_per_second", "seconds_left")
+"""What the names of figures contain that no two runs share."""
+
+
+def write_prompts(path: Path, n: int, *, first: int = 0) -> Path:
+    return write_rows(path, [{"prompt": f"{i} red cat: "} for i in range(first, first + n)])
+
+
+def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """a with what b says, inside of mappings too."""
+    both = dict(a)
+    for key, value in b.items():
+        inner = both.get(key)
+        nested = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        both[key] = merged(inner, value) if nested else value
+    return both
+
+
+def document(folder: Path, *, n: int = 8, out: str = "run", **more: Any) -> dict[str, Any]:
+    """A recipe as YAML would have it; the model and the prompts are made in `folder` on first
+    use."""
+    if not (folder / "tiny").exists():
+        save_tiny(folder / "tiny")
+    rows = folder / f"prompts{n}.jsonl"
+    if not rows.exists():
+        write_prompts(rows, n)
+        write_prompts(folder / "held.jsonl", 3, first=100)
+    base: dict[str, Any] = {
+        "output_dir": str(folder / out),
+        "model": {"path": str(folder / "tiny"), "dtype": "float32"},
+        "prompts": {"train": [{"path": str(rows)}]},
+        # Read by no test that hands over a scorer of its own.
+        "reward": {"scorer": {"type": "rule", "pattern": "e"}},
+        "rollout": {"batch_size_prompts": 4, "num_generations": 4, "max_new_tokens": 6},
+        "train": {"learning_rate": 1e-3, "max_steps": 2, "layout": "plain"},
+    }
+    return merged(base, more)
+
+
+def rl_recipe(folder: Path, **more: Any) -> RlRecipe:
+    return RlRecipe.model_validate(document(folder, **more))
+
+
+class ByText:
+    """Scores each response by a function of its text alone; None is no score.
+
+    Attributes:
+        asked: the groups that it was asked for.
+    """
+
+    name = "by text"
+    traits = Traits()
+
+    def __init__(
+        self,
+        value: Callable[[str], float | None],
+        *,
+        more: Callable[[str], dict[str, Any]] | None = None,
+    ) -> None:
+        from collections import Counter
+
+        self.value = value
+        self.more = more
+        self.counts: Counter[str] = Counter()
+        self.asked: list[Group] = []
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        self.asked += groups
+        return [[self._score(str(text)) for text in group.responses] for group in groups]
+
+    def _score(self, text: str) -> Score:
+        value = self.value(text)
+        if value is None:
+            return Score(None, "no number")
+        return Score(value, **({} if self.more is None else self.more(text)))
+
+
+def letters(text: str) -> float:
+    """The share of lower-case letters: about one in ten of random bytes."""
+    return sum("a" <= c <= "z" for c in text) / max(1, len(text))
+
+
+def run(folder: Path, *, scorer: Any = None, **more: Any) -> Path:
+    """A finished run; its folder."""
+    recipe = rl_recipe(folder, **more)
+    return rl(recipe, quiet=True, scorer=scorer or ByText(letters)).path
+
+
+def log_of(path: Path, split: str | None = "train") -> list[dict[str, Any]]:
+    """Lines of the log without what depends on the clock."""
+    return [
+        {k: v for k, v in line.items() if not any(word in k for word in TIMES)}
+        for line in lines(path / "metrics.jsonl")
+        if split is None or line["split"] == split
+    ]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    (file,) = (path / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Two runs ended with the same weights and wrote the same log, bit for bit."""
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    assert log_of(a, None) == log_of(b, None)
+
+
+def differ(a: Path, b: Path) -> bool:
+    """Whether two runs ended with different weights."""
+    one, other = weights(a), weights(b)
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def started(folder: Path, *, scorer: Any = None, **more: Any) -> Any:
+    """The job of a run before its first step, and its recipe."""
+    recipe = rl_recipe(folder, **more)
+    from palate.store.folder import RunFolder
+
+    run_ = RlRun(recipe, quiet=True, scorer=scorer or ByText(letters))
+    job, _ = run_.start(RunFolder(recipe, writes=True))
+    return job, recipe

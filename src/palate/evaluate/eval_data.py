@@ -16,6 +16,7 @@ from palate.errors import RecipeError, RunError
 from palate.evaluate.held_out_look import HeldOutLook
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
 
 Part = Literal["whole", "held out"]
@@ -77,6 +78,8 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
         return data, recipe.seed, "whole"
     choices: list[tuple[DataRecipe, int, Part]] = []
     for run in runs:
+        if isinstance(run.recipe, RlRecipe):
+            raise RunError(f"{run.path}: learned from prompts, which are no pairs: give `data`")
         run_data = run.recipe.data
         if not run_data.holds_out:
             raise RunError(f"{run.path}: was trained without evaluation data: give `data`")

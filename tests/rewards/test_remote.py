@@ -23,7 +23,7 @@ from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe
 from palate.recipes.serving import ServeRecipe
 from palate.rewards import make_scorer, score_groups
-from palate.rewards.http import ServerError
+from palate.store.http import ServerError
 from palate.rewards.identity import key_of
 from palate.rewards.remote import BLIND, NOT_ASKED, UNSENT, Remote, _Part
 from palate.serve.app import make_app

@@ -79,7 +79,7 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
     choices: list[tuple[DataRecipe, int, Part]] = []
     for run in runs:
         if isinstance(run.recipe, RlRecipe):
-            raise RunError(f"{run.path}: learned from prompts, which are no pairs: give `data`")
+            raise RunError(f"{run.path}: was trained on prompts, not on pairs: give `data`")
         run_data = run.recipe.data
         if not run_data.holds_out:
             raise RunError(f"{run.path}: was trained without evaluation data: give `data`")

@@ -56,8 +56,9 @@ def add_value(
             )
         if loaded.vocabulary != policy.vocabulary:
             raise ModelError(
-                f"{reward_model}: knows {loaded.vocabulary} tokens, the policy {policy.vocabulary}: "
-                "a value model reads the policy's tokens; set `value.path`, or `value.kind: shared`"
+                f"{reward_model}: knows {loaded.vocabulary} tokens, the policy "
+                f"{policy.vocabulary}: a value model reads the policy's tokens; set "
+                "`value.path`, or `value.kind: shared`"
             )
         loaded.backbone.merge_adapters()
         backbone = backbone_of(loaded.base)

@@ -30,7 +30,8 @@ class EvalRecipe(RunRecipe):
     """Evaluation of one or more policies on held-out pairs and on their own samples."""
 
     runs: tuple[Path, ...] = ()
-    """Run folders of `tune`, `sft` or `rl`; their model, reference and checkpoints are evaluated."""
+    """Run folders of `tune`, `sft` or `rl`: their model, reference and checkpoints are
+    evaluated."""
     checkpoints: Literal["last", "all"] = "last"
     model: ModelRecipe | None = None
     """A model without a run folder."""

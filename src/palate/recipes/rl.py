@@ -49,9 +49,9 @@ class KlRecipe(Strict):
     """In the loss: tokens are also answerable for the KL of those after them, as they are for the
     reward; without it the fixed point is another."""
     bias_correction: bool = False
-    """Of k3 in the loss: weighted by the ratio of the policy to the one that sampled, whose gradient
-    is that of KL(policy || reference) (TRL's use_bias_correction_kl); without it, that of
-    KL(reference || policy)."""
+    """Of k3 in the loss: weighted by the ratio of the policy to the one that sampled, so that its
+    gradient is that of KL(policy || reference) (TRL's use_bias_correction_kl); without it, that
+    of KL(reference || policy)."""
     target: Positive | None = None
     """KL of a response, in nats, that the coefficient is adapted to (Ziegler et al.,
     arXiv:1909.08593); default: it is fixed."""
@@ -91,8 +91,8 @@ class MissingEosRecipe(Strict):
 
 
 class OverlongRecipe(Strict):
-    """Soft punishment of length, arXiv:2503.14476: none up to `max_tokens` less `cache_tokens`, from
-    there along a line down to -`penalty` at `max_tokens`, and never below."""
+    """Soft punishment of length, arXiv:2503.14476: none up to `max_tokens` less `cache_tokens`,
+    from there along a line down to -`penalty` at `max_tokens`, and never below."""
 
     max_tokens: Count
     cache_tokens: Count
@@ -181,6 +181,24 @@ class ValueRecipe(Strict):
             yield "path", "only with `kind: separate`"
 
 
+class PromptLengthRecipe(Strict):
+    """How long prompts may be, in tokens. What it drops and cuts is counted in data.json."""
+
+    max_prompt_tokens: Count = 512
+    prompt: Literal["drop", "keep_start", "keep_end"] = "drop"
+    """A longer prompt: drop it, or keep one end of it."""
+    max_image_tokens: Count | None = None
+    """Limit of the tokens that stand for a prompt's images; one with more is dropped."""
+
+    def of_encoder(self) -> LengthRecipe:
+        """As encoders take it, which limit responses too."""
+        return LengthRecipe(
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompt=self.prompt,
+            max_image_tokens=self.max_image_tokens,
+        )
+
+
 class RlTrainRecipe(LoopRecipe):
     """The optimizer's side: how a rollout is cut into updates."""
 
@@ -214,8 +232,7 @@ class RlRecipe(RunRecipe):
     """Of ppo."""
     reference: ReferenceRecipe | None = None
     """Default: kind auto. An error where nothing asks for a reference."""
-    length: LengthRecipe = LengthRecipe()
-    """Of prompts."""
+    length: PromptLengthRecipe = PromptLengthRecipe()
     train: RlTrainRecipe = RlTrainRecipe()
     alarms: AlarmsRecipe = AlarmsRecipe()
     fidelity: Literal["corrected", "paper"] = "corrected"
@@ -276,9 +293,9 @@ class RlRecipe(RunRecipe):
             yield "reference", "nothing asks for it: there is no KL"
         if self.reference is not None and self.reference.kind == "cache":
             yield "reference.kind", "what is not sampled yet is in no cache"
-        if self.reference is not None and self.reference.kind == "adapter_off":
-            if self.model.lora is None:
-                yield "reference.kind", "adapter_off needs model.lora"
+        wants_adapters = self.reference is not None and self.reference.kind == "adapter_off"
+        if wants_adapters and self.model.lora is None:
+            yield "reference.kind", "adapter_off needs model.lora"
         if self.fidelity == "paper":
             if not isinstance(algorithm, Ppo):
                 yield "fidelity", "paper: only with `algorithm.type: ppo`"

@@ -24,7 +24,8 @@ class PolicyGradient(Strict):
     """Most that the ratio of a token with a negative advantage counts (two-sided clipping,
     arXiv:2505.07291); above 1 + epsilon."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
-    """sequence: one ratio a response, the geometric mean of its tokens' (GSPO, arXiv:2507.18071)."""
+    """sequence: one ratio a response, the geometric mean of its tokens' (GSPO,
+    arXiv:2507.18071)."""
     log_ratio_clamp: Positive | None = None
     """Of log-ratios before they are exponentiated, in nats; default: none."""
     loss_type: LossType = "dapo"

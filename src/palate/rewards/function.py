@@ -26,13 +26,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from palate.data.image_urls import as_frames
 from palate.data.images import ImageError, load
 from palate.data.pixels import decoded
 from palate.data.schema import Content, Message, image_of
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits, has_images, regrouped
 from palate.errors import DataError, ModelError, in_one_line
 from palate.recipes.images import ImagesRecipe
-from palate.rewards.image_urls import as_frames
 from palate.rewards.texts import response_text
 
 RewardFunction = Callable[..., Any]

@@ -243,6 +243,23 @@ class MetricsLine(Record):
     examples: int | None = None
 
 
+class AlarmRecord(Record):
+    """A line of alarms.jsonl: an alarm of online learning that begins, or is over.
+
+    Attributes:
+        seen: figures in words. advice: what to do. Both only where it begins.
+        stops: whether it ends the run.
+    """
+
+    step: int
+    alarm: str = ""
+    state: Literal["begins", "ends"] = "begins"
+    title: str = ""
+    seen: str = ""
+    advice: str = ""
+    stops: bool = False
+
+
 class PreferenceRecord(Record):
     """Held-out pairs of one source, or of all."""
 

@@ -12,6 +12,7 @@ from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, DataSource, SftRecipe, TuneRecipe
 from palate.recipes.study import (
     COMPARED,
@@ -193,6 +194,23 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
         if isinstance(recipe, TuneRecipe) and recipe.reference is not None:
             facts["reference"] = recipe.reference.path
         return facts
+    if isinstance(recipe, RlRecipe):
+        model = recipe.model
+        return {
+            "tokenizer": _identity(plan, model.path, model.revision, _TOKENIZER_FILES),
+            "template": [
+                str(model.chat_template),
+                _identity(plan, model.path, model.revision, _TEMPLATE_FILES),
+            ],
+            "length": [
+                recipe.length.model_dump(mode="json"),
+                recipe.rollout.max_new_tokens,
+                recipe.rollout.min_new_tokens,
+            ],
+            "precision": [model.dtype, recipe.train.optimizer_precision],
+            "decoding": [recipe.rollout.temperature, recipe.rollout.top_p],
+            "reference": None if recipe.reference is None else recipe.reference.path,
+        }
     if isinstance(recipe, EvalRecipe):
         return {
             "evaluation": _with_contents(
@@ -258,6 +276,8 @@ def _data_problems(plan: Plan) -> Iterator[str]:
 
 def _training_data(plan: Plan, stage: StudyStage) -> Any:
     """What a step trains on: its own files, the rows of other steps, how pairs are made of them."""
+    if isinstance(stage.recipe, RlRecipe):
+        return stage.inputs["recipe"]["prompts"]["train"]
     if not isinstance(getattr(stage.recipe, "data", None), DataRecipe):
         return None
     shown = stage.inputs["recipe"]["data"]

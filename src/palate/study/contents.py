@@ -8,6 +8,7 @@ from typing import Any
 
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.losses import Strict
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, DataSource
 from palate.recipes.scorers import parts_of
 from palate.store.digests import sha256_file, sha256_tree
@@ -43,6 +44,9 @@ def training_sources(recipe: Strict) -> Iterator[DataSource]:
         yield from data.train
     if isinstance(recipe, DataBuildRecipe):
         yield from recipe.sources
+    if isinstance(recipe, RlRecipe):
+        # What is generated is in no file.
+        yield from (source for source in recipe.prompts.train if isinstance(source, DataSource))
 
 
 def paths_read(recipe: Any) -> Iterator[str]:

@@ -35,6 +35,7 @@ from palate.rewards.build import make_scorer
 from palate.store.folder import RunFolder
 from palate.store.records import Data
 from palate.store.rollouts import FOLDER
+from palate.train.alarms import AlarmWatch
 from palate.train.distributed import is_sharding_asked
 from palate.train.fit import fit, save_final_model
 from palate.train.loop import Job
@@ -74,15 +75,16 @@ class RlRun(Frame):
     def __init__(self, recipe: RlRecipe, *, quiet: bool, scorer: Scorer | None = None) -> None:
         super().__init__(recipe, quiet=quiet)
         self._scorer = scorer
-        if is_sharding_asked() and not isinstance(recipe.rollout.engine, ServerEngine):
+        if is_sharding_asked():
             raise RecipeError(
-                "rollout.engine: sharded weights (FSDP) are whole in no process, which would have "
-                "to write responses: launch without, or use `type: server`"
+                "online learning: sharded weights (FSDP) are whole in no process, which would have "
+                "to write responses, or to hand them to a server: launch without (DDP)"
             )
 
     def fill(self, folder: RunFolder) -> None:
         job, encoder = self.start(folder)
-        loop = fit(job, self.recipe, self.console)
+        watch = AlarmWatch(folder, self.recipe.alarms, self.console)
+        loop = fit(job, self.recipe, self.console, watching=[watch])
         tokenizer = encoder.tokens.tokenizer
         tokenizer.chat_template = encoder.saved_template
         save_final_model(loop, tokenizer)
@@ -97,7 +99,8 @@ class RlRun(Frame):
         tokenizer = load_tokenizer(recipe.model)
         self.pictures(policy, tokenizer)
         kept_start_check(policy, beside=recipe.output_dir)
-        encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.length, policy.pictures)
+        length = recipe.length.of_encoder()
+        encoder = Encoder(tokenizer, recipe.model.chat_template, length, policy.pictures)
         with self.state.main_process_first():
             prompts = read_prompts(recipe.prompts, encoder, seed=recipe.seed)
         folder.write(Data.of(prompts.report))
@@ -160,7 +163,7 @@ class RlRun(Frame):
         if isinstance(engine, ServerEngine):
             from palate.models.generation.server import ServerEngine as Server
 
-            return Server(engine, tokenizer, sync_dir=engine.sync_dir or folder.path / "served")
+            return Server(engine, tokenizer, policy, folder=folder.path)
         return LocalEngine(policy, tokenizer, batch_size=engine.batch_size)
 
     def _objective(self, control: Control) -> Objective:

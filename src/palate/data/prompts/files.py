@@ -158,6 +158,9 @@ def _with_columns(result: ReadResult, source: PromptSource, *, strict: bool) -> 
         rows.append(dataclasses.replace(row, extra=values))
     if named == "all":
         return dataclasses.replace(result, rows=rows)
+    if absent := [name for name in named if name not in there]:
+        has = f"; there are {', '.join(map(in_one_line, there))}" if there else ""
+        raise RecipeError(f"`columns`: no row of {source.path} has '{absent[0]}'{has}")
     others = [name for name in there if name not in named]
     if strict and result.format == NAME and others:
         listed = ", ".join(map(in_one_line, others[:8]))
@@ -167,7 +170,4 @@ def _with_columns(result: ReadResult, source: PromptSource, *, strict: bool) -> 
             "in `ignore`",
             file=source.path,
         )
-    if absent := [name for name in named if name not in there]:
-        has = f"; there are {', '.join(map(in_one_line, there))}" if there else ""
-        raise RecipeError(f"`columns`: no row of {source.path} has '{absent[0]}'{has}")
     return dataclasses.replace(result, rows=rows)

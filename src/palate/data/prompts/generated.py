@@ -119,21 +119,21 @@ def _reasoning_gym(source: GeneratedSource, seed: int) -> _Drawn:
         ) from None
     if source.task not in known:
         raise _unknown(source.task, known, "")
-    for more in range(_TRIES):
-        try:
-            entries = library.create_dataset(
-                source.task, seed=seed + more, size=source.size, **(source.parameters or {})
-            )
-            for i in range(len(entries)):
-                entry = entries[i]
-                answer = entry.get("answer")
-                columns = {"entry": entry} | ({} if answer is None else {"answer": str(answer)})
-                yield str(entry["question"]), columns
-        # Its settings are checked by assertions, and its makers raise what they like.
-        except Exception as error:
-            raise RecipeError(
-                f"`parameters` of {source.task}: reasoning-gym refuses: {in_one_line(error, 200)}"
-            ) from error
+    try:
+        # Task i is of seed + i whatever the size: a few seeds later nearly all would come again.
+        entries = library.create_dataset(
+            source.task, seed=seed, size=source.size * _TRIES, **(source.parameters or {})
+        )
+        for i in range(len(entries)):
+            entry = entries[i]
+            answer = entry.get("answer")
+            columns = {"entry": entry} | ({} if answer is None else {"answer": str(answer)})
+            yield str(entry["question"]), columns
+    # Its settings are checked by assertions, and its makers raise what they like.
+    except Exception as error:
+        raise RecipeError(
+            f"`parameters` of {source.task}: reasoning-gym refuses: {in_one_line(error, 200)}"
+        ) from error
 
 
 def _unknown(task: str, known: list[str], more: str) -> RecipeError:

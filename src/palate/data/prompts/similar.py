@@ -13,7 +13,9 @@ from palate.data.curation.text import normalised
 
 SIZE = 5
 """Characters of a shingle, as for near duplicates."""
-_BLOCK = 1024
+_ROWS = 4096
+_CELLS = 4_000_000
+"""Of a block: texts, and texts by given ones, 32 MB of them."""
 
 
 def nearest(texts: Sequence[str], given: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -26,12 +28,13 @@ def nearest(texts: Sequence[str], given: Sequence[str]) -> npt.NDArray[np.float6
     vocabulary = np.unique(np.concatenate(known)) if known else np.zeros(0, np.uint64)
     columns = _matrix(known, vocabulary).T.tocsc()
     values = np.zeros(len(texts))
-    for start in range(0, len(texts), _BLOCK):
-        sets, lengths = _sets(texts[start : start + _BLOCK])
+    rows = min(_ROWS, max(1, _CELLS // max(1, len(given))))
+    for start in range(0, len(texts), rows):
+        sets, lengths = _sets(texts[start : start + rows])
         shared = (_matrix(sets, vocabulary) @ columns).toarray()
         either = lengths[:, None] + sizes[None, :] - shared
         index = np.divide(shared, either, out=np.zeros(shared.shape), where=either > 0)
-        values[start : start + _BLOCK] = index.max(axis=1, initial=0.0)
+        values[start : start + rows] = index.max(axis=1, initial=0.0)
     return values
 
 

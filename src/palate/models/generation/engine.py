@@ -8,7 +8,7 @@ process (`local`), or a server (`server`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,7 +46,8 @@ class Completion:
     """One response that a policy wrote.
 
     Attributes:
-        prompt: index of the prompt in the call. index: which sample of that prompt, from 0.
+        prompt: index of the prompt in the call. index: which sample of that prompt, from
+            `Sampling.first_sample` on.
         response_ids: token ids as sampled; a stop token is the last one where one was drawn.
         logps: log-probability of each, of the distribution that it was drawn from (temperature,
             top-p and tokens that are never drawn included), as the engine knows it.
@@ -81,12 +82,18 @@ class Engine(Protocol):
     version: int
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, on_batch: OnBatch | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        on_batch: OnBatch | None = None,
+        skip: Collection[tuple[int, int]] = (),
     ) -> list[Completion]:
         """Draws responses.
 
         Args:
             on_batch: called with completions as they are finished, each once, in any order.
+            skip: prompt and index of responses that are there already.
 
         Returns:
             By prompt, then by index.
@@ -98,6 +105,10 @@ class Engine(Protocol):
 
     def sync(self, model: Model) -> None:
         """From now on the weights of `model` write."""
+        ...
+
+    def take_counts(self) -> dict[str, int]:
+        """What happened since this was last asked, by name: responses that were dropped ..."""
         ...
 
     def close(self) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +87,17 @@ class LocalEngine:
     def close(self) -> None:
         """Nothing is held between calls."""
 
+    def take_counts(self) -> dict[str, int]:
+        """Nothing: what is asked for is written."""
+        return {}
+
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, on_batch: OnBatch | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        on_batch: OnBatch | None = None,
+        skip: Collection[tuple[int, int]] = (),
     ) -> list[Completion]:
         """See `Engine.generate`.
 
@@ -96,11 +105,17 @@ class LocalEngine:
             ModelError: a prompt that leaves no room in the model's context, or has images that
                 the model cannot be shown.
         """
-        return self.write([prompt.tokens for prompt in prompts], sampling, on_batch=on_batch)
+        tokens = [prompt.tokens for prompt in prompts]
+        return self.write(tokens, sampling, on_batch=on_batch, skip=skip)
 
     @torch.no_grad()
     def write(
-        self, prompts: Sequence[Tokens], sampling: Sampling, *, on_batch: OnBatch | None = None
+        self,
+        prompts: Sequence[Tokens],
+        sampling: Sampling,
+        *,
+        on_batch: OnBatch | None = None,
+        skip: Collection[tuple[int, int]] = (),
     ) -> list[Completion]:
         """As `generate`, of prompts as token ids alone."""
         ends = self.ends
@@ -114,7 +129,7 @@ class LocalEngine:
         )
         completions: list[Completion] = []
         with evaluating(self.model):
-            waiting = self._groups(prompts, sampling)
+            waiting = self._groups(prompts, sampling, frozenset(skip))
             for rows in self._written(prompts, waiting, next_token, ends):
                 batch = [self._completion(row, prompts[row.prompt], ends) for row in rows]
                 completions += batch
@@ -175,7 +190,9 @@ class LocalEngine:
             row.ids.append(token)
             row.logps.append(logp)
 
-    def _groups(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[list[_Row]]:
+    def _groups(
+        self, prompts: Sequence[Tokens], sampling: Sampling, skip: frozenset[tuple[int, int]]
+    ) -> list[list[_Row]]:
         """The rows of each prompt, no more at once than a batch, the shortest prompts first."""
         context = context_of(self.model.config.get_text_config())
         groups = []
@@ -188,14 +205,11 @@ class LocalEngine:
                     f"prompt {i} has {len(prompt)} tokens, and leaves no room in the model's "
                     f"context of {context}"
                 )
+            first = sampling.first_sample
             rows = [
-                _Row(
-                    i,
-                    k,
-                    uniforms(sampling.seed, prompt, sampling.first_sample + k, room),
-                    room,
-                )
-                for k in range(sampling.samples_per_prompt)
+                _Row(i, k, uniforms(sampling.seed, prompt, k, room), room)
+                for k in range(first, first + sampling.samples_per_prompt)
+                if (i, k) not in skip
             ]
             parts = [
                 rows[start : start + self.batch_size]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palate.kernels import Head
+from palate.kernels.cpu import head as compiled_head
+from palate.kernels.cpu import takes
 from palate.kernels.tiles import CPU_TILE_VOCABULARY, WeightTiles, exact_products, operand, spans
 from palate.kernels.tiles import logits as products
 from palate.models.generation.draws import draw
@@ -29,6 +31,7 @@ class NextToken:
         self.is_greedy = sampling.temperature == 0.0
         self.head = head if self.is_greedy else head.at_temperature(sampling.temperature)
         self.sampling = sampling
+        self.is_whole = not self.is_greedy and sampling.top_p == 1.0 and sampling.top_k == 0
         vocabulary = len(head.weight)
         self.never = sorted({token for token in never if 0 <= token < vocabulary})
         self.ends = sorted({token for token in ends if 0 <= token < vocabulary})
@@ -41,7 +44,19 @@ class NextToken:
         Args:
             states: [R, d] last hidden states. uniform: [R]. written: tokens of each row so far.
         """
+        # A frozen head is multiplied row by row with what is a slice of larger states: minutes.
+        states = states.contiguous()
         early = [n < self.sampling.min_new_tokens for n in written]
+        if self.is_whole and takes(states, self.head.weight):
+            compiled = compiled_head.draw(
+                states,
+                self.head,
+                torch.from_numpy(uniform),
+                never=torch.tensor(self.never, dtype=torch.int64),
+                ends=torch.tensor(self.ends, dtype=torch.int64),
+                early=torch.tensor(early),
+            )
+            return compiled[0].tolist(), compiled[1].tolist()
         logits = last_logits(states, self.head)
         device = logits.device
         if self.never:
@@ -58,9 +73,9 @@ class NextToken:
 
 def last_logits(states: Tensor, head: Head) -> Tensor:
     """[R, V] float32 logits of last hidden states [R, d], which are contiguous."""
-    # A frozen head is multiplied row by row with what is a slice of larger states: minutes.
-    states = states.contiguous()
     weight = head.weight.detach()
+    if takes(states, weight):
+        return compiled_head.logits(states, head)
     logits = torch.empty(len(states), len(weight), dtype=torch.float32, device=states.device)
     tiles = WeightTiles(weight, CPU_TILE_VOCABULARY if states.device.type == "cpu" else len(weight))
     with exact_products(states.dtype, states.device):

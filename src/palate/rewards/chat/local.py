@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from palate.data.encode import Encoder
+from palate.data.image_urls import as_frames
 from palate.data.images import ImageError
 from palate.data.items import TokenIds, Tokens
 from palate.data.layouts import on_device
@@ -32,7 +33,6 @@ from palate.models.vision import seen, vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-from palate.rewards.image_urls import as_frames
 
 BLIND = "has images, and {} is a model of text alone"
 NO_PLACES = "has images, and the chat template of {} is none that training takes"

@@ -230,7 +230,7 @@ class PolicyObjective:
 
 
 def scored_temperature(recipe: RlRecipe) -> float:
-    """Of all log-probs: that of the samples. The released code of arXiv:2406.09279 leaves it out."""
+    """Of all log-probs: that of the samples, which the code of arXiv:2406.09279 leaves out."""
     return 1.0 if recipe.fidelity == "paper" else recipe.rollout.temperature
 
 

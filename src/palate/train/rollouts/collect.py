@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.shape import shape_rewards
 
 RESAMPLE_LIMIT = 5
-"""Prompts drawn for one rollout at most, in multiples of its own, unless a recipe says otherwise."""
+"""Prompts drawn for one rollout at most, in multiples of its own; a recipe may say otherwise."""
 HELD_OUT = -1
 """Stands for the number of a rollout where held-out prompts are sampled."""
 PAPER_TOP_K = 50
@@ -132,10 +132,13 @@ class Collector:
                 index = places[completion.prompt]
                 responses.setdefault(index, []).append(_response(index, completion))
         self._samples.update(times)
+        for event, count in self.engine.take_counts().items():
+            rollout.counts[event] = rollout.counts.get(event, 0) + count
         gathered = _gathered([Group(prompt=i, responses=r) for i, r in responses.items()])
         by_prompt = {group.prompt: group for group in gathered}
         _add(rollout.seconds, "generate", time.monotonic() - started)
-        return [by_prompt[index] for index in times]
+        # A server may have dropped all responses to a prompt, which it counts.
+        return [by_prompt[index] for index in times if index in by_prompt]
 
     def _generate(
         self, indices: Sequence[int], sampling: Sampling, number: int
@@ -145,14 +148,9 @@ class Collector:
             return self.engine.generate(prompts, sampling)
         file = self.journal / f"{number:06d}-{self.rank}.jsonl"
         kept = _journalled(file, indices)
-        completions = list(kept.values())
-        for part, places in _missing(kept, len(indices), sampling):
-            journal = _Journal(file, [indices[place] for place in places])
-            written = self.engine.generate(
-                [prompts[place] for place in places], part, on_batch=journal
-            )
-            completions += [replace(c, prompt=places[c.prompt]) for c in written]
-        return sorted(completions, key=lambda c: (c.prompt, c.index))
+        journal = _Journal(file, indices)
+        written = self.engine.generate(prompts, sampling, on_batch=journal, skip=kept.keys())
+        return sorted([*kept.values(), *written], key=lambda c: (c.prompt, c.index))
 
     def held_out(self, indices: Sequence[int], samples: int) -> list[Response]:
         """Scored responses to prompts, always with the same draws; of this process alone."""
@@ -304,17 +302,3 @@ def _journalled(file: Path, indices: Sequence[int]) -> dict[tuple[int, int], Com
             found = Completion(**line | tuples | {"prompt": places[line["prompt"]]})
             kept[found.prompt, found.index] = found
     return kept
-
-
-def _missing(
-    kept: Mapping[tuple[int, int], Completion], n: int, sampling: Sampling
-) -> Iterator[tuple[Sampling, list[int]]]:
-    """What is still to be drawn of n prompts, and the places of those that it is drawn for."""
-    if not kept:
-        yield sampling, list(range(n))
-        return
-    first = sampling.first_sample
-    for sample in range(first, first + sampling.samples_per_prompt):
-        places = [place for place in range(n) if (place, sample) not in kept]
-        if places:
-            yield replace(sampling, samples_per_prompt=1, first_sample=sample), places

@@ -25,6 +25,7 @@ from palate.models.generation.engine import Completion, Engine, Sampling
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import Grouped, OnlineDpo
 from palate.recipes.rl_engines import ServerEngine
+from palate.rewards.groups import score_concurrently
 from palate.store.files import append_jsonl, read_jsonl
 from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.shape import shape_rewards, whiten_rewards
@@ -210,8 +211,6 @@ class Collector:
             groups.append(scored_group(prompt, texts))
         workers = self.recipe.reward.workers
         if workers > 1:
-            from palate.rewards.concurrent import score_concurrently
-
             return score_concurrently(self.scorer, groups, workers)
         return ask(self.scorer, groups)
 

@@ -16,10 +16,11 @@ The sides of `grpo` and `rloo`:
 and of `ppo`: palate's PPO with a separate value model against palate's GRPO on as many responses.
 
 Same model, prompts, number of new tokens (none ends before the last), dtype, optimizer (AdamW,
-constant rate, clipping at 1), rewards by one Python function, one update a rollout. All sides sample
-at temperature 1 from the whole vocabulary. `generate` hands the head a slice of the states, which
-torch multiplies by a copy of the whole head for each row: the loop and TRL at its best are spared
-that (`contiguous_head`). The first step of a turn is not timed. MODEL is a local folder or hub name; the packaged Gemma 3 270M where it is left out.
+constant rate, clipping at 1), rewards by one Python function, one update a rollout. All sides
+sample at temperature 1 from the whole vocabulary. `generate` hands the head a slice of the states,
+which torch multiplies by a copy of the whole head for each row: the loop and TRL at its best are
+spared that (`contiguous_head`). The first step of a turn is not timed. MODEL is a local folder or
+hub name; the packaged Gemma 3 270M where it is left out.
 
 What sides compute cannot be compared number by number, since each draws its own responses; that the
 update is the right one is held by the tests.

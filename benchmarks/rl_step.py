@@ -29,6 +29,7 @@ update is the right one is held by the tests.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import tempfile
@@ -207,7 +208,7 @@ def run_trl(args: argparse.Namespace, folder: Path, *, best: bool) -> None:
         contiguous_head(trainer.model)
     clock.marks = [time.perf_counter()]
     trainer.train()
-    report(seconds=[b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)])
+    report(seconds=[b - a for a, b in itertools.pairwise(clock.marks)])
 
 
 def run_palate(args: argparse.Namespace, folder: Path, *, layout: str) -> None:
@@ -247,7 +248,7 @@ def run_palate(args: argparse.Namespace, folder: Path, *, layout: str) -> None:
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train"]
     marks = [datetime.fromisoformat(line["time"]) for line in train]
-    gaps = [(b - a).total_seconds() for a, b in zip(marks, marks[1:], strict=False)]
+    gaps = [(b - a).total_seconds() for a, b in itertools.pairwise(marks)]
     phases = {
         phase: [line.get(f"seconds/{phase}", 0.0) for line in train[1:]]
         for phase in ("generate", "score", "prepare", "update")

@@ -65,7 +65,9 @@ def test_training_and_held_out_tasks_are_drawn_apart() -> None:
     held = {p.content for p in prompts.eval}
     assert len(held) == 50 and not held & {p.content for p in prompts.train}
     assert 0 < dropped(prompts)["also a held-out prompt"] < 50
-    assert [p.source for p in prompts.eval[:1]] == ["add_numbers"]
+    assert {p.source for p in prompts.eval} == {"add_numbers"}
+    ids = {prompt.id for prompt in read(source).train}
+    assert ids == {f"add_numbers:{i + 1}" for i in range(50)}
     chats = read({**source, "as_chat": True}, eval_fraction=0.2)
     assert (len(chats.train), len(chats.eval)) == (40, 10)
     assert chats.train[0].content[0]["role"] == "user"  # type: ignore[index]

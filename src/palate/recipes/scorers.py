@@ -86,10 +86,19 @@ class RemoteScorer(ScorerBase, ServerBase):
     images: bool = False
     """Prompts with images are sent, each image once a request: to a `palate serve` whose scorer
     sees. Only with `route: score`."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data, or of the policy's prompts, that are sent along: to a `palate serve`
+    whose scorer reads them. Only with `route: score`."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return self.columns
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.images and self.route != "score":
             yield "images", "only with `route: score`: the other sends texts"
+        if self.columns and self.route != "score":
+            yield "columns", "only with `route: score`: the other sends texts"
         if self.tokenizer is not None and self.route != "get_reward":
             yield "tokenizer", "only with `route: get_reward`"
 

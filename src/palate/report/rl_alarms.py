@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from palate.report.reader import Run
 from palate.report.style import Style, Styles
+from palate.store.records import AlarmRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def alarms_of(runs: Sequence[Run], styles: Styles) -> list[Alarm]:
     online = [run for run in runs if run.is_online]
     alarms: list[Alarm] = []
     for run in online:
-        begun = {}
+        begun: dict[str, AlarmRecord] = {}
         for record in run.alarms:
             if record.state == "begins":
                 begun.setdefault(record.alarm, record)

@@ -99,7 +99,7 @@ def test_a_server_that_cannot_load_weights_says_how_to_start_it(folder: Path, en
 
 
 @pytest.mark.parametrize(
-    ("kind", "sync"), [("vllm", "reload"), ("vllm", "lora"), ("sglang", "reload")]
+    ("kind", "sync"), [(kind, sync) for kind in KINDS for sync in ("reload", "lora")]
 )
 def test_a_server_started_anew_is_given_the_weights_again(
     folder: Path, engine: Make, kind: str, sync: str

@@ -19,7 +19,6 @@ from palate.demo.online import run as run_module
 from palate.demo.online.best_of_n import best_of_n_curve, sizes
 from palate.demo.online.conclusion import Collapse, conclude
 from palate.demo.online.presets import ALGORITHMS, COLLAPSE, Preset
-from palate.errors import RecipeError
 from palate.evaluate.reward import kl_bound
 from palate.recipes import load_recipe
 from palate.recipes.rl import RlRecipe
@@ -92,8 +91,8 @@ def test_all_files_are_there_and_the_report_has_the_lines(done: Path) -> None:
 def test_the_numbers_are_those_of_the_samples(done: Path) -> None:
     numbers = read_json(done / "measures.json")
     rows = list(read_jsonl(done / "evaluation/samples.jsonl"))
-    heldout = {row["id"]: row["completions"] for row in read_jsonl(done / "data/heldout.jsonl")}
-    asked = {row["prompt_id"] for row in rows}
+    heldout = {row["prompt"]: row["completions"] for row in read_jsonl(done / "data/heldout.jsonl")}
+    asked = {row["prompt"] for row in rows}
     assert asked <= set(heldout) and all(len(c) == TINY.best_of for c in heldout.values())
     base = np.mean([c["rating"] for prompt in asked for c in heldout[prompt]])
     assert numbers["base_reward"] == pytest.approx(base)

@@ -26,8 +26,8 @@ def sizes(candidates: int) -> list[int]:
 
 
 def read_ratings(file: Path, prompts: Sequence[str]) -> np.ndarray:
-    """[P, N] ratings of the candidates of each prompt, which are named by their rows' ids."""
-    rows = {row["id"]: [c["rating"] for c in row["completions"]] for row in read_jsonl(file)}
+    """[P, N] ratings of the candidates of each prompt, which are given by their texts."""
+    rows = {row["prompt"]: [c["rating"] for c in row["completions"]] for row in read_jsonl(file)}
     return np.array([rows[prompt] for prompt in prompts], dtype=np.float64)
 
 

@@ -211,7 +211,7 @@ def _conclude(root: Path, preset: Preset, seed: int, confidence: float) -> Resul
     offline = {method: METHODS[method][0] for method in preset.offline}
     folder = root / EVALUATION
     _, entropy, curves = read_curves(folder, online | offline)
-    prompts = [row["prompt_id"] for row in read_jsonl(folder / "samples.jsonl") if _is_base(row)]
+    prompts = [r["prompt"] for r in read_jsonl(folder / "samples.jsonl") if _is_base(r)]
     ratings = read_ratings(root / "data" / "heldout.jsonl", list(dict.fromkeys(prompts)))
     best = best_of_n_curve(ratings)
     write_evaluation(root / BEST_OF_N, best, confidence=confidence)

@@ -20,6 +20,7 @@ from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.prompts import PromptsRecipe
 from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
+from palate.rewards import make_scorer
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -172,7 +173,9 @@ def _drawn(recipe: EvalRecipe, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _of_prompts(recipe: EvalRecipe, encoder: Encoder) -> EvalData:
     """An evaluation without pairs."""
-    asked = read_prompts(PromptsRecipe(train=recipe.prompts), encoder, seed=recipe.seed)
+    asked = read_prompts(
+        PromptsRecipe(train=recipe.prompts), encoder, seed=recipe.seed, make_scorer=make_scorer
+    )
     prompts = [
         Prompt(
             id=prompt.id,

@@ -214,7 +214,9 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
     if isinstance(recipe, EvalRecipe):
         return {
             "evaluation": _with_contents(
-                plan, stage, ("data", "prompts", "pairing", "length", "preference", "reward", "judge")
+                plan,
+                stage,
+                ("data", "prompts", "pairing", "length", "preference", "reward", "judge"),
             ),
             "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
             "reference": _placeless(plan, recipe.reference),
@@ -266,9 +268,7 @@ def _data_problems(plan: Plan) -> Iterator[str]:
             "amount and content are not one choice, or `budget: {unmatched: true}`"
         )
     for stage in plan.stages.values():
-        if isinstance(stage.recipe, EvalRecipe) and not (
-            stage.recipe.data or stage.recipe.prompts
-        ):
+        if isinstance(stage.recipe, EvalRecipe) and not (stage.recipe.data or stage.recipe.prompts):
             yield (
                 f"step {stage.step} has no `data`: it would take each run's own held-out pairs, "
                 "and they are not the same"

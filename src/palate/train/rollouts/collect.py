@@ -84,7 +84,8 @@ class Collector:
             self._score(groups, rollout)
             self._leave_out(groups)
             for group in groups:
-                self.stream.record(group.prompt, _pass_rate(group))
+                if any(response.score is not None for response in group.responses):
+                    self.stream.record(group.prompt, _pass_rate(group))
             if not resamples:
                 rollout.groups += groups
                 break
@@ -262,7 +263,7 @@ def _response(prompt: int, completion: Completion) -> Response:
 def _pass_rate(group: Group) -> float:
     """Share of the group's responses with a reward above 0, as curricula take it."""
     rewards = [r.reward for r in group.responses if r.score is not None]
-    return sum(reward > 0 for reward in rewards) / len(rewards) if rewards else 0.0
+    return sum(reward > 0 for reward in rewards) / len(rewards)
 
 
 def _gathered(values: list[Any]) -> list[Any]:

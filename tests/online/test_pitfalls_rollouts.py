@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ from palate.models.generation.engine import Completion, Prompt, Sampling
 from palate.models.generation.local import LocalEngine
 from palate.models.model import Model
 from palate.models.reference import FrozenCopy
-from palate.models.value import add_value
+from palate.models.reward_files import load_reward_model
+from palate.models.value import add_value, check_begins_value
 from palate.recipes.rl import RlRecipe, ValueRecipe
 from palate.recipes.schema import ModelRecipe
 from palate.train.objectives import policy as policy_objective
@@ -27,7 +29,7 @@ from palate.train.rollouts import credit, measure
 from palate.train.rollouts.collect import Collector, rollout_seed
 from palate.train.rollouts.responses import Group, Response
 from palate.train.rollouts.responses import Rollout as Collected
-from palate.train.rollouts.shape import shape_rewards
+from palate.train.rollouts.shape import shape_rewards, whiten_rewards
 from palate.train.sources.base import MicroBatch
 from palate.train.sources.offline import micro_batch
 from palate.train.sources.rollout import RolloutSource
@@ -194,7 +196,9 @@ def test_05_a_score_at_the_wrong_token_is_seen():
 
 
 def shaped(responses: list[Response], **reward: Any) -> list[float]:
-    shape_rewards(responses, recipe(reward=reward).reward)
+    settings = recipe(reward=reward).reward
+    shape_rewards(responses, settings)
+    whiten_rewards(responses, settings)
     return [r.reward for r in responses]
 
 
@@ -331,7 +335,8 @@ def test_16_a_value_begins_as_the_reward_of_the_text_so_far(tmp_path, completion
     """Of the state before each token, and after the last one."""
     path = save_classifier(tmp_path / "reward", ["reward"])
     policy = Model.policy(tiny_text_model("llama"))
-    add_value(policy, ValueRecipe(), ModelRecipe(path="unused"), reward_model=path)
+    reward_model = load_reward_model(Path(path))
+    add_value(policy, ValueRecipe(), ModelRecipe(path="unused"), reward_model=reward_model)
     judge = AutoModelForSequenceClassification.from_pretrained(path)
     batch = batch_of(policy, completions, keep_last=True)
     (measured,) = measure.measure(policy, [batch], reference=None, temperature=1.0)
@@ -350,7 +355,7 @@ def test_31_a_value_model_reads_the_policys_tokens(tmp_path):
     path = save_classifier(tmp_path / "reward", ["reward"])
     policy = Model.policy(tiny_model())
     with pytest.raises(ModelError, match="a value model reads the policy's tokens"):
-        add_value(policy, ValueRecipe(), ModelRecipe(path="unused"), reward_model=path)
+        check_begins_value(load_reward_model(Path(path)), policy, path)
 
 
 # --- 20: whose statistics ----------------------------------------------------------------------

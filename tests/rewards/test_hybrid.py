@@ -12,8 +12,10 @@ from PIL import Image
 
 from palate.data.schema import ImageRef
 from palate.data.scorer import Group
-from palate.errors import DataError, RecipeError
+from palate.doctor.scorers import scoring_checks
+from palate.errors import DataError, ModelError, RecipeError
 from palate.evaluate.reward import score_files
+from palate.evaluate.reward.check import check_scorers
 from palate.evaluate.reward.score_cache import ScoreCache
 from palate.recipes.load import check_recipe
 from palate.recipes.scorers import HybridScorer
@@ -126,6 +128,14 @@ def test_a_table_of_baselines_that_palate_measured(tmp_path: Path) -> None:
     assert key_of(recipe(baselines=str(table))) != before
     with pytest.raises(DataError, match=r"no baselines.jsonl of a `palate score`"):
         make_scorer(recipe(baselines=str(tmp_path / "rows.jsonl")))
+
+
+def test_a_table_that_is_missing_is_said_before_anything_is_loaded() -> None:
+    given = recipe(baselines="none.jsonl")
+    problems = [str(check.text) for check in scoring_checks(given) if check.state == "problem"]
+    assert problems == ["`baselines`: no file none.jsonl"]
+    with pytest.raises(ModelError, match=r"`baselines`: no file none.jsonl"):
+        check_scorers([given])
 
 
 def test_baselines_measured_in_python() -> None:

@@ -121,8 +121,6 @@ class Loop:
             isinstance(reference, LiveReference)
             and reference.identity["path"] is None
             and not distributed.is_sharded(job.model)
-            # A further trunk has a projector of its own.
-            and len(job.model.trunks) == 1
         )
         self.step = 0
         self.should_stop = False

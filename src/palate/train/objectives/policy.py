@@ -239,9 +239,11 @@ def scored_temperature(recipe: RlRecipe) -> float:
 
 def mismatch(logps: Tensor, sampled: Tensor) -> dict[str, tuple[Tensor, float]]:
     """How far the trainer's log-probs are from those that the engine recorded, [N] each."""
-    gap = logps.detach() - sampled
+    # An engine may have none of a token.
+    known = ~sampled.isnan()
+    gap = torch.where(known, logps.detach() - sampled, 0.0)
     return {
-        "mismatch/kl": sum_and_count(gap.exp() - 1 - gap),
+        "mismatch/kl": ((gap.exp() - 1 - gap).double().sum(), known.double().sum()),
         "mismatch/max": (gap.abs().double().max(), 1.0),
     }
 

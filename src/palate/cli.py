@@ -359,6 +359,10 @@ def demo(
         bool,
         typer.Option("--vision", help="A model that sees: reward model, DPO and TDPO2 on images."),
     ] = False,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Online learning: PPO, GRPO, RLOO and online DPO."),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="Seed.")] = None,
@@ -371,6 +375,7 @@ def demo(
         "output_dir": output_dir,
         "quick": quick or None,
         "vision": vision or None,
+        "online": online or None,
     }
     given = [
         f"{key}={json.dumps(value, default=str)}"

@@ -14,6 +14,7 @@ from palate.recipes import load_recipe
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
 from palate.recipes.rl import RlRecipe
+from palate.recipes.rl_algorithms import OnlineDpo
 from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.store.names import path_names
@@ -30,8 +31,9 @@ class Target:
         run: run folder, None for a model without one.
         checkpoint: optimizer steps it has behind it; None where not known.
         folder: its weights or adapter; None: the recipe's model as it is.
-        model: recipe of the base model. loss: None for supervised fine-tuning and plain models.
-        token_weights: those of the loss.
+        model: recipe of the base model. loss: None for supervised fine-tuning, policy gradients and
+            plain models.
+        token_weights: those of the loss. algorithm: of online learning, by its type.
         reference: path of the reference; None where there is none.
     """
 
@@ -43,6 +45,7 @@ class Target:
     model: ModelRecipe
     loss: Loss | None
     token_weights: TokenWeights | None = None
+    algorithm: str | None = None
     reference: str | None
 
     @property
@@ -62,7 +65,8 @@ class Target:
             "label": self.label,
             "checkpoint": self.checkpoint,
             "run": None if self.run is None else str(self.run),
-            "loss": None if self.loss is None else self.loss.type,
+            # Of two runs with DPO's loss, one on its own responses, the report makes two.
+            "loss": self.algorithm or (None if self.loss is None else self.loss.type),
             "beta": self.beta,
         }
 
@@ -113,8 +117,11 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
     """
     targets: list[Target] = []
     for run in runs:
-        tuned = run.recipe if isinstance(run.recipe, TuneRecipe) else None
-        trained_with = None if isinstance(run.recipe, SftRecipe) else run.recipe.reference
+        trained = run.recipe
+        tuned = trained if isinstance(trained, TuneRecipe) else None
+        algorithm = trained.algorithm if isinstance(trained, RlRecipe) else None
+        loss = algorithm.loss if isinstance(algorithm, OnlineDpo) else tuned and tuned.loss
+        trained_with = None if isinstance(trained, SftRecipe) else trained.reference
         base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
             targets.append(
@@ -125,8 +132,9 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
                     checkpoint=step,
                     folder=folder,
                     model=run.recipe.model,
-                    loss=None if tuned is None else tuned.loss,
+                    loss=loss,
                     token_weights=None if tuned is None else tuned.token_weights,
+                    algorithm=None if algorithm is None else algorithm.type,
                     reference=recipe.reference or base,
                 )
             )

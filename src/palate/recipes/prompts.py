@@ -84,7 +84,7 @@ class GeneratedSource(_Presented):
 
     type: Literal["generated"]
     task: str
-    """Name of the task. palate: sort_letters, reverse_word, count_letters, replace_letter,
+    """Name of the task. palate: sort_letters, reverse_letters, count_letters, replace_letters,
     add_numbers."""
     library: Literal["palate", "reasoning_gym"] = "palate"
     """reasoning_gym: one of its data sets (extra `tasks`); the column `entry` is what its verifier

@@ -373,13 +373,19 @@ class DemoRecipe(RunRecipe):
     resume: bool = True
     """Finished parts of an earlier run of the same demo are reused."""
     model: str | None = None
-    """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`)."""
+    """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`), with `online` the
+    packaged SmolLM2 135M Instruct."""
     quick: bool = False
-    """Fewer pairs and steps: under 4 minutes on two cores."""
+    """Fewer pairs and steps: under 4 minutes on two cores, with `online` under 6."""
     vision: bool = False
     """A model that sees, in place of sentiment: a reward model and policies on pairs of which the
     image alone tells the better answer."""
+    online: bool = False
+    """Online learning of sentiment: PPO, GRPO, RLOO and online DPO beside best-of-n and offline
+    methods, and a run without a KL that collapses."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.vision and self.online:
+            yield "online", "only without `vision`"
         if self.vision and self.model is not None:
             yield "model", "only without `vision`, which has a packaged model of its own"

@@ -105,7 +105,9 @@ class RlRun(Frame):
         length = recipe.length.of_encoder()
         encoder = Encoder(tokenizer, recipe.model.chat_template, length, policy.pictures)
         with self.state.main_process_first():
-            prompts = read_prompts(recipe.prompts, encoder, seed=recipe.seed)
+            prompts = read_prompts(
+                recipe.prompts, encoder, seed=recipe.seed, make_scorer=make_scorer
+            )
         folder.write(Data.of(prompts.report))
         folder.write_quarantine(prompts.quarantine)
         examples = self._examples(prompts)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palate.data.items import Tokens
 from palate.errors import ModelError
-from palate.models.compiled import use_packed
+from palate.models.compiled import drop_packed, use_packed
 from palate.models.generation.check import Decoder
 from palate.models.generation.choice import decoder_of, way_of
 from palate.models.generation.draws import uniforms
@@ -119,6 +119,7 @@ class LocalEngine:
     ) -> list[Completion]:
         """As `generate`, of prompts as token ids alone."""
         ends = self.ends
+        drop_packed(self.model.base)
         vision = self.model.backbone.vision
         next_token = NextToken(
             self.model.vocabulary_head(),

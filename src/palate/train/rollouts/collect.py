@@ -25,6 +25,7 @@ from palate.models.generation.engine import Completion, Engine, Sampling
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import Grouped, OnlineDpo
 from palate.recipes.rl_engines import ServerEngine
+from palate.rewards.groups import score_concurrently
 from palate.store.files import append_jsonl, read_jsonl
 from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.rollouts.shape import shape_rewards, whiten_rewards
@@ -83,7 +84,8 @@ class Collector:
             self._score(groups, rollout)
             self._leave_out(groups)
             for group in groups:
-                self.stream.record(group.prompt, _pass_rate(group))
+                if any(response.score is not None for response in group.responses):
+                    self.stream.record(group.prompt, _pass_rate(group))
             if not resamples:
                 rollout.groups += groups
                 break
@@ -210,8 +212,6 @@ class Collector:
             groups.append(scored_group(prompt, texts))
         workers = self.recipe.reward.workers
         if workers > 1:
-            from palate.rewards.concurrent import score_concurrently
-
             return score_concurrently(self.scorer, groups, workers)
         return ask(self.scorer, groups)
 
@@ -263,7 +263,7 @@ def _response(prompt: int, completion: Completion) -> Response:
 def _pass_rate(group: Group) -> float:
     """Share of the group's responses with a reward above 0, as curricula take it."""
     rewards = [r.reward for r in group.responses if r.score is not None]
-    return sum(reward > 0 for reward in rewards) / len(rewards) if rewards else 0.0
+    return sum(reward > 0 for reward in rewards) / len(rewards)
 
 
 def _gathered(values: list[Any]) -> list[Any]:

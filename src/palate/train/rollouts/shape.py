@@ -35,6 +35,9 @@ def whiten_rewards(responses: Sequence[Response], recipe: RewardSignalRecipe) ->
     if len(whole) < 2:
         return
     mean, deviation = float(np.mean(whole)), float(np.std(whole, ddof=1))
+    if min(whole) == max(whole):
+        # No spread to divide by: that of rounding would blow up the rows outside it.
+        return
     for response in scored:
         response.reward = (response.reward - mean) / (deviation + 1e-8) + mean
 

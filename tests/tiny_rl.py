@@ -90,7 +90,7 @@ class ByText:
     """
 
     name = "by text"
-    traits = Traits()
+    traits = Traits(modalities=frozenset({"text", "image"}), reads_prompt=False)
 
     def __init__(
         self,

@@ -159,5 +159,6 @@ class PromptsRecipe(Strict):
             yield "eval_fraction", "only without `eval`: the held-out prompts come from one of them"
         if self.mixture is not None and self.mixture.tokenizer is not None:
             yield "mixture.tokenizer", "the model's own tokenizer counts: delete the key"
-        if self.curriculum is not None and "order" in self.model_fields_set:
+        # A recipe with every key written out has the default.
+        if self.curriculum is not None and self.order != "random":
             yield "order", "only without `curriculum`"

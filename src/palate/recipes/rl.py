@@ -330,7 +330,7 @@ class RlRecipe(RunRecipe):
                 )
             if self.prompts.holds_out and rollout.eval_generations < 2:
                 yield "rollout.eval_generations", "reward.scorer compares responses: 2 or more"
-        if "eval_generations" in rollout.model_fields_set and not self.prompts.holds_out:
+        if rollout.eval_generations > 1 and not self.prompts.holds_out:
             yield "rollout.eval_generations", "needs `prompts.eval` or `prompts.eval_fraction`"
         if self.reward.placement == "spans" and algorithm.type not in ("ppo", "reinforce++"):
             yield "reward.placement", f"{algorithm.type} has one advantage for a response"

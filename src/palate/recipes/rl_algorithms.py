@@ -56,7 +56,8 @@ class PolicyGradient(Strict):
         if self.epsilon >= 1:
             yield "epsilon", "1 or more clips nothing below"
         if self.loss_type == "cispo":
-            if "epsilon" in self.model_fields_set:
+            # A recipe with every key written out has the default.
+            if self.epsilon != type(self).model_fields["epsilon"].default:
                 yield "epsilon", "cispo clips above only: use epsilon_high"
             if self.delta is not None:
                 yield "delta", "not with cispo, whose ratio is a weight"

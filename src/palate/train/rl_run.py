@@ -111,7 +111,7 @@ class RlRun(Frame):
         folder.write(Data.of(prompts.report))
         folder.write_quarantine(prompts.quarantine)
         examples = self._examples(prompts)
-        check_fits(policy, recipe.model.path, examples, encoder)
+        check_fits(policy, recipe.model.path, examples, encoder, key="rollout.max_new_tokens")
         chats = any(not isinstance(prompt.content, str) for prompt in prompts.train)
         add_stop_tokens(policy.base, encoder.stop_ids(chats=chats))
         policy.base_digest = digest.result()

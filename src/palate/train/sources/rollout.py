@@ -11,18 +11,15 @@ run that is interrupted between two of them goes on with the same numbers.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
 
-from palate.data.items import Floats, Item, Tokens
-from palate.data.items import Rollout as Label
+from palate.data.items import Floats
 from palate.errors import RunError
 from palate.models.model import Model
 from palate.models.reference import Reference
@@ -36,28 +33,15 @@ from palate.train.rollouts.collect import Collector
 from palate.train.rollouts.credit import assign_credit
 from palate.train.rollouts.figures import rollout_figures, token_figures
 from palate.train.rollouts.measure import measure
-from palate.train.rollouts.pairs import pair_items
-from palate.train.rollouts.responses import Group, Response, Rollout
+from palate.train.rollouts.responses import Response, Rollout
 from palate.train.rollouts.rows import rollout_of, rows_of
 from palate.train.rollouts.spans import spans_in_tokens
+from palate.train.rollouts.updates import Cutter, Update, keys_of
 from palate.train.sources.base import MicroBatch
-from palate.train.sources.offline import BatchPlan, Collate, Slot, micro_batch
+from palate.train.sources.offline import Collate, micro_batch
 
 EMPTY_ROLLOUTS = 20
 """Rollouts in a row with nothing to learn from, after which the run ends."""
-LARGE = 1 << 30
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step learns from.
-
-    Attributes:
-        items: of the step, on every process. slots: this process's micro-batches.
-    """
-
-    items: list[Item]
-    slots: list[Slot]
 
 
 class RolloutSource:
@@ -103,13 +87,7 @@ class RolloutSource:
         self._folder = folder
         self._tokenizer = tokenizer
         self._figures: dict[str, float] = {}
-        self._plan = BatchPlan(
-            batch_size=recipe.rollout.batch_size_prompts,
-            micro_batch_size=LARGE,
-            micro_batch_tokens=recipe.train.micro_batch_tokens or LARGE,
-            rank=collector.rank,
-            world_size=collector.world_size,
-        )
+        self._cutter = Cutter(recipe, collector.prompts, collector.rank, collector.world_size)
 
     @property
     def epoch(self) -> float:
@@ -126,7 +104,7 @@ class RolloutSource:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         while self.step < self.total:
             rollout = self._current()
-            updates = self._cut(rollout)
+            updates = self._cutter.updates(rollout)
             while not self._ended and self.step < self.total:
                 update = updates[self._update]
                 self._before(rollout, update)
@@ -154,7 +132,7 @@ class RolloutSource:
             return self.rollout
         for _ in range(EMPTY_ROLLOUTS):
             rollout = self._made()
-            if self._cut(rollout):
+            if self._cutter.updates(rollout):
                 self.rollout = rollout
                 return rollout
             self._number += 1
@@ -177,7 +155,7 @@ class RolloutSource:
                 response.spans = spans_in_tokens(response, self._tokenizer)
         if isinstance(self.recipe.algorithm, OnlineDpo):
             for group in rollout.groups:
-                self._pairs(group, rollout, rollout.counts)
+                self._cutter.pairs(group, rollout, rollout.counts)
         elif rollout.trained:
             self._prepare(rollout)
         if self.collector.rank == 0:
@@ -193,7 +171,9 @@ class RolloutSource:
         started = time.monotonic()
         # As the paper's code has it, each update measures what it learns from by itself.
         if self.recipe.measures_rollouts and self.recipe.fidelity != "paper":
-            self._measure(self._cut(rollout)[: self.recipe.train.num_mini_batches], rollout)
+            self._measure(
+                self._cutter.updates(rollout)[: self.recipe.train.num_mini_batches], rollout
+            )
         if self.recipe.fidelity != "paper":
             self._assign_credit(rollout.trained)
         rollout.seconds["prepare"] = time.monotonic() - started
@@ -215,7 +195,7 @@ class RolloutSource:
                 temperature=scored_temperature(self.recipe),
             )
             for slot, values in zip(slots, measured, strict=True):
-                keys = [key for i in slot for key in _keys(update.items[i])]
+                keys = [key for i in slot for key in keys_of(update.items[i])]
                 for place, key in enumerate(keys):
                     numbers[key] = {name: each[place] for name, each in values.items()}
         everywhere: dict[tuple[int, int], dict[str, Floats]] = {
@@ -237,7 +217,7 @@ class RolloutSource:
         if self.recipe.fidelity != "paper":
             return
         started = time.monotonic()
-        keys = {key for item in update.items for key in _keys(item)}
+        keys = {key for item in update.items for key in keys_of(item)}
         part = [r for r in rollout.trained if (r.prompt, r.sample) in keys]
         self._measure([update], rollout)
         self._assign_credit(part)
@@ -245,83 +225,12 @@ class RolloutSource:
 
     # Updates ----------------------------------------------------------------------------------
 
-    def _cut(self, rollout: Rollout) -> list[Update]:
-        """The updates on a rollout, in their order."""
-        updates = []
-        train, algorithm = self.recipe.train, self.recipe.algorithm
-        groups = [group for group in rollout.groups if group.trained]
-        parts = (
-            math.ceil(len(rollout.groups) / self.recipe.rollout.batch_size_prompts)
-            if isinstance(algorithm, OnlineDpo)
-            else train.num_mini_batches
-        )
-        for iteration in range(train.num_iterations):
-            order = list(groups)
-            if self.recipe.fidelity != "paper":
-                seed = f"{self.recipe.seed}/{rollout.number}/{iteration}"
-                random.Random(seed).shuffle(order)
-            size, more = divmod(len(order), parts)
-            start = 0
-            for k in range(parts):
-                stop = start + size + (k < more)
-                items = [
-                    item for group in order[start:stop] for item in self._items(group, rollout)
-                ]
-                start = stop
-                if items:
-                    lengths = [item.n_tokens for item in items]
-                    slots = self._plan.micro_batches(range(len(items)), lengths)
-                    updates.append(Update(items, slots))
-        return updates
-
-    def _items(self, group: Group, rollout: Rollout) -> list[Item]:
-        """A group as items of as many tokens as a micro-batch may have."""
-        if isinstance(self.recipe.algorithm, OnlineDpo):
-            return self._pairs(group, rollout, {})
-        prompt = self.collector.prompts[group.prompt]
-        limit = self.recipe.train.micro_batch_tokens or LARGE
-        parts: list[list[Any]] = []
-        used = 0
-        for response in group.trained:
-            if not parts or used + len(response) > limit:
-                parts.append([])
-                used = len(prompt.tokens)
-            parts[-1].append(response)
-            used += len(response)
-        return [
-            Item(
-                prompts=(prompt.tokens,) * len(part),
-                responses=tuple(Tokens(r.response_ids) for r in part),
-                label=Label({name: tuple(r.tokens[name] for r in part) for name in part[0].tokens}),
-                id=f"{group.prompt}:{','.join(str(r.sample) for r in part)}",
-                source=prompt.source,
-            )
-            for part in parts
-        ]
-
-    def _pairs(self, group: Group, rollout: Rollout, counts: dict[str, int]) -> list[Item]:
-        """The pairs of a group; what is no pair is counted in `counts`."""
-        algorithm = self.recipe.algorithm
-        assert isinstance(algorithm, OnlineDpo)
-        prompt = self.collector.prompts[group.prompt]
-        return pair_items(
-            group,
-            prompt.tokens,
-            algorithm,
-            seed=f"{self.recipe.seed}/{rollout.number}",
-            counts=counts,
-            id=prompt.id,
-            source=prompt.source,
-        )
-
     def _micro_batches(self, update: Update) -> list[MicroBatch]:
         # Items are made anew: what was measured for this update alone is on them then.
         items = update.items
         if self.recipe.fidelity == "paper":
             assert self.rollout is not None
-            by_prompt = {group.prompt: group for group in self.rollout.groups}
-            numbers = dict.fromkeys(int(item.id.partition(":")[0]) for item in items)
-            items = [i for n in numbers for i in self._items(by_prompt[n], self.rollout)]
+            items = self._cutter.renewed(update, self.rollout)
         return [
             micro_batch(
                 [items[i if i >= 0 else ~i] for i in slot], self._collate, counted=slot[0] >= 0
@@ -400,12 +309,6 @@ class RolloutSource:
         self.control.kl_coefficient = state["kl_coefficient"]
         self.collector.engine.version = state["engine"]
         self.rollout = None
-
-
-def _keys(item: Item) -> list[tuple[int, int]]:
-    """(prompt, sample) of each response of an item, which its id tells."""
-    prompt, _, samples = item.id.partition(":")
-    return [(int(prompt), int(sample)) for sample in samples.split(",")]
 
 
 def _reasons(rollout: Rollout) -> str:

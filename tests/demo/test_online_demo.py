@@ -107,9 +107,10 @@ def test_the_numbers_are_those_of_the_samples(done: Path) -> None:
 
 def test_a_second_run_does_nothing(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")}
-    model = read_json(done / "stages/data.json") and load_recipe(
-        RlRecipe, done / "ppo/recipe.yaml"
-    ).model.path
+    model = (
+        read_json(done / "stages/data.json")
+        and load_recipe(RlRecipe, done / "ppo/recipe.yaml").model.path
+    )
     run(done.parent, Path(model))
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")} == before
     assert capsys.readouterr().out.splitlines() == read_json(done / "conclusion.json")["lines"]

@@ -76,7 +76,8 @@ class Collector:
         self._samples: Counter[int] = Counter()
         algorithm = self.recipe.algorithm
         resamples = isinstance(algorithm, Grouped) and algorithm.zero_variance == "resample"
-        limit = (getattr(algorithm, "resample_limit", None) or RESAMPLE_LIMIT) * wanted
+        several = algorithm.resample_limit if isinstance(algorithm, Grouped) else None
+        limit = (several or RESAMPLE_LIMIT) * wanted
         while len(rollout.groups) < wanted:
             indices = self._drawn(min(wanted - len(rollout.groups), limit - rollout.drawn))
             rollout.drawn += len(indices)
@@ -301,6 +302,6 @@ def _journalled(file: Path, indices: Sequence[int]) -> dict[tuple[int, int], Com
     for line in read_jsonl(file) if file.exists() else []:
         if line["prompt"] in places:
             tuples = {name: tuple(v) for name, v in line.items() if isinstance(v, list)}
-            found = Completion(**line | tuples | {"prompt": places[line["prompt"]]})
-            kept[found.prompt, found.index] = found
+            completion = Completion(**line | tuples | {"prompt": places[line["prompt"]]})
+            kept[completion.prompt, completion.index] = completion
     return kept

@@ -21,7 +21,7 @@ test: lint ## Lint, types, import direction and every test, the slow ones too
 quick: $(VENV)/.dev ## The tests that need no real model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-integrations: $(VENV)/.integrations ## W&B and trackio, offline: do they store what a run logs?
+integrations: $(VENV)/.integrations ## Trackers, Ray, lm-eval and vLLM themselves, where they are installed
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 mutants: $(VENV)/.mutants ## Break losses and kernels in a thousand ways: do the tests notice?

@@ -53,6 +53,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SIDES = ("generate", "generate static", "palate")
+SIZES = ("prompts", "group", "prompt_tokens", "new_tokens", "batch", "layers", "threads", "times")
 NATS = 0.05
 """How far recorded log-probabilities may be from the forward pass, on average a token."""
 
@@ -73,9 +74,7 @@ def made(model: str, options: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     if model not in SHAPES:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.bfloat16
-        ).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
     name, keys = SHAPES[model]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if options.layers:
@@ -186,17 +185,14 @@ def main() -> None:
         (options.model,) = models
         one_side(options.side, options)
         return
-    names = ("prompts", "group", "prompt_tokens", "new_tokens", "batch", "layers", "threads", "times")
-    sizes = [
-        text
-        for name in names
-        for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
-    ]
+    told = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in SIZES]
     tokens = options.prompts * options.group * options.new_tokens
     for model in models:
-        results = take_turns(
-            SIDES, lambda side: run_side(__file__, side, "--model", model, *sizes), options.turns
-        )
+
+        def run(side: str, given: tuple[str, ...] = ("--model", model, *told)) -> dict[str, Any]:
+            return run_side(__file__, side, *given)
+
+        results = take_turns(SIDES, run, options.turns)
         print(f"{'':>20} {'s/rollout':>22} {'tokens/s':>8} {'peak GB':>8}")
         for side, measured in results.items():
             print(

@@ -36,19 +36,20 @@ class Manner:
 
     Attributes:
         kind: vllm | sglang | other.
-        raw: log-probs from before the temperature. unfiltered: from before top-k.
+        raw: log-probs from before the temperature. unfiltered: from before top-k. logits: no
+            log-probs at all.
         text_only: no token ids. top_k: that it cuts every distribution to.
-        seconds: a token takes. context: tokens of prompt and response together.
+        seconds: every token but the first takes. context: tokens of prompt and response together.
         own_stop: ends responses, unless told not to. bos: put before every prompt.
-        nan_seeds: share of seeds whose log-probs hold a NaN. failures: questions refused with 503
-            before the first is answered. reloads: whether it has the route. expansion: added to
-            the tokens of a prompt with images. draws: what it is made to write.
-        labels: whether it names its weights.
+        nan_share: of seeds whose log-probs hold a NaN. failures: questions refused with 503 before
+            the first is answered. reloads: whether it loads weights anew. labels: whether it names
+            them. expanded: what it makes of a prompt with images. writes: what it is made to write.
     """
 
     kind: str = "vllm"
     raw: bool = False
     unfiltered: bool = False
+    logits: bool = False
     text_only: bool = False
     top_k: int = 0
     seconds: float = 0.0
@@ -98,7 +99,7 @@ class Writer:
         first: list[tuple[int, float]] = []
         most = min(params["most"], self.manner.context - len(ids))
         while len(written) < most:
-            time.sleep(self.manner.seconds)
+            time.sleep(self.manner.seconds if written else 0)
             with self.lock:
                 logits = self._logits(ids + written, adapter)
             for token, bias in params.get("logit_bias", {}).items():
@@ -114,7 +115,7 @@ class Writer:
             if self.manner.writes is not None:
                 drawn = self.manner.writes[len(written)]
             shown = logits if self.manner.raw else cold if self.manner.unfiltered else kept
-            told = shown.log_softmax(-1)
+            told = shown if self.manner.logits else shown.log_softmax(-1)
             if not written:
                 best = told.topk(5)
                 pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -150,7 +151,7 @@ def completion(writer: Writer, body: dict[str, Any]) -> tuple[int, Any]:
     params = {"most": body["max_tokens"], "least": body["min_tokens"]} | body
     written, logps, first, finish = writer.write(ids, body["seed"], adapter, params)
     if body["seed"] and body["seed"] % 1000 < 1000 * manner.nan_share:
-        return 500, {"error": "Out of range float values are not JSON compliant: nan"}
+        return 400, {"error": "Out of range float values are not JSON compliant: nan"}
     names = [f"token_id:{token}" for token in written]
     choice: dict[str, Any] = {"index": 0, "text": "?", "finish_reason": finish}
     if chat:
@@ -289,7 +290,7 @@ class Served:
 
     def asked(self, path: str) -> list[Any]:
         """Bodies of what was asked at a path."""
-        found = httpx.get(f"http://127.0.0.1:{self.port}/asked").json()
+        found = httpx.get(f"http://127.0.0.1:{self.port}/asked", timeout=60).json()
         return [one["body"] for one in found if one["path"] == path]
 
     def kill(self) -> None:

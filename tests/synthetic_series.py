@@ -106,6 +106,8 @@ def _noisy(line: Line, noises: dict[str, Noise], kind: str) -> Line:
             noisy[name] = value
         elif name.startswith("reward"):
             noisy[name] = value + wide * 0.06 * z
+            if name.endswith("std"):
+                noisy[name] = abs(noisy[name])
         elif name == "value/explained_variance":
             noisy[name] = value + wide * (0.1 + 0.3 * max(0.0, -value)) * z
         elif name == "kl/k1":

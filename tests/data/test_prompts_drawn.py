@@ -92,10 +92,11 @@ def test_more_than_there_are_cannot_be_drawn_at_once() -> None:
 
 
 def test_unseen_prompts_come_first() -> None:
-    draws = curriculum(10)
-    taken = [draws.draw(4) for _ in range(3)]
-    assert sorted(flat(taken)[:10]) == list(range(10))
-    assert len(set(taken[2])) == 4
+    for seed in range(20):
+        draws = curriculum(10, seed)
+        taken = [draws.draw(4) for _ in range(3)]
+        assert sorted(flat(taken)[:10]) == list(range(10))
+        assert len(set(taken[2])) == 4
     assert curriculum(10, seed=1).draw(10) != curriculum(10).draw(10)
 
 

@@ -20,25 +20,25 @@ def generated(task: str, size: int = 50, **more: Any) -> dict[str, Any]:
 
 def solved(task: str, question: str) -> str:
     """The answer by another way than the one that made it."""
-    first, _ = question.split("\n")
-    words = first.partition(": ")[2]
+    head, _, shown = question.rpartition(": ")
+    letters = shown.split()
     if task == "sort_letters":
-        letters, ordered = words.split(), []
+        ordered = []
         while letters:
             ordered.append(letters.pop(letters.index(min(letters))))
         return " ".join(ordered)
-    if task == "reverse_word":
-        return "".join(words[-i - 1] for i in range(len(words)))
+    if task == "reverse_letters":
+        return shown[::-1]
     if task == "count_letters":
-        match = re.fullmatch(r"How many times does the letter (.) occur in (\w+)\?", first)
+        match = re.fullmatch(r"Count how often (.) is among .* number alone", head)
         assert match is not None
-        return str(len(re.findall(match[1], match[2])))
-    if task == "replace_letter":
-        match = re.match(r"Copy this text and replace every (.) with (.): ", first)
-        assert match is not None
-        return "".join(match[2] if c == match[1] else c for c in first[match.end() :])
+        return str(len(re.findall(match[1], shown)))
+    if task == "replace_letters":
+        match = re.match(r"Copy these letters with (.) in place of every (.) and", head)
+        assert match is not None and match[2] in letters and match[1] not in letters
+        return re.sub(match[2], match[1], shown)
     total = 0
-    for number in re.findall(r"\d+", first):
+    for number in re.findall(r"\d+", shown):
         total += int(number)
     return str(total)
 
@@ -53,7 +53,7 @@ def test_answers_are_right(task: str) -> None:
 
 def test_a_larger_size_begins_with_a_smaller_one() -> None:
     def texts(**more: Any) -> list[Any]:
-        return [p.content for p in read(generated("reverse_word", **more)).train]
+        return [p.content for p in read(generated("reverse_letters", **more)).train]
 
     assert texts(size=50)[:20] == texts(size=20)
     assert texts(size=20, seed=5) != texts(size=20, seed=6)
@@ -65,7 +65,9 @@ def test_training_and_held_out_tasks_are_drawn_apart() -> None:
     held = {p.content for p in prompts.eval}
     assert len(held) == 50 and not held & {p.content for p in prompts.train}
     assert 0 < dropped(prompts)["also a held-out prompt"] < 50
-    assert [p.source for p in prompts.eval[:1]] == ["add_numbers"]
+    assert {p.source for p in prompts.eval} == {"add_numbers"}
+    ids = {prompt.id for prompt in read(source).train}
+    assert ids == {f"add_numbers:{i + 1}" for i in range(50)}
     chats = read({**source, "as_chat": True}, eval_fraction=0.2)
     assert (len(chats.train), len(chats.eval)) == (40, 10)
     assert chats.train[0].content[0]["role"] == "user"  # type: ignore[index]
@@ -129,10 +131,10 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_sources_of_one_task_have_two_names() -> None:
-    easy = generated("reverse_word", size=10)
-    hard = generated("reverse_word", size=10, parameters={"min_letters": 8, "max_letters": 9})
+    easy = generated("reverse_letters", size=10)
+    hard = generated("reverse_letters", size=10, parameters={"min_letters": 8, "max_letters": 9})
     prompts = read(easy, hard)
-    assert prompts.report["train"]["by_source"] == {"reverse_word": 10, "reverse_word 2": 10}
+    assert prompts.report["train"]["by_source"] == {"reverse_letters": 10, "reverse_letters 2": 10}
 
     def letters(prompt: PolicyPrompt) -> int:
         return len(prompt.columns["answer"])

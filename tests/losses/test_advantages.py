@@ -218,6 +218,19 @@ def test_the_order_of_rows_is_nothing(function):
     torch.testing.assert_close(function(SCORES[order], GROUP[order]), expected)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_scores_far_from_zero_in_float32(scale):
+    """Sums and deviations are float64: a large mean does not eat the differences."""
+    scores = 3e4 + torch.arange(24.0) * 2.0**-8
+    group = torch.arange(24) % 2
+    exact = scores.double()
+    expected = group_advantages(exact, group, scale=scale)
+    got = group_advantages(scores, group, scale=scale).double()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+    got = leave_one_out(scores, group).double()
+    torch.testing.assert_close(got, leave_one_out(exact, group), rtol=1e-6, atol=1e-8)
+
+
 def test_leave_one_out_is_the_centred_score_scaled():
     scores, group = draw(12, 4), torch.arange(12) % 3
     centred = group_advantages(scores, group, scale="none")
@@ -307,7 +320,7 @@ def weights_of(level: str, mode: str, cap: float, sampled: list[float]) -> list[
     segment = torch.tensor([0, 0, 0, 1, 2])
     out = correction_weights(
         (engine + ratios.log()).nan_to_num(nan=-0.3).requires_grad_(),
-        engine,
+        engine.requires_grad_(),
         segment,
         level=level,
         mode=mode,
@@ -331,6 +344,14 @@ def test_corrections_by_hand():
     for level, mode in (("row", "mask"), ("token", "drop")):
         with pytest.raises(ValueError, match=r"no (level|mode)"):
             weights_of(level, mode, 1.8, engine)
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_a_weight_at_the_cap_is_not_above_it(mode):
+    old, engine = torch.tensor([math.log(2.0)], **F64), torch.zeros(1, **F64)
+    options = {"level": "token", "mode": mode, "cap": 2.0}
+    weights = correction_weights(old, engine, torch.zeros(1).long(), **options)
+    assert weights.tolist() == pytest.approx([2.0])
 
 
 def test_a_sequences_weight_is_a_product_not_a_mean():

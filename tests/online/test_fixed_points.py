@@ -129,9 +129,10 @@ def rloo(table: Tensor) -> Tensor:
 
 def kl_term(table: Tensor, *, form: str, corrected: bool = False, future: bool = False) -> Tensor:
     logp = MDP.of_tokens(table)
-    if form != "exact":
-        return kl_estimate(logp, REF, form, old_logp=logp.detach() if corrected else None)
-    kl = exact_kl(table)
+    if form == "exact":
+        kl = exact_kl(table)
+    else:
+        kl = kl_estimate(logp, REF, form, old_logp=logp.detach() if corrected else None)
     return kl + future_kl(logp, kl, SEGMENT) if future else kl
 
 
@@ -204,6 +205,11 @@ CASES: dict[str, tuple[Loss, Tensor, float]] = {
     "k1 in the reward, RLOO": (rloo, OPTIMUM, 0.5),
     "k1 in the reward, CISPO": (k1_in_reward_cispo, OPTIMUM, 0.5),
     "exact KL in the loss, with future": (kl_in_loss(form="exact", future=True), OPTIMUM, 0.5),
+    "k3 in the loss, bias correction, with future": (
+        kl_in_loss(form="k3", corrected=True, future=True),
+        OPTIMUM,
+        0.5,
+    ),
     "online DPO, soft or sampled labels": (online_dpo(SOFT), OPTIMUM, 4.0),
     "offline DPO, soft labels": (online_dpo(SOFT, sampler="reference"), OPTIMUM, 0.5),
     "exact KL in the loss, without future": (kl_in_loss(form="exact"), NO_FUTURE, 0.5),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,10 +15,12 @@ from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import score_files
 from palate.evaluate.reward.check import check_scorers
 from palate.recipes.load import check_recipe
+from palate.recipes.scorers import RemoteScorer
 from palate.recipes.scorers import RuleScorer as Recipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.identity import key_of
+from palate.rewards.remote import Remote
 from palate.rewards.rule import NO_ANSWER_KNOWN
 from scored import flat_values
 from tiny_serve import client, run
@@ -185,3 +188,29 @@ def test_spans_are_in_files_of_scores_and_answers_of_a_server(tmp_path: Path) ->
             assert "spans" not in (await c.post("/score", json=again)).json()
 
     run(test)
+
+
+def test_columns_go_to_a_server_and_its_scorer() -> None:
+    async def test() -> None:
+        async with client(make_scorer(recipe(answer_column="answer"))) as c:
+            body = {"prompt": "p", "responses": ["4", "5"], "columns": {"answer": 4, "more": []}}
+            assert (await c.post("/score", json=body)).json()["scores"] == [1.0, 0.0]
+            del body["columns"]
+            answer = (await c.post("/score", json=body)).json()
+            assert answer["reasons"] == ["nothing in column answer of its prompt"] * 2
+
+    run(test)
+    sent: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
+        sent.extend(json.loads(request.content)["items"])
+        return httpx.Response(200, json={"items": [{"scores": [1.0]} for _ in sent]})
+
+    remote = RemoteScorer(url="http://s:1", columns=("answer",))
+    group = Group("p", ("4",), columns={"answer": 4, "more": 5})
+    Remote(remote, transport=httpx.MockTransport(answer)).score([group])
+    assert sent == [{"prompt": "p", "responses": ["4"], "columns": {"answer": 4}}]
+    with pytest.raises(ValueError, match="only with `route: score`"):
+        RemoteScorer(url="http://s:1", columns=("answer",), route="get_reward")

@@ -15,6 +15,7 @@ from palate.recipes.alarms import AlarmsRecipe, ThresholdsRecipe
 from palate.store.records import AlarmRecord, read_lines
 from palate.train.alarm_rules import RULES
 from palate.train.alarms import Alarms, AlarmWatch, alarms_of
+from palate.train.callbacks import figures
 from palate.train.history import BEGINNING, LAST, PAST, RECENT, History
 from synthetic_series import FAILURES, Line, failing, healthy
 
@@ -159,7 +160,10 @@ def test_groups_engines_and_components() -> None:
     assert names(logged(mismatch__kl=0.2)) == ["mismatch"]
     up, down = [0.1] * 9 + [0.9], [0.8] * 9 + [0.2]
     lines = logged(reward__model=up, reward__length=down)
-    assert "reward/model 0.1 -> 0.9, while reward/length 0.8 -> 0.2" in alarms_of(lines)[0].seen
+    assert (
+        "reward/model from 0.1 to 0.9, while reward/length from 0.8 to 0.2"
+        in alarms_of(lines)[0].seen
+    )
     assert names(logged(reward__model=up, reward__length=0.8)) == []
     assert names(logged(reward__model=up, reward__std=down, reward__group_std=down)) == []
 
@@ -190,7 +194,8 @@ def test_a_resumed_watch_goes_on_as_it_was(alarm: str) -> None:
     whole = Alarms()
     expected = heard(whole, lines)
     assert expected
-    for cut in (3, len(lines) // 2, len(lines) - 2):
+    # Also one line before it begins, where its rule has held twice.
+    for cut in (3, expected[0].step - 1, len(lines) - 2):
         first, second = Alarms(), Alarms()
         before = heard(first, lines[:cut])
         second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
@@ -246,7 +251,7 @@ def test_the_watch_writes_says_and_stops(tmp_path: Path) -> None:
     ]
     first, second = said.getvalue().splitlines()  # one line each, whatever the width
     assert first.startswith(
-        "step 12, alarm: Responses grow long: mean length 30.0 -> 90.0 tokens. "
+        "step 12, alarm: Responses grow long: mean length from 30.0 to 90.0 tokens. "
     )
     assert second.endswith("The run ends after a checkpoint (alarms.stop_on).")
     # Resumed while the alarm lasts, the run ends again.
@@ -268,3 +273,10 @@ def test_recipes_name_alarms_that_there_are() -> None:
         ThresholdsRecipe(entropy=0.6)
     loose = ThresholdsRecipe(length_growth=4.0)
     assert names(logged(length__mean=[30.0] * 9 + [61.0]), loose) == []
+
+
+def test_the_line_that_people_watch() -> None:
+    line = {"loss": 0.1, "reward": 0.25, "kl/k1": 3.0, "kl/k3": 3.5, "length/mean": 41.6}
+    assert figures(line | {"entropy/sampled": 1.5, "eos/rate": 0.5}) == (
+        "loss 0.1000  reward 0.250  KL 3.00  entropy 1.50  length 42  ended 50%"
+    )

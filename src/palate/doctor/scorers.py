@@ -36,6 +36,9 @@ def _part_checks(part: Any) -> Iterator[Check]:
     elif isinstance(part, scorers.MixtureScorer):
         if isinstance(part.zscores, Path) and not part.zscores.is_file():
             yield Check("scorer", "problem", f"`zscores`: no file {part.zscores}")
+    elif isinstance(part, scorers.HybridScorer):
+        if part.baselines is not None and not part.baselines.is_file():
+            yield Check("scorer", "problem", f"`baselines`: no file {part.baselines}")
     elif isinstance(part, scorers.HeadsScorer):
         yield from _part_checks(members_of(part).members[0].scorer)
     elif isinstance(part, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):

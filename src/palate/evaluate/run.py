@@ -17,7 +17,13 @@ from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
 from palate.errors import RecipeError
 from palate.evaluate.diversity import diversity
-from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
+from palate.evaluate.eval_data import (
+    EvalData,
+    build_eval_data,
+    check_data_keys,
+    data_recipe,
+    eval_length,
+)
 from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
 from palate.evaluate.loading import PolicyLoader, grouped
 from palate.evaluate.preference import PairScore, Progress, score_pairs, summarise_pairs
@@ -42,7 +48,7 @@ from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 6
+VERSION = 7
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
@@ -92,7 +98,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             tokenizer = load_tokenizer(model)
             store = folder.path.parent / IMAGES
             pictures = pictures_of(model, tokenizer, store)
-            encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
+            encoder = Encoder(tokenizer, model.chat_template, eval_length(recipe, data), pictures)
             eval_data = build_eval_data(recipe, data, seed, part, encoder)
             folder.write(Data.of(eval_data.report))
             folder.write_quarantine(eval_data.quarantine)
@@ -364,7 +370,11 @@ class EvaluationContext:
     def rewards(self, samples: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The reward of each sample."""
         prompts = self.eval_data.prompts
-        groups = [Group(prompts[row["prompt"]].content, (row["text"],)) for row in samples]
+        groups = [
+            Group(asked.content, (row["text"],), columns=asked.columns)
+            for row in samples
+            for asked in (prompts[row["prompt"]],)
+        ]
         return [score.value for (score,) in ask(self.scorers["reward"], groups)]
 
     def verdicts(

@@ -270,6 +270,15 @@ def use_packed(model: nn.Module) -> int:
     return len(bfloat16)
 
 
+def drop_packed(model: nn.Module) -> None:
+    """Forgets the arranged weights of `use_packed`; those in use are arranged anew.
+
+    It notices changes that torch counts; what writes to a weight's `data` is not counted.
+    """
+    for module in model.modules():
+        vars(module).pop(_PACKED, None)
+
+
 def _linear_forward(self: Any, x: Tensor) -> Tensor:
     weight = self.weight
     few = x.dtype == torch.bfloat16 and 0 < x.numel() <= FEW_ROWS * x.shape[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,9 @@ def merged_weights(base: nn.Module) -> dict[str, Tensor]:
     }
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
-            own = f"{name}.weight"
-            for adapter in layer.active_adapters:
-                delta = layer.get_delta_weight(adapter)
-                weights[own] = (weights[own].float() + delta.float()).to(weights[own].dtype)
+            key = f"{name}.weight"
+            adapted: Any = layer
+            for adapter in adapted.active_adapters:
+                delta = adapted.get_delta_weight(adapter)
+                weights[key] = (weights[key].float() + delta.float()).to(weights[key].dtype)
     return weights

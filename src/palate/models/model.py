@@ -185,7 +185,7 @@ class Model(nn.Module):
                 continue
             assert isinstance(head, (VocabularyHead, ScalarHead, ValueHead))
             if head.trunk not in states:
-                states[head.trunk] = self.trunks[head.trunk](batch)
+                states[head.trunk] = self.trunks[head.trunk](self._seen_by(head.trunk, batch))
             seen = states[head.trunk]
             if isinstance(head, ScalarHead):
                 rewards, by_head = head.rewards(head.pooled(seen, batch))
@@ -197,6 +197,14 @@ class Model(nn.Module):
             else:
                 outputs["tokens"] = self._tokens(seen, head, batch, ask, reference)
         return Outputs(**outputs)
+
+    def _seen_by(self, trunk: str, batch: SequenceBatch) -> SequenceBatch:
+        """The batch as a trunk takes it: features of images are the main trunk's, whose tower and
+        projector no other has."""
+        images = batch.images
+        if images is None or not images.pixels or trunk == next(iter(self.trunks)):
+            return batch
+        return dataclasses.replace(batch, images=dataclasses.replace(images, features=()))
 
     def _tokens(
         self,

@@ -84,7 +84,7 @@ class GeneratedSource(_Presented):
 
     type: Literal["generated"]
     task: str
-    """Name of the task. palate: sort_letters, reverse_word, count_letters, replace_letter,
+    """Name of the task. palate: sort_letters, reverse_letters, count_letters, replace_letters,
     add_numbers."""
     library: Literal["palate", "reasoning_gym"] = "palate"
     """reasoning_gym: one of its data sets (extra `tasks`); the column `entry` is what its verifier
@@ -159,5 +159,6 @@ class PromptsRecipe(Strict):
             yield "eval_fraction", "only without `eval`: the held-out prompts come from one of them"
         if self.mixture is not None and self.mixture.tokenizer is not None:
             yield "mixture.tokenizer", "the model's own tokenizer counts: delete the key"
-        if self.curriculum is not None and "order" in self.model_fields_set:
+        # A recipe with every key written out has the default.
+        if self.curriculum is not None and self.order != "random":
             yield "order", "only without `curriculum`"

@@ -123,14 +123,25 @@ class RewardSignalRecipe(Strict):
     ends."""
     placement: Literal["last", "spans"] = "last"
     """last: the score is the reward of the last token; spans: where the scorer gives values of
-    tokens or steps, each is the reward of its own last token, and the score is not used. For ppo
-    and reinforce++."""
+    tokens or steps, each is the reward of its own last token as it is, and the score is not used.
+    Penalties are paid at the last token in both. For ppo and reinforce++."""
     workers: Count = 1
     """Requests to a scorer under way at once, for servers and verifiers."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.mean is None) is not (self.deviation is None) and self.mean is None:
             yield "mean", "goes with `deviation`"
+        if self.placement == "spans":
+            for name in ("mean", "deviation", "clip"):
+                if getattr(self, name) is not None:
+                    yield name, "of scores, which `placement: spans` does not use"
+            if self.whiten:
+                yield "whiten", "of scores, which `placement: spans` does not use"
+            if self.missing_eos is not None and self.missing_eos.value is not None:
+                yield (
+                    "missing_eos.value",
+                    "`placement: spans` has no score to replace: use `penalty`",
+                )
 
 
 class RolloutRecipe(Strict):
@@ -276,6 +287,11 @@ class RlRecipe(RunRecipe):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         algorithm, rollout, train = self.algorithm, self.rollout, self.train
+        if isinstance(algorithm, OnlineDpo) and train.num_mini_batches > 1:
+            yield (
+                "train.num_mini_batches",
+                "online_dpo updates once on each batch of prompts: use algorithm.sync_every",
+            )
         if self.model.lora is not None and self.model.lora.dropout:
             yield "model.lora.dropout", "the ratio of the first update would not be 1: use 0"
         if rollout.batch_size_prompts % train.num_mini_batches:
@@ -301,13 +317,25 @@ class RlRecipe(RunRecipe):
                 yield "fidelity", "paper: only with `algorithm.type: ppo`"
             if isinstance(rollout.engine, ServerEngine):
                 yield "fidelity", "paper: only with the engine in this process"
-        if compares(self.reward.scorer) and not algorithm.needs_groups:
-            yield (
-                "reward.scorer",
-                f"compares the responses to one prompt, and {algorithm.type} takes each by itself",
-            )
+            if self.kl is not None and self.kl.target is not None:
+                yield "kl.target", "not with `fidelity: paper`, whose coefficient is fixed"
+            if isinstance(algorithm, PolicyGradient) and algorithm.target_kl is not None:
+                yield "algorithm.target_kl", "not with `fidelity: paper`, whose ratio is always 1"
+        if compares(self.reward.scorer):
+            if not algorithm.needs_groups:
+                yield (
+                    "reward.scorer",
+                    f"compares the responses to one prompt, and {algorithm.type} takes each by "
+                    "itself",
+                )
+            if self.prompts.holds_out and rollout.eval_generations < 2:
+                yield "rollout.eval_generations", "reward.scorer compares responses: 2 or more"
+        if rollout.eval_generations > 1 and not self.prompts.holds_out:
+            yield "rollout.eval_generations", "needs `prompts.eval` or `prompts.eval_fraction`"
         if self.reward.placement == "spans" and algorithm.type not in ("ppo", "reinforce++"):
             yield "reward.placement", f"{algorithm.type} has one advantage for a response"
+        if self.reward.placement == "spans" and algorithm.needs_groups:
+            yield "reward.placement", "spans have no group to be compared in: `baseline: none`"
         if train.eval_every_steps is not None and not self.prompts.holds_out:
             yield "train.eval_every_steps", "needs `prompts.eval` or `prompts.eval_fraction`"
         if isinstance(algorithm, PolicyGradient):

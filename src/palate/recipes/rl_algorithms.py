@@ -38,8 +38,8 @@ class PolicyGradient(Strict):
     mask_truncated_completions: bool = False
     """Responses without an end are not trained on."""
     advantage_filter: Positive | None = None
-    """Tokens whose advantage lies more than so many deviations from the mean of the rollout are not
-    trained on (3 in StableReinforce, arXiv:2505.02835); default: none."""
+    """Advantages more than so many deviations from the mean of the rollout become 0 (3 in
+    StableReinforce, arXiv:2505.02835), which stay in what is divided by; default: none."""
     target_kl: Positive | None = None
     """The passes over a rollout end once the policy has moved so far from the one that sampled:
     mean of (ratio - 1) - log ratio over tokens."""
@@ -56,7 +56,8 @@ class PolicyGradient(Strict):
         if self.epsilon >= 1:
             yield "epsilon", "1 or more clips nothing below"
         if self.loss_type == "cispo":
-            if "epsilon" in self.model_fields_set:
+            # A recipe with every key written out has the default.
+            if self.epsilon != type(self).model_fields["epsilon"].default:
                 yield "epsilon", "cispo clips above only: use epsilon_high"
             if self.delta is not None:
                 yield "delta", "not with cispo, whose ratio is a weight"
@@ -81,6 +82,11 @@ class Ppo(PolicyGradient):
     """Less their mean, over their deviation, over all tokens of the rollout and all processes."""
     truncated: Literal["terminal", "bootstrap"] = "terminal"
     """A response without an end: nothing follows it, or the value of its last state does."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.mask_truncated_completions and self.truncated == "bootstrap":
+            yield "truncated", "`mask_truncated_completions` trains on no such response"
 
 
 class Grouped(PolicyGradient):

@@ -12,10 +12,13 @@ from pydantic import Field
 from palate.recipes.chats import Chat, LocalChat, ServerBase, ServerChat
 from palate.recipes.code_scorers import FunctionScorer, VerifierScorer
 from palate.recipes.judge_scorers import (
+    Criterion,
     CriticScorer,
     JudgeBase,
+    JudgeVerdictScorer,
     PairwiseJudge,
     PointwiseJudge,
+    RubricScorer,
 )
 from palate.recipes.losses import NotNegative, Positive, Strict
 from palate.recipes.plain_scorers import (
@@ -32,11 +35,14 @@ from palate.recipes.schema import Count, DataSource
 __all__ = [
     "Chat",
     "ClassifierScorer",
+    "Criterion",
     "CriticScorer",
     "EnsembleScorer",
     "FunctionScorer",
     "HeadsScorer",
+    "HybridScorer",
     "JudgeBase",
+    "JudgeVerdictScorer",
     "LengthScorer",
     "LexiconScorer",
     "LocalChat",
@@ -47,6 +53,7 @@ __all__ = [
     "PairwiseJudge",
     "PointwiseJudge",
     "RemoteScorer",
+    "RubricScorer",
     "RuleScorer",
     "Scorer",
     "ScorerBase",
@@ -79,10 +86,19 @@ class RemoteScorer(ScorerBase, ServerBase):
     images: bool = False
     """Prompts with images are sent, each image once a request: to a `palate serve` whose scorer
     sees. Only with `route: score`."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data, or of the policy's prompts, that are sent along: to a `palate serve`
+    whose scorer reads them. Only with `route: score`."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return self.columns
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.images and self.route != "score":
             yield "images", "only with `route: score`: the other sends texts"
+        if self.columns and self.route != "score":
+            yield "columns", "only with `route: score`: the other sends texts"
         if self.tokenizer is not None and self.route != "get_reward":
             yield "tokenizer", "only with `route: get_reward`"
 
@@ -98,7 +114,9 @@ _Single = (
     | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
+    | RubricScorer
     | CriticScorer
+    | JudgeVerdictScorer
 )
 """What is made of no other scorers."""
 Member = Annotated[_Single, Field(discriminator="type")]
@@ -215,12 +233,60 @@ class MixtureScorer(ScorerBase):
                 yield f"members.{number}.mean", "only with `zscores: given`"
 
 
+class HybridScorer(ScorerBase):
+    """BaseReward's reward for policies (arXiv:2509.16127): 1 where a rule calls a response right,
+    and elsewhere what a reward model makes of it, centred and capped, so that no wrong response is
+    worth as much as a right one."""
+
+    type: Literal["hybrid"] = "hybrid"
+    rule: Scorer
+    """Asked first: a rule, a verifier, a function."""
+    model: Scorer
+    """Asked about what is wrong."""
+    form: Literal["corrected", "paper"] = "corrected"
+    """corrected: `cap` times the sigmoid of the model's score less the mean of its scores of the
+    frozen policy's responses to that prompt; paper: the sigmoid of the score as it is."""
+    baseline_column: str | None = None
+    """Column of the prompts with that mean."""
+    baselines: Path | None = None
+    """The baselines.jsonl of a `palate score` with `baselines: true` by the same model, of the
+    frozen policy's responses to the same prompts; instead of `baseline_column`."""
+    cap: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Most that a wrong response can have; default: 0.5. Only with `form: corrected`."""
+    threshold: float = 0.5
+    """Of the rule's score: from there on a response is right."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return () if self.baseline_column is None else (self.baseline_column,)
+
+    @property
+    def most_for_wrong(self) -> float:
+        return 1.0 if self.form == "paper" else 0.5 if self.cap is None else self.cap
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        given = [k for k in ("baseline_column", "baselines", "cap") if getattr(self, k) is not None]
+        if self.form == "paper":
+            yield from ((key, "only with `form: corrected`") for key in given)
+        elif len(set(given) - {"cap"}) != 1:
+            yield (
+                "baselines",
+                "give it, or `baseline_column`: the mean score of the frozen policy for each "
+                "prompt; or `form: paper`, which has none",
+            )
+        for key in ("rule", "model"):
+            if compares(getattr(self, key)):
+                yield key, "compares responses: its scores mean nothing by themselves"
+
+
 Scorer = Annotated[
-    _Single | EnsembleScorer | HeadsScorer | MixtureScorer, Field(discriminator="type")
+    _Single | EnsembleScorer | HeadsScorer | MixtureScorer | HybridScorer,
+    Field(discriminator="type"),
 ]
 
 TermRecipe.model_rebuild()
 MixtureScorer.model_rebuild()
+HybridScorer.model_rebuild()
 
 
 def parts_of(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -232,6 +232,7 @@ class Remote:
                 {
                     "prompt": self._shown(p.group.prompt, sent),
                     "responses": [*map(_plain, p.group.responses)],
+                    **self._columns(p.group),
                 }
                 for p in parts
             ]
@@ -249,6 +250,10 @@ class Remote:
             "labels": [None] * len(rendered),
         }
         return body, lambda document: _rewarded(document, texts, sizes)
+
+    def _columns(self, group: Group) -> dict[str, Any]:
+        columns = {n: group.columns[n] for n in self.recipe.columns if n in group.columns}
+        return {"columns": columns} if columns else {}
 
     def _shown(self, prompt: Content, sent: dict[str, str]) -> Any:
         """A prompt as JSON, its images named by their digests.

@@ -105,6 +105,8 @@ class HttpClient:
             transport=transport,
             limits=httpx.Limits(max_connections=recipe.concurrency),
         )
+        # One set of threads for all callers: more requests than connections would wait in vain.
+        self._threads = ThreadPoolExecutor(max_workers=recipe.concurrency)
         self._sleep = sleep
         self._warned: set[str] = set()
 
@@ -113,9 +115,8 @@ class HttpClient:
         return Patience(self.recipe.timeout_seconds * (self.recipe.retries + 1))
 
     def map(self, ask: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:
-        """Answers to several questions, `concurrency` of them under way at once."""
-        with ThreadPoolExecutor(max_workers=self.recipe.concurrency) as pool:
-            return list(pool.map(ask, tasks))
+        """Answers to several questions, `concurrency` of them under way at once, whoever asks."""
+        return list(self._threads.map(ask, tasks))
 
     def warn(self, text: str) -> None:
         """Logs a thing once of its kind."""

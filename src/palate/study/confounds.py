@@ -40,7 +40,7 @@ _KEYS: dict[Fact, tuple[str, ...]] = {
     "precision": ("model.dtype", "train.optimizer_precision"),
     "reference": ("reference", "model.path"),
     "evaluation": (
-        *("data", "pairing", "length", "preference", "reward", "judge"),
+        *("data", "prompts", "pairing", "length", "preference", "reward", "judge"),
         *("benchmarks", "robustness", "best_of_n", "runs"),
         *("tasks", "include", "fewshot", "limit", "chat", "run_generated_code"),
     ),
@@ -214,7 +214,9 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
     if isinstance(recipe, EvalRecipe):
         return {
             "evaluation": _with_contents(
-                plan, stage, ("data", "pairing", "length", "preference", "reward", "judge")
+                plan,
+                stage,
+                ("data", "prompts", "pairing", "length", "preference", "reward", "judge"),
             ),
             "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
             "reference": _placeless(plan, recipe.reference),
@@ -266,7 +268,7 @@ def _data_problems(plan: Plan) -> Iterator[str]:
             "amount and content are not one choice, or `budget: {unmatched: true}`"
         )
     for stage in plan.stages.values():
-        if isinstance(stage.recipe, EvalRecipe) and not stage.recipe.data:
+        if isinstance(stage.recipe, EvalRecipe) and not (stage.recipe.data or stage.recipe.prompts):
             yield (
                 f"step {stage.step} has no `data`: it would take each run's own held-out pairs, "
                 "and they are not the same"
@@ -324,6 +326,7 @@ def _rows(plan: Plan, source: DataSource) -> _Rows:
 def _evaluation_sources(recipe: Strict) -> Iterator[DataSource]:
     if isinstance(recipe, EvalRecipe):
         yield from recipe.data
+        yield from (source for source in recipe.prompts if isinstance(source, DataSource))
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
             yield from benchmark.data

@@ -10,7 +10,7 @@ from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, DataSource
-from palate.recipes.scorers import parts_of
+from palate.recipes.scorers import FunctionScorer, parts_of
 from palate.store.digests import sha256_file, sha256_tree
 
 _READ = ("path", "policy", "reference", "tokenizer")
@@ -56,7 +56,10 @@ def paths_read(recipe: Any) -> Iterator[str]:
             yield part.path
             if isinstance(part, BuildSource) and part.image_root is not None:
                 yield str(part.image_root)
+        elif isinstance(part, FunctionScorer):
+            yield str(part.file)
         elif key not in WRITTEN and (
-            isinstance(part, Path) or (isinstance(part, str) and key in _READ)
+            isinstance(part, Path)
+            or (isinstance(part, str) and key in _READ and ".py:" not in part)
         ):
             yield str(part)

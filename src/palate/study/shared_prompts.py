@@ -105,6 +105,7 @@ def _measured(plan: Plan) -> Iterator[tuple[str, DataSource]]:
 def _sources(recipe: Strict) -> Iterator[DataSource]:
     if isinstance(recipe, EvalRecipe):
         yield from recipe.data
+        yield from (source for source in recipe.prompts if isinstance(source, DataSource))
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
             if isinstance(benchmark, PairsRecipe):

@@ -70,7 +70,7 @@ def scorers_in(plan: Plan, recipe: Strict) -> dict[str, str]:
     scorers: dict[str, str] = {}
     for _, part in recipes.parts_of(recipe):
         if isinstance(part, _SCORERS) and not isinstance(
-            part, recipes.EnsembleScorer | recipes.MixtureScorer
+            part, recipes.EnsembleScorer | recipes.MixtureScorer | recipes.HybridScorer
         ):
             shown = part.model_dump(mode="json", exclude={"name", "dtype", "device"})
             paths = models_of(part)

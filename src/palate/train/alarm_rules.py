@@ -87,7 +87,7 @@ def entropy_collapse(history: History, limits: ThresholdsRecipe) -> str | None:
         return None
     same = f", and {commonest:.0%} of the responses are one and the same text" if is_same else ""
     return (
-        f"entropy {then:.3g} -> {now:.3g} nats a token{same}, while the reward rose from "
+        f"entropy from {then:.3g} to {now:.3g} nats a token{same}, while the reward rose from "
         f"{reward[0]:.3g} to {reward[1]:.3g}"
     )
 
@@ -121,7 +121,7 @@ def length_collapse(history: History, limits: ThresholdsRecipe) -> str | None:
 
 
 def _lengths(then: float, now: float) -> str:
-    return f"mean length {then:.1f} -> {now:.1f} tokens"
+    return f"mean length from {then:.1f} to {now:.1f} tokens"
 
 
 def eos_collapse(history: History, limits: ThresholdsRecipe) -> str | None:
@@ -213,54 +213,54 @@ def _is_large(change: tuple[float, float, float], limits: ThresholdsRecipe) -> b
 
 
 def _moved(name: str, change: tuple[float, float, float]) -> str:
-    return f"{name} {change[0]:.3g} -> {change[1]:.3g}"
+    return f"{name} from {change[0]:.3g} to {change[1]:.3g}"
 
 
 RULES: Mapping[AlarmName, Rule] = {
     "entropy_collapse": Rule(
         title="The policy collapses to one answer",
-        advice="Read the last samples: is the one answer good? Raise kl.coefficient (with no KL: "
-        "set one), add algorithm.entropy_coefficient, lower train.learning_rate, or set "
-        "algorithm.epsilon_high above epsilon; go on from a checkpoint before the fall.",
+        advice="Read the last samples: is the one answer good? Raise `kl.coefficient` (with no KL: "
+        "set one), add `algorithm.entropy_coefficient`, lower `train.learning_rate`, or set "
+        "`algorithm.epsilon_high` above `epsilon`; go on from a checkpoint before the fall.",
         check=entropy_collapse,
     ),
     "kl_explosion": Rule(
         title="The KL to the reference explodes",
         advice="Rewards are no longer earned near the reference: look for reward hacking in the "
-        "samples. Raise kl.coefficient or adapt it (kl.target), lower train.learning_rate, set "
-        "algorithm.target_kl or fewer train.num_iterations.",
+        "samples. Raise `kl.coefficient` or adapt it (`kl.target`), lower `train.learning_rate`, "
+        "set `algorithm.target_kl` or fewer `train.num_iterations`.",
         check=kl_explosion,
     ),
     "length_growth": Rule(
         title="Responses grow long",
         advice="Compare the reward of long and of short samples: many scorers like length. Score "
-        "length against it (reward.overlong), choose loss_type dr_grpo or dapo over grpo, or a "
+        "length against it (`reward.overlong`), choose `loss_type` dr_grpo or dapo over grpo, or a "
         "scorer that is balanced for length.",
         check=length_growth,
     ),
     "length_collapse": Rule(
         title="Responses grow short",
         advice="Check what a short response earns: a penalty for missing ends or a cost of length "
-        "may be worth more than an answer. Set rollout.min_new_tokens, or lower the penalty.",
+        "may be worth more than an answer. Set `rollout.min_new_tokens`, or lower the penalty.",
         check=length_collapse,
     ),
     "eos_collapse": Rule(
         title="Responses no longer end",
-        advice="Set reward.missing_eos, check that the stop token is scored and trained on (and "
-        "is not the padding token), and that rollout.max_new_tokens leaves room to end.",
+        advice="Set `reward.missing_eos`, check that the stop token is scored and trained on (and "
+        "is not the padding token), and that `rollout.max_new_tokens` leaves room to end.",
         check=eos_collapse,
     ),
     "immediate_eos": Rule(
         title="Responses end at once",
-        advice="The end pays more than any answer: set rollout.min_new_tokens, lower "
-        "reward.missing_eos.penalty, and look at what the scorer gives empty responses.",
+        advice="The end pays more than any answer: set `rollout.min_new_tokens`, lower "
+        "`reward.missing_eos.penalty`, and look at what the scorer gives empty responses.",
         check=immediate_eos,
     ),
     "value_divergence": Rule(
         title="The value model diverges",
-        advice="Advantages are noise now: lower value.learning_rate, set value.warmup_steps, keep "
-        "value.epsilon, scale the reward (reward.mean and deviation), or start the value model "
-        "from the reward model.",
+        advice="Advantages are noise now: lower `value.learning_rate`, set `value.warmup_steps`, "
+        "keep `value.epsilon`, scale the reward (`reward.mean` and `deviation`), or start the "
+        "value model from the reward model.",
         check=value_divergence,
     ),
     "ratio_off": Rule(
@@ -275,14 +275,14 @@ RULES: Mapping[AlarmName, Rule] = {
         title="Groups have no variance",
         advice="Nothing is learnt from equal rewards. With a high reward the task is solved: stop, "
         "or take harder prompts. With a low one it is too hard: easier prompts, more "
-        "rollout.num_generations, a reward with steps, or algorithm.zero_variance: resample.",
+        "`rollout.num_generations`, a reward with steps, or `algorithm.zero_variance: resample`.",
         check=no_variance,
     ),
     "mismatch": Rule(
         title="Engine and trainer drift apart",
         advice="Samples no longer come from the policy that is trained. Check that weights reach "
         "the engine, its log-probs are processed ones at the same temperature, and number formats; "
-        "set rollout.engine.correction, or bound its staleness.",
+        "set `rollout.engine.correction`, or bound its staleness.",
         check=mismatch,
     ),
     "component_conflict": Rule(

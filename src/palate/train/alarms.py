@@ -56,11 +56,8 @@ class Alarms:
                 self._streaks.pop(name, None)
                 continue
             streak = self._streaks[name] = self._streaks.get(name, 0) + 1
-            if seen is None:
-                needed = QUIET_LINES
-            else:
-                needed = 1 if rule.at_once else self.limits.patience
-            if streak < needed:
+            patience = 1 if rule.at_once else self.limits.patience
+            if streak < (QUIET_LINES if seen is None else patience):
                 continue
             del self._streaks[name]
             if seen is None:

@@ -121,8 +121,6 @@ class Loop:
             isinstance(reference, LiveReference)
             and reference.identity["path"] is None
             and not distributed.is_sharded(job.model)
-            # A further trunk has a projector of its own.
-            and len(job.model.trunks) == 1
         )
         self.step = 0
         self.should_stop = False
@@ -214,6 +212,9 @@ class Loop:
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
             self.memory.fitted(micro, "train")
+        for parameter in self.job.source.held():
+            # Without a gradient no optimizer moves it: of zeros one would still decay weights.
+            parameter.grad = None
         norms: dict[str, Tensor | float] = {
             name: distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
             for name, parameters in _clipped_together(self.job.model).items()
@@ -335,9 +336,11 @@ class Loop:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self.items_seen += int(items)
+        rollouts = self.job.objective.kind == "rollout"
+        seen, speed = ("responses", "responses") if rollouts else ("examples", "pairs")
         return {
-            "examples": self.items_seen,
-            "pairs_per_second": items / max(seconds, 1e-9),
+            seen: self.items_seen,
+            f"{speed}_per_second": items / max(seconds, 1e-9),
             "tokens_per_second": tokens / max(seconds, 1e-9),
         }
 

@@ -23,8 +23,10 @@ from palate.models.limits import padding_id
 from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.reference import LiveReference, build_live_reference
+from palate.models.reward_config import Scale
+from palate.models.reward_files import load_reward_model
 from palate.models.stop_tokens import add_stop_tokens
-from palate.models.value import add_value, value_parameters
+from palate.models.value import add_value, check_begins_value, value_parameters
 from palate.models.verdicts import kept_start_check
 from palate.recipes.rl import KlRecipe, RlRecipe, ValueRecipe
 from palate.recipes.rl_algorithms import OnlineDpo, Ppo
@@ -32,6 +34,7 @@ from palate.recipes.rl_engines import ServerEngine
 from palate.recipes.schema import ReferenceRecipe
 from palate.recipes.scorers import ModelScorer
 from palate.rewards.build import make_scorer
+from palate.rewards.identity import files_of, identities, weights_identity
 from palate.store.folder import RunFolder
 from palate.store.records import Data
 from palate.store.rollouts import FOLDER
@@ -102,11 +105,13 @@ class RlRun(Frame):
         length = recipe.length.of_encoder()
         encoder = Encoder(tokenizer, recipe.model.chat_template, length, policy.pictures)
         with self.state.main_process_first():
-            prompts = read_prompts(recipe.prompts, encoder, seed=recipe.seed)
+            prompts = read_prompts(
+                recipe.prompts, encoder, seed=recipe.seed, make_scorer=make_scorer
+            )
         folder.write(Data.of(prompts.report))
         folder.write_quarantine(prompts.quarantine)
         examples = self._examples(prompts)
-        check_fits(policy, recipe.model.path, examples, encoder)
+        check_fits(policy, recipe.model.path, examples, encoder, key="rollout.max_new_tokens")
         chats = any(not isinstance(prompt.content, str) for prompt in prompts.train)
         add_stop_tokens(policy.base, encoder.stop_ids(chats=chats))
         policy.base_digest = digest.result()
@@ -115,7 +120,10 @@ class RlRun(Frame):
         )
         reference = self._reference(policy)
         scorer = self._scorer or make_scorer(recipe.reward.scorer, seed=recipe.seed)
-        self._add_value(policy)
+        begins = self._value_begins(policy)
+        if begins is not None and layout == "shared":
+            layout, note = choose_layout(layout, begins, items=examples, beside=recipe.output_dir)
+        self._add_value(policy, begins)
         self.share_blank(policy)
         if recipe.train.gradient_checkpointing:
             save_memory(policy)
@@ -139,16 +147,59 @@ class RlRun(Frame):
             recipe.reference or ReferenceRecipe(), recipe.model, policy, digest=policy.base_digest
         )
 
-    def _add_value(self, policy: Model) -> None:
+    @property
+    def _value_path(self) -> str | None:
+        """The reward model that the value model begins from."""
+        recipe = self.recipe
+        value = recipe.value or ValueRecipe()
+        if not isinstance(recipe.algorithm, Ppo) or value.kind == "shared":
+            return None
+        scorer = recipe.reward.scorer
+        from_scorer = scorer.path if isinstance(scorer, ModelScorer) else None
+        return value.path or from_scorer
+
+    def _value_begins(self, policy: Model) -> Model | None:
+        path = self._value_path
+        if path is None:
+            return None
+        scorer = self.recipe.reward.scorer
+        if isinstance(scorer, ModelScorer) and scorer.path == path:
+            reward_model = load_reward_model(
+                path, revision=scorer.revision, trust_remote_code=scorer.trust_remote_code
+            )
+        else:
+            reward_model = load_reward_model(path)
+        check_begins_value(reward_model, policy, path)
+        reward_model.pictures = policy.pictures
+        return reward_model.to(self.state.device)
+
+    def _value_scale(self, reward_model: Model | None) -> Scale | None:
+        """How rewards are made of the scores of the reward model that the value begins from."""
+        reward = self.recipe.reward
+        scorer = reward.scorer
+        if reward_model is None or not isinstance(scorer, ModelScorer):
+            return None
+        if scorer.path != self._value_path:
+            return None
+        saved = reward_model.spec.scale if scorer.normalised else None
+        mean, deviation = (0.0, 1.0) if saved is None else (saved.mean, saved.deviation)
+        return Scale(
+            mean=mean + deviation * (reward.mean or 0.0),
+            deviation=deviation * (reward.deviation or 1.0),
+            n=0 if saved is None else saved.n,
+        )
+
+    def _add_value(self, policy: Model, reward_model: Model | None) -> None:
         recipe = self.recipe
         if not isinstance(recipe.algorithm, Ppo):
             return
-        value = recipe.value or ValueRecipe()
-        path = value.path
-        if path is None and value.kind == "separate":
-            scorer = recipe.reward.scorer
-            path = scorer.path if isinstance(scorer, ModelScorer) else None
-        add_value(policy, value, recipe.model, reward_model=path)
+        add_value(
+            policy,
+            recipe.value or ValueRecipe(),
+            recipe.model,
+            reward_model=reward_model,
+            scale=self._value_scale(reward_model),
+        )
         policy.to(self.state.device)
 
     def _rates(self, policy: Model) -> dict[nn.Parameter, float]:
@@ -156,6 +207,15 @@ class RlRun(Frame):
         if value is None or value.learning_rate is None:
             return {}
         return dict.fromkeys(value_parameters(policy), value.learning_rate)
+
+    def _reward_identity(self) -> dict[str, str | None]:
+        """What changes with the weights and files that rewards and the first values come from."""
+        scorer = self.recipe.reward.scorer
+        files: dict[str, str | None] = {}
+        if self._scorer is None:
+            files = {**identities(scorer), **files_of(scorer)}
+        path = self._value_path
+        return files if path is None else {**files, path: weights_identity(path)}
 
     def _engine(self, policy: Model, encoder: Encoder, folder: RunFolder) -> Engine:
         engine = self.recipe.rollout.engine
@@ -173,6 +233,7 @@ class RlRun(Frame):
                 algorithm.loss,
                 extra=self.recipe.train.extra_metrics,
                 soft_labels=algorithm.labels == "soft",
+                temperature=self.recipe.rollout.temperature,
             )
         return PolicyObjective(self.recipe, control)
 
@@ -243,6 +304,8 @@ class RlRun(Frame):
                 "base weights": digest,
                 "reference": entry,
                 "training prompts": _digest(prompts.train),
+                "held-out prompts": _digest(prompts.eval),
+                "reward": self._reward_identity(),
                 "layout": layout,
             },
             measure=None

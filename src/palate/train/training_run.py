@@ -111,9 +111,12 @@ class Frame(ABC):
     def share_blank(self, model: Model) -> None:
         """Lets processes whose rows have no image run a trained tower as often as the others."""
         pictures = model.pictures
-        if pictures is not None and self.world > 1 and model.backbone.vision_trained:
-            (image,) = pictures.example((), ()).images
-            model.backbone.blank = pictures.pixels(image.digest)
+        if pictures is None or self.world == 1:
+            return
+        for trunk in map(model.trunk, model.trunks):
+            if trunk.vision_trained:
+                (image,) = pictures.example((), ()).images
+                trunk.blank = pictures.pixels(image.digest)
 
     def write_lineage(
         self,

@@ -100,6 +100,7 @@ def test_sglang_is_asked_by_its_own_route(folder: Path, engine: Make) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"raw": True}, r"before the temperature: start vLLM with --logprobs-mode processed_logprobs"),
+    ({"logits": True}, r"other numbers than log-probs: start vLLM with --logprobs-mode proc"),
     ({"unfiltered": True}, r"before top-k .*: start vLLM with --logprobs-mode processed_logprobs"),
     ({"top_k": 2}, "draws from a part of the distribution although none is asked for"),
     ({"text_only": True}, "gives text alone, no token ids"),

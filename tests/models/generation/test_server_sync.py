@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from palate.errors import ModelError
 from palate.models.adapters import add_lora
-from palate.models.generation.engine import Sampling
+from palate.models.generation.engine import Completion, Sampling
 from palate.models.merged import merged_weights
 from palate.models.model import Model
 from palate.recipes.schema import LoraRecipe
@@ -99,7 +100,7 @@ def test_a_server_that_cannot_load_weights_says_how_to_start_it(folder: Path, en
 
 
 @pytest.mark.parametrize(
-    ("kind", "sync"), [("vllm", "reload"), ("vllm", "lora"), ("sglang", "reload")]
+    ("kind", "sync"), [(kind, sync) for kind in KINDS for sync in ("reload", "lora")]
 )
 def test_a_server_started_anew_is_given_the_weights_again(
     folder: Path, engine: Make, kind: str, sync: str
@@ -112,6 +113,29 @@ def test_a_server_started_anew_is_given_the_weights_again(
         server.kill()
         server.start_again()
         assert written_by(model, own.generate(PROMPTS, SAMPLING))
+
+
+def test_a_server_started_anew_in_the_middle_of_a_call_never_writes_with_its_first_weights(
+    folder: Path, engine: Make
+) -> None:
+    """Not even one that does not name its weights."""
+    model = moved(policy(folder))
+    with serving(folder, labels=False, seconds=0.01) as server:
+        own = engine(server, concurrency=3, retries=5)
+        own.sync(model)
+        handed: list[Completion] = []
+
+        def start_anew_after_some(batch: list[Completion]) -> None:
+            if len(handed) < 3 <= len(handed) + len(batch):
+                server.kill()
+                server.start_again()
+            handed.extend(batch)
+
+        sampling = replace(SAMPLING, samples_per_prompt=6)
+        found = own.generate(PROMPTS, sampling, on_batch=start_anew_after_some)
+        assert len(found) == 18
+        assert written_by(model, found)
+        assert len(server.asked("/collective_rpc")) == 1
 
 
 def test_weights_that_another_run_put_there_are_noticed(folder: Path, engine: Make) -> None:

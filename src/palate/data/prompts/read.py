@@ -17,7 +17,7 @@ from palate.data.mixture import row_keys, select
 from palate.data.prompts.candidates import Candidate, Reading, distinct, readings
 from palate.data.prompts.schema import PolicyPrompt, PolicyPrompts
 from palate.data.prompts.selection import selected
-from palate.data.split import joined_keys, split_by_prompt
+from palate.data.split import split_by_prompt
 from palate.errors import DataError
 from palate.recipes.mixture import MixtureRecipe
 from palate.recipes.prompts import PromptsRecipe
@@ -102,7 +102,6 @@ def _split(
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Those to train on and those held out, by prompt."""
     keys = np.array([candidate.key for candidate in candidates], np.uint64)
-    keys = joined_keys(keys, [candidate.prompt.tokens for candidate in candidates])
     out = split_by_prompt(keys, fraction, where="prompts.eval_fraction").tolist()
     pairs = list(zip(candidates, out, strict=True))
     return [c for c, is_out in pairs if not is_out], [c for c, is_out in pairs if is_out]

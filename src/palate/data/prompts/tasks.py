@@ -1,6 +1,8 @@
-"""Small tasks with one right answer, made by a program, that a small model solves in part.
+"""Small tasks with one right answer, made by a program.
 
 Each function draws a question and its answer. Its other arguments are the `parameters` of a recipe.
+Letters stand apart, so that each is a token to nearly every tokenizer: how hard a task is depends
+on its length alone.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-_CONSONANTS, _VOWELS = "bcdfghjklmnprstvz", "aeiou"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 Task = tuple[str, str]
@@ -19,41 +20,40 @@ def sort_letters(draw: random.Random, *, min_letters: int = 3, max_letters: int 
     """Different letters into alphabetical order."""
     n = _length(draw, "letters", min_letters, max_letters, most=len(_ALPHABET))
     letters = draw.sample(_ALPHABET, n)
-    question = (
-        f"Sort these letters alphabetically: {' '.join(letters)}\n"
-        "Answer with the sorted letters alone, with a space between them."
-    )
+    question = f"Sort these letters alphabetically and write nothing else: {' '.join(letters)}"
     return question, " ".join(sorted(letters))
 
 
-def reverse_word(draw: random.Random, *, min_letters: int = 3, max_letters: int = 5) -> Task:
-    """A made-up word backwards."""
-    word = _word(draw, _length(draw, "letters", min_letters, max_letters))
-    question = f"Write this word backwards: {word}\nAnswer with the reversed word alone."
-    return question, word[::-1]
+def reverse_letters(draw: random.Random, *, min_letters: int = 3, max_letters: int = 5) -> Task:
+    """Letters from the last to the first."""
+    letters = draw.choices(_ALPHABET, k=_length(draw, "letters", min_letters, max_letters))
+    question = f"Write these letters in reverse order and nothing else: {' '.join(letters)}"
+    return question, " ".join(reversed(letters))
 
 
 def count_letters(draw: random.Random, *, min_letters: int = 4, max_letters: int = 8) -> Task:
-    """How often a letter stands in a made-up word that has it."""
-    word = _word(draw, _length(draw, "letters", min_letters, max_letters))
-    letter = draw.choice(sorted(set(word)))
+    """How often one of a few letters is among others."""
+    few = draw.sample(_ALPHABET, 3)
+    letters = draw.choices(few, k=_length(draw, "letters", min_letters, max_letters))
+    letter = draw.choice(few)
     question = (
-        f"How many times does the letter {letter} occur in {word}?\nAnswer with the number alone."
+        f"Count how often {letter} is among these letters and write the number alone: "
+        f"{' '.join(letters)}"
     )
-    return question, str(word.count(letter))
+    return question, str(letters.count(letter))
 
 
-def replace_letter(draw: random.Random, *, min_words: int = 2, max_words: int = 3) -> Task:
-    """Made-up words copied with one letter in place of another."""
-    n = _length(draw, "words", min_words, max_words)
-    words = " ".join(_word(draw, draw.randint(3, 5)) for _ in range(n))
-    old = draw.choice(sorted(set(words) - {" "}))
-    new = draw.choice(sorted(set(_ALPHABET) - set(words)))
+def replace_letters(draw: random.Random, *, min_letters: int = 3, max_letters: int = 5) -> Task:
+    """Letters copied with another one in place of each that is named."""
+    n = _length(draw, "letters", min_letters, max_letters)
+    *few, new = draw.sample(_ALPHABET, 5)
+    letters = draw.choices(few, k=n)
+    old = draw.choice(letters)
     question = (
-        f"Copy this text and replace every {old} with {new}: {words}\n"
-        "Answer with the changed text alone."
+        f"Copy these letters with {new} in place of every {old} and write nothing else: "
+        f"{' '.join(letters)}"
     )
-    return question, words.replace(old, new)
+    return question, " ".join(new if letter == old else letter for letter in letters)
 
 
 def add_numbers(
@@ -64,13 +64,13 @@ def add_numbers(
     if max_number < 1:
         raise ValueError("max_number is below 1")
     numbers = [draw.randint(1, max_number) for _ in range(n)]
-    question = f"What is {' + '.join(map(str, numbers))}?\nAnswer with the number alone."
+    question = f"Add these numbers and write the sum alone: {' + '.join(map(str, numbers))}"
     return question, str(sum(numbers))
 
 
 TASKS: dict[str, Callable[..., Task]] = {
     task.__name__: task
-    for task in (sort_letters, reverse_word, count_letters, replace_letter, add_numbers)
+    for task in (sort_letters, reverse_letters, count_letters, replace_letters, add_numbers)
 }
 
 
@@ -89,9 +89,3 @@ def _length(
     if most is not None and greatest > most:
         raise ValueError(f"max_{what} is above {most}")
     return draw.randint(least, greatest)
-
-
-def _word(draw: random.Random, letters: int) -> str:
-    """Consonants and vowels by turns."""
-    first = draw.randrange(2)
-    return "".join(draw.choice(_VOWELS if (first + i) % 2 else _CONSONANTS) for i in range(letters))

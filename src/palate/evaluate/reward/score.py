@@ -22,7 +22,7 @@ from rich.console import Console
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
 from palate.data.content import without_images
-from palate.data.images import ImageError, image_root
+from palate.data.images import ImageError, image_root, rooted
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
@@ -37,6 +37,8 @@ from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, 
 from palate.memory import kept_memory
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.serving import ScoreRecipe
+from palate.rewards.baselines import FILE as BASELINES
+from palate.rewards.baselines import Baseline, baseline_key
 from palate.rewards.build import make_scorer
 from palate.rewards.columns import columns_read
 from palate.rewards.combined import Combined
@@ -154,7 +156,10 @@ def _score(
                 state.source = number + block.last
                 state.place = 0 if block.last else block.end
                 state.done = state.source == len(streams)
-                state.append({LINES: "".join(lines), QUARANTINE: "".join(quarantine)}, number)
+                texts = {LINES: "".join(lines), QUARANTINE: "".join(quarantine)}
+                if recipe.baselines:
+                    texts[BASELINES] = "".join(_baselines(shown, scored, image_root(stream.path)))
+                state.append(texts, number)
                 progress(min(tally.records, len(stream)))
 
 
@@ -244,6 +249,18 @@ def _scored(
         [Score(None, unscored[place])] * len(row.responses) if place in unscored else next(scored)
         for place, row in enumerate(rows)
     ]
+
+
+def _baselines(
+    rows: Sequence[Preference], scored: Sequence[Sequence[Score]], root: Path
+) -> Iterator[str]:
+    """A line of a table for each prompt whose responses have scores."""
+    for row, scores in zip(rows, scored, strict=True):
+        if any(score.value is not None for score in scores):
+            key = baseline_key(Group(rooted(row, root).prompt, ()))
+            baseline = Baseline.of(key, scores)
+            assert baseline is not None
+            yield baseline.line()
 
 
 def _nothing(quarantine: Path, first_file: str) -> DataError:

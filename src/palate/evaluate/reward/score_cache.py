@@ -33,7 +33,9 @@ from palate.store.json_cache import JsonCache
 Progress = Callable[[int, int], None]
 _Stored = float | str
 """A score, or why there is none."""
-_COMBINED = recipes.EnsembleScorer | recipes.HeadsScorer | recipes.MixtureScorer
+_COMBINED = (
+    recipes.EnsembleScorer | recipes.HeadsScorer | recipes.MixtureScorer | recipes.HybridScorer
+)
 
 
 class CachedScorer:

@@ -147,19 +147,32 @@ void tile(const Shape &s, const LinearArgs &w, const uint32_t *packed, const flo
         }
 }
 
-// Calls finish(feature, lane, y) for every feature and 16 lanes of a product.
-template <typename F>
-void product(const Shape &s, const LinearArgs &w, const uint32_t *packed, float *low, float *z,
-             F finish) {
-    adapted(s, w, packed, low);
+// A product, the room for its adapter, and where it goes: [out][stride].
+struct Product {
+    const LinearArgs *linear;
+    float *low, *y;
+};
+
+// Products of one operand.
+template <size_t N>
+void multiply_all(const Shape &s, const Product (&products)[N], const uint32_t *packed, float *z) {
+    int64_t tiles = 0;
+    for (const Product &p : products) {
+        adapted(s, *p.linear, packed, p.low);
+        tiles += ceil_div(p.linear->out, TILE);
+    }
 #pragma omp for collapse(2) schedule(dynamic)
-    for (int64_t first = 0; first < w.out; first += TILE)
+    for (int64_t t = 0; t < tiles; t++)
         for (int64_t c = 0; c < s.chunks; c++) {
-            int64_t count = std::min(TILE, w.out - first);
-            tile(s, w, packed, low, c, first, count, z);
+            const Product *p = products;
+            int64_t first = t * TILE;
+            for (; first >= ceil_div(p->linear->out, TILE) * TILE; p++)
+                first -= ceil_div(p->linear->out, TILE) * TILE;
+            int64_t count = std::min(TILE, p->linear->out - first);
+            tile(s, *p->linear, packed, p->low, c, first, count, z);
             for (int64_t i = 0; i < count; i++)
-                for (int64_t l = 0; l < s.lanes(c); l += WIDTH)
-                    finish(first + i, c * LANES + l, load(z + i * LANES + l));
+                std::memcpy(p->y + (first + i) * s.stride + c * LANES, z + i * LANES,
+                            s.lanes(c) * sizeof(float));
         }
 }
 
@@ -377,8 +390,8 @@ void palate_decode(const DecodeArgs *args, int threads, bf16 *x) {
             tables.push_back(table);
     }
     Buffer<float> state(a.width * s.stride), y(a.width * s.stride), query(queries * s.stride),
-        key(keys * s.stride), value(keys * s.stride), low(rank * s.stride),
-        low_too(rank * s.stride), turns(int64_t(tables.size()) * 2 * size * s.stride);
+        key(keys * s.stride), value(keys * s.stride), low(3 * rank * s.stride),
+        turns(int64_t(tables.size()) * 2 * size * s.stride);
     Buffer<uint32_t> packed(a.width / 2 * s.stride), attended(queries / 2 * s.stride),
         fed(a.feed / 2 * s.stride);
     // Lanes that are no rows are worked on along with the others, and must be numbers.
@@ -404,12 +417,11 @@ void palate_decode(const DecodeArgs *args, int threads, bf16 *x) {
                      packed.data);
         for (int64_t n = 0; n < a.n_layers; n++) {
             const LayerArgs &layer = a.layers[n];
-            auto into = [&](float *to) {
-                return [to, &s](int64_t k, int64_t l, vec v) { store(to + k * s.stride + l, v); };
-            };
-            product(s, layer.query, packed.data, low.data, z.data, into(query.data));
-            product(s, layer.key, packed.data, low.data, z.data, into(key.data));
-            product(s, layer.value, packed.data, low.data, z.data, into(value.data));
+            multiply_all(s,
+                         {Product{&layer.query, low.data, query.data},
+                          Product{&layer.key, low.data + rank * s.stride, key.data},
+                          Product{&layer.value, low.data + 2 * rank * s.stride, value.data}},
+                         packed.data, z.data);
             const float *cos = turns.data + table_of[n] * 2 * size * s.stride;
             const float *sin = cos + size * s.stride;
 #pragma omp for collapse(2)
@@ -439,17 +451,18 @@ void palate_decode(const DecodeArgs *args, int threads, bf16 *x) {
             for (int64_t g = 0; g < a.n_groups; g++)
                 for (int64_t h = 0; h < a.key_heads; h++)
                     attend(a, s, layer, n, a.groups[g], h, query.data, room, attended.data);
-            product(s, layer.out, attended.data, low.data, z.data, into(y.data));
+            multiply_all(s, {Product{&layer.out, low.data, y.data}}, attended.data, z.data);
             next_operand(s, a.width, state.data, y.data, layer.after_attention, &layer.before_feed,
                          packed.data);
             adapted(s, layer.gate, packed.data, low.data);
-            adapted(s, layer.up, packed.data, low_too.data);
+            adapted(s, layer.up, packed.data, low.data + rank * s.stride);
 #pragma omp for collapse(2) schedule(dynamic)
             for (int64_t first = 0; first < a.feed; first += TILE)
                 for (int64_t c = 0; c < s.chunks; c++) {
                     int64_t count = std::min(TILE, a.feed - first);
                     tile(s, layer.gate, packed.data, low.data, c, first, count, z.data);
-                    tile(s, layer.up, packed.data, low_too.data, c, first, count, z_too.data);
+                    tile(s, layer.up, packed.data, low.data + rank * s.stride, c, first, count,
+                         z_too.data);
                     for (int64_t i = 0; i < count; i += 2)
                         for (int64_t l = 0; l < s.lanes(c); l += WIDTH) {
                             vec pair[2];
@@ -462,7 +475,7 @@ void palate_decode(const DecodeArgs *args, int threads, bf16 *x) {
                                        pair[1]);
                         }
                 }
-            product(s, layer.down, fed.data, low.data, z.data, into(y.data));
+            multiply_all(s, {Product{&layer.down, low.data, y.data}}, fed.data, z.data);
             next_operand(s, a.width, state.data, y.data, layer.after_feed,
                          n + 1 < a.n_layers ? &a.layers[n + 1].before_attention : nullptr,
                          packed.data);

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from palate.data.items import Tokens
+from palate.models.generation.next_token import last_logits
+from palate.models.generation.rows import left_padded
 from palate.models.model import Model
 from palate.models.structure import backbone_of
 
@@ -41,10 +43,24 @@ def trial_lengths(model: Model) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def agrees(decoder: Decoder, model: Model) -> bool:
-    """Whether two prompts of two lengths, with rows that leave, give the model's own states.
+def head_agrees(model: Model) -> bool:
+    """Whether the vocabulary head, on the last state, gives the model's own logits."""
+    whole: Any = model.base
+    row = torch.tensor([[1, 2, 3]], device=model.device)
+    states = backbone_of(model.base)(input_ids=row, use_cache=False).last_hidden_state[:, -1]
+    logits = last_logits(states.contiguous(), model.vocabulary_head())
+    right = whole(input_ids=row, use_cache=False).logits[:, -1]
+    return _near(logits.to(model.dtype), list(right))
+
+
+@torch.no_grad()
+def agrees(decoder: Decoder, model: Model, lengths: tuple[int, int] | None = None) -> bool:
+    """Whether two prompts, with rows that leave, give the model's own states.
 
     The model is in evaluation mode.
+
+    Args:
+        lengths: of the prompts; default: two different ones.
     """
     generator = torch.Generator().manual_seed(0)
     vision = model.backbone.vision
@@ -55,9 +71,9 @@ def agrees(decoder: Decoder, model: Model) -> bool:
         ids = torch.randint(size, (n,), generator=generator).tolist()
         return [1 if token in seen else token for token in ids]
 
-    prompts = [drawn(n) for n in trial_lengths(model)]
+    prompts = [drawn(n) for n in lengths or trial_lengths(model)]
     rows = [(prompt, drawn(_NEW)) for prompt in prompts for _ in range(2)]
-    right = [_states(model, prompt + new) for prompt, new in rows]
+    right = [_states(model, prompt, new) for prompt, new in rows]
     right = [states[len(prompt) - 1 :] for (prompt, _), states in zip(rows, right, strict=True)]
     try:
         states = decoder.start([Tokens(tuple(prompt)) for prompt in prompts], [2, 2])
@@ -74,10 +90,15 @@ def agrees(decoder: Decoder, model: Model) -> bool:
     return near
 
 
-def _states(model: Model, ids: list[int]) -> Tensor:
+def _states(model: Model, prompt: list[int], new: list[int]) -> Tensor:
     """[T, d] last hidden states of a sequence by itself."""
-    row = torch.tensor([ids], device=model.device)
-    states: Tensor = backbone_of(model.base)(input_ids=row, use_cache=False).last_hidden_state
+    row: dict[str, Any] = {"input_ids": torch.tensor([prompt + new], device=model.device)}
+    vision = model.backbone.vision
+    if vision is not None and vision.prompts:
+        # What is of the prompt, which sees all of itself, must be told.
+        inputs, _ = left_padded([(Tokens(tuple(prompt)), tuple(new))], 0, vision)
+        row = {name: value.to(model.device) for name, value in inputs.items()}
+    states: Tensor = backbone_of(model.base)(**row, use_cache=False).last_hidden_state
     return states[0]
 
 

@@ -58,7 +58,7 @@ class CompiledDecoder:
         self.layers = read_layers(model, longest + room)
         self.name = cache_argument(self.backbone)
         self.slots = rows
-        self._allocate(min(room, 64))
+        self.keys, self.values = self._empty(min(room, 64))
         self.drop()
 
     def drop(self) -> None:
@@ -67,7 +67,7 @@ class CompiledDecoder:
         self.slot = self.past = self.position = torch.empty(0, dtype=torch.int64)
 
     def start(self, prompts: Sequence[Tokens], counts: Sequence[int]) -> Tensor:
-        """[G, d] last hidden state of each prompt, for `counts` rows each, which join the others."""
+        """[G, d] last hidden state of each prompt, for `counts` rows each, which join."""
         states = []
         for begin, end in _passes([len(prompt) for prompt in prompts]):
             states += self._read(prompts[begin:end], counts[begin:end])
@@ -103,7 +103,7 @@ class CompiledDecoder:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """[R, d] last hidden states after one more token a row."""
         if int(self.past.max()) == self.keys.shape[-1]:
-            self._allocate(2 * self.keys.shape[-1])
+            self._grow()
         states = self.text.embed_tokens(torch.tensor(tokens)).contiguous()
         self.layers.step(
             states,
@@ -132,17 +132,22 @@ class CompiledDecoder:
         self.slot, self.past = self.slot[chosen], self.past[chosen]
         self.position = self.position[chosen]
 
-    def _allocate(self, room: int) -> None:
-        """Room for so many new tokens of each row; what is there is kept."""
+    def _empty(self, room: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of so many new tokens of each row."""
         layers = self.layers
         capacity = -(-room // decode.STEP) * decode.STEP
         shape = len(layers.layers), self.slots, layers.key_heads
-        keys = torch.empty(*shape, layers.size, capacity, dtype=torch.bfloat16)
-        values = torch.empty(*shape, capacity, layers.size, dtype=torch.bfloat16)
-        if hasattr(self, "keys"):
-            before = self.keys.shape[-1]
-            keys[..., :before] = self.keys
-            values[..., :before, :] = self.values
+        return (
+            torch.empty(*shape, layers.size, capacity, dtype=torch.bfloat16),
+            torch.empty(*shape, capacity, layers.size, dtype=torch.bfloat16),
+        )
+
+    def _grow(self) -> None:
+        """Twice the room, with what is there."""
+        before = self.keys.shape[-1]
+        keys, values = self._empty(2 * before)
+        keys[..., :before] = self.keys
+        values[..., :before, :] = self.values
         self.keys, self.values = keys, values
 
 

@@ -86,9 +86,7 @@ def differing(a: Sequence[Completion], b: Sequence[Completion]) -> float:
     moved = drawn = 0
     for x, y in zip(a, b, strict=True):
         if x.prompt_ids != y.prompt_ids:
-            raise ValueError(
-                f"samples of two prompts: {x.prompt}, {x.index}; {y.prompt}, {y.index}"
-            )
+            raise ValueError(f"samples of prompts {x.prompt} and {y.prompt} are compared")
         pairs = zip(x.response_ids, y.response_ids, strict=False)
         agreed = next((i for i, (t, u) in enumerate(pairs) if t != u), None)
         moved += agreed is not None

@@ -24,6 +24,7 @@ class GeneralDecoder:
 
     Args:
         pad: a token for the padding, which is masked everywhere.
+        pads: prompts of several lengths are run together; otherwise there is no mask.
 
     Attributes:
         joins: whether rows may join those that are being written.
@@ -31,13 +32,16 @@ class GeneralDecoder:
 
     joins = False
 
-    def __init__(self, model: Model, pad: int) -> None:
+    def __init__(self, model: Model, pad: int, *, pads: bool = True) -> None:
         self.model = model
         self.pad = pad
+        self.pads = pads
         self.backbone: Any = backbone_of(model.base)
         self.takes = inspect.signature(type(self.backbone).forward).parameters
         self.name = cache_argument(self.backbone)
-        self.drop()
+        self.cache: Any = None
+        self.inputs: dict[str, Any] = {}
+        self.positions = torch.empty(0)
 
     def start(self, prompts: Sequence[Tokens], counts: Sequence[int]) -> Tensor:
         """[G, d] last hidden state of each prompt, for `counts` rows each, in this order."""
@@ -50,7 +54,7 @@ class GeneralDecoder:
         self.inputs = given
         self.positions = torch.tensor(next_positions(prompts, vision), device=device)
         self.keep([i for i, count in enumerate(counts) for _ in range(count)])
-        return out.last_hidden_state[:, -1].contiguous()
+        return _last(out)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """[R, d] last hidden states after one more token a row."""
@@ -72,7 +76,7 @@ class GeneralDecoder:
             last = {"input_ids": new, "position_ids": place, self.name: self.cache}
             out = self._run(**self.inputs | last)
             self.cache = getattr(out, self.name)
-        return out.last_hidden_state[:, -1].contiguous()
+        return _last(out)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Goes on with these rows alone, in this order; one may be named more than once."""
@@ -87,14 +91,19 @@ class GeneralDecoder:
 
     def drop(self) -> None:
         """Forgets all rows."""
-        self.cache: Any = None
-        self.inputs: dict[str, Any] = {}
-        self.positions = torch.empty(0)
+        self.cache, self.inputs, self.positions = None, {}, torch.empty(0)
 
     def _run(self, **inputs: Any) -> Any:
         if "position_ids" not in self.takes:
             del inputs["position_ids"]
+        if not self.pads:
+            del inputs["attention_mask"]
         return self.backbone(**inputs, use_cache=True)
+
+
+def _last(out: Any) -> Tensor:
+    states: Tensor = out.last_hidden_state
+    return states[:, -1].contiguous()
 
 
 def cache_argument(backbone: Any) -> str:

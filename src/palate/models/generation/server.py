@@ -138,7 +138,7 @@ class ServerEngine:
         if self._weights is not None:
             for node in self._nodes:
                 node.check_weights()
-        found: list[Completion] = []
+        completions: list[Completion] = []
         for answers in self._pool.run(jobs, self._ask):
             batch = [
                 self._completion(job, answer, version)
@@ -148,8 +148,8 @@ class ServerEngine:
             self._counts.update(why for _, (why, _) in answers if isinstance(why, str))
             if batch and on_batch is not None:
                 on_batch(batch)
-            found += batch
-        return sorted(found, key=lambda completion: (completion.prompt, completion.index))
+            completions += batch
+        return sorted(completions, key=lambda c: (c.prompt, c.index))
 
     def sync(self, model: Model) -> None:
         """See `Engine.sync`. Waits for what is under way, so that a response has one version.
@@ -388,8 +388,8 @@ def _wrong(node: Node, words: str) -> ServerError:
 def _sync_folder(recipe: Recipe, folder: Path) -> Path:
     """Where this run's weights are written: runs that share a `sync_dir` have folders of their own
     in it."""
-    own = folder.expanduser().resolve()
+    run = folder.expanduser().resolve()
     if recipe.sync_dir is None:
-        return own / SYNC
-    name = f"{own.name}-{hashlib.sha256(str(own).encode()).hexdigest()[:8]}"
+        return run / SYNC
+    name = f"{run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:8]}"
     return recipe.sync_dir.expanduser().resolve() / name

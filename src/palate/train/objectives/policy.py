@@ -152,6 +152,9 @@ class PolicyObjective:
                 advantages,
                 epsilon_high=high,
                 log_ratio_clamp=algorithm.log_ratio_clamp,
+                level=algorithm.importance_sampling_level,
+                segment=batch.segment,
+                n_sequences=batch.n_sequences,
                 weights=weights,
             )
         return clipped_surrogate(
@@ -206,7 +209,7 @@ class PolicyObjective:
             "ratio/first": (first, 1.0),
             "clip/low": sum_and_count(policy.clipped_low),
             "clip/high": sum_and_count(policy.clipped_high),
-            "moved": sum_and_count(moved),
+            "approx_kl": sum_and_count(moved),
         }
         if tokens.entropy is not None:
             statistics["entropy"] = sum_and_count(tokens.entropy)
@@ -236,9 +239,11 @@ def scored_temperature(recipe: RlRecipe) -> float:
 
 def mismatch(logps: Tensor, sampled: Tensor) -> dict[str, tuple[Tensor, float]]:
     """How far the trainer's log-probs are from those that the engine recorded, [N] each."""
-    gap = logps.detach() - sampled
+    # An engine may have none of a token.
+    known = ~sampled.isnan()
+    gap = torch.where(known, logps.detach() - sampled, 0.0)
     return {
-        "mismatch/kl": sum_and_count(gap.exp() - 1 - gap),
+        "mismatch/kl": ((gap.exp() - 1 - gap).double().sum(), known.double().sum()),
         "mismatch/max": (gap.abs().double().max(), 1.0),
     }
 

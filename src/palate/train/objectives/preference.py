@@ -41,6 +41,7 @@ class PreferenceObjective:
         by_source: also log reward accuracies of each data source.
         soft_labels: a pair counts in both orders, by the probability that its first response is
             better and by the rest: -p log sigmoid(m) - (1 - p) log sigmoid(-m) of DPO.
+        temperature: of the distribution that the responses were sampled from.
     """
 
     kind: ItemKind = "pair"
@@ -53,13 +54,14 @@ class PreferenceObjective:
         extra: Sequence[str] = (),
         by_source: bool = False,
         soft_labels: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         self.soft_labels = soft_labels
         self.members = list(map(Member.of, members(loss)))
         needs = combined_needs(self.members)
         self.needs_reference = needs.reference
         self.by_source = by_source
-        self._ask = ask_for(kl=needs.kl, extra=extra)
+        self._ask = dataclasses.replace(ask_for(kl=needs.kl, extra=extra), temperature=temperature)
         self._weights = token_weights
 
     def ask(self) -> Ask:
@@ -94,8 +96,10 @@ class PreferenceObjective:
             share = sides.probability
             output = compute(losses, chosen, rejected, weight=batch.weight * share)
             other_way = compute(losses, rejected, chosen, weight=batch.weight * (1 - share))
-            both = zip(output.terms, other_way.terms, strict=True)
-            terms = tuple(dataclasses.replace(a, losses=a.losses + b.losses) for a, b in both)
+            terms = tuple(
+                dataclasses.replace(a, losses=a.losses + b.losses)
+                for a, b in zip(output.terms, other_way.terms, strict=True)
+            )
             return dataclasses.replace(output, terms=terms)
 
         sums = sequence_stats(tokens, batch)

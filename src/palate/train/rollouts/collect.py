@@ -25,9 +25,10 @@ from palate.models.generation.engine import Completion, Engine, Sampling
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import Grouped, OnlineDpo
 from palate.recipes.rl_engines import ServerEngine
+from palate.rewards.groups import score_concurrently
 from palate.store.files import append_jsonl, read_jsonl
 from palate.train.rollouts.responses import Group, Response, Rollout
-from palate.train.rollouts.shape import shape_rewards
+from palate.train.rollouts.shape import shape_rewards, whiten_rewards
 
 RESAMPLE_LIMIT = 5
 """Prompts drawn for one rollout at most, in multiples of its own; a recipe may say otherwise."""
@@ -75,7 +76,8 @@ class Collector:
         self._samples: Counter[int] = Counter()
         algorithm = self.recipe.algorithm
         resamples = isinstance(algorithm, Grouped) and algorithm.zero_variance == "resample"
-        limit = (getattr(algorithm, "resample_limit", None) or RESAMPLE_LIMIT) * wanted
+        several = algorithm.resample_limit if isinstance(algorithm, Grouped) else None
+        limit = (several or RESAMPLE_LIMIT) * wanted
         while len(rollout.groups) < wanted:
             indices = self._drawn(min(wanted - len(rollout.groups), limit - rollout.drawn))
             rollout.drawn += len(indices)
@@ -83,7 +85,8 @@ class Collector:
             self._score(groups, rollout)
             self._leave_out(groups)
             for group in groups:
-                self.stream.record(group.prompt, _pass_rate(group))
+                if any(response.score is not None for response in group.responses):
+                    self.stream.record(group.prompt, _pass_rate(group))
             if not resamples:
                 rollout.groups += groups
                 break
@@ -94,6 +97,7 @@ class Collector:
             rollout.groups += varied
             if rollout.drawn >= limit:
                 break
+        whiten_rewards(list(rollout.responses), self.recipe.reward)
         if not rollout.trained and resamples:
             raise RunError(
                 f"rollout {number}: the rewards of each of {rollout.drawn} prompts' responses are "
@@ -112,8 +116,8 @@ class Collector:
         return indices
 
     def _written(self, indices: Sequence[int], rollout: Rollout) -> list[Group]:
-        recipe = self.recipe.rollout
         """Responses to prompts; to one that comes twice as many more."""
+        recipe = self.recipe.rollout
         started = time.monotonic()
         times = Counter(indices)
         sampling = self._sampling(rollout.number)
@@ -187,8 +191,9 @@ class Collector:
         scored = self.scores([(g.prompt, [r.text for r in g.responses]) for g in share])
         here = [(g.prompt, s) for g, s in zip(share, scored, strict=True)]
         by_prompt = dict(_gathered(here))
-        for event, count in (Counter(self.scorer.counts) - before).items():
-            rollout.counts[event] = rollout.counts.get(event, 0) + count
+        for events in _gathered([Counter(self.scorer.counts) - before]):
+            for event, count in events.items():
+                rollout.counts[event] = rollout.counts.get(event, 0) + count
         for group in groups:
             for response, score in zip(group.responses, by_prompt[group.prompt], strict=True):
                 response.take(score)
@@ -208,8 +213,6 @@ class Collector:
             groups.append(scored_group(prompt, texts))
         workers = self.recipe.reward.workers
         if workers > 1:
-            from palate.rewards.concurrent import score_concurrently
-
             return score_concurrently(self.scorer, groups, workers)
         return ask(self.scorer, groups)
 
@@ -261,7 +264,7 @@ def _response(prompt: int, completion: Completion) -> Response:
 def _pass_rate(group: Group) -> float:
     """Share of the group's responses with a reward above 0, as curricula take it."""
     rewards = [r.reward for r in group.responses if r.score is not None]
-    return sum(reward > 0 for reward in rewards) / len(rewards) if rewards else 0.0
+    return sum(reward > 0 for reward in rewards) / len(rewards)
 
 
 def _gathered(values: list[Any]) -> list[Any]:
@@ -299,6 +302,6 @@ def _journalled(file: Path, indices: Sequence[int]) -> dict[tuple[int, int], Com
     for line in read_jsonl(file) if file.exists() else []:
         if line["prompt"] in places:
             tuples = {name: tuple(v) for name, v in line.items() if isinstance(v, list)}
-            found = Completion(**line | tuples | {"prompt": places[line["prompt"]]})
-            kept[found.prompt, found.index] = found
+            completion = Completion(**line | tuples | {"prompt": places[line["prompt"]]})
+            kept[completion.prompt, completion.index] = completion
     return kept

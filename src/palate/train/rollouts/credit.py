@@ -77,9 +77,13 @@ class Flat:
 
 def assign_credit(
     responses: Sequence[Response], recipe: RlRecipe, *, kl_coefficient: float
-) -> None:
+) -> dict[str, float]:
     """Gives the trained responses of a rollout `advantages`, with values `returns`, and with an
-    engine's correction `weights`."""
+    engine's correction `weights`.
+
+    Returns:
+        `advantages/mean` and `advantages/std` over tokens, before whitening and the filter.
+    """
     algorithm, kl = recipe.algorithm, recipe.effective_kl
     assert isinstance(algorithm, PolicyGradient)
     flat = Flat.of(responses)
@@ -91,6 +95,12 @@ def assign_credit(
     else:
         scores = flat.rewards if charge is None else flat.rewards - flat.totals(charge)
         advantages = _of_group(scores, flat, algorithm)[flat.segment]
+    figures = {
+        "advantages/mean": float(advantages.mean()),
+        "advantages/std": float(advantages.std(correction=0)),
+    }
+    if _whitens(algorithm):
+        advantages = _whitened(advantages, flat, algorithm)
     if algorithm.advantage_filter is not None:
         advantages = torch.where(outliers(advantages, algorithm.advantage_filter), 0.0, advantages)
     flat.store("advantages", advantages)
@@ -105,6 +115,20 @@ def assign_credit(
             cap=correction.cap,
         )
         flat.store("weights", weights)
+    return figures
+
+
+def _whitens(algorithm: PolicyGradient) -> bool:
+    return isinstance(algorithm, ReinforcePlusPlus) or (
+        isinstance(algorithm, Ppo | Rloo) and algorithm.whiten_advantages
+    )
+
+
+def _whitened(advantages: Tensor, flat: Flat, algorithm: PolicyGradient) -> Tensor:
+    """[N] over all tokens of the rollout; of rloo, which has one a response, over responses."""
+    if isinstance(algorithm, Rloo):
+        return whiten(advantages[flat.last])[flat.segment]
+    return whiten(advantages)
 
 
 def _kl_charge(flat: Flat, kl: KlRecipe | None, coefficient: float) -> Tensor | None:
@@ -119,16 +143,20 @@ def _kl_charge(flat: Flat, kl: KlRecipe | None, coefficient: float) -> Tensor | 
 
 
 def _token_rewards(flat: Flat, recipe: RlRecipe, charge: Tensor | None, scores: Tensor) -> Tensor:
-    """[N] the score at the last token of each response, or its spans' values, less the KL."""
+    """[N] the score at the last token of each response, or its spans' values where it has any,
+    with its penalties at the last token; less the KL."""
     rewards = torch.zeros(len(flat.segment), dtype=torch.float64)
+    rewards[flat.last] = scores
     if recipe.reward.placement == "spans":
-        starts = (flat.last + 1 - torch.tensor([len(r) for r in flat.responses])).tolist()
-        for response, start in zip(flat.responses, starts, strict=True):
+        for response, last in zip(flat.responses, flat.last.tolist(), strict=True):
+            if not response.spans:
+                continue
+            assert response.score is not None
+            rewards[last] = response.reward - response.score
+            start = last + 1 - len(response)
             for span in response.spans:
                 # Spans are in tokens by now.
                 rewards[start + max(span.stop - 1, 0)] += span.value
-    else:
-        rewards[flat.last] = scores
     return rewards if charge is None else rewards - charge
 
 
@@ -147,7 +175,7 @@ def _ppo(flat: Flat, algorithm: Ppo, recipe: RlRecipe, charge: Tensor | None) ->
         bootstrap=bootstrap,
     )
     flat.store("returns", returns)
-    return whiten(advantages) if algorithm.whiten_advantages else advantages
+    return advantages
 
 
 def _reinforce(
@@ -157,16 +185,14 @@ def _reinforce(
     if algorithm.baseline == "group":
         scores = scores - group_means(scores, flat.group)[flat.group]
     rewards = _token_rewards(flat, recipe, charge, scores)
-    return whiten(discounted_returns(rewards, flat.segment, algorithm.gamma))
+    return discounted_returns(rewards, flat.segment, algorithm.gamma)
 
 
 def _of_group(scores: Tensor, flat: Flat, algorithm: PolicyGradient) -> Tensor:
     """[S] advantages among the responses to one prompt."""
     if isinstance(algorithm, Grpo):
         return group_advantages(scores, flat.group, scale=algorithm.scale_rewards)
-    assert isinstance(algorithm, Rloo)
-    advantages = leave_one_out(scores, flat.group)
-    return whiten(advantages) if algorithm.whiten_advantages else advantages
+    return leave_one_out(scores, flat.group)
 
 
 def explained_variance(responses: Sequence[Response]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,8 +25,12 @@ def rollout_figures(rollout: Rollout, *, kl: KlRecipe | None, control: Control) 
     known = [spread for spread in spreads if spread is not None]
     if known:
         figures["reward/group_std"] = float(np.mean(known))
-    if (sampled := [r.tokens["sampled_logps"] for r in responses]) and sum(map(len, sampled)):
-        figures["entropy/sampled"] = -float(np.concatenate(sampled).astype(np.float64).mean())
+    sampled = joined(responses, "sampled_logps").astype(np.float64)
+    known_logps = sampled[~np.isnan(sampled)]
+    if len(known_logps):
+        figures["entropy/sampled"] = -float(known_logps.mean())
+    if len(known_logps) < len(sampled):
+        figures["events/tokens without a log-prob"] = float(len(sampled) - len(known_logps))
     commonest = Counter(r.response_ids for r in responses).most_common(1)
     figures["samples/commonest"] = commonest[0][1] / len(responses) if commonest else 0.0
     figures["groups/zero_variance"] = float(np.mean([g.is_equal for g in rollout.groups]))
@@ -39,9 +44,6 @@ def rollout_figures(rollout: Rollout, *, kl: KlRecipe | None, control: Control) 
         figures[f"events/{event}"] = float(count)
     if kl is not None:
         figures["kl/coefficient"] = control.kl_coefficient
-    trained = rollout.trained
-    if trained and "advantages" in trained[0].tokens:
-        figures |= _token_figures(trained)
     return figures
 
 
@@ -66,12 +68,9 @@ def score_figures(responses: list[Response]) -> Figures:
     }
 
 
-def _token_figures(trained: list[Response]) -> Figures:
-    advantages = joined(trained, "advantages").astype(np.float64)
-    figures = {
-        "advantages/mean": float(advantages.mean()),
-        "advantages/std": float(advantages.std()),
-    }
+def token_figures(trained: Sequence[Response]) -> Figures:
+    """Of what is known of each token, once credit is assigned."""
+    figures: Figures = {}
     tokens = trained[0].tokens
     if "returns" in tokens:
         variance = explained_variance(trained)
@@ -82,8 +81,11 @@ def _token_figures(trained: list[Response]) -> Figures:
         figures["mismatch/weight"] = float(joined(trained, "weights").mean())
     if "old_logps" in tokens:
         gap = joined(trained, "old_logps").astype(np.float64) - joined(trained, "sampled_logps")
-        figures["mismatch/kl"] = float((np.exp(gap) - 1 - gap).mean())
-        figures["mismatch/max"] = float(np.abs(gap).max())
+        # An engine may have none of a token.
+        gap = gap[~np.isnan(gap)]
+        if len(gap):
+            figures["mismatch/kl"] = float((np.exp(gap) - 1 - gap).mean())
+            figures["mismatch/max"] = float(np.abs(gap).max())
     return figures
 
 

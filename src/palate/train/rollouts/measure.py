@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palate.data.items import Floats
 from palate.models.model import Ask, Model, evaluating
-from palate.models.reference import Reference
+from palate.models.reference import LiveReference, Reference
 from palate.models.value import VALUE
 from palate.train.sources.base import MicroBatch
 
@@ -37,6 +37,9 @@ def measure(
     with evaluating(model):
         for micro in micro_batches:
             batch = micro.to(model.device).batch
+            if isinstance(reference, LiveReference) and reference.identity["path"] is None:
+                # One pass of the tower for both; a reference of other weights has its own.
+                batch = model.with_features(batch)
             given = None if reference is None else reference.inputs(batch, kl=False)
             outputs = model(batch, ask, reference=given)
             tokens = outputs.token_stats

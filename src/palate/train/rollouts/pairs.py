@@ -39,7 +39,8 @@ def pair_items(
         if a.response_ids == b.response_ids:
             counts[SAME] = counts.get(SAME, 0) + 1
             continue
-        probability = 1 / (1 + math.exp(-(a.reward - b.reward) / algorithm.scale))
+        # As a hyperbolic tangent, which no difference overflows.
+        probability = 0.5 * (1 + math.tanh((a.reward - b.reward) / (2 * algorithm.scale)))
         if algorithm.labels == "hard":
             if a.reward == b.reward:
                 counts[TIE] = counts.get(TIE, 0) + 1

@@ -14,13 +14,20 @@ def shape_rewards(responses: Sequence[Response], recipe: RewardSignalRecipe) -> 
     """Sets the reward of every response that has a score.
 
     In this order: (score - mean) / deviation, held within +- clip; an end that is missing, by a
-    value in its place or a penalty; the punishment of length; over the deviation of all rewards,
-    their mean kept. Rows whose end is missing take no part in that deviation, or one of -10 would
-    move all others.
+    value in its place or a penalty; the punishment of length.
     """
     for response in responses:
         if response.score is not None:
             response.reward = _reward(response, response.score, recipe)
+
+
+def whiten_rewards(responses: Sequence[Response], recipe: RewardSignalRecipe) -> None:
+    """Where the recipe asks for it: rewards of a whole rollout over their deviation, their mean
+    kept.
+
+    Rows whose end is missing take no part in mean and deviation, or one of -10 would move all
+    others.
+    """
     if not recipe.whiten:
         return
     scored = [r for r in responses if r.score is not None]
@@ -28,6 +35,9 @@ def shape_rewards(responses: Sequence[Response], recipe: RewardSignalRecipe) -> 
     if len(whole) < 2:
         return
     mean, deviation = float(np.mean(whole)), float(np.std(whole, ddof=1))
+    if min(whole) == max(whole):
+        # No spread to divide by: that of rounding would blow up the rows outside it.
+        return
     for response in scored:
         response.reward = (response.reward - mean) / (deviation + 1e-8) + mean
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from palate.data.items import Item
@@ -149,6 +150,10 @@ class OfflineSource:
         n, before = len(self._items), epoch * self._plan.steps(len(self._items))
         steps = self._plan.epoch(n, seed=self._seed, epoch=epoch, lengths=self._lengths)
         return steps[: max(0, self.total - before)]
+
+    def held(self) -> tuple[nn.Parameter, ...]:
+        """None."""
+        return ()
 
     def after_step(self) -> Statistics:
         """Nothing: rows do not change."""

@@ -11,51 +11,37 @@ run that is interrupted between two of them goes on with the same numbers.
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import nn
 
-from palate.data.items import Floats, Item, Tokens
-from palate.data.items import Rollout as Label
+from palate.data.items import Floats
 from palate.errors import RunError
 from palate.models.model import Model
 from palate.models.reference import Reference
+from palate.models.value import value_parameters
 from palate.recipes.rl import RlRecipe
-from palate.recipes.rl_algorithms import OnlineDpo
+from palate.recipes.rl_algorithms import OnlineDpo, PolicyGradient
 from palate.store.rollouts import read_rollout, rollout_path, write_rollout
-from palate.train.meter import Statistics
+from palate.train.meter import Statistics, is_total
 from palate.train.objectives.policy import Control, scored_temperature, total_moved
 from palate.train.rollouts.collect import Collector
 from palate.train.rollouts.credit import assign_credit
-from palate.train.rollouts.figures import rollout_figures
+from palate.train.rollouts.figures import rollout_figures, token_figures
 from palate.train.rollouts.measure import measure
-from palate.train.rollouts.pairs import pair_items
-from palate.train.rollouts.responses import Group, Rollout
+from palate.train.rollouts.responses import Response, Rollout
 from palate.train.rollouts.rows import rollout_of, rows_of
 from palate.train.rollouts.spans import spans_in_tokens
+from palate.train.rollouts.updates import Cutter, Update, keys_of
 from palate.train.sources.base import MicroBatch
-from palate.train.sources.offline import BatchPlan, Collate, Slot, micro_batch
+from palate.train.sources.offline import Collate, micro_batch
 
 EMPTY_ROLLOUTS = 20
 """Rollouts in a row with nothing to learn from, after which the run ends."""
-LARGE = 1 << 30
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step learns from.
-
-    Attributes:
-        items: of the step, on every process. slots: this process's micro-batches.
-    """
-
-    items: list[Item]
-    slots: list[Slot]
 
 
 class RolloutSource:
@@ -101,13 +87,7 @@ class RolloutSource:
         self._folder = folder
         self._tokenizer = tokenizer
         self._figures: dict[str, float] = {}
-        self._plan = BatchPlan(
-            batch_size=recipe.rollout.batch_size_prompts,
-            micro_batch_size=LARGE,
-            micro_batch_tokens=recipe.train.micro_batch_tokens or LARGE,
-            rank=collector.rank,
-            world_size=collector.world_size,
-        )
+        self._cutter = Cutter(recipe, collector.prompts, collector.rank, collector.world_size)
 
     @property
     def epoch(self) -> float:
@@ -115,15 +95,16 @@ class RolloutSource:
 
     @property
     def _between(self) -> int:
-        """Of online DPO the steps of one pass, each on prompts of its own."""
+        """Of online DPO the steps of one pass that are left, each on prompts of its own."""
         algorithm = self.recipe.algorithm
         assert isinstance(algorithm, OnlineDpo)
-        return self.total if algorithm.sync_every == "inf" else algorithm.sync_every
+        left = math.ceil((self.total - self.step) / self.recipe.train.num_iterations)
+        return left if algorithm.sync_every == "inf" else min(algorithm.sync_every, left)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         while self.step < self.total:
             rollout = self._current()
-            updates = self._cut(rollout)
+            updates = self._cutter.updates(rollout)
             while not self._ended and self.step < self.total:
                 update = updates[self._update]
                 self._before(rollout, update)
@@ -151,7 +132,7 @@ class RolloutSource:
             return self.rollout
         for _ in range(EMPTY_ROLLOUTS):
             rollout = self._made()
-            if self._cut(rollout):
+            if self._cutter.updates(rollout):
                 self.rollout = rollout
                 return rollout
             self._number += 1
@@ -165,20 +146,24 @@ class RolloutSource:
         seconds = time.monotonic() - started
         wanted = self.recipe.rollout.batch_size_prompts
         if isinstance(self.recipe.algorithm, OnlineDpo):
-            wanted *= min(self._between, self.total - self.step)
+            wanted *= self._between
         rollout = self.collector.collect(self._number, wanted)
         rollout.seconds["sync"] = seconds
         self._prompts_done += rollout.drawn
         if self.recipe.reward.placement == "spans":
             for response in rollout.trained:
                 response.spans = spans_in_tokens(response, self._tokenizer)
-        if rollout.trained and not isinstance(self.recipe.algorithm, OnlineDpo):
+        if isinstance(self.recipe.algorithm, OnlineDpo):
+            for group in rollout.groups:
+                self._cutter.pairs(group, rollout, rollout.counts)
+        elif rollout.trained:
             self._prepare(rollout)
         if self.collector.rank == 0:
             write_rollout(self._folder, rows_of(rollout, self.collector.prompts))
         kl = self.recipe.effective_kl
-        self._figures |= rollout_figures(rollout, kl=kl, control=self.control)
-        self._adapt(rollout)
+        for name, value in rollout_figures(rollout, kl=kl, control=self.control).items():
+            # There may have been a rollout with nothing to learn from before.
+            self._figures[name] = value + (self._figures.get(name, 0.0) if is_total(name) else 0.0)
         return rollout
 
     def _prepare(self, rollout: Rollout) -> None:
@@ -186,10 +171,17 @@ class RolloutSource:
         started = time.monotonic()
         # As the paper's code has it, each update measures what it learns from by itself.
         if self.recipe.measures_rollouts and self.recipe.fidelity != "paper":
-            self._measure(self._cut(rollout)[: self.recipe.train.num_mini_batches], rollout)
+            self._measure(
+                self._cutter.updates(rollout)[: self.recipe.train.num_mini_batches], rollout
+            )
         if self.recipe.fidelity != "paper":
-            assign_credit(rollout.trained, self.recipe, kl_coefficient=self.control.kl_coefficient)
+            self._assign_credit(rollout.trained)
         rollout.seconds["prepare"] = time.monotonic() - started
+
+    def _assign_credit(self, responses: Sequence[Response]) -> None:
+        coefficient = self.control.kl_coefficient
+        self._figures |= assign_credit(responses, self.recipe, kl_coefficient=coefficient)
+        self._figures |= token_figures(responses)
 
     def _measure(self, updates: Sequence[Update], rollout: Rollout) -> None:
         """Hands each response what the trainer's pass says of it."""
@@ -203,15 +195,15 @@ class RolloutSource:
                 temperature=scored_temperature(self.recipe),
             )
             for slot, values in zip(slots, measured, strict=True):
-                keys = [key for i in slot for key in _keys(update.items[i])]
+                keys = [key for i in slot for key in keys_of(update.items[i])]
                 for place, key in enumerate(keys):
                     numbers[key] = {name: each[place] for name, each in values.items()}
         everywhere: dict[tuple[int, int], dict[str, Floats]] = {
             k: v for part in gather_object([numbers]) for k, v in part.items()
         }
         for response in rollout.trained:
-            found = everywhere.get((response.prompt, response.sample), {})
-            for name, value in found.items():
+            measured_here = everywhere.get((response.prompt, response.sample), {})
+            for name, value in measured_here.items():
                 if name == "end_value":
                     response.end_value = float(value[0])
                 else:
@@ -225,85 +217,20 @@ class RolloutSource:
         if self.recipe.fidelity != "paper":
             return
         started = time.monotonic()
-        keys = {key for item in update.items for key in _keys(item)}
+        keys = {key for item in update.items for key in keys_of(item)}
         part = [r for r in rollout.trained if (r.prompt, r.sample) in keys]
         self._measure([update], rollout)
-        assign_credit(part, self.recipe, kl_coefficient=self.control.kl_coefficient)
+        self._assign_credit(part)
         self._add("seconds/prepare", time.monotonic() - started)
 
     # Updates ----------------------------------------------------------------------------------
-
-    def _cut(self, rollout: Rollout) -> list[Update]:
-        """The updates on a rollout, in their order."""
-        updates = []
-        train, algorithm = self.recipe.train, self.recipe.algorithm
-        groups = [group for group in rollout.groups if group.trained]
-        parts = (
-            math.ceil(len(rollout.groups) / self.recipe.rollout.batch_size_prompts)
-            if isinstance(algorithm, OnlineDpo)
-            else train.num_mini_batches
-        )
-        for iteration in range(train.num_iterations):
-            order = list(groups)
-            if self.recipe.fidelity != "paper":
-                seed = f"{self.recipe.seed}/{rollout.number}/{iteration}"
-                random.Random(seed).shuffle(order)
-            size, more = divmod(len(order), parts)
-            start = 0
-            for k in range(parts):
-                stop = start + size + (k < more)
-                items = [
-                    item for group in order[start:stop] for item in self._items(group, rollout)
-                ]
-                start = stop
-                if items:
-                    lengths = [item.n_tokens for item in items]
-                    slots = self._plan.micro_batches(range(len(items)), lengths)
-                    updates.append(Update(items, slots))
-        return updates
-
-    def _items(self, group: Group, rollout: Rollout) -> list[Item]:
-        """A group as items of as many tokens as a micro-batch may have."""
-        prompt = self.collector.prompts[group.prompt]
-        algorithm = self.recipe.algorithm
-        if isinstance(algorithm, OnlineDpo):
-            return pair_items(
-                group,
-                prompt.tokens,
-                algorithm,
-                seed=f"{self.recipe.seed}/{rollout.number}",
-                counts=rollout.counts,
-                id=prompt.id,
-                source=prompt.source,
-            )
-        limit = self.recipe.train.micro_batch_tokens or LARGE
-        parts: list[list[Any]] = []
-        used = 0
-        for response in group.trained:
-            if not parts or used + len(response) > limit:
-                parts.append([])
-                used = len(prompt.tokens)
-            parts[-1].append(response)
-            used += len(response)
-        return [
-            Item(
-                prompts=(prompt.tokens,) * len(part),
-                responses=tuple(Tokens(r.response_ids) for r in part),
-                label=Label({name: tuple(r.tokens[name] for r in part) for name in part[0].tokens}),
-                id=f"{group.prompt}:{','.join(str(r.sample) for r in part)}",
-                source=prompt.source,
-            )
-            for part in parts
-        ]
 
     def _micro_batches(self, update: Update) -> list[MicroBatch]:
         # Items are made anew: what was measured for this update alone is on them then.
         items = update.items
         if self.recipe.fidelity == "paper":
             assert self.rollout is not None
-            by_prompt = {group.prompt: group for group in self.rollout.groups}
-            numbers = dict.fromkeys(int(item.id.partition(":")[0]) for item in items)
-            items = [i for n in numbers for i in self._items(by_prompt[n], self.rollout)]
+            items = self._cutter.renewed(update, self.rollout)
         return [
             micro_batch(
                 [items[i if i >= 0 else ~i] for i in slot], self._collate, counted=slot[0] >= 0
@@ -313,7 +240,8 @@ class RolloutSource:
 
     def _moved_too_far(self) -> bool:
         """Whether the last update has taken the policy as far as the passes may go."""
-        limit = getattr(self.recipe.algorithm, "target_kl", None)
+        algorithm = self.recipe.algorithm
+        limit = algorithm.target_kl if isinstance(algorithm, PolicyGradient) else None
         if limit is None:
             return False
         parts = gather_object([total_moved(self.control).tolist()])
@@ -337,13 +265,28 @@ class RolloutSource:
 
     # The log and checkpoints ------------------------------------------------------------------
 
+    def held(self) -> Iterable[nn.Parameter]:
+        """While the value model learns alone all other weights."""
+        if not self.control.value_alone:
+            return ()
+        moving = {id(parameter) for parameter in value_parameters(self._model)}
+        return [p for p in self._model.parameters() if p.requires_grad and id(p) not in moving]
+
     def after_step(self) -> Statistics:
         self._add("seconds/update", time.monotonic() - self._started)
         if not self._ended and self._moved_too_far():
             self._ended = True
-            self._add("stopped", 1.0)
+            self._add("events/target_kl reached", 1.0)
+        if self._ended:
+            assert self.rollout is not None
+            self._adapt(self.rollout)
         figures, self._figures = self._figures, {}
-        return {name: (value, 1.0) for name, value in figures.items()}
+        # Every process has the figures of the whole rollout.
+        processes = self.collector.world_size
+        return {
+            name: (value / processes if is_total(name) else value, 1.0)
+            for name, value in figures.items()
+        }
 
     def _add(self, name: str, value: float) -> None:
         self._figures[name] = self._figures.get(name, 0.0) + value
@@ -367,12 +310,6 @@ class RolloutSource:
         self.control.kl_coefficient = state["kl_coefficient"]
         self.collector.engine.version = state["engine"]
         self.rollout = None
-
-
-def _keys(item: Item) -> list[tuple[int, int]]:
-    """(prompt, sample) of each response of an item, which its id tells."""
-    prompt, _, samples = item.id.partition(":")
-    return [(int(prompt), int(sample)) for sample in samples.split(",")]
 
 
 def _reasons(rollout: Rollout) -> str:

@@ -127,13 +127,13 @@ def control(client: HttpClient, url: str, body: Json | None, what: str, hint: st
     Raises:
         ServerError: it fails.
     """
-    found = client.request(url, None if body is None else json.dumps(body))
-    if found.status_code != 200:
-        missing = f": {hint}" if hint and found.status_code in (404, 405) else ""
-        words = f"{found.status_code}: {brief(found.text)}"
+    response = client.request(url, None if body is None else json.dumps(body))
+    if response.status_code != 200:
+        missing = f": {hint}" if hint and response.status_code in (404, 405) else ""
+        words = f"{response.status_code}: {brief(response.text)}"
         raise client.error(f"does not {what}{missing} ({url} answers {words})")
     try:
-        content = found.json()
+        content = response.json()
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

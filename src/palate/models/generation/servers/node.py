@@ -18,7 +18,7 @@ from palate.recipes.scorers import ServerBase
 from palate.store.http import HttpClient, ServerError, brief
 
 NOT_A_NUMBER = "Out of range float values are not JSON compliant"
-"""What vLLM says, with status 500, in the place of an answer with a NaN in it."""
+"""What vLLM says, with status 400 (0.32), in the place of an answer with a NaN in it."""
 
 _CLOSE_SECONDS = 5.0
 
@@ -97,12 +97,13 @@ class Node:
             self._breaks += 1
             self._label = None
         answer = attempt.answer
+        if answer is not None and answer.status_code >= 400 and NOT_A_NUMBER in answer.text:
+            raise NotNumbers
         if attempt.problem is not None or answer is None:
-            if answer is not None and NOT_A_NUMBER in answer.text:
-                raise NotNumbers
             problem = f"{url}: {attempt.problem}"
             raise AskAgain(problem, broken=attempt.broken, wait=attempt.wait)
-        if answer.status_code == 404 and wanted.adapter is not None:
+        lost = wanted.adapter is not None and wanted.adapter in answer.text
+        if answer.status_code in (400, 404) and lost:
             self._label = None
             raise AskAgain(f"{url}: has lost adapter {wanted.adapter}", broken=True)
         if answer.status_code != 200:
@@ -112,10 +113,12 @@ class Node:
             content = answer.json()
         except ValueError:
             raise ServerError(f"{url}: not JSON: {brief(answer.text)}") from None
-        found = self.kind.answer(content)
-        if found.finish == "abort" or self._breaks != breaks:
+        parsed = self.kind.answer(content)
+        if parsed.finish == "abort":
             raise AskAgain(f"{url}: broke a response off", broken=True)
-        return found
+        if self._breaks != breaks:
+            raise AskAgain(f"{url}: was lost meanwhile", broken=True)
+        return parsed
 
     def make_ready(self, weights: Weights) -> None:
         """Sees to it that it has these weights.
@@ -155,10 +158,10 @@ class Node:
         others since it was last asked; then it is given the policy's anew before it is asked."""
         if self.recipe.sync == "reload" and self._label is not None:
             try:
-                found = self.kind.weights()
+                label = self.kind.weights()
             except ServerError:
-                found = ""
-            if found is not None and found != self._label:
+                label = ""
+            if label is not None and label != self._label:
                 self._label = None
 
     def wrote(self, answer: Answer, weights: Weights) -> bool:
@@ -177,9 +180,9 @@ class Node:
         self._client.close()
 
     def _context(self) -> int | None:
-        found = control(self._client, f"{self._client.base}/models", None, "list its models")
+        listing = control(self._client, f"{self._client.base}/models", None, "list its models")
         try:
-            models = {str(item["id"]): item for item in found["data"]}
+            models = {str(item["id"]): item for item in listing["data"]}
         except (KeyError, TypeError):
             raise self._client.error("lists no models at /models") from None
         if self.model not in models:
@@ -208,11 +211,11 @@ def _kind(client: HttpClient) -> Kind:
 
 
 def _version(client: HttpClient, url: str) -> str | None:
-    found = client.request(url, None)
-    if found.status_code != 200:
+    response = client.request(url, None)
+    if response.status_code != 200:
         return None
     try:
-        content = found.json()
+        content = response.json()
     except ValueError:
         return None
     version = content.get("version") if isinstance(content, dict) else None

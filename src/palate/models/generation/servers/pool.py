@@ -175,11 +175,11 @@ class Pool(Generic[Node]):
         if period == line.period:
             line.period += 1
             line.failures += 1
-            own = min(FIRST_WAIT_SECONDS * 2 ** (line.failures - 1), LONGEST_WAIT_SECONDS)
-            line.free_at = time.monotonic() + (own if again.wait is None else again.wait)
+            pause = min(FIRST_WAIT_SECONDS * 2 ** (line.failures - 1), LONGEST_WAIT_SECONDS)
+            line.free_at = time.monotonic() + (pause if again.wait is None else again.wait)
             if line.failures > self._retries:
                 line.lost = again.problem
-        if all(other.lost is not None for other in run.lines):
+        if all(each.lost is not None for each in run.lines):
             others = len(run.lines) - 1
             more = f" (and {others} more)" if others else ""
             self._stop(run, ServerError(f"{again.problem}{more}: no server is left"))
@@ -230,11 +230,11 @@ def _drained(
 ) -> list[tuple[Job, Result]] | None:
     """What is there, at least one; None at the end."""
     answers = []
-    found = results.get()
-    while found is not None:
-        answers.append(found)
+    item = results.get()
+    while item is not None:
+        answers.append(item)
         try:
-            found = results.get_nowait()
+            item = results.get_nowait()
         except Empty:
             return answers
     if answers:

@@ -89,10 +89,10 @@ def _first(node: Node, wanted: Wanted) -> Mapping[int, float]:
 
 def _far_apart(plain: Mapping[int, float], cold: Mapping[int, float]) -> Sequence[int] | None:
     """The two alternatives of both that lie farthest apart, where that is far enough."""
-    both = sorted((t for t in plain if cold.get(t, -math.inf) > EXCLUDED), key=plain.__getitem__)
-    if len(both) < 2 or plain[both[-1]] - plain[both[0]] < LEAST_GAP:
+    shared = sorted((t for t in plain if cold.get(t, -math.inf) > EXCLUDED), key=plain.__getitem__)
+    if len(shared) < 2 or plain[shared[-1]] - plain[shared[0]] < LEAST_GAP:
         return None
-    return both[-1], both[0]
+    return shared[-1], shared[0]
 
 
 def _problem(node: Node, words: str) -> ModelError:

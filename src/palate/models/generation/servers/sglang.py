@@ -105,7 +105,7 @@ class Sglang:
         return None
 
     def _ask(self, route: str, body: Json, what: str, hint: str = "") -> None:
-        found = control(self._client, f"{self._root}/{route}", body, what, hint)
-        if found.get("success") is False:
-            words = found.get("message") or found.get("error_message")
+        response = control(self._client, f"{self._root}/{route}", body, what, hint)
+        if response.get("success") is False:
+            words = response.get("message") or response.get("error_message")
             raise self._client.error(f"does not {what}: {brief(str(words))}")

@@ -81,6 +81,8 @@ class Vllm:
         try:
             choice = body["choices"][0]
             logprobs = choice.get("logprobs") or {}
+            logps: Any
+            tokens: Any
             if "content" in logprobs:
                 logps = [place["logprob"] for place in logprobs["content"]]
                 tokens = [place["token"] for place in logprobs["content"]]
@@ -112,19 +114,19 @@ class Vllm:
         control(self._client, url, call, "load weights anew", DEV_MODE)
         self._forget()
         if self._labels:
-            found = self._client.request(
+            response = self._client.request(
                 f"{self._root}/update_weight_version", f'{{"new_version": "{label}"}}'
             )
-            self._labels = found.status_code == 200
+            self._labels = response.status_code == 200
 
     def _forget(self) -> None:
         """Empties the cache of prefixes, which the old weights made; others' requests may hold it
         a while."""
         url = f"{self._root}/reset_prefix_cache"
         for _ in range(_CACHE_TRIES):
-            found = control(self._client, url, {}, "empty its cache of prefixes", DEV_MODE)
+            response = control(self._client, url, {}, "empty its cache of prefixes", DEV_MODE)
             # Older ones say nothing where they have done it.
-            if found.get("success", True):
+            if response.get("success", True):
                 return
             time.sleep(_CACHE_WAIT_SECONDS)
         raise self._client.error("does not empty its cache of prefixes: others' requests hold it")
@@ -144,11 +146,11 @@ class Vllm:
         """See `Kind`. Servers older than this route do not tell."""
         if not self._labels:
             return None
-        found = self._client.request(f"{self._root}/weight_info", None)
-        if found.status_code != 200:
+        response = self._client.request(f"{self._root}/weight_info", None)
+        if response.status_code != 200:
             self._labels = False
             return None
-        label = found.json().get("weight_version")
+        label = response.json().get("weight_version")
         return None if label is None else str(label)
 
 

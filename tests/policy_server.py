@@ -39,7 +39,7 @@ class Manner:
         raw: log-probs from before the temperature. unfiltered: from before top-k. logits: no
             log-probs at all.
         text_only: no token ids. top_k: that it cuts every distribution to.
-        seconds: a token takes. context: tokens of prompt and response together.
+        seconds: every token but the first takes. context: tokens of prompt and response together.
         own_stop: ends responses, unless told not to. bos: put before every prompt.
         nan_share: of seeds whose log-probs hold a NaN. failures: questions refused with 503 before
             the first is answered. reloads: whether it loads weights anew. labels: whether it names
@@ -99,7 +99,7 @@ class Writer:
         first: list[tuple[int, float]] = []
         most = min(params["most"], self.manner.context - len(ids))
         while len(written) < most:
-            time.sleep(self.manner.seconds)
+            time.sleep(self.manner.seconds if written else 0)
             with self.lock:
                 logits = self._logits(ids + written, adapter)
             for token, bias in params.get("logit_bias", {}).items():
@@ -290,7 +290,7 @@ class Served:
 
     def asked(self, path: str) -> list[Any]:
         """Bodies of what was asked at a path."""
-        found = httpx.get(f"http://127.0.0.1:{self.port}/asked").json()
+        found = httpx.get(f"http://127.0.0.1:{self.port}/asked", timeout=60).json()
         return [one["body"] for one in found if one["path"] == path]
 
     def kill(self) -> None:

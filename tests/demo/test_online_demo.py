@@ -1,4 +1,4 @@
-"""The demonstration of online learning on a tiny random model: its files, its numbers, its words."""
+"""The demonstration of online learning on a tiny random model: its files, numbers and words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from palate.data.scorer import Score
 from palate.demo import demo
 from palate.demo import presets as offline_presets
 from palate.demo.conclusion import Curve
-from palate.demo.online import presets
 from palate.demo.online import run as run_module
 from palate.demo.online.best_of_n import best_of_n_curve, sizes
 from palate.demo.online.conclusion import Collapse, conclude
@@ -23,8 +22,10 @@ from palate.evaluate.reward import kl_bound
 from palate.recipes import load_recipe
 from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DemoRecipe
+from palate.report import html
 from palate.rewards import Lexicon
 from palate.store.files import read_json, read_jsonl
+from palate.train.training_run import Frame
 from tiny_text import save_tiny
 
 TINY = Preset(
@@ -36,6 +37,7 @@ TINY = Preset(
     rollouts=4,
     prompts=2,
     group=3,
+    learning_rate=0.02,
     checkpoints=2,
     collapse_rollouts=3,
     offline=("dpo",),
@@ -57,9 +59,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     model = save_tiny(tmp_path_factory.mktemp("model") / "base")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "QUICK", TINY)
-        patch.setattr(presets, "LEARNING_RATE", 0.02)
         patch.setattr(offline_presets, "LEARNING_RATE", 0.02)
         patch.setattr(Lexicon, "score", score)
+        # Each run has a report of its own, which the one of all of them does not read.
+        patch.setattr(Frame, "_report", lambda self, folder: None)
         run(out, model)
         yield out / "online-quick"
 
@@ -105,11 +108,15 @@ def test_the_numbers_are_those_of_the_samples(done: Path) -> None:
     assert best[1]["samples"]["reward"] == pytest.approx(top)
 
 
-def test_a_second_run_does_nothing(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing(
+    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(html, "panel_svg", lambda panel: "")
     before = {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")}
-    model = read_json(done / "stages/data.json") and load_recipe(
-        RlRecipe, done / "ppo/recipe.yaml"
-    ).model.path
+    model = (
+        read_json(done / "stages/data.json")
+        and load_recipe(RlRecipe, done / "ppo/recipe.yaml").model.path
+    )
     run(done.parent, Path(model))
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")} == before
     assert capsys.readouterr().out.splitlines() == read_json(done / "conclusion.json")["lines"]

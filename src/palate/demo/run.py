@@ -9,7 +9,6 @@ these is a stage, and none is done twice.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from palate.demo.quiet import quiet_libraries
 from palate.memory import kept_memory
 from palate.recipes.schema import DemoRecipe, ModelRecipe
 from palate.store.durations import duration
-from palate.store.files import read_json
+from palate.store.files import read_json, read_jsonl
 from palate.store.folder import RunFolder, comparable, is_finished
 from palate.store.records import Conclusion, write_record
 from palate.store.stages import Result, Results, Stage, run_stages
@@ -210,8 +209,7 @@ def read_curves(
     """
     names = names or {method: name for method, (name, _) in METHODS.items()}
     document = read_json(folder / "evaluation.json")
-    text = (folder / "samples.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = list(read_jsonl(folder / "samples.jsonl"))
     prompts = list(dict.fromkeys(r["prompt_id"] for r in rows if r["policy"] == "reference"))
 
     def column(policy: str, step: int | None, name: str) -> np.ndarray:

@@ -48,7 +48,7 @@ from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 6
+VERSION = 7
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16

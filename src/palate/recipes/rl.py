@@ -1,7 +1,7 @@
 """The recipe of online learning: prompts, rollouts, rewards, an algorithm, a KL.
 
-    algorithm   ppo | grpo | rloo | reinforce++ | online_dpo, each with its own numbers
-    kl          form, place, future: which gradient holds the policy near its reference
+algorithm   ppo | grpo | rloo | reinforce++ | online_dpo, each with its own numbers
+kl          form, place, future: which gradient holds the policy near its reference
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
 from palate.store.digests import sha256_file, sha256_tree
 
-VERSION = 6
+VERSION = 7
 """Of stored scores: raised whenever the same scorer would give others."""
 _TEXTS = (".json", ".jinja", ".txt", ".model")
 """Endings of what a model's folder holds beside weights: tokenizer, template, configuration."""

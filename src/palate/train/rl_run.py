@@ -163,12 +163,12 @@ class RlRun(Frame):
         if path is None:
             return None
         scorer = self.recipe.reward.scorer
-        is_scorer = isinstance(scorer, ModelScorer) and scorer.path == path
-        reward_model = load_reward_model(
-            path,
-            revision=scorer.revision if is_scorer else None,
-            trust_remote_code=is_scorer and scorer.trust_remote_code,
-        )
+        if isinstance(scorer, ModelScorer) and scorer.path == path:
+            reward_model = load_reward_model(
+                path, revision=scorer.revision, trust_remote_code=scorer.trust_remote_code
+            )
+        else:
+            reward_model = load_reward_model(path)
         check_begins_value(reward_model, policy, path)
         reward_model.pictures = policy.pictures
         return reward_model.to(self.state.device)
@@ -181,12 +181,12 @@ class RlRun(Frame):
             return None
         if scorer.path != self._value_path:
             return None
-        own = reward_model.spec.scale if scorer.normalised else None
-        mean, deviation = (0.0, 1.0) if own is None else (own.mean, own.deviation)
+        saved = reward_model.spec.scale if scorer.normalised else None
+        mean, deviation = (0.0, 1.0) if saved is None else (saved.mean, saved.deviation)
         return Scale(
             mean=mean + deviation * (reward.mean or 0.0),
             deviation=deviation * (reward.deviation or 1.0),
-            n=0 if own is None else own.n,
+            n=0 if saved is None else saved.n,
         )
 
     def _add_value(self, policy: Model, reward_model: Model | None) -> None:
@@ -211,9 +211,11 @@ class RlRun(Frame):
     def _reward_identity(self) -> dict[str, str | None]:
         """What changes with the weights and files that rewards and the first values come from."""
         scorer = self.recipe.reward.scorer
-        files = {} if self._scorer is not None else identities(scorer) | files_of(scorer)
+        files: dict[str, str | None] = {}
+        if self._scorer is None:
+            files = {**identities(scorer), **files_of(scorer)}
         path = self._value_path
-        return files | ({} if path is None else {path: weights_identity(path)})
+        return files if path is None else {**files, path: weights_identity(path)}
 
     def _engine(self, policy: Model, encoder: Encoder, folder: RunFolder) -> Engine:
         engine = self.recipe.rollout.engine

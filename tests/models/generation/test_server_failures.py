@@ -82,9 +82,10 @@ def test_a_busy_server_is_asked_again(folder: Path, engine: Make) -> None:
 
 
 def test_a_slow_answer_is_a_timeout_and_is_named(folder: Path, engine: Make) -> None:
-    with serving(folder, seconds=0.2) as server:
-        own = engine(server, timeout_seconds=0.5, retries=0)
-        with pytest.raises(ModelError, match=r"no answer within 0.5 s \(`timeout_seconds`\)"):
+    with serving(folder, seconds=1) as server:
+        server.asked("/")  # it has started
+        own = engine(server, timeout_seconds=2, retries=0)
+        with pytest.raises(ModelError, match=r"no answer within 2 s \(`timeout_seconds`\)"):
             own.generate([prompt("a")], Sampling(max_new_tokens=8))
 
 

@@ -33,8 +33,8 @@ class Preset:
         best_of: continuations of each held-out opening by the base model.
         new_tokens: length of every continuation.
         rollouts: of each algorithm. prompts, group: of a rollout, and responses to each.
-        checkpoints: points of each algorithm's frontier.
-        collapse_rollouts: of the run without a KL.
+        learning_rate: of the algorithms. checkpoints: points of each one's frontier.
+        collapse_rollouts: of the run without a KL, each of half the prompts.
         offline: methods of the offline demonstration that are drawn beside.
         eval_samples: of each checkpoint, to each held-out opening.
     """
@@ -47,6 +47,7 @@ class Preset:
     rollouts: int
     prompts: int
     group: int
+    learning_rate: float
     checkpoints: int
     collapse_rollouts: int
     offline: tuple[str, ...]
@@ -73,13 +74,14 @@ FULL = Preset(
     samples=4,
     best_of=16,
     new_tokens=16,
-    rollouts=16,
+    rollouts=12,
     prompts=8,
     group=8,
-    checkpoints=4,
-    collapse_rollouts=24,
+    learning_rate=5e-4,
+    checkpoints=3,
+    collapse_rollouts=16,
     offline=("dpo", "tdpo1", "tdpo2"),
-    eval_samples=1,
+    eval_samples=2,
 )
 QUICK = Preset(
     train_openings=48,
@@ -87,18 +89,18 @@ QUICK = Preset(
     samples=4,
     best_of=16,
     new_tokens=12,
-    rollouts=8,
+    rollouts=10,
     prompts=6,
     group=6,
+    learning_rate=1e-3,
     checkpoints=2,
     collapse_rollouts=16,
     offline=("dpo",),
     eval_samples=1,
 )
 
-COEFFICIENT = 0.05
+COEFFICIENT = 0.1
 """Of the KL, times nats: the reward of every algorithm less this is what it climbs."""
-LEARNING_RATE = 5e-4
 COLLAPSE = "no-kl"
 COLLAPSE_RATE = 4e-3
 """Of the run that shall collapse."""
@@ -111,7 +113,7 @@ ALGORITHMS: dict[str, tuple[str, Algorithm, KlRecipe | None]] = {
     # greatest: beta times scale is their coefficient.
     "online-dpo": (
         "online DPO",
-        OnlineDpo(loss=Dpo(beta=2 * COEFFICIENT), scale=0.5),
+        OnlineDpo(loss=Dpo(beta=COEFFICIENT), scale=1.0),
         None,
     ),
 }
@@ -142,7 +144,7 @@ def rl_recipe(
         algorithm=algorithm,
         kl=None if collapses else kl,
         rollout=RolloutRecipe(
-            batch_size_prompts=preset.prompts,
+            batch_size_prompts=max(1, preset.prompts // 2) if collapses else preset.prompts,
             num_generations=preset.group,
             max_new_tokens=preset.new_tokens,
         ),
@@ -150,7 +152,7 @@ def rl_recipe(
         train=RlTrainRecipe(
             max_steps=rollouts * passes,
             num_iterations=passes,
-            learning_rate=COLLAPSE_RATE if collapses else LEARNING_RATE,
+            learning_rate=COLLAPSE_RATE if collapses else preset.learning_rate,
             scheduler="constant",
             warmup_steps=0 if collapses else 2,
             save_every_steps=None if collapses else max(1, rollouts // preset.checkpoints) * passes,

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedModel
 
 from palate.errors import ModelError
+from palate.models.compiled import use_packed
 from palate.models.generation.check import Decoder, agrees, head_agrees, trial_lengths
 from palate.models.generation.compiled import CompiledDecoder, Unread
 from palate.models.generation.general import GeneralDecoder
@@ -31,6 +32,8 @@ class Way:
     reason: str = ""
 
 
+_LOG = logging.getLogger("palate")
+_OWN_LAYERS = "responses are written by the model's own layers: %s"
 _WAYS: WeakKeyDictionary[PreTrainedModel, Way] = WeakKeyDictionary()
 
 
@@ -43,8 +46,11 @@ def way_of(model: Model, pad: int) -> Way:
     way = _WAYS.get(model.base)
     if way is None:
         way = _WAYS[model.base] = _tried(model, pad)
-        how = "compiled layers" if way.compiled else f"the model's own layers: {way.reason}"
-        logging.getLogger("palate").info("responses are written by %s", how)
+        if way.compiled:
+            _LOG.info("responses are written by compiled layers")
+        else:
+            _LOG.info(_OWN_LAYERS, way.reason)
+            use_packed(model.base)
     return way
 
 
@@ -58,8 +64,8 @@ def decoder_of(model: Model, pad: int, way: Way, *, longest: int, room: int, row
         try:
             return CompiledDecoder(model, pad, longest=longest, room=room, rows=rows)
         # What is true of the weights may change: adapters of another kind were switched on.
-        except Unread:
-            pass
+        except Unread as unread:
+            _LOG.info(_OWN_LAYERS, unread)
     return GeneralDecoder(model, pad, pads=way.pads)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palate.data.items import Tokens
 from palate.errors import ModelError
-from palate.models.compiled import drop_packed, use_packed
+from palate.models.compiled import drop_packed
 from palate.models.generation.check import Decoder
 from palate.models.generation.choice import decoder_of, way_of
 from palate.models.generation.draws import uniforms
@@ -70,7 +70,6 @@ class LocalEngine:
 
     def _use(self, model: Model) -> None:
         self.model = model
-        use_packed(model.base)
         self.pad = padding_id(self.tokenizer, model.base)
 
     @property

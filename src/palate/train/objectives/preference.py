@@ -96,8 +96,10 @@ class PreferenceObjective:
             share = sides.probability
             output = compute(losses, chosen, rejected, weight=batch.weight * share)
             other_way = compute(losses, rejected, chosen, weight=batch.weight * (1 - share))
-            both = zip(output.terms, other_way.terms, strict=True)
-            terms = tuple(dataclasses.replace(a, losses=a.losses + b.losses) for a, b in both)
+            terms = tuple(
+                dataclasses.replace(a, losses=a.losses + b.losses)
+                for a, b in zip(output.terms, other_way.terms, strict=True)
+            )
             return dataclasses.replace(output, terms=terms)
 
         sums = sequence_stats(tokens, batch)

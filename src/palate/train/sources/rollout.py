@@ -25,7 +25,7 @@ from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.models.value import value_parameters
 from palate.recipes.rl import RlRecipe
-from palate.recipes.rl_algorithms import OnlineDpo
+from palate.recipes.rl_algorithms import OnlineDpo, PolicyGradient
 from palate.store.rollouts import read_rollout, rollout_path, write_rollout
 from palate.train.meter import Statistics, is_total
 from palate.train.objectives.policy import Control, scored_temperature, total_moved
@@ -202,8 +202,8 @@ class RolloutSource:
             k: v for part in gather_object([numbers]) for k, v in part.items()
         }
         for response in rollout.trained:
-            found = everywhere.get((response.prompt, response.sample), {})
-            for name, value in found.items():
+            measured_here = everywhere.get((response.prompt, response.sample), {})
+            for name, value in measured_here.items():
                 if name == "end_value":
                     response.end_value = float(value[0])
                 else:
@@ -240,7 +240,8 @@ class RolloutSource:
 
     def _moved_too_far(self) -> bool:
         """Whether the last update has taken the policy as far as the passes may go."""
-        limit = getattr(self.recipe.algorithm, "target_kl", None)
+        algorithm = self.recipe.algorithm
+        limit = algorithm.target_kl if isinstance(algorithm, PolicyGradient) else None
         if limit is None:
             return False
         parts = gather_object([total_moved(self.control).tolist()])

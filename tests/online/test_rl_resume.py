@@ -198,10 +198,9 @@ def test_stopped_in_an_evaluation_and_in_a_checkpoint(
 
 
 def test_no_prompt_is_skipped_or_repeated(whole: Callable[[str], Path]) -> None:
-    for name, rollouts in (("ppo", 3), ("online dpo", 2)):
-        rows = [r for r in read_rollouts(whole(name)) if r.rollout < rollouts and r.sample == 0]
-        prompts = [row.prompt for row in rows]
-        assert len(prompts) == len(set(prompts)) == (12 if name == "ppo" else 24)
+    for name, first in (("ppo", 12), ("online dpo", 24)):
+        prompts = [row.prompt for row in read_rollouts(whole(name)) if row.sample == 0]
+        assert len(set(prompts[:first])) == len(prompts[:first]) == first
 
 
 CHILD = """

@@ -165,8 +165,12 @@ def test_what_costs_time_or_memory_alone_changes_nothing(
     folder: Path, base: Callable[[str], Weights]
 ) -> None:
     plain = base(repr(GRPO))
-    for train in ({"head_memory_mb": 1}, {"extra_metrics": ["entropy"]}):
-        assert not moved(plain, trained(folder, merged(GRPO, {"train": train})), "")
+    for change in (
+        {"train": {"head_memory_mb": 1}},
+        {"train": {"extra_metrics": ["entropy"]}},
+        {"reward": {"workers": 3}},
+    ):
+        assert not moved(plain, trained(folder, merged(GRPO, change)), "")
     metrics = {"train": {"extra_metrics": ["entropy", "reverse_kl"]}}
     assert all(
         {"entropy", "kl/exact"} <= line.keys()
@@ -406,6 +410,25 @@ def test_spans_are_rewards_of_their_own_last_tokens(folder: Path) -> None:
         run(folder, scorer=alone, **merged(more, {"reward": {"missing_eos": None}}))
     ):
         assert row.tokens["returns"].tolist() == [7.0] * len(row.response_ids)
+
+
+def test_held_out_prompts_have_the_same_draws_each_time(folder: Path) -> None:
+    scorer = ByText(letters)
+    path = run(
+        folder,
+        scorer=scorer,
+        prompts={"eval": [{"path": str(folder / "held.jsonl")}]},
+        rollout={"eval_generations": 3},
+        # So small that no weight moves.
+        train={"learning_rate": 1e-12, "eval_every_steps": 1},
+    )
+    held = [group for group in scorer.asked if str(group.prompt).startswith("10")]
+    assert len(held) == 6 and all(len(group.responses) == 3 for group in held)
+    assert [g.responses for g in held[:3]] == [g.responses for g in held[3:]]
+    assert len({text for group in held[:3] for text in group.responses}) > 6
+    one, other = log_of(path, "eval")
+    scores = [letters(str(text)) for group in held[:3] for text in group.responses]
+    assert one["reward"] == other["reward"] == pytest.approx(np.mean(scores))
 
 
 def test_min_new_tokens_and_the_temperature_of_the_log(folder: Path) -> None:

@@ -167,10 +167,12 @@ def test_the_update_does_not_depend_on_micro_batches(
 
 def test_the_value_model_learns_alone_while_the_policy_stands_still(folder: Path) -> None:
     """Bit for bit, weight decay and a shared trunk notwithstanding."""
-    start = load_model(ModelRecipe(path=str(folder / "tiny"), dtype="float32"))
-    for kind in ("separate", "shared"):
+    for kind, dtype in (("separate", "bfloat16"), ("separate", "float32"), ("shared", "float32")):
+        model: Any = {"path": str(folder / "tiny"), "dtype": dtype}
+        start = load_model(ModelRecipe(**model))
         path = run(
             folder,
+            model=model,
             algorithm={"type": "ppo", "entropy_coefficient": 0.1},
             value={"kind": kind, "warmup_steps": 2},
             train={"weight_decay": 0.1, "max_steps": 2},
@@ -180,6 +182,7 @@ def test_the_value_model_learns_alone_while_the_policy_stands_still(folder: Path
         assert any(tensor.any() for name, tensor in further(path).items() if "heads" in name)
         after = run(
             folder,
+            model=model,
             algorithm={"type": "ppo"},
             value={"kind": kind, "warmup_steps": 1},
             train={"max_steps": 2},

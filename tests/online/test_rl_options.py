@@ -204,6 +204,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train": {"eval_every_steps": 1}}, "needs `prompts.eval`"),
     ({"train": {"num_mini_batches": 3}}, "does not divide"),
     ({"model": {"lora": {"r": 4, "dropout": 0.1}}}, "would not be 1"),
+    ({"model": {"vision": {"features": "cached"}}}, "once a batch"),
     ({"fidelity": "paper"}, "only with `algorithm.type: ppo`"),
     (merged(PPO, {"fidelity": "paper", "kl": {"target": 1.0}}), "coefficient is fixed"),
     (merged(PPO, {"fidelity": "paper", "algorithm": {"target_kl": 1.0}}), "always 1"),

@@ -120,7 +120,9 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
         trained = run.recipe
         tuned = trained if isinstance(trained, TuneRecipe) else None
         algorithm = trained.algorithm if isinstance(trained, RlRecipe) else None
-        loss = algorithm.loss if isinstance(algorithm, OnlineDpo) else tuned and tuned.loss
+        loss = None if tuned is None else tuned.loss
+        if isinstance(algorithm, OnlineDpo):
+            loss = algorithm.loss
         trained_with = None if isinstance(trained, SftRecipe) else trained.reference
         base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):

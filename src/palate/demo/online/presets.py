@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from palate.demo import presets as offline
+from palate.demo import presets as offline_presets
 from palate.recipes.evaluation import EvalRecipe, SamplingRecipe
 from palate.recipes.losses import Dpo
 from palate.recipes.pairing import PairingRecipe
@@ -54,9 +54,9 @@ class Preset:
     eval_samples: int
 
     @property
-    def pairs(self) -> offline.Preset:
+    def pairs(self) -> offline_presets.Preset:
         """Sizes of the offline methods' data and runs."""
-        return offline.Preset(
+        return offline_presets.Preset(
             train_openings=self.train_openings,
             heldout_openings=self.heldout_openings,
             samples=self.samples,
@@ -166,7 +166,7 @@ def tune_recipe(
     root: Path, method: str, *, model: str, preset: Preset, seed: int, resume: bool
 ) -> TuneRecipe:
     """The offline demonstration's recipe of a method, at this one's sizes."""
-    return offline.tune_recipe(
+    return offline_presets.tune_recipe(
         root, method, model=model, preset=preset.pairs, seed=seed, resume=resume
     )
 
@@ -187,7 +187,7 @@ def eval_recipe(root: Path, *, preset: Preset, seed: int, resume: bool) -> EvalR
             prompts=preset.heldout_openings,
             samples_per_prompt=preset.eval_samples,
             max_new_tokens=preset.new_tokens,
-            batch_size=offline.SAMPLES_PER_BATCH,
+            batch_size=offline_presets.SAMPLES_PER_BATCH,
         ),
         reward=LexiconScorer(),
     )

@@ -20,7 +20,8 @@ import time
 from typing import Any
 
 import torch
-from sides import print_ratios, report, run_side, take_turns
+from processor import processor
+from sides import against, report, run_side, take_turns
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m": (
@@ -205,7 +206,9 @@ def main() -> None:
         )
         off = results["palate"].first["off"]
         print(f"log-probabilities as sampled and by a forward pass: {off:.4f} nats a token apart")
-        print_ratios(shape, results, "palate")
+        print(processor())
+        for side in SIDES[:-1]:
+            print(f"{shape}, {against(side, results[side], results['palate'], 'tokens/s')}")
 
 
 if __name__ == "__main__":

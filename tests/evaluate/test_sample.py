@@ -140,7 +140,7 @@ def test_draw_follows_the_distribution():
 def test_draw_with_top_p_keeps_the_nucleus():
     logits = torch.log(torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05]))
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    token, logp = draw(logits.expand(1000, -1), uniform, top_p=0.7)
+    token, _ = draw(logits.expand(1000, -1), uniform, top_p=0.7)
     share = torch.bincount(token, minlength=5) / 1000
     assert share.tolist() == pytest.approx([0, 0.625, 0, 0.375, 0], abs=2e-3)
 

@@ -203,7 +203,7 @@ class PolicyObjective:
         self.control.tokens += moved.numel()
         gap = (policy.ratio.double() - 1).abs().max()
         first = gap if self.control.is_first else gap.new_zeros(())
-        statistics = {
+        statistics: dict[str, tuple[Tensor, Tensor | float]] = {
             "ratio/mean": sum_and_count(policy.ratio),
             "ratio/max": (policy.ratio.double().max(), 1.0),
             "ratio/first": (first, 1.0),
@@ -237,7 +237,7 @@ def scored_temperature(recipe: RlRecipe) -> float:
     return 1.0 if recipe.fidelity == "paper" else recipe.rollout.temperature
 
 
-def mismatch(logps: Tensor, sampled: Tensor) -> dict[str, tuple[Tensor, float]]:
+def mismatch(logps: Tensor, sampled: Tensor) -> dict[str, tuple[Tensor, Tensor | float]]:
     """How far the trainer's log-probs are from those that the engine recorded, [N] each."""
     # An engine may have none of a token.
     known = ~sampled.isnan()

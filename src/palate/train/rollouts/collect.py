@@ -164,7 +164,7 @@ class Collector:
         for completion in self.engine.generate(prompts, sampling):
             index = indices[completion.prompt]
             responses[index].append(_response(index, completion))
-        scored = self.scores([(i, [r.text for r in group]) for i, group in responses.items()])
+        scored = self._scores([Group(prompt=i, responses=r) for i, r in responses.items()])
         for group, scores in zip(responses.values(), scored, strict=True):
             for response, score in zip(group, scores, strict=True):
                 response.take(score)
@@ -188,7 +188,7 @@ class Collector:
         started = time.monotonic()
         share = groups[self.rank :: self.world_size]
         before = Counter(self.scorer.counts)
-        scored = self.scores([(g.prompt, [r.text for r in g.responses]) for g in share])
+        scored = self._scores(share)
         here = [(g.prompt, s) for g, s in zip(share, scored, strict=True)]
         by_prompt = dict(_gathered(here))
         for events in _gathered([Counter(self.scorer.counts) - before]):
@@ -205,16 +205,13 @@ class Collector:
         shape_rewards([r for g in groups for r in g.responses], self.recipe.reward)
         _add(rollout.seconds, "score", time.monotonic() - started)
 
-    def scores(self, answers: Sequence[tuple[int, Sequence[str]]]) -> list[list[Score]]:
-        """Scores of texts that answer prompts, by their numbers."""
-        groups = []
-        for index, texts in answers:
-            prompt = self.prompts[index]
-            groups.append(scored_group(prompt, texts))
+    def _scores(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """Scores of the responses of each group."""
+        asked = [_asked(self.prompts[group.prompt], group.responses) for group in groups]
         workers = self.recipe.reward.workers
         if workers > 1:
-            return score_concurrently(self.scorer, groups, workers)
-        return ask(self.scorer, groups)
+            return score_concurrently(self.scorer, asked, workers)
+        return ask(self.scorer, asked)
 
     def _leave_out(self, groups: Sequence[Group]) -> None:
         """Marks what is not trained on, and why."""
@@ -238,13 +235,19 @@ class Collector:
                         response.dropped = CUT
 
 
-def scored_group(prompt: PolicyPrompt, texts: Sequence[str]) -> ScoredGroup:
-    """What a scorer is asked of texts that answer a prompt."""
+def _asked(prompt: PolicyPrompt, responses: Sequence[Response]) -> ScoredGroup:
+    """What a scorer is asked of responses to a prompt."""
     chat = not isinstance(prompt.content, str)
-    responses: tuple[Any, ...] = tuple(
-        [{"role": "assistant", "content": text}] if chat else text for text in texts
+    contents: tuple[Any, ...] = tuple(
+        [{"role": "assistant", "content": r.text}] if chat else r.text for r in responses
     )
-    return ScoredGroup(prompt.content, responses, prompt.source, columns=prompt.columns)
+    return ScoredGroup(
+        prompt.content,
+        contents,
+        prompt.source,
+        columns=prompt.columns,
+        response_ids=tuple(r.response_ids for r in responses),
+    )
 
 
 def _response(prompt: int, completion: Completion) -> Response:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from palate.data.prompts import PolicyPrompt
-from palate.data.schema import Content, text_in
+from palate.data.schema import Content, images_in, text_in
+from palate.data.thumbnails import pictures
 from palate.errors import RunError
+from palate.recipes.images import ImagesRecipe
 from palate.store.rollouts import RolloutRow
 from palate.train.rollouts.responses import Group, Response, Rollout
 
@@ -17,6 +19,9 @@ from palate.train.rollouts.responses import Group, Response, Rollout
 def rows_of(rollout: Rollout, prompts: Sequence[PolicyPrompt]) -> list[RolloutRow]:
     """One row a response."""
     texts = {group.prompt: _text(prompts[group.prompt].content) for group in rollout.groups}
+    shown = {
+        number: pictures(images_in(prompts[number].content), ImagesRecipe()) for number in texts
+    }
     return [
         RolloutRow(
             rollout=rollout.number,
@@ -35,6 +40,7 @@ def rows_of(rollout: Rollout, prompts: Sequence[PolicyPrompt]) -> list[RolloutRo
             advantage=_advantage(response),
             dropped=response.dropped or "",
             tokens=response.tokens,
+            images=shown[response.prompt],
         )
         for response in rollout.responses
     ]

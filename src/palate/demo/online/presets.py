@@ -99,7 +99,7 @@ QUICK = Preset(
     eval_samples=1,
 )
 
-COEFFICIENT = 0.1
+COEFFICIENT = 0.05
 """Of the KL, times nats: the reward of every algorithm less this is what it climbs."""
 COLLAPSE = "no-kl"
 COLLAPSE_RATE = 4e-3
@@ -113,7 +113,7 @@ ALGORITHMS: dict[str, tuple[str, Algorithm, KlRecipe | None]] = {
     # greatest: beta times scale is their coefficient.
     "online-dpo": (
         "online DPO",
-        OnlineDpo(loss=Dpo(beta=COEFFICIENT), scale=1.0),
+        OnlineDpo(loss=Dpo(beta=2 * COEFFICIENT), scale=0.5),
         None,
     ),
 }

@@ -121,6 +121,19 @@ def test_02_one_temperature_in_all_log_probs(hot: Path, policy: Any, folder: Pat
         for name in ("sampled_logps", "old_logps", "ref_logps"):
             np.testing.assert_allclose(row.tokens[name], expected, atol=1e-4, err_msg=name)
         assert np.abs(own_logps(policy, row) - expected).max() > 0.01
+    # Of pairs too: the best response of each group is the chosen one.
+    path = run(
+        folder,
+        algorithm={"type": "online_dpo"},
+        rollout={"temperature": 0.7},
+        train={"max_steps": 1},
+    )
+    groups: dict[str, Rows] = {}
+    for row in read_rollouts(path):
+        groups.setdefault(row.prompt, []).append(row)
+    best = [max(rows, key=lambda row: row.score or 0.0) for rows in groups.values()]
+    chosen = np.mean([own_logps(policy, row, 0.7).sum() for row in best])
+    assert log_of(path)[0]["logps/chosen"] == pytest.approx(chosen, rel=1e-5)
     # What the model's own settings say of sampling is not read.
     save_stopping(folder / "greedy")
     file = folder / "greedy/generation_config.json"
@@ -176,31 +189,48 @@ def saved_reward(folder: Path) -> str:
     return str(path)
 
 
-def test_06_and_07_values_and_scores_are_read_at_the_right_token(folder: Path, policy: Any) -> None:
-    path = saved_reward(folder)
-    recipe = rl_recipe(
-        folder,
-        prompts=uneven(folder),
-        algorithm={"type": "ppo"},
-        reward={"scorer": {"type": "model", "path": path}},
-        train={"max_steps": 1},
-    )
-    rows = [row for row in read_rollouts(rl(recipe, quiet=True).path) if row.score is not None]
+@pytest.fixture(scope="module")
+def scored(folder: Path, policy: Any) -> Rows:
+    """PPO with a reward model, on prompts of several lengths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palate.report.write_report", lambda runs, *more: runs[0] / "report.html")
+        recipe = rl_recipe(
+            folder,
+            prompts=uneven(folder),
+            algorithm={"type": "ppo"},
+            reward={"scorer": {"type": "model", "path": saved_reward(folder)}},
+            train={"max_steps": 1},
+        )
+        rows = [r for r in read_rollouts(rl(recipe, quiet=True).path) if r.score is not None]
     assert len(rows) > 8
-    classifier = AutoModelForSequenceClassification.from_pretrained(path).eval()
-    end = tiny_tokenizer().eos_token_id
+    return rows[::2]
+
+
+def own_score(folder: Path) -> Any:
+    """By transformers' classifier alone, of one sequence without padding."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(saved_reward(folder)).eval()
 
     def score(ids: list[int]) -> float:
         with torch.no_grad():
             return float(classifier(torch.tensor([ids])).logits)
 
-    for row in rows[::2]:
+    return score
+
+
+def test_06_values_are_of_the_state_before_each_token(folder: Path, scored: Rows) -> None:
+    score = own_score(folder)
+    for row in scored:
         ids, prompt = ids_of(row)
         expected = np.array([score(ids[: prompt + t]) for t in range(len(ids) - prompt)])
         np.testing.assert_allclose(row.tokens["values"], expected, atol=1e-4)
         if len(expected) > 1:
             assert np.abs(row.tokens["values"][:-1] - expected[1:]).max() > 1e-3
-        # The score is of the prompt and the text that was written, with the end it was trained on.
+
+
+def test_07_scores_are_of_prompt_and_response_read_at_the_end(folder: Path, scored: Rows) -> None:
+    """The text that was written, with the end that the reward model was trained on."""
+    score, end = own_score(folder), tiny_tokenizer().eos_token_id
+    for row in scored:
         written = tiny_tokenizer()(row.prompt_text + row.text)["input_ids"]
         assert row.score == pytest.approx(score([*written, end]), abs=1e-4)
 
@@ -266,14 +296,21 @@ def test_16_values_begin_from_the_reward_model(folder: Path, policy: Any) -> Non
     assert trunk and all(torch.equal(p, trunk[n]) for n, p in whole.model.named_parameters())
 
 
-def test_18_and_19_rewards_are_scaled_by_what_is_given_and_keep_their_mean() -> None:
+def test_18_rewards_are_scaled_by_what_is_given() -> None:
     base = {"scorer": {"type": "rule", "pattern": "e"}}
     rows = [response(reward=value) for value in (1.0, 3.0, 8.0)]
     given = RewardSignalRecipe.model_validate(base | {"mean": 2.0, "deviation": 4.0, "clip": 1.0})
     shape_rewards(rows, given)
     assert [row.reward for row in rows] == [-0.25, 0.25, 1.0]
-    shape_rewards(rows, (plain := RewardSignalRecipe.model_validate(base | {"whiten": True})))
-    whiten_rewards(rows, plain)
+
+
+def test_19_whitened_rewards_keep_their_mean() -> None:
+    recipe = RewardSignalRecipe.model_validate(
+        {"scorer": {"type": "rule", "pattern": "e"}, "whiten": True}
+    )
+    rows = [response(reward=value) for value in (1.0, 3.0, 8.0)]
+    shape_rewards(rows, recipe)
+    whiten_rewards(rows, recipe)
     rewards = [row.reward for row in rows]
     assert np.mean(rewards) == pytest.approx(4.0) and np.std(rewards, ddof=1) == pytest.approx(1.0)
 

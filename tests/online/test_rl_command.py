@@ -85,7 +85,7 @@ def test_shipped_recipes_load() -> None:
             {"reward": {"scorer": {"type": "function", "path": "/no/rewards.py:f"}}},
             "/no/rewards.py",
         ),
-        ({"model": {"path": "placed"}}, "`rollout.max_new_tokens`: a sequence has 20 tokens"),
+        ({"model": {"path": "placed"}}, "`rollout.max_new_tokens`: a sequence has 18 tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

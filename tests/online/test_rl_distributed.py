@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from launched import launch
+from palate.errors import RecipeError
 from palate.recipes import resolve_yaml
 from palate.store.rollouts import read_rollouts
 from palate.train.rl_run import rl
@@ -100,3 +101,10 @@ def same_run(one: Path, two: Path) -> None:
         for name in ("advantages", "returns"):
             if name in a.tokens:
                 np.testing.assert_allclose(a.tokens[name], b.tokens[name], rtol=1e-3, atol=1e-3)
+
+
+def test_sharded_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(RecipeError, match=r"sharded weights .* launch without \(DDP\)"):
+        rl(rl_recipe(folder), quiet=True)

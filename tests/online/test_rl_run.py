@@ -139,7 +139,7 @@ def test_without_score_and_kl_there_is_no_gradient(algorithm: str, folder: Path)
     "algorithm",
     [
         {"type": "ppo"},
-        *({"type": "grpo", "loss_type": kind} for kind in ("grpo", "dr_grpo", "dapo")),
+        *({"type": "grpo", "loss_type": kind} for kind in ("grpo", "dapo")),
     ],
     ids=lambda algorithm: algorithm.get("loss_type", "ppo"),
 )
@@ -155,24 +155,24 @@ def test_the_update_does_not_depend_on_micro_batches(
             algorithm=algorithm,
             train=settings | {"micro_batch_tokens": tokens, "num_mini_batches": 2},
         )
-        for tokens in (None, 100, 30)
+        for tokens in (None, 30)
     ]
-    whole, *cut = map(log_of, paths)
-    for path, log in zip(paths[1:], cut, strict=True):
-        assert_close(paths[0], path, atol=2e-6)
-        for a, b in zip(whole, log, strict=True):
-            assert a.keys() == b.keys()
-            assert a["responses"] == b["responses"]
-            for name in ("loss", "grad_norm", "approx_kl"):
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
+    assert_close(*paths, atol=2e-6)
+    for a, b in zip(*map(log_of, paths), strict=True):
+        assert a.keys() == b.keys()
+        assert a["responses"] == b["responses"]
+        for name in ("loss", "grad_norm", "approx_kl"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
 
 
 def test_the_value_model_learns_alone_while_the_policy_stands_still(folder: Path) -> None:
     """Bit for bit, weight decay and a shared trunk notwithstanding."""
-    start = load_model(ModelRecipe(path=str(folder / "tiny"), dtype="float32"))
-    for kind in ("separate", "shared"):
+    for kind, dtype in (("separate", "bfloat16"), ("separate", "float32"), ("shared", "float32")):
+        model: Any = {"path": str(folder / "tiny"), "dtype": dtype}
+        start = load_model(ModelRecipe(**model))
         path = run(
             folder,
+            model=model,
             algorithm={"type": "ppo", "entropy_coefficient": 0.1},
             value={"kind": kind, "warmup_steps": 2},
             train={"weight_decay": 0.1, "max_steps": 2},
@@ -182,6 +182,7 @@ def test_the_value_model_learns_alone_while_the_policy_stands_still(folder: Path
         assert any(tensor.any() for name, tensor in further(path).items() if "heads" in name)
         after = run(
             folder,
+            model=model,
             algorithm={"type": "ppo"},
             value={"kind": kind, "warmup_steps": 1},
             train={"max_steps": 2},

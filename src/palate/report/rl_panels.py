@@ -100,7 +100,7 @@ TITLES: dict[str, tuple[str, str, float | None]] = {
 
 _FAMILIES = {
     "reward/": ("Reward: {}", "reward"),
-    "dropped/": ("Not trained on: {}", "responses a rollout"),
+    "dropped/": ("Not trained on: {}", "responses a line"),
     "seconds/": ("Seconds: {}", "seconds a line"),
 }
 

@@ -34,7 +34,7 @@ class Matched:
 
     Attributes:
         span: that KL, nats. value: mean difference of reward there.
-        share: of the other's gain over the base model that this one has there.
+        share: of the yardstick's gain over the base model that this one has there.
     """
 
     span: Interval
@@ -94,11 +94,11 @@ def conclude(
     gains = {c.name: with_interval(c.reward[-1] - base, rows, confidence) for c in online}
     kls = {c.name: with_interval(c.kl[-1], rows, confidence) for c in online}
 
-    def beside(other: Curve) -> dict[str, Matched | None]:
-        return {c.name: matched(c, other, base, rows, confidence) for c in online}
+    def beside(yardstick: Curve) -> dict[str, Matched | None]:
+        return {c.name: matched(c, yardstick, base, rows, confidence) for c in online}
 
     to_best = beside(best_of_n)
-    to_offline = {other.name: beside(other) for other in offline}
+    to_offline = {c.name: beside(c) for c in offline}
     lines = [
         gain_line(float(base.mean()), gains, scale, len(base), confidence),
         _distance_line(kls, base_entropy, online),
@@ -106,7 +106,7 @@ def conclude(
             f"best-of-n ({best_of_n.reward.shape[0]} sizes of n, KL at most log n - (n - 1) / n)",
             to_best,
         ),
-        *(_matched_line(f"offline {name}", found) for name, found in to_offline.items()),
+        *(_matched_line(f"offline {name}", here) for name, here in to_offline.items()),
         _collapse_line(collapse),
         _alarm_line(alarms),
     ]
@@ -119,7 +119,7 @@ def conclude(
         "final_kl": table(kls),
         "entropy": {"base": base_entropy} | {c.name: float(c.entropy[-1]) for c in online},
         "minus_best_of_n": _documents(to_best),
-        "minus_offline": {name: _documents(found) for name, found in to_offline.items()},
+        "minus_offline": {name: _documents(here) for name, here in to_offline.items()},
         "collapse": {
             "reward": list(collapse.reward),
             "entropy": list(collapse.entropy),
@@ -134,16 +134,16 @@ def conclude(
 
 
 def matched(
-    curve: Curve, other: Curve, base: np.ndarray, rows: np.ndarray, confidence: float
+    curve: Curve, yardstick: Curve, base: np.ndarray, rows: np.ndarray, confidence: float
 ) -> Matched | None:
     """A frontier less another at the same KL; None where no KL lies between points of both."""
-    span = common_range((curve.kl.mean(1), other.kl.mean(1)))
+    span = common_range((curve.kl.mean(1), yardstick.kl.mean(1)))
     if span is None:
         return None
     at = np.linspace(*span, GRID)
     whole = np.arange(len(base))[None]
-    here, there = (float(interpolate(c, whole, at).mean()) for c in (curve, other))
-    draws = (interpolate(curve, rows, at) - interpolate(other, rows, at)).mean(1)
+    here, there = (float(interpolate(c, whole, at).mean()) for c in (curve, yardstick))
+    draws = (interpolate(curve, rows, at) - interpolate(yardstick, rows, at)).mean(1)
     gained = there - float(base.mean())
     return Matched(
         span=span,
@@ -153,8 +153,8 @@ def matched(
     )
 
 
-def _documents(found: Mapping[str, Matched | None]) -> dict[str, Any]:
-    return {name: None if m is None else m.document() for name, m in found.items()}
+def _documents(comparisons: Mapping[str, Matched | None]) -> dict[str, Any]:
+    return {name: None if m is None else m.document() for name, m in comparisons.items()}
 
 
 def _distance_line(
@@ -171,9 +171,9 @@ def _distance_line(
     )
 
 
-def _matched_line(other: str, found: Mapping[str, Matched | None]) -> str:
+def _matched_line(yardstick: str, comparisons: Mapping[str, Matched | None]) -> str:
     parts = []
-    for name, m in found.items():
+    for name, m in comparisons.items():
         if m is None:
             parts.append(f"{name} has no KL in common with it")
             continue
@@ -184,7 +184,7 @@ def _matched_line(other: str, found: Mapping[str, Matched | None]) -> str:
             f"{name} {signed(m.value, m.interval)} from {m.span[0]:.1f} to {m.span[1]:.1f} nats, "
             f"{share}{verdict}"
         )
-    return f"Reward at matched KL against {other}: {'; '.join(parts)}."
+    return f"Reward at matched KL against {yardstick}: {'; '.join(parts)}."
 
 
 def _collapse_line(c: Collapse) -> str:
@@ -208,5 +208,6 @@ def _alarm_line(alarms: Mapping[str, Sequence[tuple[int, str]]]) -> str:
         for name, begun in alarms.items()
         if begun
     ]
-    said = f"Alarms in the runs with a KL: {'. '.join(rang)}." if rang else ""
-    return said or f"In the other runs ({', '.join(alarms)}) no alarm began."
+    if rang:
+        return f"Alarms in the runs with a KL: {'. '.join(rang)}."
+    return f"In the other runs ({', '.join(alarms)}) no alarm began."

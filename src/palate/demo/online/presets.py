@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from palate.demo import presets as offline
+from palate.demo import presets as offline_presets
 from palate.recipes.evaluation import EvalRecipe, SamplingRecipe
 from palate.recipes.losses import Dpo
 from palate.recipes.pairing import PairingRecipe
@@ -54,9 +54,9 @@ class Preset:
     eval_samples: int
 
     @property
-    def pairs(self) -> offline.Preset:
+    def pairs(self) -> offline_presets.Preset:
         """Sizes of the offline methods' data and runs."""
-        return offline.Preset(
+        return offline_presets.Preset(
             train_openings=self.train_openings,
             heldout_openings=self.heldout_openings,
             samples=self.samples,
@@ -99,7 +99,7 @@ QUICK = Preset(
     eval_samples=1,
 )
 
-COEFFICIENT = 0.1
+COEFFICIENT = 0.05
 """Of the KL, times nats: the reward of every algorithm less this is what it climbs."""
 COLLAPSE = "no-kl"
 COLLAPSE_RATE = 4e-3
@@ -113,7 +113,7 @@ ALGORITHMS: dict[str, tuple[str, Algorithm, KlRecipe | None]] = {
     # greatest: beta times scale is their coefficient.
     "online-dpo": (
         "online DPO",
-        OnlineDpo(loss=Dpo(beta=COEFFICIENT), scale=1.0),
+        OnlineDpo(loss=Dpo(beta=2 * COEFFICIENT), scale=0.5),
         None,
     ),
 }
@@ -166,7 +166,7 @@ def tune_recipe(
     root: Path, method: str, *, model: str, preset: Preset, seed: int, resume: bool
 ) -> TuneRecipe:
     """The offline demonstration's recipe of a method, at this one's sizes."""
-    return offline.tune_recipe(
+    return offline_presets.tune_recipe(
         root, method, model=model, preset=preset.pairs, seed=seed, resume=resume
     )
 
@@ -187,7 +187,7 @@ def eval_recipe(root: Path, *, preset: Preset, seed: int, resume: bool) -> EvalR
             prompts=preset.heldout_openings,
             samples_per_prompt=preset.eval_samples,
             max_new_tokens=preset.new_tokens,
-            batch_size=offline.SAMPLES_PER_BATCH,
+            batch_size=offline_presets.SAMPLES_PER_BATCH,
         ),
         reward=LexiconScorer(),
     )

@@ -134,12 +134,7 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
         ),
         training(COLLAPSE, "GRPO without a KL, to collapse", rl_recipe),
         *(
-            training(
-                method,
-                f"Tuning offline with {METHODS[method][0]}",
-                tune_recipe,
-                seconds(50.0, 20.0),
-            )
+            training(method, f"Tuning offline with {METHODS[method][0]}", tune_recipe)
             for method in preset.offline
         ),
         Stage(

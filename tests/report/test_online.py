@@ -19,6 +19,7 @@ from palate.report.rl_alarms import alarms_of
 from palate.report.rl_panels import ALARM_CURVES, GROUPS, TITLES, marks_alarm, title_of
 from palate.report.rl_views import online_views
 from palate.report.style import Styles
+from palate.report.tables import recipe_differences
 from palate.store.pictures import PictureBudget
 from palate.store.records import AlarmRecord
 from palate.store.rollouts import read_rollout, rollout_files, write_rollout
@@ -218,3 +219,22 @@ def test_policies_of_online_runs_stand_on_the_frontier(tmp_path: Path) -> None:
     (folder / "evaluation.json").write_text(json.dumps(record))
     text = text_of(write_report([online, dpo, folder], tmp_path / "all.html").read_text())
     assert "GRPO" in text and "Reward against distance" in text
+    # Each kind of training has a sentence of its own, with its own noun.
+    assert "Online learning with GRPO (KL 0.05)" in text
+    assert "Preference tuning with DPO" in text and "pairs" in text
+    assert "The runs read different data" not in text
+
+
+def test_recipes_of_two_verbs_are_compared_where_both_or_several_of_one_have_a_key(
+    tmp_path: Path,
+) -> None:
+    runs = [
+        online_run(tmp_path / "grpo"),
+        online_run(tmp_path / "ppo", "value_divergence"),
+        training_run(tmp_path / "dpo", "dpo", steps=6),
+    ]
+    rows = {row.item: row.values for row in recipe_differences(read_runs(runs))}
+    # What tune alone has, or rl alone in all its runs alike, is no difference.
+    assert not {"loss.type", "data.train.0.path", "kl.coefficient", "kl.form"} & set(rows)
+    assert rows["algorithm.type"] == ("grpo", "ppo", "–")
+    assert rows["model.path"][0] == rows["model.path"][1] != rows["model.path"][2]

@@ -20,6 +20,7 @@ from palate.report.rl_panels import ALARM_CURVES, GROUPS, TITLES, marks_alarm, t
 from palate.report.rl_views import online_views
 from palate.report.style import Styles
 from palate.report.tables import recipe_differences
+from palate.report.words import DASH
 from palate.store.pictures import PictureBudget
 from palate.store.records import AlarmRecord
 from palate.store.rollouts import read_rollout, rollout_files, write_rollout
@@ -236,5 +237,5 @@ def test_recipes_of_two_verbs_are_compared_where_both_or_several_of_one_have_a_k
     rows = {row.item: row.values for row in recipe_differences(read_runs(runs))}
     # What tune alone has, or rl alone in all its runs alike, is no difference.
     assert not {"loss.type", "data.train.0.path", "kl.coefficient", "kl.form"} & set(rows)
-    assert rows["algorithm.type"] == ("grpo", "ppo", "–")
+    assert rows["algorithm.type"] == ("grpo", "ppo", DASH)
     assert rows["model.path"][0] == rows["model.path"][1] != rows["model.path"][2]

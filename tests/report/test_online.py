@@ -115,7 +115,8 @@ def test_several_runs_tell_their_alarms_apart(tmp_path: Path) -> None:
     assert all(a.style is not None for a in alarms)
     text = text_of(write_report([collapse, ppo, offline], tmp_path / "all.html").read_text())
     assert "collapse: The policy collapses" in text and "ppo: The value model diverges" in text
-    assert "GRPO (KL 0.05), PPO (KL 0.05) and DPO (β 0.1)" in text
+    assert "Online learning with GRPO (KL 0.05) and PPO (KL 0.05) from" in text
+    assert "Preference tuning with DPO (β 0.1) from" in text
 
 
 def test_an_alarm_that_comes_and_goes_is_listed_once(tmp_path: Path) -> None:

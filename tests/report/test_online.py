@@ -19,6 +19,8 @@ from palate.report.rl_alarms import alarms_of
 from palate.report.rl_panels import ALARM_CURVES, GROUPS, TITLES, marks_alarm, title_of
 from palate.report.rl_views import online_views
 from palate.report.style import Styles
+from palate.report.tables import recipe_differences
+from palate.report.words import DASH
 from palate.store.pictures import PictureBudget
 from palate.store.records import AlarmRecord
 from palate.store.rollouts import read_rollout, rollout_files, write_rollout
@@ -113,7 +115,8 @@ def test_several_runs_tell_their_alarms_apart(tmp_path: Path) -> None:
     assert all(a.style is not None for a in alarms)
     text = text_of(write_report([collapse, ppo, offline], tmp_path / "all.html").read_text())
     assert "collapse: The policy collapses" in text and "ppo: The value model diverges" in text
-    assert "GRPO (KL 0.05), PPO (KL 0.05) and DPO (β 0.1)" in text
+    assert "Online learning with GRPO (KL 0.05) and PPO (KL 0.05) from" in text
+    assert "Preference tuning with DPO (β 0.1) from" in text
 
 
 def test_an_alarm_that_comes_and_goes_is_listed_once(tmp_path: Path) -> None:
@@ -218,3 +221,22 @@ def test_policies_of_online_runs_stand_on_the_frontier(tmp_path: Path) -> None:
     (folder / "evaluation.json").write_text(json.dumps(record))
     text = text_of(write_report([online, dpo, folder], tmp_path / "all.html").read_text())
     assert "GRPO" in text and "Reward against distance" in text
+    # Each kind of training has a sentence of its own, with its own noun.
+    assert "Online learning with GRPO (KL 0.05)" in text
+    assert "Preference tuning with DPO" in text and "pairs" in text
+    assert "The runs read different data" not in text
+
+
+def test_recipes_of_two_verbs_are_compared_where_both_or_several_of_one_have_a_key(
+    tmp_path: Path,
+) -> None:
+    runs = [
+        online_run(tmp_path / "grpo"),
+        online_run(tmp_path / "ppo", "value_divergence"),
+        training_run(tmp_path / "dpo", "dpo", steps=6),
+    ]
+    rows = {row.item: row.values for row in recipe_differences(read_runs(runs))}
+    # What tune alone has, or rl alone in all its runs alike, is no difference.
+    assert not {"loss.type", "data.train.0.path", "kl.coefficient", "kl.form"} & set(rows)
+    assert rows["algorithm.type"] == ("grpo", "ppo", DASH)
+    assert rows["model.path"][0] == rows["model.path"][1] != rows["model.path"][2]

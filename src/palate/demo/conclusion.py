@@ -130,15 +130,20 @@ def gain_line(
     elif not risen and not fallen:
         verdict = "no change is distinguishable from none"
     else:
-        words = [f"{' and '.join(risen)} raised it"] if risen else []
-        words += [f"{' and '.join(fallen)} lowered it"] if fallen else []
+        words = [f"{_listed(risen)} raised it"] if risen else []
+        words += [f"{_listed(fallen)} lowered it"] if fallen else []
         open_ = [n for n in gains if n not in risen and n not in fallen]
-        words += [f"{' and '.join(open_)} not distinguishable from no change"] if open_ else []
+        words += [f"{_listed(open_)} not distinguishable from no change"] if open_ else []
         verdict = "; ".join(words)
     return (
         f"Reward ({scale}) on {prompts} held-out openings against the base model's {base:.2f}: "
         f"{', '.join(parts)} ({confidence:.0%} intervals): {verdict}."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _matched_line(

@@ -186,12 +186,13 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
     bases = {(run.lineage.base_model or {}).get("digest") for run in trained if run.lineage}
     if len(bases) > 1:
         yield "The runs start from different base models: they do not compare like with like."
+    # What one verb reads another may read a part of: prompts alone, or no held-out rows.
     data = {
-        tuple(sorted(str(d.get("sha256")) for d in run.lineage.data))
+        (run.verb, *sorted(str(d.get("sha256")) for d in run.lineage.data))
         for run in trained
         if run.lineage
     }
-    if len(data) > 1:
+    if len(data) > len({run.verb for run in trained}):
         yield "The runs read different data: they do not compare like with like."
     codes = {(run.lineage.code or {}).get("commit") for run in trained if run.lineage}
     if len(codes) > 1:

@@ -49,8 +49,10 @@ def summary(runs: Sequence[Run]) -> str:
 
 def _sentences(runs: Sequence[Run]) -> Iterator[str]:
     trained = [run for run in runs if run.trains]
+    for is_online in (True, False):
+        if kind := [run for run in trained if run.is_online is is_online]:
+            yield _trained(kind)
     if trained:
-        yield _trained(trained)
         yield from _effort(trained)
     for run in runs:
         if run.evaluation is not None and not run.trains:

@@ -56,7 +56,7 @@ def write_evaluation(folder: Path, curve: Curve, *, confidence: float) -> None:
         mean, ci = mean_interval(rewards.tolist(), confidence)
         samples = {"prompts": len(rewards), "reward": mean, "reward_ci": ci, "kl": float(kl[0])}
         policies.append(
-            {"name": f"best of {n}", "label": f"best of {n}", "loss": NAME, "run": NAME}
+            {"name": f"best of {n}", "label": f"best of {n} (KL: bound)", "loss": NAME}
             | {"samples": samples}
         )
     folder.mkdir(parents=True, exist_ok=True)

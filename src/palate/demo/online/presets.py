@@ -33,7 +33,7 @@ class Preset:
         best_of: continuations of each held-out opening by the base model.
         new_tokens: length of every continuation.
         rollouts: of each algorithm. prompts, group: of a rollout, and responses to each.
-        learning_rate: of the algorithms. checkpoints: points of each one's frontier.
+        learning_rate: of all but the run without a KL. checkpoints: points of each one's frontier.
         collapse_rollouts: of the run without a KL, each of half the prompts.
         offline: methods of the offline demonstration that are drawn beside.
         eval_samples: of each checkpoint, to each held-out opening.
@@ -62,7 +62,7 @@ class Preset:
             samples=self.samples,
             new_tokens=self.new_tokens,
             epochs=1,
-            checkpoints=1,
+            checkpoints=2,
             eval_prompts=self.heldout_openings,
             eval_samples=self.eval_samples,
         )
@@ -74,14 +74,14 @@ FULL = Preset(
     samples=4,
     best_of=16,
     new_tokens=16,
-    rollouts=12,
+    rollouts=16,
     prompts=8,
     group=8,
-    learning_rate=5e-4,
-    checkpoints=3,
+    learning_rate=4e-4,
+    checkpoints=4,
     collapse_rollouts=16,
     offline=("dpo", "tdpo1", "tdpo2"),
-    eval_samples=2,
+    eval_samples=1,
 )
 QUICK = Preset(
     train_openings=48,
@@ -89,12 +89,12 @@ QUICK = Preset(
     samples=4,
     best_of=16,
     new_tokens=12,
-    rollouts=10,
+    rollouts=9,
     prompts=6,
     group=6,
     learning_rate=1e-3,
-    checkpoints=2,
-    collapse_rollouts=16,
+    checkpoints=3,
+    collapse_rollouts=14,
     offline=("dpo",),
     eval_samples=1,
 )
@@ -165,9 +165,15 @@ def rl_recipe(
 def tune_recipe(
     root: Path, method: str, *, model: str, preset: Preset, seed: int, resume: bool
 ) -> TuneRecipe:
-    """The offline demonstration's recipe of a method, at this one's sizes."""
+    """The offline demonstration's recipe of a method, at this one's sizes and learning rate."""
     return offline_presets.tune_recipe(
-        root, method, model=model, preset=preset.pairs, seed=seed, resume=resume
+        root,
+        method,
+        model=model,
+        preset=preset.pairs,
+        seed=seed,
+        resume=resume,
+        learning_rate=preset.learning_rate,
     )
 
 

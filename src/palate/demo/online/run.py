@@ -44,6 +44,17 @@ from palate.store.stages import Result, Results, Stage, run_stages
 
 MODEL, DATA, EVALUATION, CONCLUSION = "model", "data", "evaluation", "conclusion"
 BEST_OF_N = "best-of-n"
+SECONDS: dict[str, tuple[float, float]] = {
+    DATA: (36.0, 12.0),
+    "ppo": (175.0, 58.0),
+    "grpo": (90.0, 33.0),
+    "rloo": (130.0, 40.0),
+    "online-dpo": (64.0, 24.0),
+    COLLAPSE: (45.0, 27.0),
+    **dict.fromkeys(METHODS, (55.0, 14.0)),
+    EVALUATION: (240.0, 65.0),
+}
+"""Of stages on two cores: at full size, and quick."""
 TITLE = "Online learning on controlled sentiment: PPO, GRPO, RLOO and online DPO"
 
 
@@ -83,10 +94,10 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
     """The demonstration's stages, for `run_stages`."""
     seed, sizes = recipe.seed, dataclasses.asdict(preset)
 
-    def seconds(full: float, quick: float) -> float:
-        return quick if recipe.quick else full
+    def seconds(stage: str) -> float:
+        return SECONDS[stage][recipe.quick]
 
-    def training(run: str, title: str, make: Callable[..., Any], took: float) -> Stage:
+    def training(run: str, title: str, make: Callable[..., Any]) -> Stage:
         def planned(model: str, resume: bool) -> Any:
             return make(root, run, model=model, preset=preset, seed=seed, resume=resume)
 
@@ -96,7 +107,7 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             # Of the model only the stage is known before it has run.
             inputs=comparable(planned(MODEL, False)),
             needs=(MODEL, DATA),
-            seconds=took,
+            seconds=seconds(run),
             run=lambda folder, results: _train(folder, planned, str(results[MODEL]["path"])),
         )
 
@@ -114,21 +125,16 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title="Continuations of review openings, rated by the lexicon",
             inputs={"preset": sizes, "seed": seed},
             needs=(MODEL,),
-            seconds=seconds(60.0, 25.0),
+            seconds=seconds(DATA),
             run=lambda _, results: _feedback(root, preset, results, seed, console),
         ),
         *(
-            training(run, f"Learning online with {name}", rl_recipe, seconds(110.0, 35.0))
+            training(run, f"Learning online with {name}", rl_recipe)
             for run, (name, *_) in ALGORITHMS.items()
         ),
-        training(COLLAPSE, "GRPO without a KL, to collapse", rl_recipe, seconds(110.0, 45.0)),
+        training(COLLAPSE, "GRPO without a KL, to collapse", rl_recipe),
         *(
-            training(
-                method,
-                f"Tuning offline with {METHODS[method][0]}",
-                tune_recipe,
-                seconds(50.0, 20.0),
-            )
+            training(method, f"Tuning offline with {METHODS[method][0]}", tune_recipe)
             for method in preset.offline
         ),
         Stage(
@@ -136,7 +142,7 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             title="Held-out openings: reward, KL, diversity",
             inputs=comparable(eval_recipe(root, preset=preset, seed=seed, resume=False)),
             needs=(*ALGORITHMS, *preset.offline),
-            seconds=seconds(150.0, 40.0),
+            seconds=seconds(EVALUATION),
             run=lambda *_: _evaluate(root, preset, seed, console),
         ),
         Stage(

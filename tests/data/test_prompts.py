@@ -298,7 +298,7 @@ def test_a_mixture_takes_shares_of_sources(tmp_path: Path) -> None:
     more = read(*sources, mixture={"take": {"a": 8, "b": "all"}})
     assert {p.id for p in few.train} < {p.id for p in more.train}
     tokens = read(*sources, mixture={"weights": "equal", "total": 40, "unit": "tokens"})
-    assert 34 <= tokens.report["train"]["tokens"] <= 40
+    assert 34 <= tokens.report["train"]["tokens"]["prompt"] <= 40
     with pytest.raises(RecipeError, match=r"`prompts\.mixture`: 30 prompts of 'a' are asked for"):
         read(*sources, mixture={"take": {"a": 30, "b": 1}})
 

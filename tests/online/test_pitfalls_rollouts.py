@@ -30,9 +30,9 @@ from palate.train.rollouts.collect import Collector, rollout_seed
 from palate.train.rollouts.responses import Group, Response
 from palate.train.rollouts.responses import Rollout as Collected
 from palate.train.rollouts.shape import shape_rewards, whiten_rewards
+from palate.train.rollouts.updates import Cutter
 from palate.train.sources.base import MicroBatch
 from palate.train.sources.offline import micro_batch
-from palate.train.sources.rollout import RolloutSource
 from tiny import tiny_model
 from tiny_text import save_classifier, tiny_text_model, tiny_tokenizer
 
@@ -293,7 +293,7 @@ def test_21_a_missing_end_does_not_move_the_rewards_of_others():
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "paper"])
-def test_22_each_pass_has_all_groups_in_another_order(fidelity, tmp_path):
+def test_22_each_pass_has_all_groups_in_another_order(fidelity):
     of = recipe(
         algorithm={"type": "ppo"},
         fidelity=fidelity,
@@ -301,20 +301,9 @@ def test_22_each_pass_has_all_groups_in_another_order(fidelity, tmp_path):
         train={"num_mini_batches": 2, "num_iterations": 3},
     )
     prompt = SimpleNamespace(tokens=Tokens((1, 2)), id="", source="")
-    collector = SimpleNamespace(prompts=[prompt] * 8, rank=0, world_size=1)
-    source = RolloutSource(
-        of,
-        collector,
-        None,
-        reference=None,
-        collate=None,
-        control=None,
-        folder=tmp_path,
-        total=6,
-        tokenizer=None,
-    )
     groups = [Group(prompt=i, responses=[response(2, seed=i, prompt=i)]) for i in range(8)]
-    updates = source._cut(Collected(number=0, groups=groups))
+    cutter = Cutter(of, [prompt] * 8, rank=0, world_size=1)
+    updates = cutter.updates(Collected(number=0, groups=groups))
     parts = [[int(item.id.partition(":")[0]) for item in update.items] for update in updates]
     assert [len(part) for part in parts] == [4] * 6
     passes = [parts[i] + parts[i + 1] for i in (0, 2, 4)]

@@ -204,6 +204,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train": {"eval_every_steps": 1}}, "needs `prompts.eval`"),
     ({"train": {"num_mini_batches": 3}}, "does not divide"),
     ({"model": {"lora": {"r": 4, "dropout": 0.1}}}, "would not be 1"),
+    ({"model": {"vision": {"features": "cached"}}}, "once a batch"),
     ({"fidelity": "paper"}, "only with `algorithm.type: ppo`"),
     (merged(PPO, {"fidelity": "paper", "kl": {"target": 1.0}}), "coefficient is fixed"),
     (merged(PPO, {"fidelity": "paper", "algorithm": {"target_kl": 1.0}}), "always 1"),
@@ -456,6 +457,51 @@ def test_pairs_and_labels_of_online_dpo(labels: str, pairs: str, folder: Path) -
     told_nothing = sum(v for line in log for k, v in line.items() if k.startswith("events/"))
     assert log[-1]["examples"] + told_nothing == most
     assert log[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_labels_are_of_the_logistic_model(folder: Path) -> None:
+    """Soft ones are probabilities, sampled ones come out so often, hard ones are certain."""
+    from palate.data.items import Tokens
+    from palate.recipes.rl_algorithms import OnlineDpo
+    from palate.train.rollouts.pairs import pair_items
+    from palate.train.rollouts.responses import Group, Response
+
+    rewards = (0.0, 2.0, 1.0, 1e6)
+    responses = [
+        Response(
+            prompt=0,
+            sample=k,
+            response_ids=(k,),
+            finished=True,
+            text="",
+            version=1,
+            score=reward,
+            reward=reward,
+        )
+        for k, reward in enumerate(rewards)
+    ]
+
+    def labelled(labels: Any, n: int, seed: int = 0) -> list[tuple[int, int, float | None]]:
+        scale = 1.0 if labels == "hard" else 0.5
+        algorithm = OnlineDpo(labels=labels, pairs="all", scale=scale)
+        group = Group(prompt=0, responses=responses[:n])
+        items = pair_items(group, Tokens((9,)), algorithm, seed=str(seed), counts={})
+        return [(i.responses[0].ids[0], i.responses[1].ids[0], i.pair.probability) for i in items]
+
+    def sigmoid(gap: float) -> float:
+        return float(1 / (1 + np.exp(-gap / 0.5)))
+
+    soft = labelled("soft", 3)
+    assert soft == [
+        (1, 0, pytest.approx(sigmoid(2.0))),
+        (2, 0, pytest.approx(sigmoid(1.0))),
+        (1, 2, pytest.approx(sigmoid(1.0))),
+    ]
+    assert [pair[2] for pair in labelled("soft", 4) if 3 in pair[:2]] == [1.0] * 3
+    assert labelled("hard", 3) == [(1, 0, None), (2, 0, None), (1, 2, None)]
+    drawn = [labelled("sampled", 3, seed)[1][:2] for seed in range(2000)]
+    share = drawn.count((2, 0)) / len(drawn)
+    assert share == pytest.approx(sigmoid(1.0), abs=4 * np.sqrt(0.25 / 2000))
 
 
 @pytest.mark.parametrize(("every", "rollouts"), [(1, 4), (2, 2), (3, 2), ("inf", 1)])

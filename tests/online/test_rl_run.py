@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from palate.errors import RunError
+from palate.models.generation.local import LocalEngine
 from palate.models.loading import load_model
 from palate.recipes.schema import ModelRecipe
 from palate.store.rollouts import read_rollouts
@@ -203,3 +205,14 @@ def test_engine_batches_change_nothing(folder: Path) -> None:
     rows = [[(r.prompt, r.response_ids) for r in read_rollouts(path)] for path in paths]
     assert rows[0] == rows[1]
     assert letters("ab1") == pytest.approx(2 / 3)
+
+
+def test_the_engine_is_closed_whatever_happens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(LocalEngine, "close", lambda self: closed.append(True))
+    run(folder, train={"max_steps": 1})
+    with pytest.raises(RunError):
+        run(folder, scorer=ByText(lambda text: None), reward={"unscored": "stop"})
+    assert closed == [True, True]

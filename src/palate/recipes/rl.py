@@ -292,6 +292,9 @@ class RlRecipe(RunRecipe):
                 "train.num_mini_batches",
                 "online_dpo updates once on each batch of prompts: use algorithm.sync_every",
             )
+        vision = self.model.vision
+        if vision is not None and vision.features == "cached":
+            yield "model.vision.features", "features are made once a batch here: use live or auto"
         if self.model.lora is not None and self.model.lora.dropout:
             yield "model.lora.dropout", "the ratio of the first update would not be 1: use 0"
         if rollout.batch_size_prompts % train.num_mini_batches:

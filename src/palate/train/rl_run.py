@@ -78,6 +78,7 @@ class RlRun(Frame):
     def __init__(self, recipe: RlRecipe, *, quiet: bool, scorer: Scorer | None = None) -> None:
         super().__init__(recipe, quiet=quiet)
         self._scorer = scorer
+        self.engine: Engine | None = None
         if is_sharding_asked():
             raise RecipeError(
                 "online learning: sharded weights (FSDP) are whole in no process, which would have "
@@ -85,9 +86,14 @@ class RlRun(Frame):
             )
 
     def fill(self, folder: RunFolder) -> None:
-        job, encoder = self.start(folder)
-        watch = AlarmWatch(folder, self.recipe.alarms, self.console)
-        loop = fit(job, self.recipe, self.console, watching=[watch])
+        try:
+            job, encoder = self.start(folder)
+            watch = AlarmWatch(folder, self.recipe.alarms, self.console)
+            loop = fit(job, self.recipe, self.console, watching=[watch])
+        finally:
+            # Servers are left without the run's adapters, and the disk without what they read.
+            if self.engine is not None:
+                self.engine.close()
         tokenizer = encoder.tokens.tokenizer
         tokenizer.chat_template = encoder.saved_template
         save_final_model(loop, tokenizer)
@@ -255,7 +261,7 @@ class RlRun(Frame):
         kl = recipe.effective_kl
         control = Control(kl_coefficient=0.0 if kl is None else kl.coefficient)
         objective = self._objective(control)
-        engine = self._engine(policy, encoder, folder)
+        engine = self.engine = self._engine(policy, encoder, folder)
         collector = Collector(
             recipe=recipe,
             prompts=prompts.train,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,18 @@ class Collector:
                 index = places[completion.prompt]
                 responses.setdefault(index, []).append(_response(index, completion))
         self._samples.update(times)
-        for event, count in self.engine.take_counts().items():
-            rollout.counts[event] = rollout.counts.get(event, 0) + count
+        self._count([self.engine.take_counts()], rollout)
         gathered = _gathered([Group(prompt=i, responses=r) for i, r in responses.items()])
         by_prompt = {group.prompt: group for group in gathered}
         _add(rollout.seconds, "generate", time.monotonic() - started)
         # A server may have dropped all responses to a prompt, which it counts.
         return [by_prompt[index] for index in times if index in by_prompt]
+
+    def _count(self, here: list[Mapping[str, int]], rollout: Rollout) -> None:
+        """Adds the events of all processes."""
+        for events in _gathered(here):
+            for event, count in events.items():
+                rollout.counts[event] = rollout.counts.get(event, 0) + count
 
     def _generate(
         self, indices: Sequence[int], sampling: Sampling, number: int
@@ -191,9 +196,7 @@ class Collector:
         scored = self._scores(share)
         here = [(g.prompt, s) for g, s in zip(share, scored, strict=True)]
         by_prompt = dict(_gathered(here))
-        for events in _gathered([Counter(self.scorer.counts) - before]):
-            for event, count in events.items():
-                rollout.counts[event] = rollout.counts.get(event, 0) + count
+        self._count([Counter(self.scorer.counts) - before], rollout)
         for group in groups:
             for response, score in zip(group.responses, by_prompt[group.prompt], strict=True):
                 response.take(score)

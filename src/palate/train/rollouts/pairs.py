@@ -26,8 +26,8 @@ def pair_items(
 ) -> list[Item]:
     """The pairs of a group.
 
-    Of soft labels `probability` is that of the first response, p = sigmoid((r_a - r_b) / scale); of
-    sampled and hard ones the first response is the one that won.
+    Of soft and hard labels the first response has the higher reward, of sampled ones it is the one
+    that won; of soft ones `probability` is p = sigmoid((r_first - r_second) / scale).
 
     Args:
         seed: of the draw of pairs and labels.
@@ -39,20 +39,18 @@ def pair_items(
         if a.response_ids == b.response_ids:
             counts[SAME] = counts.get(SAME, 0) + 1
             continue
+        first, second = (a, b) if a.reward >= b.reward else (b, a)
+        gap = first.reward - second.reward
         # As a hyperbolic tangent, which no difference overflows.
-        probability = 0.5 * (1 + math.tanh((a.reward - b.reward) / (2 * algorithm.scale)))
-        if algorithm.labels == "hard":
-            if a.reward == b.reward:
-                counts[TIE] = counts.get(TIE, 0) + 1
-                continue
-            first, second = (a, b) if a.reward > b.reward else (b, a)
-            label = PairLabel(margin=first.reward - second.reward)
-        elif algorithm.labels == "sampled":
-            first, second = (a, b) if draw.random() < probability else (b, a)
-            label = PairLabel(margin=first.reward - second.reward)
-        else:
-            first, second = a, b
-            label = PairLabel(margin=a.reward - b.reward, probability=probability)
+        probability = 0.5 * (1 + math.tanh(gap / (2 * algorithm.scale)))
+        if algorithm.labels == "hard" and gap == 0:
+            counts[TIE] = counts.get(TIE, 0) + 1
+            continue
+        if algorithm.labels == "sampled" and draw.random() >= probability:
+            first, second, gap = second, first, -gap
+        label = PairLabel(
+            margin=gap, probability=probability if algorithm.labels == "soft" else None
+        )
         items.append(
             Item.of(
                 prompt, first.response_ids, second.response_ids, label=label, id=id, source=source

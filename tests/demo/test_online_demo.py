@@ -140,7 +140,8 @@ def test_a_demonstration_interrupted_in_an_algorithm_goes_on(
         patch.setattr(RolloutSource, "after_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, model)
-    assert [p.name for p in (tmp_path / "online-quick/ppo/checkpoints").iterdir()] == ["step-000004"]
+    checkpoints = tmp_path / "online-quick/ppo/checkpoints"
+    assert [checkpoint.name for checkpoint in checkpoints.iterdir()] == ["step-000004"]
     run(tmp_path, model)
     again = read_json(tmp_path / "online-quick/measures.json")
     assert again == read_json(done / "measures.json")

@@ -25,6 +25,8 @@ from palate.recipes.schema import DemoRecipe
 from palate.report import html
 from palate.rewards import Lexicon
 from palate.store.files import read_json, read_jsonl
+from palate.train.meter import Statistics
+from palate.train.sources.rollout import RolloutSource
 from palate.train.training_run import Frame
 from tiny_text import save_tiny
 
@@ -120,6 +122,29 @@ def test_a_second_run_does_nothing(
     run(done.parent, Path(model))
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")} == before
     assert capsys.readouterr().out.splitlines() == read_json(done / "conclusion.json")["lines"]
+
+
+@pytest.mark.slow
+def test_a_demonstration_interrupted_in_an_algorithm_goes_on(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(load_recipe(RlRecipe, done / "ppo/recipe.yaml").model.path)
+    after_step = RolloutSource.after_step
+    with monkeypatch.context() as patch:
+
+        def interrupted(self: RolloutSource) -> Statistics:
+            if self.step == 6:
+                raise KeyboardInterrupt
+            return after_step(self)
+
+        patch.setattr(RolloutSource, "after_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, model)
+    checkpoints = tmp_path / "online-quick/ppo/checkpoints"
+    assert [checkpoint.name for checkpoint in checkpoints.iterdir()] == ["step-000004"]
+    run(tmp_path, model)
+    again = read_json(tmp_path / "online-quick/measures.json")
+    assert again == read_json(done / "measures.json")
 
 
 def test_two_demonstrations_at_once_are_refused() -> None:

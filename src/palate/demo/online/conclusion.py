@@ -40,7 +40,7 @@ class Matched:
     span: Interval
     value: float
     interval: Interval
-    share: float
+    share: float | None
 
     def document(self) -> dict[str, Any]:
         return {
@@ -103,8 +103,9 @@ def conclude(
         gain_line(float(base.mean()), gains, scale, len(base), confidence),
         _distance_line(kls, base_entropy, online),
         _matched_line(
-            f"best-of-n ({best_of_n.reward.shape[0]} sizes of n, KL at most log n - (n - 1) / n)",
+            f"best-of-n (n = 2 to {2 ** len(best_of_n.kl)}, KL at most log n - (n - 1) / n)",
             to_best,
+            shares=True,
         ),
         *(_matched_line(f"offline {name}", here) for name, here in to_offline.items()),
         _collapse_line(collapse),
@@ -149,7 +150,7 @@ def matched(
         span=span,
         value=here - there,
         interval=percentile_interval(draws, confidence),
-        share=(here - float(base.mean())) / gained if gained > 0 else float("nan"),
+        share=(here - float(base.mean())) / gained if gained > 0 else None,
     )
 
 
@@ -171,7 +172,9 @@ def _distance_line(
     )
 
 
-def _matched_line(yardstick: str, comparisons: Mapping[str, Matched | None]) -> str:
+def _matched_line(
+    yardstick: str, comparisons: Mapping[str, Matched | None], *, shares: bool = False
+) -> str:
     parts = []
     for name, m in comparisons.items():
         if m is None:
@@ -179,7 +182,7 @@ def _matched_line(yardstick: str, comparisons: Mapping[str, Matched | None]) -> 
             continue
         low, high = m.interval
         verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-        share = f"{m.share:.0%} of its gain, " if np.isfinite(m.share) else ""
+        share = f"{m.share:.0%} of its gain, " if shares and m.share is not None else ""
         parts.append(
             f"{name} {signed(m.value, m.interval)} from {m.span[0]:.1f} to {m.span[1]:.1f} nats, "
             f"{share}{verdict}"

@@ -15,13 +15,14 @@ help: ## Show the targets
 demo: $(VENV)/.demo ## Controlled sentiment on this machine, ending in one HTML report
 	$(BIN)/palate demo $(ARGS)
 
+# A file's tests stay together, so that what they share is made once; a thread for each process.
 test: lint ## Lint, types, import direction and every test, the slow ones too
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 quick: $(VENV)/.dev ## The tests that need no real model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-integrations: $(VENV)/.integrations ## W&B and trackio, offline: do they store what a run logs?
+integrations: $(VENV)/.integrations ## Trackers, Ray, lm-eval and vLLM themselves, where they are installed
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 mutants: $(VENV)/.mutants ## Break losses and kernels in a thousand ways: do the tests notice?

@@ -10,6 +10,17 @@ from typing import Any
 import numpy as np
 
 from palate.recipes.yaml import dump_yaml
+from palate.store.pictures import Picture
+from palate.store.rollouts import RolloutRow, write_rollout
+from palate.train.alarms import Alarms
+from synthetic_series import FAILURES, series
+
+PICTURE = Picture(
+    url="data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAP//////////////////////////////////////////////////////////////////////////////////////"
+    "wAALCAABAAEBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAA//EABQQAQAAAAAAAAAAAAAAAAAAAAD/2gAIAQEAAD8AN//Z",
+    width=1,
+    height=1,
+)
 
 BASE = {
     "path": "models/gemma-3-270m",
@@ -93,6 +104,76 @@ def training_run(folder: Path, method: str, *, steps: int = STEPS, seed: int = 0
         },
     )
     return folder
+
+
+def online_run(
+    folder: Path, alarm: str | None = None, *, seed: int = 0, images: bool = False
+) -> Path:
+    """A finished `palate rl` run, healthy or one that its alarm sounded for."""
+    folder.mkdir(parents=True)
+    kind = FAILURES[alarm][0] if alarm else "helpful"
+    lines = series(alarm, seed, kind, 160)
+    algorithm = "ppo" if kind == "ppo" else "grpo"
+    recipe = {
+        "output_dir": str(folder),
+        "model": {"path": "models/SmolLM2-135M-Instruct", "lora": {"r": 16, "alpha": 32.0}},
+        "algorithm": {"type": algorithm},
+        "kl": {"coefficient": 0.05, "form": "k1", "place": "reward"},
+        "rollout": {"batch_size_prompts": 8, "num_generations": 8, "engine": {"type": "local"}},
+    }
+    (folder / "recipe.yaml").write_text("# palate rl\n" + dump_yaml(recipe))
+    for line in lines:
+        if line["split"] == "train":
+            line |= {"examples": 64 * line["step"], "loss": 0.01, "learning_rate": 1e-5}
+            line |= {f"seconds/{name}": 3.0 + i for i, name in enumerate(("generate", "update"))}
+            line |= {"clip/low": 0.01, "clip/high": 0.02, "tokens/generated": 2560.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    alarms = [
+        record
+        for watch in [Alarms()]
+        for line in lines
+        if line["split"] == "train"
+        for record in watch.add(line["step"], {k: v for k, v in line.items() if type(v) is float})
+    ]
+    (folder / "alarms.jsonl").write_text(
+        "".join(json.dumps(record.document()) + "\n" for record in alarms)
+    )
+    _json(folder / "data.json", {"sources": [], "train": {"examples": 512}})
+    _json(folder / "lineage.json", {"verb": "rl", "base_model": BASE, "seed": 0, "device": "cpu"})
+    _json(folder / "status.json", {"state": "finished", "step": 160, "seconds": 1130.0})
+    rng = np.random.default_rng(seed)
+    for rollout in range(20):
+        rows = [
+            _rollout_row(rollout, prompt, sample, rng, images=images)
+            for prompt in range(4)
+            for sample in range(4)
+        ]
+        write_rollout(folder, rows)
+    return folder
+
+
+def _rollout_row(
+    rollout: int, prompt: int, sample: int, rng: np.random.Generator, *, images: bool
+) -> RolloutRow:
+    ids = tuple(int(i) for i in rng.integers(0, 1000, int(rng.integers(8, 48))))
+    score = None if (prompt, sample) == (2, 1) else float(rng.normal(rollout / 20, 0.3))
+    return RolloutRow(
+        rollout=rollout,
+        version=rollout,
+        prompt=f"p{prompt}",
+        source="reviews",
+        prompt_text=_OPENINGS[prompt],
+        sample=sample,
+        text=_ENDINGS[int(rng.integers(len(_ENDINGS)))],
+        response_ids=ids,
+        finished=bool(rng.random() < 0.7),
+        score=score,
+        reason="" if score is not None else "the server gave no number",
+        parts={} if score is None else {"model": score + 0.1, "brevity": -0.1},
+        advantage=None if score is None else score / 2,
+        dropped="" if score is not None else "unscored",
+        images=(PICTURE,) if images else (),
+    )
 
 
 def evaluation_run(folder: Path, runs: list[Path], *, checkpoints: int = 5) -> Path:

@@ -23,7 +23,7 @@ from palate.recipes.load import VERBS, load_recipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.schema import TuneRecipe
-from palate.recipes.scorers import CriticScorer
+from palate.recipes.scorers import CriticScorer, Scorer, parts_of
 from palate.recipes.yaml import parse_yaml
 from tiny_runs import write_pairs
 from tiny_text import save_tiny
@@ -135,8 +135,26 @@ def test_parts_of_a_judges_recipe_are_valid():
     assert kinds == ["column"] * 3 + ["chat"] * (len(kinds) - 3)
 
 
+def test_rewards_of_online_learning_are_valid_and_all_there():
+    parts = [parse_yaml(block, "test")["scorer"] for block in blocks("docs/rewards-online.md")]
+    shown = [TypeAdapter(Scorer).validate_python(part) for part in parts]
+    kinds = {part.type for scorer in shown for _, part in parts_of(scorer) if hasattr(part, "type")}
+    new = {
+        "function",
+        "rule",
+        "verifier",
+        "hybrid",
+        "rubric",
+        "pairwise",
+        "judge_verdict",
+        "remote",
+    }
+    assert new | {"mixture"} <= kinds
+
+
 def test_what_the_pages_of_reward_models_link_to_is_there():
-    for page in ("reward-models", "judges", "evaluating-reward-models", "serving"):
+    pages = ("reward-models", "judges", "evaluating-reward-models", "serving", "rewards-online")
+    for page in pages:
         for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / f"docs/{page}.md").read_text()):
             assert "://" in target or (ROOT / "docs" / target).exists(), (page, target)
     assert "../examples/best-of-n/" in (ROOT / "docs/evaluating-reward-models.md").read_text()

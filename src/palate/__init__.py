@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         JudgeRecipe,
         RewardEvalRecipe,
         RewardRecipe,
+        RlRecipe,
         ScoreRecipe,
         ServeRecipe,
         SftRecipe,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from palate.train import sft, tune
     from palate.train.judge import train_judge
     from palate.train.merge import merge_adapters
+    from palate.train.rl_run import rl
 
 # Where each name lives. The functions of `palate.demo` and `palate.evaluate` have other names here:
 # importing a submodule sets the package's attribute of that name, and would hide them.
@@ -66,6 +68,7 @@ _HOMES = {
     "RewardEvalRecipe": "palate.recipes",
     "RewardRecipe": "palate.recipes",
     "RewardScorer": "palate.rewards.api",
+    "RlRecipe": "palate.recipes",
     "RunError": "palate.errors",
     "ScoreRecipe": "palate.recipes",
     "ServeRecipe": "palate.recipes",
@@ -80,6 +83,7 @@ _HOMES = {
     "load_scorer": "palate.rewards.api",
     "merge_adapters": "palate.train.merge",
     "resolve_yaml": "palate.recipes",
+    "rl": "palate.train.rl_run",
     "run_demo": "palate.demo:demo",
     "run_evaluation": "palate.evaluate:evaluate",
     "run_server": "palate.serve:serve",
@@ -112,6 +116,7 @@ __all__ = [
     "RewardEvalRecipe",
     "RewardRecipe",
     "RewardScorer",
+    "RlRecipe",
     "RunError",
     "ScoreRecipe",
     "ServeRecipe",
@@ -127,6 +132,7 @@ __all__ = [
     "load_scorer",
     "merge_adapters",
     "resolve_yaml",
+    "rl",
     "run_demo",
     "run_evaluation",
     "run_server",

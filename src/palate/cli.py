@@ -132,6 +132,20 @@ def judge(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe 
         finished(run(loaded).path)
 
 
+@app.command(cls=recipe_command("RlRecipe"))
+def rl(recipe: RecipeFile, set_: Overrides = None, print_recipe: PrintRecipe = False) -> None:
+    """Learn a policy from rewards of its own responses: PPO, GRPO, RLOO, online DPO."""
+    with errors_as_lines("--set resume=true"):
+        from palate.recipes import RlRecipe, load_recipe
+
+        loaded = load_recipe(RlRecipe, recipe, set_ or [])
+        if print_recipe:
+            return show(loaded)
+        from palate.train.rl_run import rl as run
+
+        finished(run(loaded).path)
+
+
 @app.command("eval", cls=recipe_command("EvalRecipe"))
 def evaluate(
     targets: Annotated[
@@ -345,6 +359,10 @@ def demo(
         bool,
         typer.Option("--vision", help="A model that sees: reward model, DPO and TDPO2 on images."),
     ] = False,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Online learning: PPO, GRPO, RLOO and online DPO."),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of a base model.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="Seed.")] = None,
@@ -357,6 +375,7 @@ def demo(
         "output_dir": output_dir,
         "quick": quick or None,
         "vision": vision or None,
+        "online": online or None,
     }
     given = [
         f"{key}={json.dumps(value, default=str)}"

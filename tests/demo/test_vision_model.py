@@ -105,7 +105,7 @@ def test_the_packaged_model_is_a_folder_that_transformers_reads(
     with torch.no_grad():
         assert loaded(**inputs).logits.isfinite().all()
         features = loaded.model.vision_tower(inputs["pixel_values"]).last_hidden_state
-        file = module._file(module.TOWER, module.TOWER_FILE)
+        file = module.package_file(module.TOWER, module.TOWER_FILE)
         weights = torch.load(file, weights_only=True)
         # The folder is bfloat16; so are the weights that the network is run with here.
         rounded = {

@@ -6,14 +6,19 @@ import pytest
 import torch
 
 from palate.data.items import Tokens
-from palate.evaluate.sample import draw, sample
+from palate.evaluate.sample import sample
 from palate.models.adapters import add_lora
+from palate.models.generation.draws import draw, uniforms
 from palate.models.model import Model
 from palate.models.stop_tokens import stop_tokens
 from palate.recipes.schema import LoraRecipe
 from tiny_text import tiny_text_model, tiny_tokenizer
 
 TEXTS = ["A film", "The hotel was", "I", "We came late and the kitchen"]
+
+
+def written(samples):
+    return [(s.prompt, s.index, s.response_ids, s.finished, s.text) for s in samples]
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -37,7 +42,9 @@ def test_same_seed_same_samples_whatever_the_batch(policy, tokenizer, prompts):
     together = sample(policy, tokenizer, prompts, batch_size=12, **options)
     torch.manual_seed(99)
     alone = sample(policy, tokenizer, prompts, batch_size=1, **options)
-    assert together == alone
+    assert written(together) == written(alone)
+    for a, b in zip(together, alone, strict=True):
+        assert a.logps == pytest.approx(b.logps, abs=1e-4)
     assert [(s.prompt, s.index) for s in together] == [(i, k) for i in range(4) for k in range(3)]
     # A prompt's samples depend on its tokens, not on its place in the call.
     moved = sample(policy, tokenizer, prompts[::-1], batch_size=5, **options)
@@ -58,11 +65,9 @@ def test_another_seed_gives_other_samples_and_the_global_generator_is_left_alone
 
 def test_ids_are_the_models_own_distribution(policy, tokenizer, prompts):
     """Each id is what the inverse distribution gives on the unpadded, uncached model."""
-    from palate.evaluate.sample import _uniform
-
     ends = stop_tokens(policy.base) | {tokenizer.eos_token_id}
     for s in sample(policy, tokenizer, prompts, max_new_tokens=10, seed=4):
-        numbers = _uniform(4, Tokens(s.prompt_ids), 0, 10)
+        numbers = uniforms(4, Tokens(s.prompt_ids), 0, 10)
         ids = list(s.prompt_ids)
         for step, token in enumerate(s.response_ids):
             with torch.no_grad():
@@ -122,19 +127,20 @@ def test_draw_follows_the_distribution():
     logits[:7] = -torch.inf
     logits[-5:] = -torch.inf
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    token = draw(logits.expand(n, -1), uniform)
+    token, logp = draw(logits.expand(n, -1), uniform)
     share = torch.bincount(token, minlength=vocabulary) / n
     # An even grid of numbers meets each probability to 1 / n.
     assert float((share - logits.softmax(-1)).abs().max()) <= 2 / n
+    assert torch.allclose(logp, logits.log_softmax(-1)[token], atol=1e-5)
     edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    first, last = draw(logits.expand(2, -1), edges).tolist()
+    first, last = draw(logits.expand(2, -1), edges)[0].tolist()
     assert (first, last) == (7, vocabulary - 6)
 
 
 def test_draw_with_top_p_keeps_the_nucleus():
     logits = torch.log(torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05]))
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    token = draw(logits.expand(1000, -1), uniform, top_p=0.7)
+    token, _ = draw(logits.expand(1000, -1), uniform, top_p=0.7)
     share = torch.bincount(token, minlength=5) / 1000
     assert share.tolist() == pytest.approx([0, 0.625, 0, 0.375, 0], abs=2e-3)
 

@@ -16,16 +16,20 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from palate.data.schema import ImageRef, Message
-from palate.data.scorer import HAS_IMAGES, Group
+from palate.data.scorer import HAS_IMAGES, Group, ask
 from palate.evaluate.reward.score import score_files
 from palate.models import vision
 from palate.models.processor import images_only
 from palate.recipes.reward import RewardRecipe
+from palate.recipes.scorers import RuleScorer
 from palate.recipes.serving import ScoreRecipe
+from palate.rewards import FunctionScorer, WeightedSum, make_scorer
 from palate.rewards.api import load_scorer
+from palate.rewards.combined import Member
 from palate.rewards.length import Length
 from palate.rewards.model import ModelScorer
 from palate.train import reward
+from scored import Alike
 from tiny_vision import save_tiny_vision
 
 
@@ -205,3 +209,33 @@ def test_an_ensemble_sends_texts_to_one_model_and_images_to_another(root: Path) 
     values = [score.value for score in alone.score(shown, answers)]
     assert [score.value for score in pictured] == pytest.approx(values, abs=1e-5)
     assert [score.value for score in text] == [len(answer) for answer in answers]
+
+
+def test_images_reach_the_members_that_read_them(root: Path) -> None:
+    """A reward of a model that sees, a rule and a function: each gets of a prompt what it reads."""
+    seen: list[Any] = []
+
+    def sized(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        seen.extend(part["image"].size for turn in prompts[0] for part in turn["content"][:1])
+        return [0.0] * len(completions)
+
+    model = ModelScorer(root / "reward" / "model")
+    rule = make_scorer(RuleScorer(answer_column="answer"))
+    weights = {model: 1.0, rule: 10.0, FunctionScorer(sized): 1.0}
+    members = [Member(scorer=scorer, weight=weight) for scorer, weight in weights.items()]
+    mixture = WeightedSum(members)
+    assert "image" in mixture.traits.modalities
+    responses, columns = (" squares", " nothing"), {"answer": "squares"}
+    groups = [
+        Group(content(root / name, "What?"), responses, columns=columns)
+        for name in ("a.png", "b.png")
+    ]
+    mixed = ask(mixture, groups)
+    for group, scores, alone in zip(groups, mixed, model.score(groups), strict=True):
+        assert scores[0].value == pytest.approx(alone[0].value + 10)  # type: ignore[operator]
+        assert scores[1].value == pytest.approx(alone[1].value)
+        assert len(group.responses) == len(scores)
+    assert abs(mixed[0][0].value - mixed[1][0].value) > 1e-6  # type: ignore[operator]
+    assert seen and all(len(size) == 2 for size in seen)
+    blind = WeightedSum([members[1], Member(scorer=Alike(), weight=1.0)])
+    assert ask(blind, groups)[0][0].reason == HAS_IMAGES

@@ -14,7 +14,6 @@ from palate.data.scorer import Group, Score
 from palate.errors import DataError
 from palate.recipes.scorers import CriticScorer, ModelScorer, PairwiseJudge, PointwiseJudge
 from palate.recipes.scorers import LocalChat as LocalRecipe
-from palate.rewards.chat import Reply
 from palate.rewards.critic import Critic
 from palate.rewards.given import NOT_GIVEN
 from palate.rewards.judge import ASKED, CUT, UNREADABLE, Pairwise, Pointwise
@@ -26,34 +25,10 @@ from palate.rewards.questions import (
     read_verdict,
 )
 from scored import Numbers, flat_values, values
+from scripted_chat import FakeChat
 
 CHAT = LocalRecipe(path="unused")
 CHOICES = ("1", "2")
-
-
-class FakeChat:
-    """Answers by a function of the question's text."""
-
-    name = "fake"
-    blind = None
-
-    def __init__(self, answer, finished=True):
-        self.answer = answer
-        self.finished = finished
-        self.asked = []
-
-    def reply(self, questions, *, samples=1, temperature=0.0, max_new_tokens=9, seed=0):
-        self.asked += questions
-        found = []
-        for question in questions:
-            texts = self.answer(question[0]["content"])
-            texts = texts if isinstance(texts, list) else [texts] * samples
-            found.append([Reply(text=text, finished=self.finished) for text in texts])
-        return found
-
-    def choose(self, questions, options):
-        self.asked += questions
-        return [self.answer(question[0]["content"]) for question in questions]
 
 
 def responses_in(text):

@@ -23,10 +23,10 @@ from palate.recipes import scorers as recipes
 from palate.recipes.load import check_recipe
 from palate.recipes.serving import ServeRecipe
 from palate.rewards import make_scorer, score_groups
-from palate.rewards.http import ServerError
 from palate.rewards.identity import key_of
 from palate.rewards.remote import BLIND, NOT_ASKED, UNSENT, Remote, _Part
 from palate.serve.app import make_app
+from palate.store.http import ServerError
 from tiny_serve import Slow
 from tiny_text import tiny_tokenizer
 

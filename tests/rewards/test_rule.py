@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,10 +15,12 @@ from palate.errors import DataError, RecipeError
 from palate.evaluate.reward import score_files
 from palate.evaluate.reward.check import check_scorers
 from palate.recipes.load import check_recipe
+from palate.recipes.scorers import RemoteScorer
 from palate.recipes.scorers import RuleScorer as Recipe
 from palate.recipes.serving import ScoreRecipe
 from palate.rewards.build import make_scorer
 from palate.rewards.identity import key_of
+from palate.rewards.remote import Remote
 from palate.rewards.rule import NO_ANSWER_KNOWN
 from scored import flat_values
 from tiny_serve import client, run
@@ -95,6 +98,36 @@ def test_the_right_answer_to_each_prompt(tmp_path: Path) -> None:
     assert key_of(recipe(answers=data)) != before
 
 
+def test_the_right_answer_in_a_column_of_the_prompt() -> None:
+    scorer = make_scorer(recipe(answer_column="answer", extract=r"\d+"))
+    groups = [
+        Group("2 + 2?", ("It is 4", "5"), columns={"answer": 4}),
+        Group("3 + 3?", ("6",), columns={"answer": "6 "}),
+        Group("4 + 4?", ("8",)),
+    ]
+    (right, wrong), (other,), (unknown,) = scorer.score([groups[0].part([0, 1]), *groups[1:]])
+    assert (right.value, wrong.value, other.value) == (1.0, 0.0, 1.0)
+    assert (unknown.value, unknown.reason) == (None, "nothing in column answer of its prompt")
+    assert scorer.traits.reads_prompt and scorer.name == "right answer"
+    # Members of a mixture get the columns, too.
+    rule = {"type": "rule", "answer_column": "answer"}
+    members = [{"scorer": rule}, {"scorer": {"type": "length"}, "weight": 0.5}]
+    document = {"output_dir": "out", "data": [{"path": "rows.jsonl"}]}
+    mixed = {"scorer": {"type": "mixture", "members": members}}
+    mixture = make_scorer(check_recipe(ScoreRecipe, document | mixed, "test").scorer)
+    assert [
+        s.value for s in mixture.score([Group("p", ("4", "5"), columns={"answer": "4"})])[0]
+    ] == [
+        1.5,
+        0.5,
+    ]
+
+
+def test_a_part_of_a_group_keeps_what_belongs_to_it() -> None:
+    group = Group("p", ("a", "b"), "source", {"answer": 1}, ((1,), (2, 3)))
+    assert group.part([1]) == Group("p", ("b",), "source", {"answer": 1}, ((2, 3),))
+
+
 def said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
@@ -113,9 +146,10 @@ def test_answers_that_contradict_one_another_are_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "no rule: give `pattern`, `length` or `answers`"),
+        ({}, "no rule: give `pattern`, `length`, `answers` or `answer_column`"),
+        ({"answers": [{"path": "a"}], "answer_column": "b"}, "instead of `answers`"),
         ({"pattern": "("}, "no regular expression"),
-        ({"pattern": "a", "extract": "b"}, "extract`: only with `answers`"),
+        ({"pattern": "a", "extract": "b"}, "extract`: only with `answers` or `answer_column`"),
         ({"pattern": "a", "kept": 0}, "the same as `kept`"),
         ({"length": {}}, "give `min`, `max` or both"),
         ({"length": {"min": 3, "max": 2}}, "above max (2)"),
@@ -154,3 +188,29 @@ def test_spans_are_in_files_of_scores_and_answers_of_a_server(tmp_path: Path) ->
             assert "spans" not in (await c.post("/score", json=again)).json()
 
     run(test)
+
+
+def test_columns_go_to_a_server_and_its_scorer() -> None:
+    async def test() -> None:
+        async with client(make_scorer(recipe(answer_column="answer"))) as c:
+            body = {"prompt": "p", "responses": ["4", "5"], "columns": {"answer": 4, "more": []}}
+            assert (await c.post("/score", json=body)).json()["scores"] == [1.0, 0.0]
+            del body["columns"]
+            answer = (await c.post("/score", json=body)).json()
+            assert answer["reasons"] == ["nothing in column answer of its prompt"] * 2
+
+    run(test)
+    sent: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
+        sent.extend(json.loads(request.content)["items"])
+        return httpx.Response(200, json={"items": [{"scores": [1.0]} for _ in sent]})
+
+    remote = RemoteScorer(url="http://s:1", columns=("answer",))
+    group = Group("p", ("4",), columns={"answer": 4, "more": 5})
+    Remote(remote, transport=httpx.MockTransport(answer)).score([group])
+    assert sent == [{"prompt": "p", "responses": ["4"], "columns": {"answer": 4}}]
+    with pytest.raises(ValueError, match="only with `route: score`"):
+        RemoteScorer(url="http://s:1", columns=("answer",), route="get_reward")

@@ -306,7 +306,7 @@ def test_help_and_recipe(tmp_path: Path) -> None:
         assert shown.exit_code == 0 and key in shown.stdout
         # Every type of scorer is named where the key is described.
         said = str(recipe.model_fields["scorer"].description)
-        named = set(re.findall(r"[a-z]+", said.partition(":")[2])) - {"or"}
+        named = set(re.findall(r"[a-z_]+", said.partition(":")[2])) - {"or"}
         assert named == {
             kind.model_fields["type"].default for kind in get_args(get_args(Scorer)[0])
         }

@@ -11,7 +11,15 @@ from palate.errors import RunError
 from palate.recipes.schema import DemoRecipe
 from palate.store.folder import RunFolder, is_finished
 from palate.store.folders import lock_folder
-from palate.store.records import Conclusion, Data, Evaluation, Status, read_record
+from palate.store.records import (
+    AlarmRecord,
+    Conclusion,
+    Data,
+    Evaluation,
+    Status,
+    read_lines,
+    read_record,
+)
 from palate.store.reward_records import RewardEvaluation
 
 
@@ -141,7 +149,11 @@ def test_lines_of_the_log_past_a_step_are_cut(tmp_path: Path) -> None:
             folder.log("train", step, step / 3, {"loss": 1.0 / step})
         with (tmp_path / "metrics.jsonl").open("a") as log:
             log.write('{"step": 1, "cut o')
+        for step in (2, 3):
+            folder.log_alarm(AlarmRecord(step=step, alarm="no_variance"))
         folder.cut_metrics(2)
+    alarms = read_lines(tmp_path / "alarms.jsonl", AlarmRecord).records
+    assert [alarm.step for alarm in alarms] == [2]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"], line["loss"]) for line in lines] == [
         (1, "train", 1.0), (2, "train", 0.5),

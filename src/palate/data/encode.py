@@ -62,6 +62,14 @@ class Encoded:
     left_out: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt to sample from, and whether it was cut to the limit."""
+
+    tokens: Tokens
+    cut: bool = False
+
+
 class Encoder:
     """Turns rows into ids for one tokenizer, template and set of limits.
 
@@ -151,30 +159,64 @@ class Encoder:
         ]
 
     def encode_prompt(self, prompt: Content, root: Path = Path()) -> Tokens:
-        """A prompt to sample from, exactly as training on it would see it.
-
-        Args:
-            root: folder that paths of its images start from.
+        """One prompt to sample from; see `encode_prompts`.
 
         Raises:
             DataError: the template or the limits refuse it, or an image of it cannot be used.
             ModelError: the template cannot be used.
         """
+        (encoded,) = self.encode_prompts([prompt], root)
+        if isinstance(encoded, Drop):
+            raise DataError(encoded.reason, field="prompt")
+        return encoded.tokens
+
+    def encode_prompts(
+        self, prompts: Sequence[Content], root: Path = Path()
+    ) -> list[EncodedPrompt | Drop]:
+        """Prompts to sample from, in order, each exactly as training on it would see it.
+
+        Args:
+            root: folder that paths of their images start from, where these know none.
+
+        Raises:
+            ModelError: the template cannot be used for any chat.
+        """
+        shown = [self._shown(prompt, root) for prompt in prompts]
+        texts = [rendered for _, rendered in shown if isinstance(rendered, Rendered)]
+        starts = self.tokens.starts(text.prompt for text in texts)
+        tails = self.tokens.continuations([text.tail for text in texts if text.tail])
+        return [
+            rendered
+            if isinstance(rendered, Drop)
+            else self._encoded_prompt(prompt, rendered, starts, tails, root)
+            for prompt, rendered in shown
+        ]
+
+    def _shown(self, prompt: Content, root: Path) -> tuple[Content, Rendered | Drop]:
+        """A prompt with its videos as frames, and as text."""
         try:
             prompt = self._framed(prompt, root)
             if isinstance(prompt, str):
-                rendered = Rendered(prompt=prompt, responses=())
-            else:
-                rendered = self._render_chat(prompt, (), root)
-            ids, tail = self._prompt_ids(
-                rendered,
-                self.tokens.starts([rendered.prompt]),
-                self.tokens.continuations([rendered.tail] if rendered.tail else []),
-            )
+                return prompt, Rendered(prompt=prompt, responses=())
+            return prompt, self._render_chat(prompt, (), root)
+        except (Refused, ImageError) as error:
+            return prompt, Drop(error.reason)
+
+    def _encoded_prompt(
+        self,
+        prompt: Content,
+        rendered: Rendered,
+        starts: dict[str, tuple[int, ...]],
+        tails: dict[str, tuple[int, ...]],
+        root: Path,
+    ) -> EncodedPrompt | Drop:
+        try:
+            ids, tail = self._prompt_ids(rendered, starts, tails)
             kept = truncate_prompt(ids, tail, self.length, bos=self.tokens.bos)
-            return placed(kept, self._texts_of(prompt, root))
+            tokens = placed(kept, self._texts_of(prompt, root))
         except (Refused, TooLong, ImageError) as error:
-            raise DataError(error.reason, field="prompt") from None
+            return Drop(error.reason)
+        return EncodedPrompt(tokens, cut=kept is not ids)
 
     def stop_ids(self, *, chats: bool) -> frozenset[int]:
         """Ids of the last tokens of whole responses: EOS after texts, and what closes a chat.

@@ -1,21 +1,26 @@
 """Rows made trainable: what encoding returns, and what layouts, caches and losses' batches take.
 
-One type for pairs, ranked lists, demonstrations, unpaired feedback and answers to be scored: some
-responses, the prompt of each, and what is known of them.
+One type for pairs, ranked lists, demonstrations, unpaired feedback, rollouts and answers to be
+scored: some responses, the prompt of each, and what is known of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
+from palate.data.schema import Content
 
 TokenIds = tuple[int, ...]
-ItemKind = Literal["pair", "rated", "unpaired", "demonstration"]
-"""What a loss takes: items labelled `PairLabel`, `Ranks`, `Desirable`, or without a label."""
+ItemKind = Literal["pair", "rated", "unpaired", "demonstration", "rollout"]
+"""What a loss takes: items labelled `PairLabel`, `Ranks`, `Desirable`, without a label, or labelled
+`Rollout`."""
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,19 @@ class Tokens:
         return len(self.ids)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt to sample from.
+
+    Attributes:
+        tokens: as the encoder makes them; of a model that sees with their images.
+        content: as scorers and chat servers take it.
+    """
+
+    tokens: Tokens
+    content: Content
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLabel:
     """Of two responses the first is chosen, the second rejected.
@@ -100,7 +118,19 @@ class Desirable:
     mismatched: Tokens | None = None
 
 
-Label = PairLabel | Ranks | Desirable
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Of responses that a policy sampled what an update needs.
+
+    Attributes:
+        tokens: by name, of each response one value a trained token: `advantages`, `old_logps`,
+            `ref_logps`, `values`, `returns`, `weights` ... Those that an update uses.
+    """
+
+    tokens: Mapping[str, tuple[Floats, ...]]
+
+
+Label = PairLabel | Ranks | Desirable | Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +174,8 @@ class Item:
                 raise ValueError(f"{len(ranks)} ranks of {n} responses")
             case Desirable() if n != 1:
                 raise ValueError(f"the label of one response, for {n}")
+            case Rollout(tokens) if any(len(values) != n for values in tokens.values()):
+                raise ValueError(f"a rollout's values, not of {n} responses")
 
     @classmethod
     def of(
@@ -178,6 +210,8 @@ class Item:
                 return "rated"
             case Desirable():
                 return "unpaired"
+            case Rollout():
+                return "rollout"
         return "demonstration"
 
     @property

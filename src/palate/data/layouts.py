@@ -27,7 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palate.data.items import Desirable, Item, PairLabel, PlacedImage, Ranks, Tokens, sequence_key
+from palate.data.items import (
+    Desirable,
+    Item,
+    PairLabel,
+    PlacedImage,
+    Ranks,
+    Rollout,
+    Tokens,
+    sequence_key,
+)
 from palate.data.trees import TEXT, Ids, Run, VisionLayout, plain_rows, run_of, shared_rows
 
 Layout = Literal["plain", "shared"]
@@ -108,6 +117,8 @@ class SequenceBatch:
         images: of the batch; None where it has none.
         keys: content key of each sequence. ids, sources: of each item.
         mismatched: the same prompts with other rows' responses, for KTO's estimate of the KL.
+        rollout: [N] float32 each, of sampled responses what an update needs, by name; see
+            `palate.data.items.Rollout`.
     """
 
     inputs: dict[str, Tensor]
@@ -131,6 +142,7 @@ class SequenceBatch:
     comparisons: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     chosen_tokens: Tensor | None = None
     images: ImageBatch | None = None
+    rollout: dict[str, Tensor] | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -361,6 +373,18 @@ def item_fields(
             "worse": rejected[decided],
             "item": decided,
         }
+    rollouts = [label for label in labels if isinstance(label, Rollout)]
+    if rollouts:
+        names = list(rollouts[0].tokens)
+        if any(list(label.tokens) != names for label in rollouts):
+            raise ValueError("rollouts of one batch that hold different values")
+        fields["rollout"] = {
+            name: torch.from_numpy(
+                np.concatenate([values for label in rollouts for values in label.tokens[name]])
+            )
+            for name in names
+        }
+        fields["sides"] = {"chosen": sequences}
     if kinds == {"rated"}:
         fields |= _list_fields([label.ranks for label in labels if isinstance(label, Ranks)])
     feedback = [label for label in labels if isinstance(label, Desirable)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-Kind = Literal["pair", "rated", "unpaired", "demonstration", "answers"]
+Kind = Literal["pair", "rated", "unpaired", "demonstration", "answers", "prompt"]
 
 
 class TextPart(TypedDict):
@@ -214,6 +214,7 @@ class Preference:
       unpaired       one response with `label`
       demonstration  one response to imitate (supervised fine-tuning)
       answers        one or more responses that nobody judged, to be scored; no training takes them
+      prompt         no response: one to be answered by a policy
 
     Attributes:
         id: stable within the source; made from file and row where the data has none.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from palate.data.schema import Content, images_in
 
@@ -52,15 +52,26 @@ class Group:
         prompt: text, or chat turns that end with the user's.
         responses: texts, or the assistant's turns that follow the prompt.
         source: the data set that paths of images belong to.
+        columns: the other columns of the prompt's row (a right answer, a rubric ...), for scorers
+            that read them.
+        response_ids: of each response its token ids by the policy's tokenizer, where the caller
+            has them.
     """
 
     prompt: Content
     responses: tuple[Content, ...]
     source: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    response_ids: tuple[Sequence[int], ...] | None = None
 
     def part(self, places: Sequence[int]) -> Group:
         """The prompt with some of the responses."""
-        return Group(self.prompt, tuple(map(self.responses.__getitem__, places)), self.source)
+        ids = self.response_ids
+        return replace(
+            self,
+            responses=tuple(map(self.responses.__getitem__, places)),
+            response_ids=None if ids is None else tuple(map(ids.__getitem__, places)),
+        )
 
 
 @dataclass(frozen=True)

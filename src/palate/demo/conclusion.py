@@ -56,8 +56,8 @@ def conclude(
         `lines` (three) and the numbers they were made from.
     """
     rows = bootstrap_rows(len(base), resamples=RESAMPLES, seed=seed)
-    gains = {c.name: _with_interval(c.reward[-1] - base, rows, confidence) for c in curves}
-    kls = {c.name: _with_interval(c.kl[-1], rows, confidence) for c in curves}
+    gains = {c.name: with_interval(c.reward[-1] - base, rows, confidence) for c in curves}
+    kls = {c.name: with_interval(c.kl[-1], rows, confidence) for c in curves}
     # What lies between the base model and a first checkpoint was measured of no method.
     span = common_range(c.kl.mean(1) for c in curves)
     first, *others = curves
@@ -77,16 +77,16 @@ def conclude(
         "prompts": len(base),
         "reward": scale,
         "base_reward": float(base.mean()),
-        "gain": _table(gains),
-        "final_kl": _table(kls),
+        "gain": table(gains),
+        "final_kl": table(kls),
         "matched_kl": {
             "range": None if span is None else list(span),
             "reward": levels,
-            f"minus_{first.name}": _table(differences),
+            f"minus_{first.name}": table(differences),
         },
         "entropy": {"base": base_entropy} | {c.name: float(c.entropy[-1]) for c in curves},
         "lines": [
-            _gain_line(float(base.mean()), gains, scale, len(base), confidence),
+            gain_line(float(base.mean()), gains, scale, len(base), confidence),
             _no_range_line(curves)
             if span is None
             else _matched_line(first.name, levels, differences, span),
@@ -105,24 +105,24 @@ def interpolate(curve: Curve, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.stack([reward_at(kl, reward, at) for kl, reward in points])
 
 
-def _with_interval(
+def with_interval(
     values: np.ndarray, rows: np.ndarray, confidence: float
 ) -> tuple[float, Interval]:
     return float(values.mean()), percentile_interval(values[rows].mean(1), confidence)
 
 
-def _table(values: Mapping[str, tuple[float, Interval]]) -> dict[str, Any]:
+def table(values: Mapping[str, tuple[float, Interval]]) -> dict[str, Any]:
     return {name: {"value": value, "ci": list(ci)} for name, (value, ci) in values.items()}
 
 
-def _gain_line(
+def gain_line(
     base: float,
     gains: Mapping[str, tuple[float, Interval]],
     scale: str,
     prompts: int,
     confidence: float,
 ) -> str:
-    parts = [f"{name} {_signed(value, ci)}" for name, (value, ci) in gains.items()]
+    parts = [f"{name} {signed(value, ci)}" for name, (value, ci) in gains.items()]
     risen = [name for name, (_, ci) in gains.items() if ci[0] > 0]
     fallen = [name for name, (_, ci) in gains.items() if ci[1] < 0]
     if len(risen) == len(gains):
@@ -130,15 +130,20 @@ def _gain_line(
     elif not risen and not fallen:
         verdict = "no change is distinguishable from none"
     else:
-        words = [f"{' and '.join(risen)} raised it"] if risen else []
-        words += [f"{' and '.join(fallen)} lowered it"] if fallen else []
+        words = [f"{_listed(risen)} raised it"] if risen else []
+        words += [f"{_listed(fallen)} lowered it"] if fallen else []
         open_ = [n for n in gains if n not in risen and n not in fallen]
-        words += [f"{' and '.join(open_)} not distinguishable from no change"] if open_ else []
+        words += [f"{_listed(open_)} not distinguishable from no change"] if open_ else []
         verdict = "; ".join(words)
     return (
         f"Reward ({scale}) on {prompts} held-out openings against the base model's {base:.2f}: "
         f"{', '.join(parts)} ({confidence:.0%} intervals): {verdict}."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _matched_line(
@@ -150,7 +155,7 @@ def _matched_line(
     parts = []
     for name, (value, ci) in differences.items():
         verdict = "better" if ci[0] > 0 else "worse" if ci[1] < 0 else "not distinguishable"
-        parts.append(f"{name} {_signed(value, ci)}, {verdict}")
+        parts.append(f"{name} {signed(value, ci)}, {verdict}")
     return (
         f"At matched sequence KL ({span[0]:.1f} to {span[1]:.1f} nats), reward against {first}'s "
         f"{levels[first]:.2f}: {'; '.join(parts)}."
@@ -179,5 +184,5 @@ def _cost_line(
     )
 
 
-def _signed(value: float, ci: Interval) -> str:
+def signed(value: float, ci: Interval) -> str:
     return f"{value:+.2f} [{ci[0]:+.2f}, {ci[1]:+.2f}]"

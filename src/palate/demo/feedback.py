@@ -30,18 +30,22 @@ def write_feedback(
     encode: Callable[[Any, str], tuple[int, ...]],
     seed: int,
     console: Console,
+    candidates: int | None = None,
 ) -> None:
     """Writes `train.jsonl` and `heldout.jsonl` of rated rows, going on from shards that are there.
 
     Args:
         load: gives policy and tokenizer; called only when something is missing.
         encode: tokenizer and prompt text to ids.
+        candidates: continuations of each held-out opening, to choose the best among: equal and
+            empty ones are kept. Default: as many as of the others, for pairs.
     """
     wanted: list[tuple[Split, int]] = [
         ("train", preset.train_openings),
         ("heldout", preset.heldout_openings),
     ]
-    missing: list[tuple[Path, list[Opening]]] = []
+    samples = {"train": preset.samples, "heldout": candidates or preset.samples}
+    missing: list[tuple[Path, Split, list[Opening]]] = []
     plan: dict[Split, list[Path]] = {}
     for split, count in wanted:
         chosen = openings(split, count)
@@ -49,20 +53,22 @@ def write_feedback(
             shard = folder / "shards" / f"{split}-{start // OPENINGS_PER_SHARD:03d}.jsonl"
             plan.setdefault(split, []).append(shard)
             if not shard.exists():
-                missing.append((shard, chosen[start : start + OPENINGS_PER_SHARD]))
+                missing.append((shard, split, chosen[start : start + OPENINGS_PER_SHARD]))
     if missing:
         policy, tokenizer = load()
         reward = Lexicon()
-        total = sum(len(part) for _, part in missing) * preset.samples
+        total = sum(len(part) * samples[split] for _, split, part in missing)
         with task("  continuations", total, console) as progress:
-            for shard, part in missing:
+            for shard, split, part in missing:
                 rows = _rated(
                     part,
                     [encode(tokenizer, o.text) for o in part],
                     policy=policy,
                     tokenizer=tokenizer,
                     reward=reward,
-                    preset=preset,
+                    samples=samples[split],
+                    new_tokens=preset.new_tokens,
+                    for_pairs=split == "train" or candidates is None,
                     seed=seed,
                     advance=progress.advance,
                 )
@@ -82,7 +88,9 @@ def _rated(
     policy: Model,
     tokenizer: Any,
     reward: Scorer,
-    preset: Preset,
+    samples: int,
+    new_tokens: int,
+    for_pairs: bool,
     seed: int,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -90,8 +98,8 @@ def _rated(
         policy,
         tokenizer,
         ids,
-        samples_per_prompt=preset.samples,
-        max_new_tokens=preset.new_tokens,
+        samples_per_prompt=samples,
+        max_new_tokens=new_tokens,
         batch_size=SAMPLES_PER_BATCH,
         seed=seed,
         on_batch=lambda batch: advance(len(batch)),
@@ -103,7 +111,7 @@ def _rated(
         for d, (score,) in zip(drawn, scores, strict=True):
             # The same words twice, or none, are no second opinion.
             seen = {c["text"] for c in completions}
-            if d.prompt == i and d.text.strip() and d.text not in seen:
+            if d.prompt == i and (not for_pairs or (d.text.strip() and d.text not in seen)):
                 completions.append({"text": d.text, "rating": score.value})
         if len(completions) > 1:
             row = {"id": opening.id, "prompt": opening.text, "completions": completions}

@@ -78,9 +78,20 @@ SAMPLES_PER_BATCH = 64
 
 
 def tune_recipe(
-    root: Path, method: str, *, model: str, preset: Preset, seed: int, resume: bool
+    root: Path,
+    method: str,
+    *,
+    model: str,
+    preset: Preset,
+    seed: int,
+    resume: bool,
+    learning_rate: float | None = None,
 ) -> TuneRecipe:
-    """The recipe of one method; all differ in `loss` and `output_dir` alone."""
+    """The recipe of one method; all differ in `loss` and `output_dir` alone.
+
+    Args:
+        learning_rate: default: LEARNING_RATE.
+    """
     steps = max(1, preset.train_openings * preset.epochs // PAIRS_PER_STEP)
     return TuneRecipe(
         output_dir=root / method,
@@ -100,7 +111,7 @@ def tune_recipe(
             batch_size_pairs=PAIRS_PER_STEP,
             micro_batch_size_pairs=PAIRS_PER_STEP,
             epochs=preset.epochs,
-            learning_rate=LEARNING_RATE,
+            learning_rate=learning_rate or LEARNING_RATE,
             scheduler="constant",
             warmup_steps=min(5, steps // 4),
             save_every_steps=max(1, steps // preset.checkpoints),

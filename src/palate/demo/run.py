@@ -9,8 +9,8 @@ these is a stage, and none is done twice.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from palate.demo.quiet import quiet_libraries
 from palate.memory import kept_memory
 from palate.recipes.schema import DemoRecipe, ModelRecipe
 from palate.store.durations import duration
-from palate.store.files import read_json
+from palate.store.files import read_json, read_jsonl
 from palate.store.folder import RunFolder, comparable, is_finished
 from palate.store.records import Conclusion, write_record
 from palate.store.stages import Result, Results, Stage, run_stages
@@ -39,7 +39,7 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
 
     Writes `<output_dir>/quick` or `<output_dir>/full`: data, one run folder a method, evaluation,
     conclusion.json and report.html. Prints the conclusion's three lines. Of a recipe with `vision`
-    it is `palate.demo.vision.run.vision_demo`.
+    it is `palate.demo.vision.run.vision_demo`, with `online` `palate.demo.online.run.online_demo`.
 
     Returns:
         The path of report.html.
@@ -51,6 +51,10 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
         from palate.demo.vision.run import vision_demo
 
         return vision_demo(recipe, console=console)
+    if recipe.online:
+        from palate.demo.online.run import online_demo
+
+        return online_demo(recipe, console=console)
     console = console or Console(stderr=True)
     begun = time.monotonic()
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
@@ -195,11 +199,17 @@ def _conclude(root: Path, seed: int, confidence: float) -> Result:
     return {"lines": conclusion["lines"]}
 
 
-def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:
-    """Base rewards [P], base entropy and the methods' curves of an evaluation folder."""
+def read_curves(
+    folder: Path, names: Mapping[str, str] | None = None
+) -> tuple[np.ndarray, float, list[Curve]]:
+    """Base rewards [P], base entropy and the methods' curves of an evaluation folder.
+
+    Args:
+        names: of runs as printed; default: those of this demonstration's methods.
+    """
+    names = names or {method: name for method, (name, _) in METHODS.items()}
     document = read_json(folder / "evaluation.json")
-    text = (folder / "samples.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = list(read_jsonl(folder / "samples.jsonl"))
     prompts = list(dict.fromkeys(r["prompt_id"] for r in rows if r["policy"] == "reference"))
 
     def column(policy: str, step: int | None, name: str) -> np.ndarray:
@@ -210,7 +220,7 @@ def read_curves(folder: Path) -> tuple[np.ndarray, float, list[Curve]]:
         return np.array([np.mean(by_prompt[p]) for p in prompts])
 
     curves = []
-    for method, (name, _) in METHODS.items():
+    for method, name in names.items():
         entries = [p for p in document["policies"] if p["label"] == method]
         steps = [p["checkpoint"] for p in entries]
         curves.append(

@@ -19,6 +19,7 @@ EXTRAS = {
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "tracking": ("tensorboard",),
     "eval": ("lm_eval",),
+    "tasks": ("math_verify", "reasoning_gym", "if_verifiable"),
     "ray": ("ray",),
 }
 GIB = 2**30

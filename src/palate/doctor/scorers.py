@@ -36,10 +36,24 @@ def _part_checks(part: Any) -> Iterator[Check]:
     elif isinstance(part, scorers.MixtureScorer):
         if isinstance(part.zscores, Path) and not part.zscores.is_file():
             yield Check("scorer", "problem", f"`zscores`: no file {part.zscores}")
+    elif isinstance(part, scorers.HybridScorer):
+        if part.baselines is not None and not part.baselines.is_file():
+            yield Check("scorer", "problem", f"`baselines`: no file {part.baselines}")
     elif isinstance(part, scorers.HeadsScorer):
         yield from _part_checks(members_of(part).members[0].scorer)
     elif isinstance(part, scorers.LexiconScorer | scorers.LengthScorer | scorers.RuleScorer):
         yield Check("scorer", "ok", make_scorer(part).name)
+    elif isinstance(part, scorers.FunctionScorer):
+        if not part.file.is_file():
+            yield Check("scorer", "problem", f"{part.path}: no file {part.file}")
+        else:
+            yield Check("scorer", "note", f"{part.path}: not run")
+    elif isinstance(part, scorers.VerifierScorer):
+        if importlib.util.find_spec(part.library) is None:
+            text = f"task {part.task}: {part.library} is not installed: pip install 'palate[tasks]'"
+            yield Check("scorer", "problem", text)
+        else:
+            yield Check("scorer", "ok", make_scorer(part).name)
     elif isinstance(part, scorers.RemoteScorer):
         make_scorer(part)
         yield Check("scorer", "note", f"{part.url}: not asked")

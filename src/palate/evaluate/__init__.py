@@ -10,14 +10,13 @@ from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
 from palate.evaluate.preference import PairScore, evaluate_pairs, score_pairs, summarise_pairs
 from palate.evaluate.result import EvalResult
 from palate.evaluate.run import evaluate, evaluation_document
-from palate.evaluate.sample import Sample, sample
+from palate.evaluate.sample import sample
 from palate.evaluate.statistics import mean_interval
 from palate.intervals import wilson
 
 __all__ = [
     "EvalResult",
     "PairScore",
-    "Sample",
     "SampleStats",
     "distinct",
     "diversity",

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from palate.data.build import build
 from palate.data.encode import Encoder
 from palate.data.items import Item, Tokens, sequence_key
+from palate.data.prompts import read_prompts
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
 from palate.evaluate.held_out_look import HeldOutLook
 from palate.evaluate.targets import TrainedRun
 from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.prompts import PromptsRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
+from palate.rewards import make_scorer
 
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
@@ -28,12 +32,14 @@ class Prompt:
 
     Attributes:
         id: of the first pair that has it. text: as people read it. content: as scorers take it.
+        columns: of its row, for scorers that read them.
     """
 
     id: str
     text: str
     content: Content
     tokens: Tokens
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class EvalData:
 
 def check_data_keys(recipe: EvalRecipe) -> None:
     """Raises RecipeError for `pairing` and `length` without `data`: runs bring their own."""
-    if recipe.data:
+    if recipe.data or recipe.prompts:
         return
     if recipe.pairing is not None:
         raise RecipeError("`pairing`: only with `data`: the runs' evaluation data has its own")
@@ -66,17 +72,29 @@ def check_data_keys(recipe: EvalRecipe) -> None:
         raise RecipeError("`length`: only with `data`: the runs' evaluation data has its own")
 
 
-def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRecipe, int, Part]:
-    """The data of an evaluation, the seed it is read with, and which part of it is meant.
+def eval_length(recipe: EvalRecipe, data: DataRecipe | None) -> LengthRecipe:
+    """The limits of an evaluation's prompts and responses."""
+    return recipe.length if data is None else data.length
+
+
+def data_recipe(
+    recipe: EvalRecipe, runs: Sequence[TrainedRun]
+) -> tuple[DataRecipe | None, int, Part]:
+    """The pairs of an evaluation, the seed they are read with, and which part of them is meant;
+    None of one on prompts alone.
 
     Raises:
         RunError: runs with different evaluation data, or with none, and none in the recipe.
     """
+    if recipe.prompts:
+        return None, recipe.seed, "whole"
     if recipe.data:
         data = DataRecipe(train=recipe.data, pairing=recipe.pairing, length=recipe.length)
         return data, recipe.seed, "whole"
     choices: list[tuple[DataRecipe, int, Part]] = []
     for run in runs:
+        if isinstance(run.recipe, RlRecipe):
+            raise RunError(f"{run.path}: was trained on prompts, not on pairs: give `data`")
         run_data = run.recipe.data
         if not run_data.holds_out:
             raise RunError(f"{run.path}: was trained without evaluation data: give `data`")
@@ -96,13 +114,18 @@ def data_recipe(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> tuple[DataRec
 
 
 def build_eval_data(
-    recipe: EvalRecipe, data: DataRecipe, seed: int, part: Part, encoder: Encoder
+    recipe: EvalRecipe, data: DataRecipe | None, seed: int, part: Part, encoder: Encoder
 ) -> EvalData:
     """Reads and encodes the data, and draws the prompts with the recipe's seed.
+
+    Args:
+        data: None of an evaluation on prompts alone.
 
     Raises:
         DataError, RecipeError, ModelError: as `palate.data.build.build`.
     """
+    if data is None:
+        return _of_prompts(recipe, encoder)
     dataset = build(data, encoder, kind="pair", seed=seed)
     whole = part == "whole"
     pairs = dataset.train if whole else dataset.eval
@@ -114,12 +137,7 @@ def build_eval_data(
         text = row.prompt if isinstance(row.prompt, str) else encoder.decode(tokens.ids)
         shown = Prompt(id=pair.id, text=text, content=row.prompt, tokens=tokens)
         prompts.setdefault(tokens, shown)
-    drawn: list[Prompt] = []
-    if recipe.sampling is not None:
-        distinct = list(prompts.values())
-        n = min(recipe.sampling.prompts, len(distinct))
-        chosen = sorted(random.Random(recipe.seed).sample(range(len(distinct)), n))
-        drawn = [distinct[i] for i in chosen]
+    drawn = _drawn(recipe, list(prompts.values()))
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(f"{pair.written}|".encode())
@@ -141,4 +159,47 @@ def build_eval_data(
         quarantine=dataset.quarantine,
         digest=digest.hexdigest(),
         look=HeldOutLook.of(rows, encoder, recipe.seed) if recipe.preference else None,
+    )
+
+
+def _drawn(recipe: EvalRecipe, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those that are sampled, in order."""
+    if recipe.sampling is None:
+        return []
+    n = min(recipe.sampling.prompts, len(prompts))
+    chosen = sorted(random.Random(recipe.seed).sample(range(len(prompts)), n))
+    return [prompts[i] for i in chosen]
+
+
+def _of_prompts(recipe: EvalRecipe, encoder: Encoder) -> EvalData:
+    """An evaluation without pairs."""
+    asked = read_prompts(
+        PromptsRecipe(train=recipe.prompts), encoder, seed=recipe.seed, make_scorer=make_scorer
+    )
+    prompts = [
+        Prompt(
+            id=prompt.id,
+            text=prompt.content
+            if isinstance(prompt.content, str)
+            else encoder.decode(prompt.tokens.ids),
+            content=prompt.content,
+            tokens=prompt.tokens,
+            columns=prompt.columns,
+        )
+        for prompt in asked.train
+    ]
+    drawn = _drawn(recipe, prompts)
+    digest = hashlib.sha256()
+    for prompt in drawn:
+        digest.update(sequence_key(prompt.tokens, Tokens(())).encode())
+        digest.update(repr(sorted(prompt.columns.items())).encode())
+    sources = [source | {"split_role": "eval"} for source in asked.report["sources"]]
+    report = asked.report | {"sources": sources, "train": None, "eval": asked.report["train"]}
+    return EvalData(
+        pairs=[],
+        prompt_ids=[],
+        prompts=drawn,
+        report=report,
+        quarantine=asked.quarantine,
+        digest=digest.hexdigest(),
     )

@@ -10,8 +10,8 @@ import torch
 
 from palate.data.items import Tokens, batches_to_score
 from palate.data.layouts import Layout
-from palate.evaluate.sample import Sample
 from palate.evaluate.statistics import mean_interval
+from palate.models.generation.engine import Completion
 from palate.models.model import Ask, Model, evaluating
 from palate.models.reference import Reference
 
@@ -40,7 +40,7 @@ class SampleStats:
 @torch.no_grad()
 def sample_stats(
     policy: Model,
-    samples: Sequence[Sample],
+    samples: Sequence[Completion],
     *,
     reference: Reference | None,
     prompts: Sequence[Tokens] | None = None,
@@ -92,7 +92,7 @@ def sample_stats(
 
 
 def frontier_point(
-    samples: Sequence[Sample],
+    samples: Sequence[Completion],
     stats: Sequence[SampleStats],
     rewards: Sequence[float | None] | None,
     *,

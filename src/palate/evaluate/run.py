@@ -17,16 +17,23 @@ from palate.data.layouts import Layout
 from palate.data.scorer import Group, Scorer, ask
 from palate.errors import RecipeError
 from palate.evaluate.diversity import diversity
-from palate.evaluate.eval_data import EvalData, build_eval_data, check_data_keys, data_recipe
+from palate.evaluate.eval_data import (
+    EvalData,
+    build_eval_data,
+    check_data_keys,
+    data_recipe,
+    eval_length,
+)
 from palate.evaluate.frontier import SampleStats, frontier_point, sample_stats
 from palate.evaluate.loading import PolicyLoader, grouped
 from palate.evaluate.preference import PairScore, Progress, score_pairs, summarise_pairs
 from palate.evaluate.progress import task
 from palate.evaluate.result import EvalResult
-from palate.evaluate.sample import Sample, sample
+from palate.evaluate.sample import sample
 from palate.evaluate.targets import Target, find_targets, trained_runs
 from palate.evaluate.win_rate import Won, beaten, check_judge, judged, win_rate
 from palate.memory import kept_memory
+from palate.models.generation.engine import Completion
 from palate.models.loading import load_tokenizer
 from palate.models.model import Model
 from palate.models.pictures import IMAGES, pictures_of
@@ -41,11 +48,11 @@ from palate.store.lineage import lineage, model_entry
 from palate.store.records import Data, Evaluation
 from palate.store.stages import Result, Stage, run_stages
 
-VERSION = 5
+VERSION = 7
 """Of the results: raised whenever the same inputs would give others."""
 PAIRS_PER_BATCH = 8
 STATS_PER_BATCH = 16
-_SAMPLE = tuple(field.name for field in dataclasses.fields(Sample))
+_SAMPLE = tuple(field.name for field in dataclasses.fields(Completion))
 _STATS = tuple(field.name for field in dataclasses.fields(SampleStats))
 
 
@@ -91,7 +98,7 @@ def evaluate(recipe: EvalRecipe, *, console: Console | None = None) -> EvalResul
             tokenizer = load_tokenizer(model)
             store = folder.path.parent / IMAGES
             pictures = pictures_of(model, tokenizer, store)
-            encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
+            encoder = Encoder(tokenizer, model.chat_template, eval_length(recipe, data), pictures)
             eval_data = build_eval_data(recipe, data, seed, part, encoder)
             folder.write(Data.of(eval_data.report))
             folder.write_quarantine(eval_data.quarantine)
@@ -363,7 +370,11 @@ class EvaluationContext:
     def rewards(self, samples: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The reward of each sample."""
         prompts = self.eval_data.prompts
-        groups = [Group(prompts[row["prompt"]].content, (row["text"],)) for row in samples]
+        groups = [
+            Group(asked.content, (row["text"],), columns=asked.columns)
+            for row in samples
+            for asked in (prompts[row["prompt"]],)
+        ]
         return [score.value for (score,) in ask(self.scorers["reward"], groups)]
 
     def verdicts(
@@ -392,7 +403,7 @@ class EvaluationContext:
             entry["look"] = look
         if rows := results.samples:
             stats = [SampleStats(**{name: row[name] for name in _STATS}) for row in rows]
-            drawn = [Sample(**{name: row[name] for name in _SAMPLE}) for row in rows]
+            drawn = [Completion(**{name: row[name] for name in _SAMPLE}) for row in rows]
             entry["samples"] = frontier_point(drawn, stats, results.rewards, confidence=confidence)
             if results.won is not None:
                 entry["samples"] |= win_rate(

@@ -13,6 +13,8 @@ from palate.models.adapters import holds_adapters
 from palate.recipes import load_recipe
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Loss, TokenWeights, members
+from palate.recipes.rl import RlRecipe
+from palate.recipes.rl_algorithms import OnlineDpo
 from palate.recipes.schema import ModelRecipe, SftRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.store.names import path_names
@@ -29,8 +31,9 @@ class Target:
         run: run folder, None for a model without one.
         checkpoint: optimizer steps it has behind it; None where not known.
         folder: its weights or adapter; None: the recipe's model as it is.
-        model: recipe of the base model. loss: None for supervised fine-tuning and plain models.
-        token_weights: those of the loss.
+        model: recipe of the base model. loss: None for supervised fine-tuning, policy gradients and
+            plain models.
+        token_weights: those of the loss. algorithm: of online learning, by its type.
         reference: path of the reference; None where there is none.
     """
 
@@ -42,6 +45,7 @@ class Target:
     model: ModelRecipe
     loss: Loss | None
     token_weights: TokenWeights | None = None
+    algorithm: str | None = None
     reference: str | None
 
     @property
@@ -61,17 +65,18 @@ class Target:
             "label": self.label,
             "checkpoint": self.checkpoint,
             "run": None if self.run is None else str(self.run),
-            "loss": None if self.loss is None else self.loss.type,
+            # Of two runs with DPO's loss, one on its own responses, the report makes two.
+            "loss": self.algorithm or (None if self.loss is None else self.loss.type),
             "beta": self.beta,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished (or stopped) run of `tune` or `sft`."""
+    """A finished (or stopped) run of `tune`, `sft` or `rl`."""
 
     path: Path
-    recipe: TuneRecipe | SftRecipe
+    recipe: TuneRecipe | SftRecipe | RlRecipe
     label: str
 
 
@@ -79,7 +84,7 @@ def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     """Reads the recipes of run folders; labels are the shortest ends of their paths that differ.
 
     Raises:
-        RunError: not a run folder of tune or sft, or one that is given twice.
+        RunError: not a run folder of tune, sft or rl, or one that is given twice.
     """
     labels = path_names(paths)
     if len(set(labels)) < len(labels):
@@ -90,7 +95,7 @@ def trained_runs(paths: Sequence[Path]) -> list[TrainedRun]:
     ]
 
 
-def _recipe(run: Path) -> TuneRecipe | SftRecipe:
+def _recipe(run: Path) -> TuneRecipe | SftRecipe | RlRecipe:
     file = run / "recipe.yaml"
     if not file.exists():
         raise RunError(f"{run}: not a run folder (no recipe.yaml)")
@@ -99,7 +104,9 @@ def _recipe(run: Path) -> TuneRecipe | SftRecipe:
         return load_recipe(TuneRecipe, file)
     if first.startswith("# palate sft"):
         return load_recipe(SftRecipe, file)
-    raise RunError(f"{run}: not a run of tune or sft")
+    if first.startswith("# palate rl"):
+        return load_recipe(RlRecipe, file)
+    raise RunError(f"{run}: not a run of tune, sft or rl")
 
 
 def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]:
@@ -110,8 +117,13 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
     """
     targets: list[Target] = []
     for run in runs:
-        tuned = run.recipe if isinstance(run.recipe, TuneRecipe) else None
-        trained_with = None if tuned is None else tuned.reference
+        trained = run.recipe
+        tuned = trained if isinstance(trained, TuneRecipe) else None
+        algorithm = trained.algorithm if isinstance(trained, RlRecipe) else None
+        loss = None if tuned is None else tuned.loss
+        if isinstance(algorithm, OnlineDpo):
+            loss = algorithm.loss
+        trained_with = None if isinstance(trained, SftRecipe) else trained.reference
         base = (trained_with and trained_with.path) or run.recipe.model.path
         for step, folder in _models(run.path, all_=recipe.checkpoints == "all"):
             targets.append(
@@ -122,8 +134,9 @@ def find_targets(recipe: EvalRecipe, runs: Sequence[TrainedRun]) -> list[Target]
                     checkpoint=step,
                     folder=folder,
                     model=run.recipe.model,
-                    loss=None if tuned is None else tuned.loss,
+                    loss=loss,
                     token_weights=None if tuned is None else tuned.token_weights,
+                    algorithm=None if algorithm is None else algorithm.type,
                     reference=recipe.reference or base,
                 )
             )

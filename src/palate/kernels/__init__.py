@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palate.kernels.frozen import frozen_stats, summarise
 from palate.kernels.general import general_stats
-from palate.kernels.inputs import RefHidden, RefInputs, RefLogps, RefSummary
+from palate.kernels.inputs import RefHidden, RefInputs, RefLogps, RefSummary, at_temperature
 from palate.kernels.stats import Head, TokenStats
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RefLogps",
     "RefSummary",
     "TokenStats",
+    "at_temperature",
     "shares_frozen_head",
     "summarise",
     "token_stats",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -53,3 +53,16 @@ class RefSummary:
 
 
 RefInputs = RefLogps | RefHidden | RefSummary
+
+
+def at_temperature(reference: RefInputs | None, temperature: float) -> RefInputs | None:
+    """The reference whose logits are over `temperature`, too.
+
+    Raises:
+        ValueError: it is known at one temperature alone.
+    """
+    if temperature == 1.0 or reference is None:
+        return reference
+    if not isinstance(reference, RefHidden):
+        raise ValueError("log-probs and summaries of a reference are of temperature 1 alone")
+    return replace(reference, head=reference.head.at_temperature(temperature))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -41,3 +41,11 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def at_temperature(self, temperature: float) -> Head:
+        """The head whose logits are this one's over `temperature`."""
+        if temperature == 1.0:
+            return self
+        # c tanh(z / c) / t = (c / t) tanh((z / t) / (c / t))
+        cap = None if self.softcap is None else self.softcap / temperature
+        return replace(self, scale=self.scale / temperature, softcap=cap)

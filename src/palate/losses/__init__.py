@@ -1,9 +1,21 @@
-"""Preference losses: pure functions of sequence statistics, and the table that names them.
+"""Losses: pure functions of sequence or token statistics, and the table of the preference losses.
 
 Nothing here knows a model, a batch layout, a recipe or a device. `preference` has the table and an
-example; docs/maths.md has the formulas.
+example; docs/maths.md and, for online learning, docs/online-maths.md have the formulas.
 """
 
+from palate.losses.advantages import (
+    correction_weights,
+    discounted_returns,
+    equal_scores,
+    gae,
+    group_advantages,
+    group_means,
+    later_sums,
+    leave_one_out,
+    outliers,
+    whiten,
+)
 from palate.losses.nll import cpo, orpo, sft
 from palate.losses.pairwise import (
     anchor,
@@ -15,6 +27,16 @@ from palate.losses.pairwise import (
     ipo_sum,
     rdpo,
     simpo,
+)
+from palate.losses.policy_gradient import (
+    TokenLoss,
+    cispo,
+    clipped_surrogate,
+    clipped_value_loss,
+    denominators,
+    future_kl,
+    kl_estimate,
+    loss_counts,
 )
 from palate.losses.preference import (
     LOSSES,
@@ -65,32 +87,49 @@ __all__ = [
     "PairLabels",
     "SequenceStats",
     "TokenContext",
+    "TokenLoss",
     "TokenWeightSpec",
     "Weights",
     "anchor",
     "apply_weight",
     "bradley_terry",
     "centring",
+    "cispo",
+    "clipped_surrogate",
+    "clipped_value_loss",
     "combined_needs",
     "compute",
     "compute_unpaired",
+    "correction_weights",
     "cpo",
     "d2po",
     "davidson",
+    "denominators",
+    "discounted_returns",
     "dpo",
     "dpo_norm",
+    "equal_scores",
     "fdpo",
+    "future_kl",
+    "gae",
+    "group_advantages",
+    "group_means",
     "hinge",
     "ipo_mean",
     "ipo_sum",
+    "kl_estimate",
     "kto",
+    "later_sums",
     "ld",
+    "leave_one_out",
     "length_expert",
     "length_scaled",
     "likelihood",
+    "loss_counts",
     "magnitude",
     "mixture",
     "orpo",
+    "outliers",
     "plackett_luce",
     "rao_kupper",
     "rdpo",
@@ -99,4 +138,5 @@ __all__ = [
     "simpo",
     "tdpo1",
     "tdpo2",
+    "whiten",
 ]

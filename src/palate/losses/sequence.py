@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Per = Literal["pair", "sequence", "chosen_token"]
+Per = Literal["pair", "sequence", "chosen_token", "token"]
 """What a term's sum is divided by, counted over the whole optimizer step and all processes."""
 
 

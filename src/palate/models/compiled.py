@@ -69,6 +69,20 @@ def kernels_of(model: Any) -> str:
     return f"{model.config._attn_implementation}{' and compiled layers' if compiled else ''}"
 
 
+def norm_reading(module: nn.Module) -> dict[str, Any] | None:
+    """`epsilon`, `offset` and `early` of `palate.kernels.cpu.layers.norm`, where a module is such a
+    norm."""
+    if _OWN_CLASS in vars(module):
+        reading = vars(module)[_READING]
+        return reading if isinstance(reading, dict) else None
+    return _norm(module)
+
+
+def activation_of(module: Any) -> layers.Activation | None:
+    """The activation of a gated feed-forward by its class; None for one that is not compiled."""
+    return _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
+
+
 @contextmanager
 def own_layers(model: nn.Module) -> Iterator[None]:
     """Runs a model's own code while the block runs, whatever was taken over."""
@@ -147,7 +161,7 @@ def _gated(module: Any) -> layers.Activation | None:
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if {name for name, _ in module.named_children()} - {"act_fn"} != set(parts[:3]):
         return None
-    kind = _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
+    kind = activation_of(module)
     if kind is None or not all(isinstance(getattr(module, name), nn.Linear) for name in parts[:3]):
         return None
     weight = module.gate_proj.weight
@@ -254,6 +268,15 @@ def use_packed(model: nn.Module) -> int:
     for module in bfloat16:
         _take_over(module, None, _linear_forward)
     return len(bfloat16)
+
+
+def drop_packed(model: nn.Module) -> None:
+    """Forgets the arranged weights of `use_packed`; those in use are arranged anew.
+
+    It notices changes that torch counts; what writes to a weight's `data` is not counted.
+    """
+    for module in model.modules():
+        vars(module).pop(_PACKED, None)
 
 
 def _linear_forward(self: Any, x: Tensor) -> Tensor:

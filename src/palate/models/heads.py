@@ -221,7 +221,10 @@ class ValueHead(nn.Module):
 
     Attributes:
         trunk: name of the trunk that it reads.
+        mean, deviation: values are (what the layers give - mean) / deviation.
     """
+
+    mean, deviation = 0.0, 1.0
 
     def __init__(self, trunk: str, hidden_size: int, recipe: HeadRecipe | None = None) -> None:
         super().__init__()
@@ -231,4 +234,4 @@ class ValueHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[N] of [N, d]."""
         values: Tensor = self.head(states)
-        return values
+        return (values - self.mean) / self.deviation

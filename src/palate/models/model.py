@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from palate.data.layouts import Collator, Layout, SequenceBatch
-from palate.kernels import Head, RefInputs, TokenStats, token_stats
+from palate.kernels import Head, RefInputs, TokenStats, at_temperature, token_stats
 from palate.models.adapters import save_adapters
 from palate.models.backbone import Backbone
 from palate.models.heads import ScalarHead, ValueHead, VocabularyHead
@@ -53,6 +53,8 @@ class Ask:
         kl, reverse_kl, entropy: statistics of the vocabulary head besides log-probs; see
             `palate.kernels.token_stats`.
         tokens: whose the vocabulary head is run for: all responses', or the chosen ones' of pairs.
+        temperature: that all logits are divided by, the reference's too: of the distribution that
+            responses were sampled from.
     """
 
     heads: tuple[str, ...] = ("lm",)
@@ -60,6 +62,7 @@ class Ask:
     reverse_kl: bool = False
     entropy: bool = False
     tokens: Literal["all", "chosen"] = "all"
+    temperature: float = 1.0
 
     @property
     def needs_kl(self) -> bool:
@@ -76,12 +79,14 @@ class Outputs:
         rewards: [S] float32, raw; of several heads their mean.
         by_head: [S, K] rewards of each of several heads; None where there is one.
         values: [N] float32, of the state that each response token is written in.
+        end_values: [S] float32, of the state behind the last token, where it is run.
     """
 
     tokens: TokenStats | None = None
     rewards: Tensor | None = None
     by_head: Tensor | None = None
     values: Tensor | None = None
+    end_values: Tensor | None = None
 
     @property
     def token_stats(self) -> TokenStats:
@@ -180,16 +185,26 @@ class Model(nn.Module):
                 continue
             assert isinstance(head, (VocabularyHead, ScalarHead, ValueHead))
             if head.trunk not in states:
-                states[head.trunk] = self.trunks[head.trunk](batch)
+                states[head.trunk] = self.trunks[head.trunk](self._seen_by(head.trunk, batch))
             seen = states[head.trunk]
             if isinstance(head, ScalarHead):
                 rewards, by_head = head.rewards(head.pooled(seen, batch))
                 outputs |= {"rewards": rewards, "by_head": by_head}
             elif isinstance(head, ValueHead):
                 outputs["values"] = head(seen[batch.predict])
+                if batch.ends is not None:
+                    outputs["end_values"] = head(seen[batch.ends])
             else:
                 outputs["tokens"] = self._tokens(seen, head, batch, ask, reference)
         return Outputs(**outputs)
+
+    def _seen_by(self, trunk: str, batch: SequenceBatch) -> SequenceBatch:
+        """The batch as a trunk takes it: features of images are the main trunk's, whose tower and
+        projector no other has."""
+        images = batch.images
+        if images is None or not images.pixels or trunk == next(iter(self.trunks)):
+            return batch
+        return dataclasses.replace(batch, images=dataclasses.replace(images, features=()))
 
     def _tokens(
         self,
@@ -205,9 +220,9 @@ class Model(nn.Module):
             predict, targets = predict[batch.chosen_tokens], targets[batch.chosen_tokens]
         return token_stats(
             hidden=states[predict],
-            head=head.weights(self.trunk(head.trunk)),
+            head=head.weights(self.trunk(head.trunk)).at_temperature(ask.temperature),
             targets=targets,
-            reference=reference,
+            reference=at_temperature(reference, ask.temperature),
             kl=ask.kl,
             reverse_kl=ask.reverse_kl,
             entropy=ask.entropy,

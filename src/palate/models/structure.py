@@ -61,7 +61,7 @@ def sharing_obstacle(backbone: PreTrainedModel) -> str | None:
             return f"`{name}` has layers of kind {kind!r}, for which no mask is known"
     if key := _unknown_reach(config):
         return f"`{key}` in its configuration bends attention in a way that is not known here"
-    text = _text_part(backbone)
+    text = text_part(backbone)
     for name, module in text.named_modules():
         if getattr(module, "is_causal", None) is False:
             return f"{name} ({type(module).__name__}) sees later tokens, too"
@@ -114,7 +114,7 @@ def _entries(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _text_part(backbone: PreTrainedModel) -> PreTrainedModel:
+def text_part(backbone: PreTrainedModel) -> PreTrainedModel:
     """The text decoder inside a backbone that also sees; of text alone the backbone itself."""
     text = backbone.config.get_text_config()
     if text is not backbone.config:

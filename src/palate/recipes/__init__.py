@@ -7,6 +7,7 @@ from palate.recipes.judge import JudgeRecipe
 from palate.recipes.load import load_recipe, resolve_yaml, shipped_recipes
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.recipes.study import StudyRecipe
@@ -20,6 +21,7 @@ __all__ = [
     "JudgeRecipe",
     "RewardEvalRecipe",
     "RewardRecipe",
+    "RlRecipe",
     "ScoreRecipe",
     "ServeRecipe",
     "SftRecipe",

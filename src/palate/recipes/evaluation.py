@@ -10,6 +10,7 @@ from pydantic import Field
 
 from palate.recipes.losses import Positive, Strict
 from palate.recipes.pairing import PairingRecipe
+from palate.recipes.prompts import Source
 from palate.recipes.schema import Count, DataSource, LengthRecipe, ModelRecipe, RunRecipe
 from palate.recipes.scorers import Scorer, compares
 
@@ -30,7 +31,8 @@ class EvalRecipe(RunRecipe):
     """Evaluation of one or more policies on held-out pairs and on their own samples."""
 
     runs: tuple[Path, ...] = ()
-    """Run folders of `tune` or `sft`; their model, reference and checkpoints are evaluated."""
+    """Run folders of `tune`, `sft` or `rl`: their model, reference and checkpoints are
+    evaluated."""
     checkpoints: Literal["last", "all"] = "last"
     model: ModelRecipe | None = None
     """A model without a run folder."""
@@ -38,6 +40,9 @@ class EvalRecipe(RunRecipe):
     """Reference model; default: the base model of each run. Needed for KL and for rewards."""
     data: tuple[DataSource, ...] = ()
     """Held-out pairs; default: the evaluation data of each run."""
+    prompts: tuple[Source, ...] = ()
+    """Prompts to sample from, in place of those of pairs (docs/policy-prompts.md); only with
+    `preference: false`."""
     pairing: PairingRecipe | None = None
     length: LengthRecipe = LengthRecipe()
     preference: bool = True
@@ -61,8 +66,15 @@ class EvalRecipe(RunRecipe):
             yield "runs", "nothing to evaluate: give `runs` or `model`"
         if not self.runs and self.checkpoints == "all":
             yield "checkpoints", "only with `runs`"
-        if not self.runs and not self.data:
+        if not self.runs and not self.data and not self.prompts:
             yield "data", "needed with `model` alone: there is no run to take it from"
+        if self.prompts:
+            if self.data:
+                yield "prompts", "only without `data`, whose prompts are sampled"
+            if self.preference:
+                yield "prompts", "there are no pairs: set `preference: false`"
+            if self.pairing is not None:
+                yield "pairing", "there are no pairs to make"
         if self.reward is not None and self.sampling is None:
             yield "reward", "needs `sampling`: it scores samples"
         if self.judge is not None and self.sampling is None:

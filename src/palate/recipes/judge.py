@@ -24,8 +24,8 @@ from palate.recipes.schema import (
     Count,
     DataRecipe,
     DataSource,
-    LoopRecipe,
     ModelRecipe,
+    OfflineRecipe,
     ReferenceRecipe,
     RunRecipe,
     SftTrainRecipe,
@@ -297,7 +297,7 @@ class JudgeRecipe(RunRecipe):
             yield "evaluate_after", "nothing is held out: give `data.eval` or `data.eval_fraction`"
         elif isinstance(self.judge, CriticKind) and self.evaluate_after != "each":
             yield "evaluate_after", "a critic scores at the end alone: delete the key"
-        trains: dict[str, LoopRecipe | None] = {"sft": self.sft}
+        trains: dict[str, OfflineRecipe | None] = {"sft": self.sft}
         if self.reward is not None:
             trains["reward.train"] = self.reward.train
         for key, train in trains.items():

@@ -27,6 +27,7 @@ from palate.recipes.keys import is_list, models_in, takes_null
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DemoRecipe, SftRecipe, TuneRecipe
 from palate.recipes.serving import ScoreRecipe, ServeRecipe
 from palate.recipes.study import StudyRecipe
@@ -40,6 +41,7 @@ VERBS: dict[type[Strict], str] = {
     SftRecipe: "sft",
     RewardRecipe: "reward",
     JudgeRecipe: "judge",
+    RlRecipe: "rl",
     EvalRecipe: "eval",
     RewardEvalRecipe: "eval reward",
     TaskEvalRecipe: "eval tasks",

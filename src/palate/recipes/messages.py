@@ -119,8 +119,9 @@ def _unknown(cls: type[BaseModel], path: KeyPath, value: Any) -> str:
     label = dotted(path)
     owners = [kind for model in others if name in model.model_fields for kind in variants_of(model)]
     if owners and isinstance(here, dict):
+        kind = here.get(tag_of(chosen)) or variants_of(chosen)[0]
         return (
-            f"unknown key `{label}`: {_label(section)} {here.get(tag_of(chosen))} has no {name}"
+            f"unknown key `{label}`: {_label(section)} {kind} has no {name}"
             f" ({join(owners, 'and')} {'has' if len(owners) == 1 else 'have'})"
         )
     keys = [key for key in keys_of(cls) if key.name not in TAGS]

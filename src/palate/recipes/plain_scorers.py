@@ -16,6 +16,11 @@ class ScorerBase(Strict):
     name: str | None = None
     """In reports; default: made from what it is."""
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Columns of the data that it reads besides prompts and responses."""
+        return ()
+
 
 class ModelScorer(ScorerBase):
     """A scalar reward model: one that palate trained, or any decoder with one linear score."""
@@ -120,9 +125,12 @@ class RuleScorer(ScorerBase):
     answers: tuple[DataSource, ...] = ()
     """Prompts with their right answers, as demonstrations; another answer breaks the rule, white
     space at its ends apart, and a prompt that is not among them has no score."""
+    answer_column: str | None = None
+    """Column of the data that is scored, or of the policy's prompts, with the right answer; instead
+    of `answers`."""
     extract: str | None = None
     """A regular expression whose last match (its first group, where it has one) is the answer in a
-    response; default: the whole response. Only with `answers`."""
+    response; default: the whole response. Only with `answers` or `answer_column`."""
     kept: float = 1.0
     """Score where all rules are kept."""
     broken: float = 0.0
@@ -135,17 +143,27 @@ class RuleScorer(ScorerBase):
         if self.length is not None:
             limits = ("" if n is None else str(n) for n in (self.length.min, self.length.max))
             rules.append(f"{'..'.join(limits)} {self.length.unit}")
-        return " and ".join([*rules, *(["right answer"] if self.answers else [])])
+        return " and ".join([*rules, *(["right answer"] if self.knows_answers else [])])
+
+    @property
+    def knows_answers(self) -> bool:
+        return bool(self.answers) or self.answer_column is not None
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return () if self.answer_column is None else (self.answer_column,)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.pattern is None and self.length is None and not self.answers:
-            yield "pattern", "no rule: give `pattern`, `length` or `answers`"
+        if self.pattern is None and self.length is None and not self.knows_answers:
+            yield "pattern", "no rule: give `pattern`, `length`, `answers` or `answer_column`"
+        if self.answers and self.answer_column is not None:
+            yield "answer_column", "instead of `answers`: give one of them"
         for key in ("pattern", "extract"):
             try:
                 re.compile(getattr(self, key) or "")
             except re.error as error:
                 yield key, f"no regular expression: {error}"
-        if self.extract is not None and not self.answers:
-            yield "extract", "only with `answers`"
+        if self.extract is not None and not self.knows_answers:
+            yield "extract", "only with `answers` or `answer_column`"
         if self.kept == self.broken:
             yield "broken", "the same as `kept`: nothing would be told apart"

@@ -14,8 +14,8 @@ from palate.recipes.schema import (
     Count,
     DataRecipe,
     LengthRecipe,
-    LoopRecipe,
     ModelRecipe,
+    OfflineRecipe,
     RunRecipe,
 )
 
@@ -172,7 +172,7 @@ class RewardDataRecipe(DataRecipe):
     length: RewardLengthRecipe = RewardLengthRecipe()
 
 
-class RewardTrainRecipe(LoopRecipe):
+class RewardTrainRecipe(OfflineRecipe):
     learning_rate: Positive = 1e-5
     layout: Literal["auto", "plain", "shared"] = "auto"
     """auto: shared prefix, several pairs a row, where the start-of-run check passes, else plain."""

@@ -181,7 +181,8 @@ class RewardEvalRecipe(RunRecipe):
     """Go on with an interrupted evaluation of the same recipe: scores that are there are kept."""
     models: Annotated[tuple[Scorer, ...], Field(min_length=1)]
     """What is evaluated, each by its `type`: model, heads, classifier, lexicon, length, rule,
-    remote, pointwise, pairwise, critic, ensemble or mixture. Several are compared."""
+    function, verifier, remote, pointwise, pairwise, rubric, critic, ensemble, mixture or hybrid.
+    Several are compared."""
     benchmarks: tuple[Benchmark, ...] = ()
     """On what, each by its `type`: rewardbench, rewardbench2, rm_bench, vl_rewardbench,
     mm_rlhf_rewardbench, multimodal_rewardbench or pairs."""

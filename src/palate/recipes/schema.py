@@ -218,14 +218,8 @@ class ReferenceRecipe(Strict):
 class LoopRecipe(Strict):
     """The training loop, whatever it optimises."""
 
-    batch_size_pairs: Count = 8
-    """Pairs (sft: examples) of one optimizer step, over all processes and accumulation steps."""
-    micro_batch_size_pairs: Count = 4
-    """Pairs of one forward pass of one process."""
     micro_batch_tokens: Count | None = None
-    """Most tokens of one forward pass of one process, in place of micro_batch_size_pairs; what
-    responses share counts once, and a pair with more is run by itself."""
-    eval_batch_size_pairs: Count = 8
+    """Most tokens of one forward pass of one process; what responses share counts once."""
     epochs: Positive = 1.0
     max_steps: Count | None = None
     """Optimizer steps; overrides epochs."""
@@ -251,29 +245,45 @@ class LoopRecipe(Strict):
     """Checkpoint interval; default: at the end only."""
     keep_checkpoints: Count | None = None
     """Keep this many; default all."""
-    early_stop_patience: Count | None = None
-    """Stop after this many evaluations without a better eval loss; needs eval_every_steps."""
-    data_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that lay out batches ahead; 0: none but the run's own. Results are the same."""
     report_to: tuple[str, ...] = ()
     """tensorboard, wandb, trackio ...; metrics.jsonl is always written."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.warmup_fraction is not None and self.warmup_steps:
+            yield "warmup_fraction", "only without warmup_steps"
+        if self.keep_checkpoints is not None and self.save_every_steps is None:
+            yield "keep_checkpoints", "needs save_every_steps: without it there is one checkpoint"
+
+
+class OfflineRecipe(LoopRecipe):
+    """The training loop over a fixed set of items."""
+
+    batch_size_pairs: Count = 8
+    """Pairs (sft: examples) of one optimizer step, over all processes and accumulation steps."""
+    micro_batch_size_pairs: Count = 4
+    """Pairs of one forward pass of one process."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens of one forward pass of one process, in place of micro_batch_size_pairs; what
+    responses share counts once, and a pair with more is run by itself."""
+    eval_batch_size_pairs: Count = 8
+    early_stop_patience: Count | None = None
+    """Stop after this many evaluations without a better eval loss; needs eval_every_steps."""
+    data_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that lay out batches ahead; 0: none but the run's own. Results are the same."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
         total, micro = self.batch_size_pairs, self.micro_batch_size_pairs
         if self.micro_batch_tokens is not None:
             if "micro_batch_size_pairs" in self.model_fields_set:
                 yield "micro_batch_tokens", "only without micro_batch_size_pairs"
         elif total > micro and total % micro:
             yield "batch_size_pairs", f"{total} is no multiple of micro_batch_size_pairs ({micro})"
-        if self.warmup_fraction is not None and self.warmup_steps:
-            yield "warmup_fraction", "only without warmup_steps"
         if self.early_stop_patience is not None and self.eval_every_steps is None:
             yield "early_stop_patience", "needs eval_every_steps: it counts evaluations"
-        if self.keep_checkpoints is not None and self.save_every_steps is None:
-            yield "keep_checkpoints", "needs save_every_steps: without it there is one checkpoint"
 
 
-class TrainRecipe(LoopRecipe):
+class TrainRecipe(OfflineRecipe):
     layout: Literal["auto", "plain", "shared"] = "auto"
     """auto: shared where the start-of-run check passes, else plain. Shared rows run what responses
     begin with once, and no padding."""
@@ -363,13 +373,19 @@ class DemoRecipe(RunRecipe):
     resume: bool = True
     """Finished parts of an earlier run of the same demo are reused."""
     model: str | None = None
-    """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`)."""
+    """Hub or local model; default: the packaged Gemma 3 270M (extra `demo`), with `online` the
+    packaged SmolLM2 135M Instruct."""
     quick: bool = False
-    """Fewer pairs and steps: under 4 minutes on two cores."""
+    """Fewer pairs and steps: under 4 minutes on two cores, with `online` under 6."""
     vision: bool = False
     """A model that sees, in place of sentiment: a reward model and policies on pairs of which the
     image alone tells the better answer."""
+    online: bool = False
+    """Online learning of sentiment: PPO, GRPO, RLOO and online DPO beside best-of-n and offline
+    methods, and a run without a KL that collapses."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        if self.vision and self.online:
+            yield "online", "only without `vision`"
         if self.vision and self.model is not None:
             yield "model", "only without `vision`, which has a packaged model of its own"

@@ -9,8 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from palate.recipes.critiques import GivenCritiques
-from palate.recipes.images import ModelImages
+from palate.recipes.chats import Chat, LocalChat, ServerBase, ServerChat
+from palate.recipes.code_scorers import FunctionScorer, VerifierScorer
+from palate.recipes.judge_scorers import (
+    Criterion,
+    CriticScorer,
+    JudgeBase,
+    JudgeVerdictScorer,
+    PairwiseJudge,
+    PointwiseJudge,
+    RubricScorer,
+)
 from palate.recipes.losses import NotNegative, Positive, Strict
 from palate.recipes.plain_scorers import (
     ClassifierScorer,
@@ -21,15 +30,19 @@ from palate.recipes.plain_scorers import (
     RuleScorer,
     ScorerBase,
 )
-from palate.recipes.schema import Count, DataSource, Dtype
+from palate.recipes.schema import Count, DataSource
 
 __all__ = [
     "Chat",
     "ClassifierScorer",
+    "Criterion",
     "CriticScorer",
     "EnsembleScorer",
+    "FunctionScorer",
     "HeadsScorer",
+    "HybridScorer",
     "JudgeBase",
+    "JudgeVerdictScorer",
     "LengthScorer",
     "LexiconScorer",
     "LocalChat",
@@ -40,132 +53,17 @@ __all__ = [
     "PairwiseJudge",
     "PointwiseJudge",
     "RemoteScorer",
+    "RubricScorer",
     "RuleScorer",
     "Scorer",
     "ScorerBase",
     "ServerBase",
     "ServerChat",
     "TermRecipe",
+    "VerifierScorer",
     "compares",
     "parts_of",
 ]
-
-
-class LocalChat(Strict):
-    """A causal language model on this machine."""
-
-    type: Literal["local"] = "local"
-    path: str
-    """Hub name or local folder."""
-    revision: str | None = None
-    """Hub revision."""
-    dtype: Dtype = "bfloat16"
-    chat_template: Path | Literal["model", "plain"] = "model"
-    """The tokenizer's own template, a Jinja file, or `plain`, for a model without one."""
-    batch_size: Count = 8
-    """Conversations of one forward pass."""
-    images: ModelImages = ModelImages()
-    """How large images are shown, and how much of a video. Of models that see."""
-
-
-class ServerBase(Strict):
-    """How a server is asked."""
-
-    url: str
-    api_key_env: str | None = None
-    """Environment variable that holds the key; the key itself is written nowhere."""
-    timeout_seconds: Positive = 60.0
-    """Of one request; a question takes at most this times `retries` + 1 in all."""
-    retries: Annotated[int, Field(ge=0)] = 3
-    """After a refused connection, a timeout or an answer of 429 or 5xx."""
-    concurrency: Count = 8
-    """Requests under way at once."""
-
-
-class ServerChat(ServerBase):
-    """A model behind an OpenAI-compatible server."""
-
-    type: Literal["server"] = "server"
-    url: str
-    """Up to the version: http://127.0.0.1:8000/v1."""
-    model: str
-    """Its name there."""
-    images: bool = False
-    """It is asked about images, which go to it in the question as data URLs: for a model that
-    sees."""
-
-
-Chat = Annotated[LocalChat | ServerChat, Field(discriminator="type")]
-
-
-class JudgeBase(ScorerBase):
-    chat: Chat
-    """The model that judges."""
-    reasoning: bool = False
-    """Let it think before its verdict."""
-    method: Literal["logits", "sampled"] = "logits"
-    """logits: the probabilities of the verdicts at the one place where they can stand (of a server:
-    one that goes on with a begun answer and gives log-probabilities, as vLLM and SGLang do);
-    sampled: the verdicts that it writes."""
-    votes: Count = 1
-    """Verdicts drawn a question (sampled); more than one needs a temperature."""
-    temperature: NotNegative = 0.0
-    """Of verdicts and reasoning; 0 takes the likeliest token."""
-    max_new_tokens: Count = 1024
-    """Of a verdict with its reasoning."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    instructions: str | None = None
-    """What good means, in words; replaces the default criteria."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.method == "logits" and self.reasoning:
-            yield "method", "reasoning is written: use `method: sampled`"
-        if self.method == "logits" and self.votes > 1:
-            yield "votes", "logits give the probability itself: use `method: sampled` to vote"
-        if self.method == "logits" and self.temperature:
-            yield "temperature", "only with `method: sampled`"
-        if self.votes > 1 and not self.temperature:
-            yield "votes", "all alike at temperature 0: set `temperature`"
-
-
-class PointwiseJudge(JudgeBase):
-    """A language model that rates one response at a time."""
-
-    type: Literal["pointwise"] = "pointwise"
-    best: Annotated[int, Field(ge=2, le=9)] = 9
-    """Ratings go from 1 to this; one digit, so that each is one token."""
-
-
-class PairwiseJudge(JudgeBase):
-    """A language model that says which of two responses is better. A response's score is the mean
-    probability that it beats the other responses to its prompt."""
-
-    type: Literal["pairwise"] = "pairwise"
-    swap: bool = True
-    """Ask in both orders and average: what the place alone decides cancels."""
-    ties: bool = False
-    """Allow the verdict that both are as good."""
-
-
-class CriticScorer(ScorerBase):
-    """Critic-based: a language model writes a critique of the response, or the data has one, and a
-    reward model scores what is read with it (MM-RLHF, arXiv:2502.10391)."""
-
-    type: Literal["critic"] = "critic"
-    chat: Chat | None = None
-    """The model that writes critiques."""
-    given: GivenCritiques | None = None
-    """Critiques of the data, with no model that writes any; instead of `chat`."""
-    scorer: ModelScorer
-    """The reward model; it reads the question of the critic as prompt, the critique as response."""
-    max_new_tokens: Count = 1024
-    """Of a critique; one that is cut is scored as it is, and counted."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.chat is None) is (self.given is None):
-            yield "chat", "give either `chat`, which writes critiques, or `given`, which has them"
-        if self.given is not None and self.max_new_tokens != 1024:
-            yield "max_new_tokens", "only with `chat`: nothing is written"
 
 
 class RemoteScorer(ScorerBase, ServerBase):
@@ -188,26 +86,40 @@ class RemoteScorer(ScorerBase, ServerBase):
     images: bool = False
     """Prompts with images are sent, each image once a request: to a `palate serve` whose scorer
     sees. Only with `route: score`."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data, or of the policy's prompts, that are sent along: to a `palate serve`
+    whose scorer reads them. Only with `route: score`."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return self.columns
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.images and self.route != "score":
             yield "images", "only with `route: score`: the other sends texts"
+        if self.columns and self.route != "score":
+            yield "columns", "only with `route: score`: the other sends texts"
         if self.tokenizer is not None and self.route != "get_reward":
             yield "tokenizer", "only with `route: get_reward`"
 
 
-Member = Annotated[
+_Single = (
     ModelScorer
     | ClassifierScorer
     | LexiconScorer
     | LengthScorer
     | RuleScorer
+    | FunctionScorer
+    | VerifierScorer
     | RemoteScorer
     | PointwiseJudge
     | PairwiseJudge
-    | CriticScorer,
-    Field(discriminator="type"),
-]
+    | RubricScorer
+    | CriticScorer
+    | JudgeVerdictScorer
+)
+"""What is made of no other scorers."""
+Member = Annotated[_Single, Field(discriminator="type")]
 
 
 class MemberRecipe(Strict):
@@ -321,24 +233,60 @@ class MixtureScorer(ScorerBase):
                 yield f"members.{number}.mean", "only with `zscores: given`"
 
 
+class HybridScorer(ScorerBase):
+    """BaseReward's reward for policies (arXiv:2509.16127): 1 where a rule calls a response right,
+    and elsewhere what a reward model makes of it, centred and capped, so that no wrong response is
+    worth as much as a right one."""
+
+    type: Literal["hybrid"] = "hybrid"
+    rule: Scorer
+    """Asked first: a rule, a verifier, a function."""
+    model: Scorer
+    """Asked about what is wrong."""
+    form: Literal["corrected", "paper"] = "corrected"
+    """corrected: `cap` times the sigmoid of the model's score less the mean of its scores of the
+    frozen policy's responses to that prompt; paper: the sigmoid of the score as it is."""
+    baseline_column: str | None = None
+    """Column of the prompts with that mean."""
+    baselines: Path | None = None
+    """The baselines.jsonl of a `palate score` with `baselines: true` by the same model, of the
+    frozen policy's responses to the same prompts; instead of `baseline_column`."""
+    cap: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Most that a wrong response can have; default: 0.5. Only with `form: corrected`."""
+    threshold: float = 0.5
+    """Of the rule's score: from there on a response is right."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return () if self.baseline_column is None else (self.baseline_column,)
+
+    @property
+    def most_for_wrong(self) -> float:
+        return 1.0 if self.form == "paper" else 0.5 if self.cap is None else self.cap
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        given = [k for k in ("baseline_column", "baselines", "cap") if getattr(self, k) is not None]
+        if self.form == "paper":
+            yield from ((key, "only with `form: corrected`") for key in given)
+        elif len(set(given) - {"cap"}) != 1:
+            yield (
+                "baselines",
+                "give it, or `baseline_column`: the mean score of the frozen policy for each "
+                "prompt; or `form: paper`, which has none",
+            )
+        for key in ("rule", "model"):
+            if compares(getattr(self, key)):
+                yield key, "compares responses: its scores mean nothing by themselves"
+
+
 Scorer = Annotated[
-    ModelScorer
-    | ClassifierScorer
-    | LexiconScorer
-    | LengthScorer
-    | RuleScorer
-    | RemoteScorer
-    | PointwiseJudge
-    | PairwiseJudge
-    | CriticScorer
-    | EnsembleScorer
-    | HeadsScorer
-    | MixtureScorer,
+    _Single | EnsembleScorer | HeadsScorer | MixtureScorer | HybridScorer,
     Field(discriminator="type"),
 ]
 
 TermRecipe.model_rebuild()
 MixtureScorer.model_rebuild()
+HybridScorer.model_rebuild()
 
 
 def parts_of(recipe: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -359,7 +307,7 @@ def compares(recipe: Scorer) -> bool:
     """Whether its scores mean something only beside those of other responses to the same prompt."""
     return any(
         isinstance(part, PairwiseJudge)
-        or (isinstance(part, RemoteScorer) and part.relative)
+        or (isinstance(part, FunctionScorer | RemoteScorer) and part.relative)
         or (isinstance(part, MixtureScorer) and part.zscores == "group")
         for _, part in parts_of(recipe)
     )

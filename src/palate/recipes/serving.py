@@ -22,8 +22,9 @@ class ScoreRecipe(RunRecipe):
     resume: bool = False
     """Go on with an interrupted run of the same recipe, after the last block that it wrote."""
     scorer: Scorer
-    """What scores, by its `type`: model, heads, classifier, lexicon, length, rule, remote,
-    pointwise, pairwise, critic, ensemble or mixture."""
+    """What scores, by its `type`: model, heads, classifier, lexicon, length, rule, function,
+    verifier, remote, pointwise, pairwise, rubric, critic, judge_verdict, ensemble, mixture or
+    hybrid."""
     data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     """Files of any format that palate reads: of pairs both sides are scored, of ratings all
     answers."""
@@ -35,6 +36,9 @@ class ScoreRecipe(RunRecipe):
     the weights of `shortcut` in `palate reward` want it."""
     block_rows: Count = 512
     """Rows scored together and written at once; batches are of like lengths among them."""
+    baselines: bool = False
+    """Write baselines.jsonl, too: the mean score of each prompt's responses, which `type: hybrid`
+    centres a model's scores by. For responses of the policy that online learning starts from."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the scores."""
 
@@ -69,8 +73,9 @@ class ServeRecipe(Strict):
     """A scorer behind HTTP."""
 
     scorer: Scorer
-    """What scores, by its `type`: model, heads, classifier, lexicon, length, rule, remote,
-    pointwise, pairwise, critic, ensemble or mixture."""
+    """What scores, by its `type`: model, heads, classifier, lexicon, length, rule, function,
+    verifier, remote, pointwise, pairwise, rubric, critic, judge_verdict, ensemble, mixture or
+    hybrid."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of drawing the validation rows of an ensemble, and the answers of a rule."""
     exact: bool = True

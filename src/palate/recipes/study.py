@@ -12,9 +12,9 @@ from pydantic import Field
 from palate.recipes.losses import Positive, Strict
 from palate.recipes.schema import Count
 
-Verb = Literal["data build", "sft", "tune", "reward", "eval", "eval reward", "eval tasks"]
+Verb = Literal["data build", "sft", "tune", "reward", "rl", "eval", "eval reward", "eval tasks"]
 """Commands that a step can be, each with its recipe."""
-TRAINING: tuple[Verb, ...] = ("sft", "tune", "reward")
+TRAINING: tuple[Verb, ...] = ("sft", "tune", "reward", "rl")
 EVALUATING: tuple[Verb, ...] = ("eval", "eval reward", "eval tasks")
 
 STEP_PREFIX = "step:"
@@ -22,8 +22,12 @@ STEP_PREFIX = "step:"
 
 OWN_KEYS: dict[str, tuple[str, ...]] = {
     "data": ("pairs.sources", "pairs.pairing", "pairs.curate", "pairs.mixture", "policy.data"),
-    "algorithm": ("policy.loss", "policy.token_weights"),
-    "reward_model": ("reward",),
+    "algorithm": (
+        *("policy.loss", "policy.token_weights", "policy.algorithm"),
+        *("policy.kl", "policy.value", "policy.fidelity"),
+    ),
+    "prompts": ("policy.prompts",),
+    "reward_model": ("reward", "policy.reward.scorer"),
     "head": ("reward.head", "reward.ensemble", "reward.pooling"),
     "regulariser": ("reward.regularise",),
     "mixture": ("reward.data.mixture", "pairs.mixture"),
@@ -42,7 +46,7 @@ class StudyStep(Strict):
     name: str
     """What aspects, measures and other steps call it: `policy.loss.beta` is a key of `policy`."""
     verb: Verb
-    """The command: data build, sft, tune, reward, eval, eval reward or eval tasks."""
+    """The command: data build, sft, tune, reward, rl, eval, eval reward or eval tasks."""
     recipe: dict[str, Any]
     """Its recipe, without output_dir, seed and resume. `step:NAME/...` is a file of another step's
     folder: `step:policy` a run, `step:reward/model` a model."""
@@ -94,8 +98,8 @@ class Aspect(Strict):
     """One of the things that vary, and its choices."""
 
     name: str
-    """Those named data, algorithm, reward_model, head, regulariser, mixture or backbone know what
-    they vary."""
+    """Those named data, algorithm, prompts, reward_model, head, regulariser, mixture or backbone
+    know what they vary."""
     varies: tuple[str, ...] = ()
     """Sections of the steps' recipes that its variants may set, dotted: `policy.loss`."""
     baseline: str | None = None
@@ -334,7 +338,7 @@ class StudyRecipe(Strict):
     )
     """Of the training runs of every compared cell."""
     steps: Annotated[tuple[StudyStep, ...], Field(min_length=1)]
-    """What one run consists of: data build, sft, tune, reward, eval, eval reward, eval tasks,
+    """What one run consists of: data build, sft, tune, reward, rl, eval, eval reward, eval tasks,
     linked by `step:NAME`. The recipes of the baselines, as far as variants leave them."""
     aspects: Annotated[tuple[Aspect, ...], Field(min_length=1)]
     design: Design = OneAtATime()

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from palate.errors import RunError
 from palate.report.curves import Floats, pieces, smooth, thin
-from palate.report.panels import Line, Panel, kl_panels
+from palate.report.panels import Line, Mark, Panel, kl_panels
 from palate.report.points import Frontier, Point, evaluated_losses, frontier_of
 from palate.report.reader import Run, read_runs
 from palate.report.style import DASHES, PALETTE, Style, Styles
@@ -30,6 +30,8 @@ PIXELS = 1 / 72
 
 UNMEASURED: dict[str, Any] = {"linewidth": 1.0, "dashes": (1, 3)}
 """How what joins two checkpoints is drawn."""
+NEAR = 0.06
+"""Marks closer than this share of the axis have one label."""
 ORDER = "order of checkpoints, not measured"
 REACHED = "KL that every method has reached"
 
@@ -83,12 +85,40 @@ def draw_panel(axes: Axes, panel: Panel, ink: Ink) -> None:
         _draw_line(axes, at, line, ink)
     if panel.limits is not None:
         axes.set_ylim(panel.limits)
+    if not by_examples:
+        _draw_marks(axes, panel.marks, ink)
     axes.set_xlabel("pairs seen" if by_examples else "optimizer steps")
     axes.set_ylabel(panel.unit)
     axes.xaxis.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _draw_marks(axes: Axes, marks: Sequence[Mark], ink: Ink) -> None:
+    """Dashed lines with their labels above the axes; the labels of near ones are put together."""
+    low, high = axes.get_xlim()
+    placed: list[tuple[float, str]] = []
+    for mark in marks:
+        colour = ink.ink if mark.style is None else ink.series(mark.style)
+        axes.axvline(mark.step, color=colour, linewidth=1.1, dashes=(3, 2), zorder=2)
+        if placed and mark.step - placed[-1][0] < NEAR * (high - low):
+            placed[-1] = (placed[-1][0], f"{placed[-1][1]}, {mark.label}")
+        else:
+            placed.append((mark.step, mark.label))
+    for step, label in placed:
+        axes.annotate(
+            label,
+            (step, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=10,
+            color=ink.ink,
+            annotation_clip=False,
+        )
 
 
 def _draw_line(axes: Axes, at: Floats, line: Line, ink: Ink) -> None:

@@ -17,6 +17,8 @@ from palate.report.points import Frontier, evaluated_losses, frontier_of
 from palate.report.reader import Run, read_runs
 from palate.report.reward_figures import SHOWN_PAIRS
 from palate.report.reward_views import reward_views
+from palate.report.rl_alarms import alarms_of
+from palate.report.rl_views import online_views
 from palate.report.style import PALETTE, Style, Styles
 from palate.report.tables import (
     data_views,
@@ -40,8 +42,8 @@ def write_report(
     A run need not be finished nor complete: what its folder lacks, the report lacks.
 
     Args:
-        runs: run folders of sft, tune or eval, or a folder with a conclusion.json; or one folder of
-            `palate data`, alone.
+        runs: run folders of sft, tune, rl or eval, or a folder with a conclusion.json; or one
+            folder of `palate data`, alone.
         out: the file, or an existing folder for it. Default: report.html in the run folder; of
             several runs, in the folder that holds them all.
         title: default: made from the runs' names.
@@ -71,7 +73,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
     frontier = frontier_of(runs, styles)
     trained = [run for run in runs if run.trains]
     made = [run for run in runs if run.lineage is not None]
-    groups = metric_groups(runs, styles)
+    alarms = alarms_of(runs, styles)
+    groups = metric_groups(runs, styles, alarms)
     budget = PictureBudget()
     page = environment().get_template("report.html.jinja")
     return page.render(
@@ -89,6 +92,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
         groups=[(g, [(p, panel_svg(p)) for p in g.panels]) for g in groups],
         held_out=any(line.held_out for g in groups for p in g.panels for line in p.lines),
         run_keys=[(run.name, styles.by_run[run.name]) for run in trained],
+        alarms=alarms,
+        online=online_views(runs, styles, budget),
         frontier=frontier,
         frontier_keys=_frontier_keys(frontier),
         frontier_svgs=frontier_svgs(frontier) if frontier else [],

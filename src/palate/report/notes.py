@@ -22,6 +22,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
         _reading,
         _state,
         _not_finite,
+        _alarms,
+        _engine,
         _data,
         _held_out,
         _layout,
@@ -65,6 +67,20 @@ def _not_finite(run: Run) -> Iterator[str]:
         worst = listed(f"{name} ({number(n)})" for name, n in bad.most_common(3))
         more = f" and {len(bad) - 3} more metrics" if len(bad) > 3 else ""
         yield f"values that are no finite numbers, drawn as gaps: {worst}{more}"
+
+
+def _alarms(run: Run) -> Iterator[str]:
+    begun = dict.fromkeys(a.title or a.alarm for a in run.alarms if a.state == "begins")
+    if begun:
+        titles = listed(title[:1].lower() + title[1:] for title in begun)
+        yield f"alarms sounded, see below: {titles}"
+
+
+def _engine(run: Run) -> Iterator[str]:
+    rollout = run.recipe.get("rollout") if run.is_online else None
+    engine = rollout.get("engine") if isinstance(rollout, dict) else None
+    if isinstance(engine, dict) and engine.get("type") == "server":
+        yield "a server wrote the responses: the run cannot be repeated, nor resumed, to the bit"
 
 
 def _displacement(runs: Sequence[Run]) -> Iterator[str]:
@@ -170,12 +186,13 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
     bases = {(run.lineage.base_model or {}).get("digest") for run in trained if run.lineage}
     if len(bases) > 1:
         yield "The runs start from different base models: they do not compare like with like."
+    # What one verb reads another may read a part of: prompts alone, or no held-out rows.
     data = {
-        tuple(sorted(str(d.get("sha256")) for d in run.lineage.data))
+        (run.verb, *sorted(str(d.get("sha256")) for d in run.lineage.data))
         for run in trained
         if run.lineage
     }
-    if len(data) > 1:
+    if len(data) > len({run.verb for run in trained}):
         yield "The runs read different data: they do not compare like with like."
     codes = {(run.lineage.code or {}).get("commit") for run in trained if run.lineage}
     if len(codes) > 1:

@@ -49,8 +49,10 @@ def summary(runs: Sequence[Run]) -> str:
 
 def _sentences(runs: Sequence[Run]) -> Iterator[str]:
     trained = [run for run in runs if run.trains]
+    for is_online in (True, False):
+        if kind := [run for run in trained if run.is_online is is_online]:
+            yield _trained(kind)
     if trained:
-        yield _trained(trained)
         yield from _effort(trained)
     for run in runs:
         if run.evaluation is not None and not run.trains:
@@ -65,19 +67,22 @@ _WHAT = {
     "sft": "Supervised fine-tuning",
     "tune": "Preference tuning",
     "reward": "Reward models trained",
+    "rl": "Online learning",
 }
 
 
 def _trained(runs: Sequence[Run]) -> str:
     verbs = {run.verb for run in runs}
-    verb = _WHAT[verbs.pop() or ""] if len(verbs) == 1 and verbs <= _WHAT.keys() else _WHAT["tune"]
+    is_known = len(verbs) == 1 and verbs <= _WHAT.keys()
+    verb = _WHAT[next(iter(verbs)) or ""] if is_known else _WHAT["tune"]
     losses = listed(dict.fromkeys(_loss(run) for run in runs if run.verb != "sft"))
     models = listed(dict.fromkeys(m for run in runs if (m := _model(run))))
     text = f"{verb}{f' with {losses}' if losses else ''}{f' from {models}' if models else ''}"
     sizes = {run.data.train.rows for run in runs if run.data and run.data.train}
     sizes.discard(None)
     if len(sizes) == 1:
-        noun = "example" if all(run.verb == "sft" for run in runs) else "pair"
+        nouns = {"sft": "example", "rl": "prompt"}
+        noun = nouns.get(runs[0].verb or "", "pair") if len(verbs) == 1 else "pair"
         text += f" on {'the same ' * (len(runs) > 1)}{count(sizes.pop() or 0, noun)}"
         names = dict.fromkeys(
             s.name for r in runs if r.data for s in r.data.sources if s.split_role == "train"
@@ -88,8 +93,14 @@ def _trained(runs: Sequence[Run]) -> str:
 
 
 def _loss(run: Run) -> str:
-    beta = "" if run.beta is None else f" (β {run.beta:g})"
-    return loss_name(run.loss_type) + beta
+    return loss_name(run.loss_type) + (f" ({beta})" if (beta := _beta(run)) else "")
+
+
+def _beta(run: Run) -> str:
+    """What holds the policy near its reference, with its name."""
+    if run.beta is None:
+        return ""
+    return f"{'KL' if run.is_online else 'β'} {run.beta:g}"
 
 
 def _model(run: Run) -> str | None:
@@ -155,8 +166,7 @@ def overview(runs: Sequence[Run], styles: Styles) -> Overview | None:
 
 def _cells(run: Run) -> Iterator[tuple[str, Cell]]:
     status = run.status
-    beta = f"β {run.beta:g}" if run.beta is not None else ""
-    yield "loss", Cell(text=loss_name(run.loss_type), aside=beta)
+    yield "loss", Cell(text=loss_name(run.loss_type), aside=_beta(run))
     state = (status.state if status else None) or DASH
     yield "state", Cell(text=DASH if state == "finished" else state)
     yield "steps", Cell(text=number(status.step if status else None))
@@ -170,10 +180,24 @@ def _cells(run: Run) -> Iterator[tuple[str, Cell]]:
         ("KL rejected", "kl/rejected", 2),
         ("KL margin", "kl/margin", 2),
         ("chosen against reference", "displacement/chosen", 1),
+        ("score", "reward", 3),
+        ("entropy", _logged(run, "entropy", "entropy/sampled"), 2),
+        ("length", "length/mean", 1),
     ):
-        curve = run.metrics.best(metric)
-        value = None if curve is None else curve.last()
-        yield name, Cell(text=fixed(value, places))
+        yield name, Cell(text=fixed(_last(run, metric), places))
+    kl = _logged(run, "kl/exact", "kl/k1", "kl/k3")
+    yield "KL to reference", Cell(text=fixed(_last(run, kl), 2), aside=kl.removeprefix("kl/"))
+    yield "responses that end", Cell(text=percent(_last(run, "eos/rate"), 0))
+
+
+def _logged(run: Run, *metrics: str) -> str:
+    """The first of some metrics that the run logged."""
+    return next((name for name in metrics if name in run.metrics.train), metrics[0])
+
+
+def _last(run: Run, metric: str) -> float | None:
+    curve = run.metrics.best(metric)
+    return None if curve is None else curve.last()
 
 
 def _accuracy(run: Run) -> Cell:

@@ -10,6 +10,8 @@ import numpy as np
 
 from palate.report.curves import Curve
 from palate.report.reader import Run
+from palate.report.rl_alarms import Alarm
+from palate.report.rl_panels import marks_alarm, rl_groups, title_of
 from palate.report.style import Style, Styles
 
 
@@ -24,12 +26,22 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A step worth a line of its own: where an alarm began. `style`: of its run, where there are
+    several."""
+
+    step: float
+    label: str
+    style: Style | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One small picture.
 
     Attributes:
         title, unit: of the metric. level: a value worth a line of its own, e.g. 0 or one half.
-        limits: of the vertical axis, where panels share it.
+        limits: of the vertical axis, where panels share it. marks: by increasing step.
     """
 
     key: str
@@ -38,6 +50,7 @@ class Panel:
     lines: tuple[Line, ...]
     level: float | None = None
     limits: tuple[float, float] | None = None
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +134,25 @@ GROUPS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 _LEFT_OUT = {"seconds_left", "tokens_per_second", "samples_per_second", "steps_per_second"}
 
 
-def metric_groups(runs: Sequence[Run], styles: Styles) -> list[Group]:
-    """The groups that any run has a metric of; metrics of no group come last."""
+def metric_groups(runs: Sequence[Run], styles: Styles, alarms: Sequence[Alarm] = ()) -> list[Group]:
+    """The groups that any run has a metric of; metrics of no group come last.
+
+    Args:
+        alarms: marked in the curves that they are about.
+    """
+    logged = {n for run in runs for n in (*run.metrics.train, *run.metrics.eval)}
+    plans: list[tuple[str, str, str, tuple[str, ...]]] = []
+    if any(run.is_online for run in runs):
+        plans += rl_groups(logged)
+    drawn = {name for *_, names in plans for name in names}
+    plans += [(*head, tuple(n for n in names if n not in drawn)) for *head, names in GROUPS]  # type: ignore[misc]
     groups = []
-    for key, title, text, names in GROUPS:
-        panels = kl_panels(runs, styles) if key == "kl" else _panels(names, runs, styles)
+    for key, title, text, names in plans:
+        panels = kl_panels(runs, styles) if key == "kl" else _panels(names, runs, styles, alarms)
         if panels:
             groups.append(Group(key=key, title=title, text=text, panels=tuple(panels)))
-    known = {name for *_, names in GROUPS for name in names} | _LEFT_OUT
-    logged = [n for run in runs for n in (*run.metrics.train, *run.metrics.eval)]
-    rest = sorted(set(logged) - known)
-    if panels := _panels(rest, runs, styles):
+    known = {name for *_, names in plans for name in names} | _LEFT_OUT
+    if panels := _panels(sorted(logged - known), runs, styles):
         text = "Everything else that the runs logged."
         groups.append(Group(key="more", title="More curves", text=text, panels=tuple(panels)))
     return groups
@@ -152,10 +173,14 @@ def kl_panels(runs: Sequence[Run], styles: Styles) -> list[Panel]:
     return list(by_title.values())
 
 
-def _panels(names: Sequence[str], runs: Sequence[Run], styles: Styles) -> list[Panel]:
+def _panels(
+    names: Sequence[str], runs: Sequence[Run], styles: Styles, alarms: Sequence[Alarm] = ()
+) -> list[Panel]:
     panels = []
+    is_online = any(run.is_online for run in runs)
     for name in names:
-        title, unit, level = TITLES.get(name, (name, name.rpartition("/")[2], None))
+        words = TITLES.get(name) or (title_of(name) if is_online else None)
+        title, unit, level = words or (name, name.rpartition("/")[2], None)
         lines = tuple(_lines(name, runs, styles))
         if lines:
             panels.append(
@@ -165,6 +190,11 @@ def _panels(names: Sequence[str], runs: Sequence[Run], styles: Styles) -> list[P
                     unit=unit,
                     lines=lines,
                     level=level,
+                    marks=tuple(
+                        Mark(step=a.step, label=str(a.number), style=a.style)
+                        for a in alarms
+                        if marks_alarm(a.alarm, name)
+                    ),
                 )
             )
     return panels
@@ -178,6 +208,9 @@ def _lines(name: str, runs: Sequence[Run], styles: Styles) -> list[Line]:
         for held_out, curves in ((False, run.metrics.train), (True, run.metrics.eval)):
             curve: Curve | None = curves.get(name)
             if curve is not None and np.isfinite(curve.value).any():
+                if run.is_online:
+                    # Alarms have steps; and what a run has "seen" it has written itself.
+                    curve = replace(curve, examples=None)
                 style: Style = styles.by_run[run.name]
                 lines.append(Line(label=run.name, style=style, curve=curve, held_out=held_out))
     return lines

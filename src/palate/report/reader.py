@@ -18,6 +18,7 @@ from palate.store.examples import WrongPair
 from palate.store.files import read_json
 from palate.store.names import path_names
 from palate.store.records import (
+    AlarmRecord,
     Conclusion,
     Data,
     Evaluation,
@@ -28,6 +29,10 @@ from palate.store.records import (
     read_lines,
 )
 from palate.store.reward_records import KIND, RewardEvaluation
+from palate.store.rollouts import RolloutRow, read_rollout, rollout_files
+
+SHOWN_ROLLOUTS = 12
+"""Rollouts that are read of a run: the first, the last, and others evenly between."""
 
 FILES = (
     "recipe.yaml",
@@ -53,6 +58,8 @@ class Run:
         name: its shortest name that is unlike the other runs' of the report.
         verb: tune, sft, eval ...; None when the recipe does not say.
         recipe, recipe_text: as resolved when it ran.
+        alarms: lines of alarms.jsonl.
+        rollouts: rows of some rollouts, by their numbers. n_rollouts: that the folder holds.
         problems: what could not be read, in words.
     """
 
@@ -69,19 +76,31 @@ class Run:
     rewards: RewardEvaluation | None = None
     samples: tuple[SampleRecord, ...] = ()
     wrong_pairs: tuple[WrongPair, ...] = ()
+    alarms: tuple[AlarmRecord, ...] = ()
+    rollouts: dict[int, tuple[RolloutRow, ...]] = field(default_factory=dict)
+    n_rollouts: int = 0
     conclusion: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
         """Whether a policy was trained here, in distinction to an evaluation or a collection."""
-        return bool(self.metrics.train) or self.verb in ("tune", "sft", "reward")
+        return bool(self.metrics.train) or self.verb in ("tune", "sft", "reward", "rl")
+
+    @property
+    def is_online(self) -> bool:
+        """Whether a policy learnt from its own responses."""
+        return self.verb == "rl"
 
     @property
     def loss_type(self) -> str | None:
-        """`type` of the loss, as evaluation.json has it; sft for supervised fine-tuning."""
+        """`type` of the loss, as evaluation.json has it; sft for supervised fine-tuning, the
+        algorithm of online learning."""
         if self.verb == "sft":
             return "sft"
+        if self.is_online:
+            algorithm = self.recipe.get("algorithm")
+            return str(algorithm.get("type", "grpo")) if isinstance(algorithm, dict) else "grpo"
         loss = self.recipe.get("loss")
         if not isinstance(loss, dict):
             return {"tune": "dpo", "reward": "bradley_terry"}.get(self.verb or "")
@@ -89,8 +108,9 @@ class Run:
 
     @property
     def beta(self) -> float | None:
-        loss = self.recipe.get("loss")
-        value = loss.get("beta") if isinstance(loss, dict) else None
+        loss = self.recipe.get("kl" if self.is_online else "loss")
+        key = "coefficient" if self.is_online else "beta"
+        value = loss.get(key) if isinstance(loss, dict) else None
         return float(value) if isinstance(value, int | float) else None
 
 
@@ -126,6 +146,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     conclusion = _record(folder / "conclusion.json", Conclusion, problems)
     evaluation = folder / "evaluation.json"
     rewards = _is_of_rewards(evaluation)
+    files = rollout_files(folder)
     return Run(
         path=folder,
         name=name or plain(folder.resolve().name),
@@ -140,6 +161,9 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         rewards=_record(evaluation, RewardEvaluation, problems) if rewards else None,
         samples=_lines(folder / "samples.jsonl", SampleRecord, problems),
         wrong_pairs=_lines(folder / EXAMPLES, WrongPair, problems),
+        alarms=_lines(folder / "alarms.jsonl", AlarmRecord, problems),
+        rollouts=_rollouts(files, problems),
+        n_rollouts=len(files),
         conclusion=conclusion.lines if conclusion else (),
         problems=tuple(problems),
     )
@@ -191,6 +215,21 @@ def _record(path: Path, kind: type[L], problems: list[str]) -> L | None:
     except RunError as error:
         problems.append(f"{path.name} is left out: {str(error).removeprefix(str(path))}")
     return None
+
+
+def _rollouts(files: dict[int, Path], problems: list[str]) -> dict[int, tuple[RolloutRow, ...]]:
+    numbers = list(files)
+    places = range(min(len(numbers), SHOWN_ROLLOUTS))
+    chosen = [numbers[round(i * (len(numbers) - 1) / max(1, len(places) - 1))] for i in places]
+    rollouts = {}
+    for number in chosen:
+        try:
+            rollouts[number] = tuple(read_rollout(files[number], with_tokens=False))
+        except RunError as error:
+            where = f"{files[number].parent.name}/{files[number].name}"
+            reason = str(error).removeprefix(str(files[number])).lstrip(",: ")
+            problems.append(f"{where} is left out: {reason}")
+    return rollouts
 
 
 def _is_of_rewards(path: Path) -> bool:

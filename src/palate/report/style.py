@@ -41,6 +41,11 @@ LOSS_NAMES = {
     "rao_kupper": "Rao-Kupper",
     "davidson": "Davidson",
     "plackett_luce": "Plackett-Luce",
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "rloo": "RLOO",
+    "reinforce++": "REINFORCE++",
+    "online_dpo": "online DPO",
 }
 
 

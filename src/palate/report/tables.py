@@ -149,15 +149,20 @@ def _text(value: Any) -> str:
 
 
 def recipe_differences(runs: Sequence[Run]) -> list[Row]:
-    """Keys of the recipes that are not the same in all runs; where each run went is left out."""
+    """Keys of the recipes that are not the same in all runs; where each run went is left out.
+
+    A key that only one kind of training has is compared among the runs of that kind.
+    """
     recipes = [dict(flatten(run.recipe)) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
-    rows = [
-        Row(item=key, values=tuple(recipe.get(key, DASH) for recipe in recipes))
-        for key in keys
-        if key not in ("output_dir", "resume", "")
-    ]
-    return [row for row in rows if not row.same]
+    rows = []
+    for key in keys:
+        row = Row(item=key, values=tuple(recipe.get(key, DASH) for recipe in recipes))
+        verbs = {run.verb for run, recipe in zip(runs, recipes, strict=True) if key in recipe}
+        compared = {v for run, v in zip(runs, row.values, strict=True) if run.verb in verbs}
+        if key not in ("output_dir", "resume", "") and len(compared) > 1:
+            rows.append(row)
+    return rows
 
 
 def lineage_rows(runs: Sequence[Run]) -> list[Row]:

@@ -17,8 +17,10 @@ from palate.recipes import scorers as recipes
 from palate.recipes.curation import LogRatioScores
 from palate.recipes.pairing import PairingRecipe
 from palate.recipes.schema import DataSource
+from palate.rewards.baselines import Baselines
 from palate.rewards.combined import Combined, Member
 from palate.rewards.ensemble import Ensemble, Validation, validate
+from palate.rewards.hybrid import Hybrid
 from palate.rewards.length import Length
 from palate.rewards.lexicon import Lexicon
 from palate.rewards.mixture import Gate, WeightedSum
@@ -57,6 +59,8 @@ def make_scorer(
         scorer = _ensemble(recipe, seed, make)
     elif isinstance(recipe, recipes.MixtureScorer):
         scorer = _mixture(recipe, make)
+    elif isinstance(recipe, recipes.HybridScorer):
+        scorer = _hybrid(recipe, make)
     else:
         scorer = _single(recipe, seed)
     scorer.name = name_of(recipe)
@@ -121,6 +125,12 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         return Length(recipe.prefer)
     if isinstance(recipe, recipes.RuleScorer):
         return RuleScorer(recipe, _answers(recipe.answers, seed) if recipe.answers else None)
+    if isinstance(recipe, recipes.FunctionScorer):
+        return _function(recipe)
+    if isinstance(recipe, recipes.VerifierScorer):
+        from palate.rewards.verifier import Verifier
+
+        return Verifier(recipe)
     if isinstance(recipe, recipes.CriticScorer):
         from palate.rewards.critic import Critic
 
@@ -129,9 +139,41 @@ def _single(recipe: recipes.Member, seed: int) -> Scorer:
         from palate.rewards.remote import Remote
 
         return Remote(recipe)
+    return _judge(recipe)
+
+
+def _judge(
+    recipe: recipes.PointwiseJudge
+    | recipes.PairwiseJudge
+    | recipes.RubricScorer
+    | recipes.JudgeVerdictScorer,
+) -> Scorer:
+    if isinstance(recipe, recipes.RubricScorer):
+        from palate.rewards.rubric import Rubric
+
+        return Rubric(recipe)
+    if isinstance(recipe, recipes.JudgeVerdictScorer):
+        from palate.rewards.judge_verdict import JudgeVerdict
+
+        return JudgeVerdict(recipe)
+    if isinstance(recipe, recipes.PairwiseJudge) and recipe.group == "rank":
+        from palate.rewards.ranking import Ranking
+
+        return Ranking(recipe)
     from palate.rewards.judge import Pairwise, Pointwise
 
     return Pointwise(recipe) if isinstance(recipe, recipes.PointwiseJudge) else Pairwise(recipe)
+
+
+def _function(recipe: recipes.FunctionScorer) -> Scorer:
+    if recipe.isolated:
+        from palate.rewards.isolated import IsolatedFunction
+
+        return IsolatedFunction(recipe)
+    from palate.rewards.function import FunctionScorer, load_function
+
+    function = load_function(recipe.path)
+    return FunctionScorer(function, label=recipe.path, relative=recipe.relative)
 
 
 def _model(recipe: recipes.ModelScorer) -> Scorer:
@@ -191,6 +233,19 @@ def _mixture(recipe: recipes.MixtureScorer, make: Make) -> Combined:
         for scorer, member, (mean, deviation) in zip(scorers, recipe.members, scales, strict=True)
     ]
     return WeightedSum(members, zscores=zscores)
+
+
+def _hybrid(recipe: recipes.HybridScorer, make: Make) -> Hybrid:
+    baselines: str | Baselines | None = recipe.baseline_column
+    if recipe.baselines is not None:
+        baselines = Baselines.read(recipe.baselines)
+    return Hybrid(
+        make(recipe.rule),
+        make(recipe.model),
+        baselines=baselines,
+        cap=recipe.most_for_wrong,
+        threshold=recipe.threshold,
+    )
 
 
 def _scales(file: Path, names: Sequence[str]) -> list[tuple[float | None, float | None]]:

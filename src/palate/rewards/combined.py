@@ -126,14 +126,16 @@ class Combined(ABC):
             for (i, js), scores in zip(places, scored, strict=True):
                 for j, score in zip(js, scores, strict=True):
                     parts[i][j][name] = score
-        return self.merged(parts)
+        return self.merged(groups, parts)
 
     def asks(self, number: int, before: Parts) -> bool:
         """Whether a member is asked about a response, given what those before it made of it."""
         return True
 
     @abstractmethod
-    def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
+    def merged(
+        self, groups: Sequence[Group], parts: Sequence[Sequence[Parts]]
+    ) -> list[list[Score]]:
         """One score a response from those of the members, a list a group."""
 
 

@@ -128,7 +128,9 @@ class Ensemble(Combined):
     def uses_zscores(self) -> bool:
         return self.standardise or self.rule == "zscore"
 
-    def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
+    def merged(
+        self, groups: Sequence[Group], parts: Sequence[Sequence[Parts]]
+    ) -> list[list[Score]]:
         """See `combine`."""
         flat = [of_response for group in parts for of_response in group]
         values = [{name: part.value for name, part in of_response.items()} for of_response in flat]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from palate.data.schema import Content
 from palate.data.scorer import Group, Score, Scorer, ask
@@ -10,6 +12,8 @@ from palate.rewards.texts import prompt_text, response_text
 
 NO_QUESTION = "the prompt ends with the assistant's turn: nothing is left to answer"
 NO_ANSWER = "the response does not begin and end with the assistant's turn"
+PARTS_A_WORKER = 4
+"""Calls for each thread, so that one with slow answers does not hold up the others."""
 MOST_TOGETHER = 8
 """Most responses that a scorer gets of one prompt at once, where they may be parted."""
 
@@ -53,6 +57,29 @@ def score_groups(
             for j, score in zip(js, scores, strict=True):
                 scored[i][j] = score
     return scored
+
+
+def score_concurrently(scorer: Scorer, groups: Sequence[Group], workers: int) -> list[list[Score]]:
+    """`ask`, in several threads where that changes no score: for scorers that wait, for servers or
+    for child processes, and for mixtures of them.
+
+    A scorer that is not independent of the call (a model on this machine, a function of the user)
+    is asked once, about all groups, whatever `workers` is.
+
+    Returns:
+        One list a group, in the order given.
+
+    Raises:
+        PalateError: what the first part that failed raised.
+    """
+    parts = min(workers * PARTS_A_WORKER, len(groups))
+    if workers < 2 or parts < 2 or not scorer.traits.independent:
+        return ask(scorer, groups)
+    borders = [len(groups) * k // parts for k in range(parts + 1)]
+    pieces = [groups[start:stop] for start, stop in pairwise(borders)]
+    with ThreadPoolExecutor(max_workers=workers) as threads:
+        scored = threads.map(lambda piece: ask(scorer, piece), pieces)
+        return [scores for piece in scored for scores in piece]
 
 
 def _is_answered(prompt: Content) -> bool:

@@ -13,7 +13,7 @@ from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
 from palate.store.digests import sha256_file, sha256_tree
 
-VERSION = 6
+VERSION = 7
 """Of stored scores: raised whenever the same scorer would give others."""
 _TEXTS = (".json", ".jinja", ".txt", ".model")
 """Endings of what a model's folder holds beside weights: tokenizer, template, configuration."""
@@ -54,6 +54,8 @@ def files_of(recipe: recipes.Scorer) -> dict[str, str | None]:
     for _, part in recipes.parts_of(recipe):
         if isinstance(part, DataSource):
             files[part.path] = digest(open_records(part).files)
+        elif isinstance(part, recipes.FunctionScorer):
+            files[str(part.file)] = _digest(part.file)
         elif isinstance(part, Path):
             files[str(part)] = _digest(part)
     return files
@@ -81,7 +83,13 @@ def _texts_identity(path: str) -> str | None:
 
 def _paths(recipe: recipes.Scorer) -> list[str]:
     """Paths of models and tokenizers, each once."""
-    parts = recipes.parts_of(recipe)
     return sorted(
-        {part for key, part in parts if key in ("path", "tokenizer") and isinstance(part, str)}
+        path
+        for path in {
+            getattr(part, key, None)
+            for _, part in recipes.parts_of(recipe)
+            for key in ("path", "tokenizer")
+            if not isinstance(part, recipes.FunctionScorer | DataSource)
+        }
+        if isinstance(path, str)
     )

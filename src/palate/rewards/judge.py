@@ -7,12 +7,15 @@ whose verdicts could be read has no value.
 from __future__ import annotations
 
 import math
+import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
+from palate.data.content import content_key
 from palate.data.schema import Content, Message
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits, regrouped
 from palate.recipes import scorers as recipes
@@ -35,6 +38,10 @@ UNASKED = "questions without an answer"
 ALONE = "the only response to its prompt: nothing to compare it with"
 NO_VERDICT = "no verdict that could be read"
 
+OPPONENTS = 2
+"""Of each response, where the recipe does not say."""
+
+Vote = TypeVar("Vote")
 Transcript = Callable[[dict[str, Any]], None]
 """Gets every question with what was answered."""
 
@@ -73,17 +80,19 @@ class Judge:
         transcript: gets every question with its answers, where it is set.
     """
 
-    def __init__(self, recipe: recipes.JudgeBase, chat: Chat | None, *, relative: bool) -> None:
-        assert isinstance(recipe, (recipes.PointwiseJudge, recipes.PairwiseJudge))
+    def __init__(
+        self, recipe: recipes.JudgeBase, chat: Chat | None, kind: str, *, relative: bool
+    ) -> None:
         self.recipe = recipe
         self.chat = open_chat(recipe.chat) if chat is None else chat
         thought = ", reasoning" if recipe.reasoning else ""
-        self.name = recipe.name or f"{self.chat.name} ({recipe.type}{thought})"
+        self.name = recipe.name or f"{self.chat.name} ({kind}{thought})"
         # A server puts batches together by itself, from whatever all its clients ask.
         on_server = isinstance(recipe.chat, recipes.ServerChat)
         self._traits = Traits(relative=relative, independent=on_server)
         self.counts: Counter[str] = Counter()
         self.transcript: Transcript | None = None
+        self._lock = threading.Lock()
 
     @property
     def traits(self) -> Traits:
@@ -93,28 +102,37 @@ class Judge:
     def _verdicts(
         self, questions: Sequence[list[Message]], options: Sequence[str]
     ) -> list[_Verdict]:
-        self.counts[ASKED] += len(questions)
+        self._count(ASKED, len(questions))
         if self.recipe.method == "logits":
             chosen = self.chat.choose([opened(question) for question in questions], options)
             verdicts = [_Verdict(None if logps is None else _softmax(logps)) for logps in chosen]
-            self.counts[UNREADABLE] += sum(verdict.share is None for verdict in verdicts)
+            self._count(UNREADABLE, sum(verdict.share is None for verdict in verdicts))
         else:
-            replies = self.chat.reply(
-                questions,
-                samples=self.recipe.votes,
-                temperature=self.recipe.temperature,
-                max_new_tokens=self.recipe.max_new_tokens,
-                seed=self.recipe.seed,
-            )
-            verdicts = [self._counted(given, options) for given in replies]
-        if self.transcript is not None:
-            for question, verdict in zip(questions, verdicts, strict=True):
-                texts = list(verdict.texts) or None
-                self.transcript({"question": question, "texts": texts, "shares": verdict.share})
+            verdicts = [self._counted(given, options) for given in self._replies(questions)]
+        for question, verdict in zip(questions, verdicts, strict=True):
+            self._keep(question, verdict.texts, verdict.share)
         return verdicts
 
+    def _replies(self, questions: Sequence[list[Message]]) -> list[list[Reply]]:
+        return self.chat.reply(
+            questions,
+            samples=self.recipe.votes,
+            temperature=self.recipe.temperature,
+            max_new_tokens=self.recipe.max_new_tokens,
+            seed=self.recipe.seed,
+        )
+
+    def _keep(self, question: list[Message], texts: Sequence[str], shares: Any) -> None:
+        if self.transcript is not None:
+            self.transcript({"question": question, "texts": list(texts) or None, "shares": shares})
+
+    def _count(self, what: str, n: int = 1) -> None:
+        # Several threads may ask one judge.
+        with self._lock:
+            self.counts[what] += n
+
     def _counted(self, replies: Sequence[Reply], options: Sequence[str]) -> _Verdict:
-        votes = [self._vote(reply, options) for reply in replies]
+        votes = [self._vote(reply, lambda text: read_verdict(text, options)) for reply in replies]
         cast = Counter(vote for vote in votes if vote is not None)
         total = cast.total()
         share = {vote: n / total for vote, n in cast.items()} if total else None
@@ -122,13 +140,13 @@ class Judge:
         refused = [reply.refused for reply in replies if reply.refused is not None]
         return _Verdict(share, given, refused[0] if refused and not given else NO_VERDICT)
 
-    def _vote(self, reply: Reply, options: Sequence[str]) -> str | None:
+    def _vote(self, reply: Reply, read: Callable[[str], Vote | None]) -> Vote | None:
         if reply.refused is not None:
-            self.counts[f"{UNASKED}: {reply.refused}"] += 1
+            self._count(f"{UNASKED}: {reply.refused}")
             return None
-        vote = read_verdict(reply.text, options) if reply.finished else None
+        vote = read(reply.text) if reply.finished else None
         if vote is None:
-            self.counts[UNREADABLE if reply.finished else CUT] += 1
+            self._count(UNREADABLE if reply.finished else CUT)
         return vote
 
 
@@ -140,7 +158,7 @@ class Pointwise(Judge):
     """
 
     def __init__(self, recipe: recipes.PointwiseJudge, chat: Chat | None = None) -> None:
-        super().__init__(recipe, chat, relative=False)
+        super().__init__(recipe, chat, recipe.type, relative=False)
         self.best = recipe.best
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
@@ -196,9 +214,12 @@ class Pairwise(Judge):
     SECOND_SLOT = "verdicts for the second place"
 
     def __init__(self, recipe: recipes.PairwiseJudge, chat: Chat | None = None) -> None:
-        super().__init__(recipe, chat, relative=True)
+        super().__init__(recipe, chat, recipe.type, relative=True)
         self.swap = recipe.swap
         self.ties = recipe.ties
+        self.opponents = None
+        if recipe.group == "opponents":
+            self.opponents = recipe.opponents or OPPONENTS
 
     def compare(
         self,
@@ -211,20 +232,17 @@ class Pairwise(Judge):
         return [pair.win for pair in self._compared(prompts, first, second)]
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """Mean probability of beating the others of the group, with what was written of each
-        response beside each of the others; no value for a response alone, and where a verdict about
-        it could not be read."""
-        pairs = [
-            (g, i, j)
-            for g, group in enumerate(groups)
-            for i, j in combinations(range(len(group.responses)), 2)
-        ]
+        """Mean probability of beating the others of the group that it is compared with, with what
+        was written of it beside each of them; no value for a response alone, and where a verdict
+        about it could not be read."""
+        pairs = [(g, i, j) for g, group in enumerate(groups) for i, j in self._pairs(group)]
         compared = self._compared(
             [groups[g].prompt for g, _, _ in pairs],
             [groups[g].responses[i] for g, i, _ in pairs],
             [groups[g].responses[j] for g, _, j in pairs],
         )
         wins: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
+        met: list[list[int]] = [[0] * len(group.responses) for group in groups]
         texts: list[list[list[str]]] = [[[] for _ in group.responses] for group in groups]
         reasons: list[list[str | None]] = [
             [ALONE if len(group.responses) == 1 else None] * len(group.responses)
@@ -236,6 +254,8 @@ class Pairwise(Judge):
             else:
                 wins[g][i] += pair.win
                 wins[g][j] += 1 - pair.win
+                met[g][i] += 1
+                met[g][j] += 1
             for first, second, text in ((i, j, pair.text), (j, i, pair.swapped)):
                 if text is not None:
                     # Whoever reads it sees which responses "1" and "2" were.
@@ -245,7 +265,7 @@ class Pairwise(Judge):
         return [
             [
                 Score(
-                    wins[g][i] / (len(group.responses) - 1) if reasons[g][i] is None else None,
+                    wins[g][i] / met[g][i] if reasons[g][i] is None else None,
                     reasons[g][i],
                     "\n\n".join(texts[g][i]) or None,
                 )
@@ -253,6 +273,14 @@ class Pairwise(Judge):
             ]
             for g, group in enumerate(groups)
         ]
+
+    def _pairs(self, group: Group) -> list[tuple[int, int]]:
+        """The responses of a group that are compared."""
+        n = len(group.responses)
+        if self.opponents is None or n < 3:
+            return list(combinations(range(n), 2))
+        key = content_key(group.prompt, group.source).hex()
+        return drawn_pairs(n, self.opponents, random.Random(f"{self.recipe.seed}|{key}"))
 
     def _compared(
         self,
@@ -273,7 +301,7 @@ class Pairwise(Judge):
             reason = forward.reason if a is None else backward.reason
             return _Compared(None, reason, forward.text, backward.text)
         same = (a - 0.5) * (0.5 - b) > 0 or a == b == 0.5
-        self.counts[self.AGREE if same else self.DISAGREE] += 1
+        self._count(self.AGREE if same else self.DISAGREE)
         return _Compared((a + 1 - b) / 2, None, forward.text, backward.text)
 
     def _asked_once(
@@ -302,8 +330,25 @@ class Pairwise(Judge):
             return _Compared(None, verdict.reason, verdict.text)
         win = verdict.share.get(FIRST, 0.0) + verdict.share.get(TIE, 0.0) / 2
         if win != 0.5:
-            self.counts[self.FIRST_SLOT if win > 0.5 else self.SECOND_SLOT] += 1
+            self._count(self.FIRST_SLOT if win > 0.5 else self.SECOND_SLOT)
         return _Compared(win, None, verdict.text)
+
+
+def drawn_pairs(n: int, opponents: int, random_state: random.Random) -> list[tuple[int, int]]:
+    """Pairs of n responses in which each meets as many others: `opponents`, one more where that
+    many pairs do not come out even, and at most all of them. Neighbours on a shuffled circle."""
+    circle = random_state.sample(range(n), n)
+    half, odd = divmod(min(opponents, n - 1), 2)
+    pairs = {
+        frozenset((circle[i], circle[(i + step) % n]))
+        for step in range(1, half + 1)
+        for i in range(n)
+    }
+    if odd and n % 2 == 0:
+        pairs |= {frozenset((circle[i], circle[i + n // 2])) for i in range(n // 2)}
+    elif odd:
+        pairs |= {frozenset((circle[i], circle[(i + half + 1) % n])) for i in range(n)}
+    return sorted((min(pair), max(pair)) for pair in pairs)
 
 
 def _softmax(logps: dict[str, float]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from palate.rewards.spread import Spread, SpreadSums, dominance
 Array = npt.NDArray[np.float64]
 Rule = Literal["mean", "zscore", "median", "min", "uncertainty", "weighted"]
 """How an ensemble combines scores."""
-MixtureRule = Literal["weighted_sum", "gate"]
-"""How a mixture does."""
+MixtureRule = Literal["weighted_sum", "gate", "hybrid"]
+"""How a mixture does, or a hybrid of a rule and a model."""
 _SUMS = ("mean", "zscore", "weighted", "uncertainty", "weighted_sum")
 
 

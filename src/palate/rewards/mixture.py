@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from palate.data.scorer import NOT_FINITE, Score, Scorer
+from palate.data.scorer import NOT_FINITE, Group, Score, Scorer
 from palate.rewards.combined import Combined, Member, Parts, score_of
 from palate.rewards.ensemble import check_scale
 from palate.rewards.members import Numbers, as_arrays
@@ -53,7 +53,9 @@ class WeightedSum(Combined):
         """What is known of the members."""
         return self._numbers("weighted_sum", standardised=self.zscores != "none")
 
-    def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
+    def merged(
+        self, groups: Sequence[Group], parts: Sequence[Sequence[Parts]]
+    ) -> list[list[Score]]:
         """See the module's head."""
         return [self._sums(group) for group in parts]
 
@@ -92,6 +94,8 @@ class Gate(Combined):
         value = before[self.names[0]].value if number else math.inf
         return value is not None and value >= self.threshold
 
-    def merged(self, parts: Sequence[Sequence[Parts]]) -> list[list[Score]]:
+    def merged(
+        self, groups: Sequence[Group], parts: Sequence[Sequence[Parts]]
+    ) -> list[list[Score]]:
         """The last score that there is."""
         return [[replace(list(p.values())[-1], parts=p) for p in group] for group in parts]

@@ -32,6 +32,10 @@ def name_of(recipe: recipes.Scorer) -> str:
         return f"{recipe.prefer} wins"
     if isinstance(recipe, recipes.RuleScorer):
         return recipe.described
+    if isinstance(recipe, recipes.FunctionScorer):
+        return recipe.function
+    if isinstance(recipe, recipes.VerifierScorer):
+        return f"verified ({recipe.task})"
     if isinstance(recipe, recipes.RemoteScorer):
         return recipe.url.partition("://")[2].rstrip("/") or recipe.url
     if isinstance(recipe, recipes.HeadsScorer):
@@ -43,11 +47,16 @@ def name_of(recipe: recipes.Scorer) -> str:
         names = [name_of(member.scorer) for member in recipe.members]
         gate = recipe.combine == "gate"
         return f"{names[1]} behind {names[0]}" if gate else f"weighted sum of {', '.join(names)}"
+    if isinstance(recipe, recipes.HybridScorer):
+        return f"{name_of(recipe.rule)}, else {name_of(recipe.model)}"
+    if isinstance(recipe, recipes.JudgeVerdictScorer):
+        return "judge's verdict"
     if isinstance(recipe, recipes.CriticScorer):
         writer = "the data" if recipe.chat is None else _chat_name(recipe.chat)
         return f"{name_of(recipe.scorer)} given critiques of {writer}"
     thought = ", reasoning" if recipe.reasoning else ""
-    return f"{_chat_name(recipe.chat)} ({recipe.type}{thought})"
+    ranks = isinstance(recipe, recipes.PairwiseJudge) and recipe.group == "rank"
+    return f"{_chat_name(recipe.chat)} ({'ranking' if ranks else recipe.type}{thought})"
 
 
 def _chat_name(chat: recipes.LocalChat | recipes.ServerChat) -> str:

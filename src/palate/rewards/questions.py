@@ -19,6 +19,7 @@ CRITERIA = (
     "as long as the question needs. Style and length alone are worth nothing."
 )
 FIRST, SECOND, TIE = "1", "2", "tie"
+YES, NO = "yes", "no"
 
 _ANSWER = re.compile(r"<answer>([^<>]*)</answer>")
 _OPEN = "<answer>"
@@ -62,6 +63,54 @@ def pair_question(
     return _question(ask, prompt, sides, reasoning, answers)
 
 
+def rank_question(
+    prompt: Content,
+    responses: Sequence[Content],
+    *,
+    ties: bool,
+    reasoning: bool,
+    instructions: str | None = None,
+) -> list[Message]:
+    """Asks for a ranking of several responses."""
+    ask = (
+        f"The {len(responses)} responses to the conversation below are to be ranked. The order in "
+        f"which they stand means nothing.\n\n{instructions or CRITERIA}"
+    )
+    answers = "the numbers of all responses, best first, with commas between them"
+    answers += ", or = where neither is better" if ties else ""
+    sides = [(f"Response {k}", side) for k, side in enumerate(responses, 1)]
+    return _question(ask, prompt, sides, reasoning, answers)
+
+
+def criterion_question(
+    prompt: Content,
+    response: Content,
+    criterion: str,
+    *,
+    reasoning: bool,
+    instructions: str | None = None,
+) -> list[Message]:
+    """Asks whether one criterion is true of a response."""
+    ask = (
+        "Say whether the statement below is true of the response to the conversation. Nothing else "
+        f"counts.\n\n[Statement]\n{criterion}\n[End of statement]"
+    )
+    ask += f"\n\n{instructions}" if instructions else ""
+    return _question(ask, prompt, [("Response", response)], reasoning, f"{YES} or {NO}")
+
+
+def consistency_question(thought: str, verdict: str) -> list[Message]:
+    """Asks whether a judge's thought bears its verdict out."""
+    ask = (
+        "A judge of responses thought aloud and then gave a verdict. Say whether the verdict is "
+        "the one that the thought comes to. Whether it is right does not matter."
+    )
+    parts = [_text(f"{ask}\n\n"), *_block("Thought", [_text(thought)])]
+    parts += [_text("\n\n"), *_block("Verdict", [_text(verdict)])]
+    how = f"Reply with the answer alone: <answer>{YES} or {NO}</answer>"
+    return [Message(role="user", content=joined([*parts, _text(f"\n\n{how}")]))]
+
+
 def critique_question(prompt: Content, response: Content) -> list[Message]:
     """Asks for a critique of one response; the critic's reward model reads it as its prompt."""
     ask = (
@@ -85,14 +134,43 @@ def read_verdict(text: str, allowed: Sequence[str]) -> str | None:
     >>> read_verdict("<think>No <answer>1</answer>.</think><answer>2</answer>", ("1", "2"))
     '2'
     """
+    verdict = _verdict(text)
+    return verdict if verdict in allowed else None
+
+
+def read_ranking(text: str, n: int, *, ties: bool) -> list[int] | None:
+    """The rank of each of n responses in a judge's words, 0 the best, equal ones being ties; None
+    where not each stands in it once.
+
+    >>> read_ranking("<answer>2, 1 = 3</answer>", 3, ties=True)
+    [1, 0, 1]
+    >>> read_ranking("<answer>2, 1 = 3</answer>", 3, ties=False)
+    >>> read_ranking("<answer>2, 1</answer>", 3, ties=True)
+    """
+    verdict = _verdict(text)
+    if verdict is None or ("=" in verdict and not ties):
+        return None
+    ranks: list[int | None] = [None] * n
+    for rank, alike in enumerate(verdict.split(",")):
+        for number in alike.split("="):
+            word = number.strip()
+            place = int(word) - 1 if word.isascii() and word.isdigit() else -1
+            if not 0 <= place < n or ranks[place] is not None:
+                return None
+            ranks[place] = rank
+    return None if None in ranks else [rank for rank in ranks if rank is not None]
+
+
+def _verdict(text: str) -> str | None:
+    """What stands between the marks of an answer at the very end, after the thought; None where
+    that is not exactly one thing."""
     text = text.rpartition(_THOUGHT)[2]
-    verdicts = _ANSWER.findall(text)
+    verdicts: list[str] = _ANSWER.findall(text)
     if len(verdicts) != 1 or text.count(_OPEN) != 1:
         return None
     if not text.rstrip().endswith("</answer>"):
         return None
-    verdict = verdicts[0].strip().lower()
-    return verdict if verdict in allowed else None
+    return verdicts[0].strip().lower()
 
 
 def opened(question: list[Message]) -> list[Message]:

@@ -12,16 +12,16 @@ from typing import Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from palate.data.image_urls import ImageUrls, as_frames
 from palate.data.images import ImageError
 from palate.data.schema import Content, Message, Part, image_of, images_in, text_in
 from palate.data.scorer import TEXT, TEXT_AND_IMAGES, Group, Score, Span, Traits
 from palate.data.templates import ChatTemplate, Refused
 from palate.recipes.schema import ModelRecipe
 from palate.recipes.scorers import RemoteScorer as Recipe
-from palate.rewards.http import REFUSALS, HttpClient, brief
-from palate.rewards.image_urls import ImageUrls, as_frames
 from palate.rewards.names import name_of
 from palate.rewards.texts import as_chat, prompt_text, response_text
+from palate.store.http import REFUSALS, HttpClient, brief
 
 NO_REASON = "the server gives no score, and no reason"
 NOT_ASKED = "refused by the server"
@@ -232,6 +232,7 @@ class Remote:
                 {
                     "prompt": self._shown(p.group.prompt, sent),
                     "responses": [*map(_plain, p.group.responses)],
+                    **self._columns(p.group),
                 }
                 for p in parts
             ]
@@ -249,6 +250,10 @@ class Remote:
             "labels": [None] * len(rendered),
         }
         return body, lambda document: _rewarded(document, texts, sizes)
+
+    def _columns(self, group: Group) -> dict[str, Any]:
+        columns = {n: group.columns[n] for n in self.recipe.columns if n in group.columns}
+        return {"columns": columns} if columns else {}
 
     def _shown(self, prompt: Content, sent: dict[str, str]) -> Any:
         """A prompt as JSON, its images named by their digests.

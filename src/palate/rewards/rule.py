@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from palate.data.curation.length import length_of
 from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Span, Traits
 from palate.recipes.scorers import RuleScorer as Recipe
+from palate.rewards.columns import NO_COLUMN, text_of
 from palate.rewards.texts import prompt_text, response_text
 
 NO_ANSWER_KNOWN = "no answer to its prompt is known"
@@ -17,8 +18,8 @@ NO_ANSWER_KNOWN = "no answer to its prompt is known"
 class RuleScorer:
     """One number where a response keeps all rules of a recipe, another where it breaks one.
 
-    Every match of the pattern is a span. A response to a prompt whose answer is not known has no
-    score.
+    Every match of the pattern is a span. A response to a prompt whose answer is not known, or not
+    in its column, has no score.
 
     Args:
         answers: prompt, as one text -> its right answer; needed where the recipe has `answers`.
@@ -30,7 +31,7 @@ class RuleScorer:
         self.name = recipe.name or recipe.described
         self.counts: Counter[str] = Counter()
         self.traits = Traits(
-            independent=True, modalities=TEXT_AND_IMAGES, reads_prompt=bool(recipe.answers)
+            independent=True, modalities=TEXT_AND_IMAGES, reads_prompt=recipe.knows_answers
         )
         self._pattern = None if recipe.pattern is None else re.compile(recipe.pattern)
         self._extract = None if recipe.extract is None else re.compile(recipe.extract)
@@ -41,11 +42,13 @@ class RuleScorer:
         return [self._scores(group) for group in groups]
 
     def _scores(self, group: Group) -> list[Score]:
-        answer = None
-        if self._answers is not None:
+        answer, unknown = None, NO_ANSWER_KNOWN
+        if (column := self.recipe.answer_column) is not None:
+            answer, unknown = text_of(group, column), NO_COLUMN.format(column)
+        elif self._answers is not None:
             answer = self._answers.get(prompt_text(group.prompt))
-            if answer is None:
-                return [Score(None, NO_ANSWER_KNOWN)] * len(group.responses)
+        if answer is None and self.recipe.knows_answers:
+            return [Score(None, unknown)] * len(group.responses)
         return [self._score(response_text(response), answer) for response in group.responses]
 
     def _score(self, text: str, answer: str | None) -> Score:

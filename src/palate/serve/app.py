@@ -282,6 +282,7 @@ class _Server:
                     Group(
                         content(item.prompt, images),
                         tuple(content(response, images) for response in item.responses),
+                        columns=item.columns,
                     )
                     for item in items
                 ]

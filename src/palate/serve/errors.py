@@ -12,11 +12,11 @@ from jinja2.exceptions import TemplateError
 from starlette.exceptions import HTTPException
 
 from palate.errors import PalateError
-from palate.rewards.http import ServerError
 from palate.serve.batcher import QueueFull, Stopping
 from palate.serve.guard import REQUEST_ID, error_body
 from palate.serve.logs import log
 from palate.serve.messages import problem
+from palate.store.http import ServerError
 
 _KIND = "invalid_request_error"
 _SAFE = re.compile(

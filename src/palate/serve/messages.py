@@ -112,6 +112,8 @@ class Item(RequestModel):
     """Text, or chat turns that end before the response."""
     responses: Annotated[list[Answer], Field(min_length=1, fail_fast=True)]
     """Each a text, or the turns that follow the prompt."""
+    columns: dict[str, Any] = {}
+    """What else is known of the prompt (a right answer, a rubric), for scorers that read it."""
 
 
 class ScoredPrompt(Item):

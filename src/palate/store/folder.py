@@ -1,7 +1,7 @@
 """The run folder: opened or refused, filled, and finished; one for every verb that writes one.
 
-recipe.yaml, status.json, data.json, quarantine.jsonl, lineage.json, metrics.jsonl,
-evaluation.json, conclusion.json, report.html, model/, checkpoints/, parts/
+recipe.yaml, status.json, data.json, quarantine.jsonl, lineage.json, metrics.jsonl, alarms.jsonl,
+evaluation.json, conclusion.json, report.html, model/, checkpoints/, rollouts/, parts/
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from palate.recipes.schema import RunRecipe
 from palate.store.files import append_jsonl, write_text
 from palate.store.folders import clean_folder, lock_folder
 from palate.store.records import (
+    AlarmRecord,
     Conclusion,
     Data,
     Evaluation,
@@ -32,8 +33,10 @@ from palate.store.records import (
     read_record,
     write_record,
 )
+from palate.store.rollouts import FOLDER as ROLLOUTS
 
 RECIPE, METRICS, QUARANTINE, PARTS = "recipe.yaml", "metrics.jsonl", "quarantine.jsonl", "parts"
+ALARMS = "alarms.jsonl"
 NAMES: dict[type[Record], str] = {
     Data: "data.json",
     Lineage: "lineage.json",
@@ -45,12 +48,13 @@ NAMES: dict[type[Record], str] = {
 
 _WORK = (
     *("model", "evaluation.json", "summary.json", "journal.jsonl", "questions", "asked"),
-    *("stages", PARTS),
+    *("stages", PARTS, ROLLOUTS),
 )
 """Where any of these has content, something was computed that another run must not mix with."""
 
 _LEFT = (
     METRICS,
+    ALARMS,
     QUARANTINE,
     "samples.jsonl",
     "pairs.jsonl",
@@ -184,17 +188,24 @@ class RunFolder:
             head = {"step": step, "epoch": round(epoch, 6), "split": split, "time": _now()}
             append_jsonl(self.path / METRICS, MetricsLine.of(head | dict(values)).document())
 
+    def log_alarm(self, alarm: AlarmRecord) -> None:
+        """Appends a line to alarms.jsonl."""
+        if self.writes:
+            append_jsonl(self.path / ALARMS, alarm.document())
+
     def cut_metrics(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl past `step`, which will be written again."""
-        file = self.path / METRICS
-        if not self.writes or not file.exists():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):  # the line that the process died in
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_text(file, "".join(kept))
+        """Drops the lines of metrics.jsonl and alarms.jsonl past `step`, which will be written
+        again."""
+        for name in (METRICS, ALARMS):
+            file = self.path / name
+            if not self.writes or not file.exists():
+                continue
+            kept = []
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):  # the line that the process died in
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+            write_text(file, "".join(kept))
 
     # Opening ----------------------------------------------------------------------------------
 

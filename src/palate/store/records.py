@@ -142,6 +142,8 @@ class LengthRecord(Record):
 class Split(Record):
     pairs: int | None = None
     examples: int | None = None
+    prompts: int | None = None
+    by_source: dict[str, int] = Field(default_factory=dict)
     tokens: dict[str, int | None] = Field(default_factory=dict)
     length: dict[str, LengthRecord] = Field(default_factory=dict)
     longer_is_chosen: float | None = None
@@ -239,6 +241,23 @@ class MetricsLine(Record):
     split: str = "train"
     time: str | None = None
     examples: int | None = None
+
+
+class AlarmRecord(Record):
+    """A line of alarms.jsonl: an alarm of online learning that begins, or is over.
+
+    Attributes:
+        seen: figures in words. advice: what to do. Both only where it begins.
+        stops: whether it ends the run.
+    """
+
+    step: int
+    alarm: str = ""
+    state: Literal["begins", "ends"] = "begins"
+    title: str = ""
+    seen: str = ""
+    advice: str = ""
+    stops: bool = False
 
 
 class PreferenceRecord(Record):

@@ -31,6 +31,7 @@ _COMMANDS = {
     "sft": ("palate.train", "sft"),
     "tune": ("palate.train", "tune"),
     "reward": ("palate.train", "reward"),
+    "rl": ("palate.train.rl_run", "rl"),
     REFERENCE_CACHE: ("palate.train.run", "fill_reference_cache"),
     "eval": ("palate.evaluate", "evaluate"),
     "eval reward": ("palate.evaluate.reward", "evaluate_rewards"),
@@ -38,7 +39,8 @@ _COMMANDS = {
 }
 """Verb -> the module and function that run it."""
 PRELOADED = (
-    *("palate.data_verbs", "palate.train.run", "palate.train.reward_run", "palate.evaluate.run"),
+    *("palate.data_verbs", "palate.train.run", "palate.train.reward_run", "palate.train.rl_run"),
+    "palate.evaluate.run",
     *("palate.evaluate.reward.run", "palate.evaluate.tasks", "palate.report"),
 )
 """Modules that commands of stages load; none starts threads that a forked process would miss."""

@@ -12,6 +12,7 @@ from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, DataSource, SftRecipe, TuneRecipe
 from palate.recipes.study import (
     COMPARED,
@@ -39,7 +40,7 @@ _KEYS: dict[Fact, tuple[str, ...]] = {
     "precision": ("model.dtype", "train.optimizer_precision"),
     "reference": ("reference", "model.path"),
     "evaluation": (
-        *("data", "pairing", "length", "preference", "reward", "judge"),
+        *("data", "prompts", "pairing", "length", "preference", "reward", "judge"),
         *("benchmarks", "robustness", "best_of_n", "runs"),
         *("tasks", "include", "fewshot", "limit", "chat", "run_generated_code"),
     ),
@@ -193,10 +194,29 @@ def facts_of(plan: Plan, stage: StudyStage) -> dict[Fact, Any]:
         if isinstance(recipe, TuneRecipe) and recipe.reference is not None:
             facts["reference"] = recipe.reference.path
         return facts
+    if isinstance(recipe, RlRecipe):
+        model = recipe.model
+        return {
+            "tokenizer": _identity(plan, model.path, model.revision, _TOKENIZER_FILES),
+            "template": [
+                str(model.chat_template),
+                _identity(plan, model.path, model.revision, _TEMPLATE_FILES),
+            ],
+            "length": [
+                recipe.length.model_dump(mode="json"),
+                recipe.rollout.max_new_tokens,
+                recipe.rollout.min_new_tokens,
+            ],
+            "precision": [model.dtype, recipe.train.optimizer_precision],
+            "decoding": [recipe.rollout.temperature, recipe.rollout.top_p],
+            "reference": None if recipe.reference is None else recipe.reference.path,
+        }
     if isinstance(recipe, EvalRecipe):
         return {
             "evaluation": _with_contents(
-                plan, stage, ("data", "pairing", "length", "preference", "reward", "judge")
+                plan,
+                stage,
+                ("data", "prompts", "pairing", "length", "preference", "reward", "judge"),
             ),
             "decoding": None if recipe.sampling is None else recipe.sampling.model_dump(),
             "reference": _placeless(plan, recipe.reference),
@@ -248,7 +268,7 @@ def _data_problems(plan: Plan) -> Iterator[str]:
             "amount and content are not one choice, or `budget: {unmatched: true}`"
         )
     for stage in plan.stages.values():
-        if isinstance(stage.recipe, EvalRecipe) and not stage.recipe.data:
+        if isinstance(stage.recipe, EvalRecipe) and not (stage.recipe.data or stage.recipe.prompts):
             yield (
                 f"step {stage.step} has no `data`: it would take each run's own held-out pairs, "
                 "and they are not the same"
@@ -258,6 +278,8 @@ def _data_problems(plan: Plan) -> Iterator[str]:
 
 def _training_data(plan: Plan, stage: StudyStage) -> Any:
     """What a step trains on: its own files, the rows of other steps, how pairs are made of them."""
+    if isinstance(stage.recipe, RlRecipe):
+        return stage.inputs["recipe"]["prompts"]["train"]
     if not isinstance(getattr(stage.recipe, "data", None), DataRecipe):
         return None
     shown = stage.inputs["recipe"]["data"]
@@ -304,6 +326,7 @@ def _rows(plan: Plan, source: DataSource) -> _Rows:
 def _evaluation_sources(recipe: Strict) -> Iterator[DataSource]:
     if isinstance(recipe, EvalRecipe):
         yield from recipe.data
+        yield from (source for source in recipe.prompts if isinstance(source, DataSource))
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
             yield from benchmark.data

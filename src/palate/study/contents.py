@@ -8,8 +8,9 @@ from typing import Any
 
 from palate.recipes.construct import BuildSource, DataBuildRecipe
 from palate.recipes.losses import Strict
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, DataSource
-from palate.recipes.scorers import parts_of
+from palate.recipes.scorers import FunctionScorer, parts_of
 from palate.store.digests import sha256_file, sha256_tree
 
 _READ = ("path", "policy", "reference", "tokenizer")
@@ -43,6 +44,9 @@ def training_sources(recipe: Strict) -> Iterator[DataSource]:
         yield from data.train
     if isinstance(recipe, DataBuildRecipe):
         yield from recipe.sources
+    if isinstance(recipe, RlRecipe):
+        # What is generated is in no file.
+        yield from (source for source in recipe.prompts.train if isinstance(source, DataSource))
 
 
 def paths_read(recipe: Any) -> Iterator[str]:
@@ -52,7 +56,10 @@ def paths_read(recipe: Any) -> Iterator[str]:
             yield part.path
             if isinstance(part, BuildSource) and part.image_root is not None:
                 yield str(part.image_root)
+        elif isinstance(part, FunctionScorer):
+            yield str(part.file)
         elif key not in WRITTEN and (
-            isinstance(part, Path) or (isinstance(part, str) and key in _READ)
+            isinstance(part, Path)
+            or (isinstance(part, str) and key in _READ and ".py:" not in part)
         ):
             yield str(part)

@@ -30,7 +30,7 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
         loss: that it was trained with: rewards of some need the KL to the reference.
     """
     from palate.data.encode import Encoder
-    from palate.evaluate.eval_data import build_eval_data, data_recipe
+    from palate.evaluate.eval_data import build_eval_data, data_recipe, eval_length
     from palate.evaluate.frontier import sample_stats
     from palate.evaluate.preference import score_pairs
     from palate.evaluate.run import PAIRS_PER_BATCH, STATS_PER_BATCH
@@ -47,7 +47,7 @@ def measure(recipe: EvalRecipe, model: ModelRecipe, loss: Loss | None = None) ->
         tokenizer = load_tokenizer(model)
         data, seed, part = data_recipe(recipe, [])
         pictures = pictures_of(model, tokenizer)
-        encoder = Encoder(tokenizer, model.chat_template, data.length, pictures)
+        encoder = Encoder(tokenizer, model.chat_template, eval_length(recipe, data), pictures)
         eval_data = build_eval_data(recipe, data, seed, part, encoder)
         policy = load_policy(model).requires_grad_(False)
         policy.pictures = pictures

@@ -11,10 +11,12 @@ from typing import Any
 from palate.errors import PalateError, RunError
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
+from palate.recipes.prompts import PromptSource
 from palate.recipes.reward_eval import PairsRecipe, RewardEvalRecipe
-from palate.recipes.schema import DataRecipe, DataSource
+from palate.recipes.schema import DataSource
 from palate.store.digests import sha256_json
 from palate.store.files import read_json, write_json
+from palate.study.contents import training_sources
 from palate.study.graph import REFERENCE_CACHE
 from palate.study.plan import Plan
 
@@ -83,12 +85,12 @@ def shared_prompts(plan: Plan) -> list[SharedPrompts]:
 def _trained(plan: Plan) -> Iterator[tuple[str, DataSource]]:
     seen: set[Any] = set()
     for stage in plan.stages.values():
-        data = getattr(stage.recipe, "data", None)
-        if isinstance(data, DataRecipe) and stage.verb != REFERENCE_CACHE:
-            for source in data.train:
-                if (stage.step, source) not in seen:
-                    seen.add((stage.step, source))
-                    yield stage.step, source
+        if stage.verb in ("data build", REFERENCE_CACHE):
+            continue
+        for source in training_sources(stage.recipe):
+            if (stage.step, source) not in seen:
+                seen.add((stage.step, source))
+                yield stage.step, source
 
 
 def _measured(plan: Plan) -> Iterator[tuple[str, DataSource]]:
@@ -103,6 +105,7 @@ def _measured(plan: Plan) -> Iterator[tuple[str, DataSource]]:
 def _sources(recipe: Strict) -> Iterator[DataSource]:
     if isinstance(recipe, EvalRecipe):
         yield from recipe.data
+        yield from (source for source in recipe.prompts if isinstance(source, DataSource))
     if isinstance(recipe, RewardEvalRecipe):
         for benchmark in recipe.benchmarks:
             if isinstance(benchmark, PairsRecipe):
@@ -128,6 +131,7 @@ class _Prompts:
 
     def of(self, source: DataSource) -> frozenset[int]:
         from palate.data.content import prompt_key
+        from palate.data.prompts.files import read_file
         from palate.data.stream import read_source
 
         # A limit draws by the seed: all rows may come.
@@ -135,7 +139,12 @@ class _Prompts:
         key = sha256_json(whole.model_dump(mode="json"))
         if key not in self._known:
             try:
-                rows = read_source(whole, seed=0).rows
+                read = (
+                    read_file(whole, seed=0)
+                    if isinstance(whole, PromptSource)
+                    else read_source(whole, seed=0)
+                )
+                rows = read.rows
                 self._known[key] = frozenset(prompt_key(row.prompt, 0) for row in rows)
             except PalateError:
                 # The step that reads it says what is wrong with it.

@@ -13,6 +13,7 @@ from palate.recipes.construct import DataBuildRecipe
 from palate.recipes.evaluation import EvalRecipe
 from palate.recipes.losses import Strict
 from palate.recipes.reward_eval import RewardEvalRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataSource
 from palate.recipes.study import STEP_PREFIX
 from palate.store.digests import sha256_json
@@ -39,6 +40,9 @@ def yardstick_problems(plan: Plan) -> Iterator[str]:
         elif isinstance(stage.recipe, DataBuildRecipe):
             for key in scorers_in(plan, stage.recipe):
                 learned[key] = f"step {stage.step} makes its data with it"
+        elif isinstance(stage.recipe, RlRecipe):
+            for key in scorers_in(plan, stage.recipe):
+                learned[key] = f"step {stage.step} is rewarded by it"
     for key, (step, name) in measuring.items():
         if key in learned:
             yield f"step {step} measures by {name}, and {learned[key]}: no run is its own yardstick"
@@ -66,7 +70,7 @@ def scorers_in(plan: Plan, recipe: Strict) -> dict[str, str]:
     scorers: dict[str, str] = {}
     for _, part in recipes.parts_of(recipe):
         if isinstance(part, _SCORERS) and not isinstance(
-            part, recipes.EnsembleScorer | recipes.MixtureScorer
+            part, recipes.EnsembleScorer | recipes.MixtureScorer | recipes.HybridScorer
         ):
             shown = part.model_dump(mode="json", exclude={"name", "dtype", "device"})
             paths = models_of(part)
@@ -83,7 +87,7 @@ def _same_feedback(plan: Plan) -> Iterator[str]:
         key: plan.stages[key]
         for run in plan.compared
         for key in run.stages.values()
-        if plan.stages[key].verb in ("tune", "sft")
+        if plan.stages[key].verb in ("tune", "sft", "rl")
     }
     for stage in plan.stages.values():
         if stage.step in choosing(plan.graph.recipe):

@@ -27,8 +27,16 @@ SHOWN = (
     ("margin", "margin", "{:+.3f}"),
     ("kl/chosen", "KL w", "{:.2f}"),
     ("kl/rejected", "KL l", "{:.2f}"),
+    ("reward", "reward", "{:.3f}"),
+    ("kl/exact", "KL", "{:.2f}"),
+    ("kl/k1", "KL", "{:.2f}"),
+    ("kl/k3", "KL", "{:.2f}"),
+    ("entropy", "entropy", "{:.2f}"),
+    ("entropy/sampled", "entropy", "{:.2f}"),
+    ("length/mean", "length", "{:.0f}"),
+    ("eos/rate", "ended", "{:.0%}"),
 )
-"""Figures of the line: metric, label, format."""
+"""Figures of the line: metric, label, format; of those with one label the first that is logged."""
 
 Split = Literal["train", "eval"]
 
@@ -183,5 +191,8 @@ def figures(values: Mapping[str, float]) -> str:
     """What people watch of a log line; unpaired feedback has its accuracy under another name."""
     if "rewards/accuracies" not in values and "accuracies/logits" in values:
         values = {**values, "rewards/accuracies": values["accuracies/logits"]}
-    shown = [f"{label} {form.format(values[n])}" for n, label, form in SHOWN if n in values]
-    return "  ".join(shown)
+    shown: dict[str, str] = {}
+    for name, label, form in SHOWN:
+        if name in values:
+            shown.setdefault(label, form.format(values[name]))
+    return "  ".join(f"{label} {value}" for label, value in shown.items())

@@ -4,6 +4,7 @@
       manifest.json            the digest of every other file, compared when it is read
       model/                   the policy, loadable by transformers or PEFT
       trainer/optimizer.safetensors, optimizer.json
+      trainer/further.safetensors                  of other trunks and their heads what is trained
       trainer/random.safetensors, random.json      one entry a process
       trainer/shards/          of sharded runs weights and optimizer state, a file a process; full
                                weights are there alone
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from palate.train.loop import Loop
 
 STEP = re.compile(r"step-(\d{6,})")
-TRAINER, RUN = "trainer", "run.json"
+TRAINER, RUN, FURTHER = "trainer", "run.json", "further.safetensors"
 
 log = logging.getLogger("palate")
 
@@ -117,6 +118,8 @@ def save(loop: Loop) -> None:
                 (trainer / shards.FOLDER).mkdir()
             else:
                 save_optimizer(loop.optimizer.state_dict(), trainer)
+            if whole and (further := distributed.further_weights(model, tensors)):
+                save_file(further, trainer / FURTHER)
             save_random(randoms, trainer)
             scheduler = loop.scheduler.state_dict()
             scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
@@ -157,6 +160,8 @@ def load_weights(loop: Loop, folder: Path) -> None:
         shards.load_shards(loop.job.model, loop.optimizer, parts)
     else:
         distributed.load_weights(loop.job.model, folder / "model", loop.job.model_recipe)
+        file = folder / TRAINER / FURTHER
+        distributed.load_further(loop.job.model, _tensors(file) if file.exists() else {}, file)
 
 
 def load(loop: Loop, folder: Path) -> None:

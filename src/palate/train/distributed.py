@@ -213,6 +213,36 @@ def load_weights(model: Model, folder: Path, recipe: ModelRecipe) -> None:
         assign(parameter, source[name])
 
 
+def further_weights(model: Model, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What is trained of trunks and heads besides those that `save_model` writes: a value model.
+
+    Args:
+        weights: those of `gathered_weights`.
+    """
+    if model.is_reward_model:
+        return {}
+    main = f"trunks.{next(iter(model.trunks))}."
+    named = {
+        n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(main)
+    }
+    source = named if weights is None else {name: weights[name] for name in named}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in source.items()}
+
+
+@torch.no_grad()
+def load_further(model: Model, stored: dict[str, Tensor], file: Path) -> None:
+    """Puts what `further_weights` gave back.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    names = further_weights(model).keys() if not is_sharded(model) else stored.keys()
+    _same_names(dict.fromkeys(names), stored, file)
+    parameters = dict(model.named_parameters())
+    for name, tensor in stored.items():
+        assign(parameters[name], tensor)
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, model: Model, state: dict[str, Any]) -> None:
     """Restores the state of a checkpoint that holds it whole."""
     if not is_sharded(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from palate.errors import RunError
 from palate.models.config_names import save_tokenizer
 from palate.recipes.reward import RewardRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe
 from palate.store.files import read_json
 from palate.store.folder import RunFolder
@@ -22,8 +24,17 @@ from palate.train.foresight import StepMeter, kept
 from palate.train.loop import Job, Loop
 
 
-def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Console) -> Loop:
+def fit(
+    job: Job,
+    recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe,
+    console: Console,
+    *,
+    watching: Sequence[Callback] = (),
+) -> Loop:
     """Trains the job to its end, from its last checkpoint where there is one.
+
+    Args:
+        watching: further callbacks, called before the log is shown.
 
     Raises:
         RunError: the checkpoint does not fit, a write failed, or the loss is not finite.
@@ -32,14 +43,14 @@ def fit(job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe, console: Consol
     if last is not None:
         check_identity(last, job.identity)
     run_log = RunLog(job.folder)
-    callbacks: list[Callback] = [run_log, Display(run_log, console), StepMeter(kept(recipe))]
-    if recipe.train.early_stop_patience is not None:
-        callbacks = [EarlyStop(recipe.train.early_stop_patience), *callbacks]
+    callbacks: list[Callback] = [*watching, run_log, Display(run_log, console)]
+    if not isinstance(recipe, RlRecipe):
+        callbacks.append(StepMeter(kept(recipe)))
+        if recipe.train.early_stop_patience is not None:
+            callbacks = [EarlyStop(recipe.train.early_stop_patience), *callbacks]
     loop = Loop(job, recipe.train, seed=recipe.seed, callbacks=callbacks)
     job.folder.cut_metrics(0 if last is None else _step(last))
-    console.print(
-        _opening(job, recipe.train.batch_size_pairs, last), highlight=False, soft_wrap=True
-    )
+    console.print(_opening(job, recipe, last), highlight=False, soft_wrap=True)
     if last is not None and read_json(last / "run.json")["done"]:
         # Killed between the last checkpoint and the end of the run: nothing is left to train.
         checkpoint.load_weights(loop, last)
@@ -98,9 +109,19 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _opening(job: Job, batch_size: int, last: Path | None) -> str:
-    items = {"pair": "pairs", "rated": "lists"}.get(job.objective.kind, "examples")
+def _opening(
+    job: Job, recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe, last: Path | None
+) -> str:
     start = "" if last is None else f", from step {_step(last)}"
+    if isinstance(recipe, RlRecipe):
+        rollout = recipe.rollout
+        return (
+            f"learning from {job.source.n_items} prompts, {job.source.total} steps; a rollout is "
+            f"{rollout.num_generations} responses to each of {rollout.batch_size_prompts}{start}; "
+            f"{job.model.n_trainable:,} trained weights, {job.layout} layout"
+        )
+    batch_size = recipe.train.batch_size_pairs
+    items = {"pair": "pairs", "rated": "lists"}.get(job.objective.kind, "examples")
     return (
         f"training on {job.source.n_items} {items} ({len(job.eval)} held out), "
         f"{job.source.total} steps of {batch_size}{start}; {job.model.n_trainable:,} trained "

@@ -10,12 +10,13 @@ from accelerate.utils import parse_flag_from_env
 
 from palate.errors import RecipeError
 from palate.recipes.reward import RewardRecipe
-from palate.recipes.schema import LoopRecipe, SftRecipe, TuneRecipe
+from palate.recipes.rl import RlRecipe
+from palate.recipes.schema import OfflineRecipe, SftRecipe, TuneRecipe
 from palate.train.distributed import is_sharding_asked
 from palate.train.sources.offline import BatchPlan
 
 
-def batch_plan(recipe: LoopRecipe, *, rank: int, world_size: int) -> BatchPlan:
+def batch_plan(recipe: OfflineRecipe, *, rank: int, world_size: int) -> BatchPlan:
     """How a step is cut over processes and micro-batches.
 
     Raises:
@@ -44,7 +45,7 @@ def batch_plan(recipe: LoopRecipe, *, rank: int, world_size: int) -> BatchPlan:
     )
 
 
-def eval_plan(recipe: LoopRecipe, *, rank: int, world_size: int) -> BatchPlan:
+def eval_plan(recipe: OfflineRecipe, *, rank: int, world_size: int) -> BatchPlan:
     """How evaluation items are cut: one micro-batch of each process at a time."""
     size = recipe.eval_batch_size_pairs
     return BatchPlan(
@@ -52,12 +53,12 @@ def eval_plan(recipe: LoopRecipe, *, rank: int, world_size: int) -> BatchPlan:
     )
 
 
-def total_steps(recipe: LoopRecipe, plan: BatchPlan, n: int) -> int:
+def total_steps(recipe: OfflineRecipe, plan: BatchPlan, n: int) -> int:
     """Optimizer steps of the run over n training items."""
     return recipe.max_steps or max(1, math.ceil(recipe.epochs * plan.steps(n)))
 
 
-def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe) -> None:
+def check_launch(recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe) -> None:
     """Refuses a launch that would be left out, or would lose updates or checkpoints.
 
     Raises:

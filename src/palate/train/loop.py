@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ class Job:
         source: of the steps.
         eval: held-out items; `collate` lays them out in `layout`, padded with `pad_id`.
         folder: where the run is written.
+        measure: held-out figures of something else than items, responses to prompts for one.
         identity: what must be equal for a checkpoint to be continued.
+        rates: of weights that have learning rates of their own.
     """
 
     model: Model
@@ -69,6 +71,8 @@ class Job:
     eval_plan: BatchPlan
     folder: RunFolder
     identity: dict[str, Any]
+    measure: Callable[[], dict[str, float]] | None = None
+    rates: Mapping[nn.Parameter, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -100,7 +104,7 @@ class Loop:
             parameter_groups(
                 job.model,
                 weight_decay=recipe.weight_decay,
-                rates=learning_rates(job.model.base, job.model_recipe),
+                rates={**job.rates, **learning_rates(job.model.base, job.model_recipe)},
             ),
             name=recipe.optimizer,
             learning_rate=recipe.learning_rate,
@@ -174,7 +178,7 @@ class Loop:
         if self.step % recipe.log_every_steps == 0:
             self._log()
         is_due = is_last or self.step % (recipe.eval_every_steps or self.total) == 0
-        if self.job.eval and is_due:
+        if (self.job.eval or self.job.measure is not None) and is_due:
             self.evaluate()
         is_due = recipe.save_every_steps is not None and self.step % recipe.save_every_steps == 0
         if is_due or is_last or self.should_stop:
@@ -208,17 +212,23 @@ class Loop:
                 # They are averaged, and losses are to be added up.
                 self.accelerator.backward(loss * (self.world_size if micro.counted else 0))
             self.memory.fitted(micro, "train")
-        parameters = [p for p in self.job.model.parameters() if p.requires_grad]
-        norm = distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
+        for parameter in self.job.source.held():
+            # Without a gradient no optimizer moves it: of zeros one would still decay weights.
+            parameter.grad = None
+        norms: dict[str, Tensor | float] = {
+            name: distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
+            for name, parameters in _clipped_together(self.job.model).items()
+        }
         # One process's share of a step counts once, however it is cut.
         self.meter.merge([{"loss": Sum(0.0, 1.0 / self.world_size)}])
         rate = float(self.scheduler.get_last_lr()[0])
-        self.meter.last = {"learning_rate": rate, "grad_norm": norm}
+        self.meter.last = {"learning_rate": rate, **norms}
         with self.memory.holds_optimizer(self.step + 1):
             self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.meter.add(self.job.source.after_step())
 
     def _forward(self, micro: MicroBatch, state: Any, meter: Meter) -> LossOutput:
         """Loss of a micro-batch; its statistics go to the meter."""
@@ -268,7 +278,8 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Means over all held-out items, whatever the batches; no gradients, no random numbers."""
         started = time.monotonic()
-        means = self.evaluation()
+        measure = self.job.measure
+        means = self.evaluation() if measure is None else measure()
         # Time spent here is not training time.
         self._clock += time.monotonic() - started
         self._write("eval", means)
@@ -325,9 +336,11 @@ class Loop:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self.items_seen += int(items)
+        rollouts = self.job.objective.kind == "rollout"
+        seen, speed = ("responses", "responses") if rollouts else ("examples", "pairs")
         return {
-            "examples": self.items_seen,
-            "pairs_per_second": items / max(seconds, 1e-9),
+            seen: self.items_seen,
+            f"{speed}_per_second": items / max(seconds, 1e-9),
             "tokens_per_second": tokens / max(seconds, 1e-9),
         }
 
@@ -346,6 +359,21 @@ class Loop:
     def _tell(self, hook: str) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self)
+
+
+def _clipped_together(model: Model) -> dict[str, list[nn.Parameter]]:
+    """The trained weights of each trunk with those of its heads, by the name of their norm: what
+    one model learns does not shorten another's steps."""
+    main = next(iter(model.trunks))
+    trunks = {f"trunks.{name}.": name for name in model.trunks}
+    trunks |= {f"heads.{name}.": str(head.trunk) for name, head in model.heads.items()}
+    groups: dict[str, list[nn.Parameter]] = {"grad_norm": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trunk = trunks[".".join(name.split(".")[:2]) + "."]
+            norm = "grad_norm" if trunk == main else f"grad_norm/{trunk}"
+            groups.setdefault(norm, []).append(parameter)
+    return groups
 
 
 def _terms(output: LossOutput, counts: Counts) -> dict[str, tuple[Tensor, float]]:

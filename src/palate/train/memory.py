@@ -19,6 +19,7 @@ _WORDS: dict[ItemKind, str] = {
     "rated": "list",
     "unpaired": "response",
     "demonstration": "demonstration",
+    "rollout": "group",
 }
 
 
@@ -36,6 +37,8 @@ class DeviceMemory:
         self._item = _WORDS[kind]
         cut = "micro_batch_tokens" if by_tokens else "micro_batch_size_pairs"
         self._setting: dict[Split, str] = {"train": cut, "eval": "eval_batch_size_pairs"}
+        online = kind == "rollout"
+        self._length = "rollout.max_new_tokens" if online else "data.length.max_tokens"
         self._checkpointing = checkpointing
 
     def fitted(self, micro: MicroBatch, split: Split) -> None:
@@ -59,7 +62,7 @@ class DeviceMemory:
             several = f"{n} {self._item}s" if n > 1 else f"one {self._item}"
             before = f"{longest:,} tokens" if longest else "none"
             doing = "training" if split == "train" else "evaluation"
-            settings = ["`data.length.max_tokens`"]
+            settings = [f"`{self._length}`"]
             if n > 1:
                 settings.insert(0, f"`train.{self._setting[split]}`")
             advice = f"lower {' or '.join(settings)}"

@@ -99,13 +99,18 @@ class Meter:
             self.add({name: (value.total, value.weight) for name, value in sums.items()})
 
     def means(self) -> dict[str, float]:
-        """Total over weight of everything that has a weight, and the margins of paired names.
+        """Total over weight of everything that has a weight, totals of what is a total, and the
+        margins of paired names.
 
         `rewards/margins`, `kl/margin` and `reverse_kl/margin` are differences of two means: over
         pairs that is the mean difference, and for unpaired feedback the only margin there is.
         """
         sums = self.sums
-        means = {name: s.total / s.weight for name, s in sums.items() if s.weight > 0}
+        means = {
+            name: s.total if is_total(name) else s.total / s.weight
+            for name, s in sums.items()
+            if s.weight > 0
+        }
         for group, name in MARGINS.items():
             sides = means.get(f"{group}/chosen"), means.get(f"{group}/rejected")
             if sides[0] is not None and sides[1] is not None:
@@ -144,5 +149,15 @@ class Meter:
 
 MARGINS = {"rewards": "rewards/margins", "kl": "kl/margin", "reverse_kl": "reverse_kl/margin"}
 
-EXTREMES: dict[str, Any] = {"min_reward": min, "max_reward": max}
+EXTREMES: dict[str, Any] = {"min_reward": min, "max_reward": max} | dict.fromkeys(
+    ("ratio/max", "ratio/first", "mismatch/max", "length/max"), max
+)
 """Names whose value is the least or the greatest there was, not a mean; their weight is 1."""
+
+TOTALS = ("seconds/", "tokens/generated", "dropped/", "events/")
+"""Beginnings of names whose value is the sum since the last line."""
+
+
+def is_total(name: str) -> bool:
+    """Whether a figure is a sum since the last line, not a mean."""
+    return name.startswith(TOTALS)

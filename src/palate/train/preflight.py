@@ -30,11 +30,13 @@ def check_fits(
     path: str,
     items: Sequence[Item],
     encoder: Encoder,
+    *,
+    key: str = "data.length.max_tokens",
 ) -> None:
     """Refuses tokens and lengths that the model has no embeddings for.
 
     Args:
-        path: what the user calls the model.
+        path: what the user calls the model. key: of the recipe, that limits lengths.
 
     Raises:
         ModelError: a token beyond its embeddings. RecipeError: a sequence beyond its positions.
@@ -53,8 +55,8 @@ def check_fits(
         )
     if positions is not None and longest > positions:
         raise RecipeError(
-            f"`data.length.max_tokens`: a sequence has {longest} tokens, and {path} has places "
-            f"for {positions}: set it to that"
+            f"`{key}`: a sequence has {longest} tokens, and {path} has places for {positions}: "
+            "lower it"
         )
 
 
@@ -114,11 +116,13 @@ def check_extra_metrics(recipe: TuneRecipe) -> None:
 
 
 def save_memory(policy: Model) -> None:
-    """Gradient checkpointing: layers keep only their inputs and run again in the backward pass."""
-    model: Any = policy.base
+    """Gradient checkpointing of all trunks: layers keep only their inputs and run again in the
+    backward pass."""
     options = {"use_reentrant": False}
-    # transformers 5.23 renamed it; the old name warns there.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    for name in policy.trunks:
+        model: Any = policy.trunk(name).base
+        # transformers 5.23 renamed it; the old name warns there.
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -25,6 +25,7 @@ from palate.models.pictures import IMAGES, Pictures, open_pictures
 from palate.models.reference import Reference
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.reward import RewardRecipe
+from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import SftRecipe, TuneRecipe, VisionRecipe
 from palate.store.folder import RunFolder
 from palate.store.folders import lock_folder
@@ -66,22 +67,23 @@ class Start:
     data: Dataset
 
 
-class TrainingRun(ABC):
-    """One run of a training verb, from an empty folder to a report; every process goes through it.
+class Frame(ABC):
+    """A run of a training verb, from an empty folder to a report; every process goes through it.
 
     What is trained, and how, is in `fill`.
     """
 
-    recipe: TuneRecipe | SftRecipe | RewardRecipe
+    recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe
     verb: str
 
-    def __init__(self, recipe: TuneRecipe | SftRecipe | RewardRecipe, *, quiet: bool) -> None:
+    def __init__(
+        self, recipe: TuneRecipe | SftRecipe | RewardRecipe | RlRecipe, *, quiet: bool
+    ) -> None:
         self.recipe = recipe
         self.state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank, self.world = self.state.process_index, self.state.num_processes
         self.main = self.state.is_main_process
         self.console = Console(stderr=True, quiet=quiet or not self.main)
-        self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
         check_launch(recipe)
         check_trackers(recipe.train.report_to)
 
@@ -105,6 +107,74 @@ class TrainingRun(ABC):
         """What reads the images of its data; None for a model of text alone."""
         store = self.recipe.output_dir.parent / IMAGES
         return open_pictures(model, self.recipe.model, tokenizer, store, ImagesRecipe())
+
+    def share_blank(self, model: Model) -> None:
+        """Lets processes whose rows have no image run a trained tower as often as the others."""
+        pictures = model.pictures
+        if pictures is None or self.world == 1:
+            return
+        for trunk in map(model.trunk, model.trunks):
+            if trunk.vision_trained:
+                (image,) = pictures.example((), ()).images
+                trunk.blank = pictures.pixels(image.digest)
+
+    def write_lineage(
+        self,
+        folder: RunFolder,
+        encoder: Encoder,
+        *,
+        digest: str,
+        sources: Sequence[dict[str, Any]],
+        reference: dict[str, Any] | None,
+        note: dict[str, Any],
+    ) -> None:
+        """Writes lineage.json.
+
+        Args:
+            digest: of the base weights. note: why the layout is used.
+        """
+        recipe = self.recipe
+        tokenizer = {
+            "digest": tokenizer_digest(encoder.tokens.tokenizer),
+            "template": encoder.template_sha256,
+            "template_date": encoder.template.date,
+        }
+        folder.write(
+            lineage(
+                verb=self.verb,
+                base_model=model_entry(recipe.model, digest),
+                tokenizer=tokenizer,
+                sources=sources,
+                reference=reference,
+                seed=recipe.seed,
+                device=str(self.state.device),
+                processes=self.world,
+                layout=note,
+            ),
+        )
+
+    @abstractmethod
+    def fill(self, folder: RunFolder) -> None:
+        """Trains and fills the folder, all but the report."""
+
+    def _report(self, folder: RunFolder) -> None:
+        if self.main:
+            from palate.report import write_report
+
+            write_report([folder.path])
+            for line in closing_lines(folder.path):
+                self.console.print(line, highlight=False, soft_wrap=True)
+        self.state.wait_for_everyone()
+
+
+class TrainingRun(Frame):
+    """A run on a fixed set of items."""
+
+    recipe: TuneRecipe | SftRecipe | RewardRecipe
+
+    def __init__(self, recipe: TuneRecipe | SftRecipe | RewardRecipe, *, quiet: bool) -> None:
+        super().__init__(recipe, quiet=quiet)
+        self.plan = batch_plan(recipe.train, rank=self.rank, world_size=self.world)
 
     def keep_image_features(self, model: Model, data: Dataset, layout: Layout) -> None:
         """Computes what a frozen tower makes of the run's images, where that pays."""
@@ -132,13 +202,6 @@ class TrainingRun(ABC):
     def _image_progress(self, done: int, total: int) -> None:
         if done == total or not done % 64:
             self.console.print(f"image features: {done}/{total}", highlight=False, soft_wrap=True)
-
-    def share_blank(self, model: Model) -> None:
-        """Lets processes whose rows have no image run a trained tower as often as the others."""
-        pictures = model.pictures
-        if pictures is not None and self.world > 1 and model.backbone.vision_trained:
-            (image,) = pictures.example((), ()).images
-            model.backbone.blank = pictures.pixels(image.digest)
 
     def source(self, items: Sequence[Item], collate: Collate) -> OfflineSource:
         """The steps of the run over its training items."""
@@ -173,23 +236,13 @@ class TrainingRun(ABC):
         """
         recipe = self.recipe
         entry = None if reference is None else reference.identity
-        tokenizer = {
-            "digest": tokenizer_digest(encoder.tokens.tokenizer),
-            "template": encoder.template_sha256,
-            "template_date": encoder.template.date,
-        }
-        folder.write(
-            lineage(
-                verb=self.verb,
-                base_model=model_entry(recipe.model, digest),
-                tokenizer=tokenizer,
-                sources=data.report["sources"],
-                reference=entry,
-                seed=recipe.seed,
-                device=str(self.state.device),
-                processes=self.world,
-                layout=note,
-            ),
+        self.write_lineage(
+            folder,
+            encoder,
+            digest=digest,
+            sources=data.report["sources"],
+            reference=entry,
+            note=note,
         )
         identity = {
             "base weights": digest,
@@ -224,19 +277,6 @@ class TrainingRun(ABC):
     @abstractmethod
     def start(self, folder: RunFolder) -> Start:
         """Everything up to the first step, with what the folder then holds."""
-
-    @abstractmethod
-    def fill(self, folder: RunFolder) -> None:
-        """Trains and fills the folder, all but the report."""
-
-    def _report(self, folder: RunFolder) -> None:
-        if self.main:
-            from palate.report import write_report
-
-            write_report([folder.path])
-            for line in closing_lines(folder.path):
-                self.console.print(line, highlight=False, soft_wrap=True)
-        self.state.wait_for_everyone()
 
 
 def in_background(task: Callable[[], T]) -> Future[T]:

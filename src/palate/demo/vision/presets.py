@@ -47,7 +47,7 @@ class Preset:
     held_out: int
 
 
-FULL = Preset(captions=360, pairs=1280, scene_pairs=160, policy_pairs=320, held_out=120)
+FULL = Preset(captions=360, pairs=1280, scene_pairs=160, policy_pairs=200, held_out=96)
 QUICK = Preset(captions=104, pairs=200, scene_pairs=0, policy_pairs=48, held_out=32)
 
 METHODS: dict[str, tuple[str, Loss]] = {"dpo": ("DPO", Dpo()), "tdpo2": ("TDPO2", Tdpo2())}

@@ -66,11 +66,13 @@ def read_candidates(
     pairing: PairingRecipe | None,
     seed: int,
     images: EvalImages | None = None,
+    columns: Sequence[str] = (),
 ) -> Candidates:
     """Reads the candidates of all sources.
 
     Args:
         images: where the images of rows lie.
+        columns: of rated data that items keep.
 
     Raises:
         DataError: unreadable, or without a prompt that has two.
@@ -81,7 +83,7 @@ def read_candidates(
             parts.append(_samples(source, seed))
         else:
             own_images = (images or EvalImages()).of(source)
-            parts.append(_rated(source, pairing, seed, own_images))
+            parts.append(_rated(source, pairing, seed, own_images, columns))
     items = unique([item for part in parts for item in part.items])
     if not items:
         lines = [line for part in parts for line in part.quarantine]
@@ -117,9 +119,13 @@ def _is_samples(source: DataSource) -> bool:
 
 
 def _rated(
-    source: DataSource, pairing: PairingRecipe | None, seed: int, images: SourceImages
+    source: DataSource,
+    pairing: PairingRecipe | None,
+    seed: int,
+    images: SourceImages,
+    columns: Sequence[str],
 ) -> Candidates:
-    result = read_source(source, seed=seed)
+    result = read_source(source, seed=seed, keep=columns)
     ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
     items, gold = [], []
     for row in result.rows:
@@ -146,6 +152,7 @@ def _rated(
                 source=row.source,
                 prompt=row.prompt,
                 responses=tuple(response.content for response in row.responses),
+                columns={name: (row.extra or {}).get(name) for name in columns},
             )
         )
         gold.append([math.nan if score is None else score for score in scores])

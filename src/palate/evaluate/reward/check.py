@@ -4,6 +4,7 @@ has scored for hours."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from palate.recipes import scorers as recipes
 from palate.recipes.schema import DataSource
 from palate.rewards.build import make_scorer, members_of
 from palate.rewards.chat import open_chat
+from palate.rewards.checks import NO_EXTRA
 
 _CONFIGS = ("config.json", "adapter_config.json")
 
@@ -39,6 +41,12 @@ def _check(key: str, part: Any) -> None:
     elif isinstance(part, Path):
         if not part.is_file():
             raise ModelError(f"`{key}`: no file {part}")
+    elif isinstance(part, recipes.FunctionScorer):
+        if not part.file.is_file():
+            raise ModelError(f"{part.path}: no file {part.file}")
+    elif isinstance(part, recipes.VerifierScorer):
+        if find_spec(part.library) is None:
+            raise ModelError(NO_EXTRA.format(f"task: {part.task}", part.library))
     elif isinstance(part, recipes.HeadsScorer):
         members_of(part)
         _model(part.path, None)

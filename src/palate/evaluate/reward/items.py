@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class BenchmarkItem:
         tie: the annotator saw no difference: the order means nothing.
         unit: items of one unit are not independent of each other, whatever their prompts are; None
             where the prompt alone says so.
+        columns: of the row, for scorers that read them.
     """
 
     id: str
@@ -42,6 +43,7 @@ class BenchmarkItem:
     margin: float | None = None
     tie: bool = False
     unit: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Comparisons:
 
 def as_groups(items: Sequence[BenchmarkItem]) -> list[Group]:
     """The items as a scorer takes them."""
-    return [Group(item.prompt, item.responses, item.source) for item in items]
+    return [Group(item.prompt, item.responses, item.source, item.columns) for item in items]
 
 
 def values_of(scored: Sequence[Sequence[Score]]) -> list[list[float]]:

@@ -90,7 +90,7 @@ class Journal:
     Attributes:
         inputs: what it scores, and by what.
         source, place: the next entry is at `place` of this source.
-        sizes: bytes of LINES and QUARANTINE that are good.
+        sizes: bytes of its files that are good.
         account: what the scorer counted.
         done: all sources are scored.
     """
@@ -144,7 +144,9 @@ class Journal:
         """Writes what a block of a source gave, to the disk, and then says so in the journal."""
         for name, text in texts.items():
             with (self.path / name).open("ab") as handle:
-                self.sizes[name] += _put(handle, text.encode("utf-8"), self.path / name)
+                self.sizes[name] = self.sizes.get(name, 0) + _put(
+                    handle, text.encode("utf-8"), self.path / name
+                )
         append_jsonl(
             self.path / JOURNAL,
             {

@@ -45,9 +45,14 @@ class Pairs:
     version = 1
 
     def __init__(
-        self, pairing: PairingRecipe | None = None, images: EvalImages | None = None
+        self,
+        pairing: PairingRecipe | None = None,
+        images: EvalImages | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
+        """Args: `columns` of the rows are kept by their items."""
         self.pairing = pairing
+        self.columns = tuple(columns)
         self.images = images or EvalImages()
 
     def read(self, sources: Sequence[DataSource], seed: int) -> Read:
@@ -60,7 +65,7 @@ class Pairs:
         ledgers = []
         rated = False
         for source in named(sources):
-            result = read_source(source, seed=seed)
+            result = read_source(source, seed=seed, keep=self.columns)
             ledger = Ledger(name=source.name or "", path=source.path, role="eval", result=result)
             ledgers.append(ledger)
             images = self.images.of(source)
@@ -115,6 +120,7 @@ class Pairs:
                 responses=(pair.chosen.content, pair.rejected.content),
                 margin=pair.margin,
                 tie=pair.tie,
+                columns={name: (row.extra or {}).get(name) for name in self.columns},
             )
             for pair in made.pairs
         ]

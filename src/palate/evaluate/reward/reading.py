@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from palate.data.images import ImageStore
@@ -16,6 +17,7 @@ from palate.evaluate.reward.rewardbench2 import RewardBench2
 from palate.evaluate.reward.rm_bench import RmBench
 from palate.evaluate.reward.vl_rewardbench import VlRewardBench
 from palate.recipes import reward_eval as recipes
+from palate.rewards.columns import columns_read
 from palate.store.names import unique_names
 
 
@@ -33,11 +35,14 @@ class ReadBenchmark:
         return self.read.items
 
 
-def benchmark_of(recipe: recipes.Benchmark, store: ImageStore | None = None) -> Benchmark:
+def benchmark_of(
+    recipe: recipes.Benchmark, store: ImageStore | None = None, columns: Sequence[str] = ()
+) -> Benchmark:
     """What a recipe's benchmark is read and scored by.
 
     Args:
         store: takes images that come as bytes; default: they stay in memory.
+        columns: of the user's own pairs, which a scorer reads.
     """
     if isinstance(recipe, recipes.RewardBenchRecipe):
         return RewardBench(recipe.prior)
@@ -52,7 +57,7 @@ def benchmark_of(recipe: recipes.Benchmark, store: ImageStore | None = None) -> 
         return MmRlhfRewardBench(images)
     if isinstance(recipe, recipes.MultimodalRewardBenchRecipe):
         return MultimodalRewardBench(images)
-    return Pairs(recipe.pairing, images)
+    return Pairs(recipe.pairing, images, columns)
 
 
 def read_benchmarks(recipe: recipes.RewardEvalRecipe, store: ImageStore) -> list[ReadBenchmark]:
@@ -64,7 +69,8 @@ def read_benchmarks(recipe: recipes.RewardEvalRecipe, store: ImageStore) -> list
     Raises:
         DataError: one that cannot be read. RecipeError: as its `read`.
     """
-    made = [benchmark_of(chosen, store) for chosen in recipe.benchmarks]
+    columns = dict.fromkeys(name for model in recipe.models for name in columns_read(model))
+    made = [benchmark_of(chosen, store, tuple(columns)) for chosen in recipe.benchmarks]
     given = zip(recipe.benchmarks, made, strict=True)
     names = unique_names(chosen.name or benchmark.title for chosen, benchmark in given)
     return [

@@ -47,6 +47,7 @@ from palate.memory import kept_memory
 from palate.models.pictures import IMAGES
 from palate.recipes.reward_eval import RewardEvalRecipe
 from palate.recipes.scorers import Scorer as ScorerRecipe
+from palate.rewards.columns import columns_read
 from palate.rewards.identity import identities, key_of
 from palate.rewards.length import Length
 from palate.rewards.names import name_of, names_of
@@ -80,13 +81,17 @@ def evaluate_rewards(recipe: RewardEvalRecipe, *, console: Console | None = None
     console = console or Console(stderr=True)
     chosen = recipe.best_of_n
     gold = None if chosen is None else chosen.gold
-    check_scorers([*recipe.models, *([] if gold is None else [gold])])
+    scorers = [*recipe.models, *([] if gold is None else [gold])]
+    check_scorers(scorers)
     store = ImageStore(recipe.output_dir.parent / IMAGES)
     benchmarks = read_benchmarks(recipe, store)
     candidates = None
     if chosen is not None:
         images = EvalImages(root=chosen.image_root, store=store)
-        candidates = read_candidates(chosen.candidates, chosen.pairing, recipe.seed, images)
+        columns = dict.fromkeys(name for scorer in scorers for name in columns_read(scorer))
+        candidates = read_candidates(
+            chosen.candidates, chosen.pairing, recipe.seed, images, tuple(columns)
+        )
     with RunFolder.open(recipe) as folder, kept_memory():
         entries = [entry for benchmark in benchmarks for entry in benchmark.read.entries]
         lines = [line for benchmark in benchmarks for line in benchmark.read.quarantine]

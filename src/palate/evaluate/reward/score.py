@@ -22,7 +22,7 @@ from rich.console import Console
 from palate.data.containers import Rejection
 from palate.data.containers.open import named
 from palate.data.content import without_images
-from palate.data.images import ImageError, image_root
+from palate.data.images import ImageError, image_root, rooted
 from palate.data.ledger import digest
 from palate.data.pairing import OWN_PROMPTS
 from palate.data.schema import Preference
@@ -37,7 +37,10 @@ from palate.evaluate.reward.score_lines import as_table, keep_numbers, line_of, 
 from palate.memory import kept_memory
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.serving import ScoreRecipe
+from palate.rewards.baselines import FILE as BASELINES
+from palate.rewards.baselines import Baseline, baseline_key
 from palate.rewards.build import make_scorer
+from palate.rewards.columns import columns_read
 from palate.rewards.combined import Combined
 from palate.rewards.groups import score_groups
 from palate.rewards.identity import VERSION, files_of, identities
@@ -79,7 +82,10 @@ def score_files(recipe: ScoreRecipe, *, console: Console | None = None) -> Score
     console = console or Console(stderr=True)
     sources = named(recipe.data)
     # What is wrong with a source should be said before a model is loaded.
-    streams = [RowStream(source, seed=recipe.seed, keep_lone=True) for source in sources]
+    columns = columns_read(recipe.scorer)
+    streams = [
+        RowStream(source, seed=recipe.seed, keep=columns, keep_lone=True) for source in sources
+    ]
     with RunFolder.open(recipe) as folder, kept_memory():
         state = Journal.of(folder.path, len(streams), _inputs(recipe, streams))
         if not state.done:
@@ -115,6 +121,7 @@ def _score(
     scorer: Scorer,
     console: Console,
 ) -> None:
+    columns = columns_read(recipe.scorer)
     for number in range(state.source, len(streams)):
         stream, tally = streams[number], state.tallies[number]
         with task(f"scoring {stream.name}", len(stream), console) as progress:
@@ -123,7 +130,13 @@ def _score(
                 before = Counter(scorer.counts)
                 try:
                     shown = list(map(_blind, rows)) if recipe.images == "removed" else rows
-                    scored = _scored(scorer, shown, image_root(stream.path), exact=recipe.exact)
+                    scored = _scored(
+                        scorer,
+                        shown,
+                        image_root(stream.path),
+                        exact=recipe.exact,
+                        columns=columns,
+                    )
                 except ModelError as error:
                     where = f"{stream.path}, rows {rows[0].row} to {rows[-1].row}"
                     raise ModelError(f"{where}: {error}") from error
@@ -143,7 +156,10 @@ def _score(
                 state.source = number + block.last
                 state.place = 0 if block.last else block.end
                 state.done = state.source == len(streams)
-                state.append({LINES: "".join(lines), QUARANTINE: "".join(quarantine)}, number)
+                texts = {LINES: "".join(lines), QUARANTINE: "".join(quarantine)}
+                if recipe.baselines:
+                    texts[BASELINES] = "".join(_baselines(shown, scored, image_root(stream.path)))
+                state.append(texts, number)
                 progress(min(tally.records, len(stream)))
 
 
@@ -202,11 +218,17 @@ def _blind(row: Preference) -> Preference:
 
 
 def _scored(
-    scorer: Scorer, rows: Sequence[Preference], root: Path, *, exact: bool
+    scorer: Scorer,
+    rows: Sequence[Preference],
+    root: Path,
+    *,
+    exact: bool,
+    columns: Sequence[str] = (),
 ) -> list[list[Score]]:
     """
     Args:
         root: folder that paths of images start from.
+        columns: of the rows, which the scorer reads.
     """
     groups: list[Group] = []
     unscored: dict[int, str] = {}
@@ -219,12 +241,26 @@ def _scored(
         except ImageError as error:
             unscored[place] = error.reason
             continue
-        groups.append(Group(shown.prompt, tuple(r.content for r in shown.responses)))
+        responses = tuple(response.content for response in shown.responses)
+        read = {name: (shown.extra or {}).get(name) for name in columns}
+        groups.append(Group(shown.prompt, responses, columns=read))
     scored = iter(score_groups(scorer, groups, exact=exact))
     return [
         [Score(None, unscored[place])] * len(row.responses) if place in unscored else next(scored)
         for place, row in enumerate(rows)
     ]
+
+
+def _baselines(
+    rows: Sequence[Preference], scored: Sequence[Sequence[Score]], root: Path
+) -> Iterator[str]:
+    """A line of a table for each prompt whose responses have scores."""
+    for row, scores in zip(rows, scored, strict=True):
+        if any(score.value is not None for score in scores):
+            key = baseline_key(Group(rooted(row, root).prompt, ()))
+            baseline = Baseline.of(key, scores)
+            assert baseline is not None
+            yield baseline.line()
 
 
 def _nothing(quarantine: Path, first_file: str) -> DataError:

@@ -8,7 +8,9 @@ only for what is not there. A line has a number for each score, or the reason wh
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from palate.data.schema import Content
 from palate.data.scorer import Group, Score, Scorer, Traits, ask
 from palate.recipes import scorers as recipes
 from palate.rewards.build import make_scorer
+from palate.rewards.columns import columns_read
 from palate.rewards.combined import Combined
 from palate.rewards.critic import Critic
 from palate.rewards.groups import MOST_TOGETHER
@@ -30,7 +33,9 @@ from palate.store.json_cache import JsonCache
 Progress = Callable[[int, int], None]
 _Stored = float | str
 """A score, or why there is none."""
-_COMBINED = recipes.EnsembleScorer | recipes.HeadsScorer | recipes.MixtureScorer
+_COMBINED = (
+    recipes.EnsembleScorer | recipes.HeadsScorer | recipes.MixtureScorer | recipes.HybridScorer
+)
 
 
 class CachedScorer:
@@ -42,6 +47,7 @@ class CachedScorer:
         relative: its scores mean something only beside those of the same group.
         chunk: groups scored between two writes.
         progress: told of groups scored and to be scored.
+        columns: of the prompts' rows, which its scores depend on; it gets no others.
 
     Attributes:
         counts: what the scorer counted, and responses without a score by reason, in all runs.
@@ -56,7 +62,9 @@ class CachedScorer:
         relative: bool = False,
         chunk: int = 256,
         progress: Progress | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
+        self.columns = tuple(columns)
         self.load = load
         self.name = name
         self.relative = relative
@@ -81,6 +89,7 @@ class CachedScorer:
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """As the scorer's, less texts and spans, which are not kept."""
+        groups = [self._with_its_columns(group) for group in groups]
         if self.relative:
             keys = [[_digest(group, group.responses)] for group in groups]
             missing = {
@@ -94,15 +103,14 @@ class CachedScorer:
         keys = []
         wanted: dict[bytes, tuple[Group, dict[str, Content]]] = {}
         for group in groups:
-            prompt = content_key(group.prompt, group.source)
-            _, responses = wanted.setdefault(prompt, (group, {}))
+            _, responses = wanted.setdefault(_prompt_key(group), (group, {}))
             keys.append([_digest(group, [response]) for response in group.responses])
             for key, response in zip(keys[-1], group.responses, strict=True):
                 if key not in self._stored:
                     responses.setdefault(key, response)
         self._ask(
             [
-                (Group(g.prompt, tuple(map(responses.__getitem__, part)), g.source), part)
+                (_with(g, tuple(map(responses.__getitem__, part))), part)
                 for g, responses in wanted.values()
                 for part in _parts(list(responses))
             ]
@@ -112,6 +120,12 @@ class CachedScorer:
     def release(self) -> None:
         """Lets go of the scorer; it is loaded again when it is needed again."""
         self._loaded.clear()
+
+    def _with_its_columns(self, group: Group) -> Group:
+        if not group.columns:
+            return group
+        columns = {n: group.columns[n] for n in self.columns if n in group.columns}
+        return dataclasses.replace(group, columns=columns)
 
     def _scorer(self) -> Scorer:
         if not self._loaded:
@@ -180,6 +194,7 @@ class ScoreCache:
                 relative=recipes.compares(recipe),
                 chunk=self.chunk,
                 progress=self._told,
+                columns=columns_read(recipe),
             )
         cached = self._scorers[key]
         if name is not None and cached.name == plain:
@@ -234,8 +249,22 @@ def _score(stored: _Stored) -> Score:
     return Score(None, stored) if isinstance(stored, str) else Score(stored)
 
 
+def _with(group: Group, responses: tuple[Content, ...]) -> Group:
+    """The prompt with other responses."""
+    return dataclasses.replace(group, responses=responses, response_ids=None)
+
+
+def _prompt_key(group: Group) -> bytes:
+    """Of the prompt, and of the columns of its row where a scorer gets any."""
+    key = content_key(group.prompt, group.source)
+    if not group.columns:
+        return key
+    columns = json.dumps(group.columns, sort_keys=True, default=str)
+    return hashlib.sha256(key + columns.encode("utf-8", "surrogatepass")).digest()
+
+
 def _digest(group: Group, responses: Sequence[Content]) -> str:
-    digest = hashlib.sha256(content_key(group.prompt, group.source))
+    digest = hashlib.sha256(_prompt_key(group))
     for response in responses:
         digest.update(content_key(response, group.source))
     return digest.hexdigest()[:32]

@@ -20,7 +20,7 @@ from palate.errors import ModelError
 
 SWITCH = "PALATE_COMPILED"
 """Environment variable: 0 keeps to torch's operators, 1 makes it an error to have no others."""
-SOURCES = ("attention.cpp", "head.cpp", "layers.cpp", "products.h", "vectors.h")
+SOURCES = ("attention.cpp", "decode.cpp", "head.cpp", "layers.cpp", "products.h", "vectors.h")
 FLAGS = (
     "-O3",
     "-march=native",

@@ -26,6 +26,7 @@ def check() -> None:
         Unavailable: a result is wrong; which one.
     """
     check_head(compiled_head)
+    _check_draw()
     _check_attention()
     _check_layers()
 
@@ -84,6 +85,25 @@ def check_head(kernels: Any, device: torch.device | str = "cpu") -> None:
     plain = Head(weight=head.weight)
     _, _, mean = kernels.expected(hidden, plain, targets, exact=True, memory_mb=1)
     _near("the expected row of the weight", mean, q @ head.weight.double())
+
+
+def _check_draw() -> None:
+    """A few rows; one word is never drawn, another one not in every row."""
+    n, words, width = 20, 333, 48
+    head = Head(weight=_drawn(words, width, seed=2, size=0.4), bias=_drawn(words, seed=3))
+    hidden = _drawn(n, width, seed=0)
+    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    early = torch.arange(n) % 2 == 0
+    token, logp = compiled_head.draw(
+        hidden, head, uniform, never=torch.tensor([5]), ends=torch.tensor([200]), early=early
+    )
+    z = hidden.double() @ head.weight.double().T + _bias(head)
+    z[:, 5] = -torch.inf
+    z[early, 200] = -torch.inf
+    right = torch.searchsorted(z.softmax(-1).cumsum(-1), uniform[:, None], right=True)[:, 0]
+    if not torch.equal(token, right):
+        raise Unavailable(f"draws are others with torch {torch.__version__}")
+    _near("their logp", logp, z.log_softmax(-1)[range(n), token])
 
 
 def _check_attention() -> None:

@@ -80,20 +80,11 @@ class Side {
 
     // z [count, LANES]: finished logits.
     void logits(const bf16 *rows, int64_t first, int64_t count, int64_t chunk, float *z) const {
-        multiply(count, lanes(chunk), even_, even_, LANES, LANES, false, rows,
-                 packed_.data + chunk * (even_ / 2) * LANES, z);
-        if (args_.bias == nullptr && args_.scale == 1.0f && args_.softcap == 0.0f)
-            return;
-        for (int64_t i = 0; i < count; i++) {
-            float bias = args_.bias == nullptr ? 0.0f : args_.bias[first + i];
-            for (int64_t j = 0; j < lanes(chunk); j += WIDTH) {
-                float *at = z + i * LANES + j;
-                vec x = (load(at) + bias) * args_.scale;
-                if (args_.softcap != 0.0f)
-                    x = tanh_(x / args_.softcap) * args_.softcap;
-                store(at, x);
-            }
-        }
+        make(rows, first, count, chunk * LANES, lanes(chunk), z);
+    }
+    // The same of the WIDTH tokens from `at` on, a multiple of WIDTH.
+    void logits_of(const bf16 *rows, int64_t first, int64_t count, int64_t at, float *z) const {
+        make(rows, first, count, at, WIDTH, z);
     }
 
     int64_t chunks() const { return chunks_; }
@@ -103,6 +94,24 @@ class Side {
     }
 
   private:
+    void make(const bf16 *rows, int64_t first, int64_t count, int64_t at, int64_t lanes,
+              float *z) const {
+        multiply(count, lanes, even_, even_, LANES, LANES, false, rows,
+                 packed_.data + at / LANES * (even_ / 2) * LANES + at % LANES, z);
+        if (args_.bias == nullptr && args_.scale == 1.0f && args_.softcap == 0.0f)
+            return;
+        for (int64_t i = 0; i < count; i++) {
+            float bias = args_.bias == nullptr ? 0.0f : args_.bias[first + i];
+            for (int64_t j = 0; j < lanes; j += WIDTH) {
+                float *value = z + i * LANES + j;
+                vec x = (load(value) + bias) * args_.scale;
+                if (args_.softcap != 0.0f)
+                    x = tanh_(x / args_.softcap) * args_.softcap;
+                store(value, x);
+            }
+        }
+    }
+
     HeadArgs args_;
     int64_t even_, tokens_, chunks_;
     Buffer<uint32_t> packed_; // [chunk][width / 2][LANES][2]
@@ -592,6 +601,123 @@ void palate_head_expected(const HeadArgs *head, const int64_t *targets, int64_t 
         for (int64_t k = 0; k < width; k++)
             mean[i * width + k] = float(double(sum[k * LANES]) / total[i]);
     }
+}
+
+// Draws the token of each row at which the cumulative distribution passes `uniform`, in order of
+// token id, and its log-probability. `never` is left out, `ends` in rows that are `early`. Logits
+// are made tile by tile, and again where a row's token lies.
+void palate_head_draw(const HeadArgs *policy, int64_t vocabulary, const double *uniform,
+                      const int64_t *never, int64_t n_never, const int64_t *ends, int64_t n_ends,
+                      const uint8_t *early, int threads, int64_t *token, float *logp) {
+    int64_t n = policy->n, tiles = ceil_div(vocabulary, TILE);
+    Side p(*policy, n, threads);
+    int64_t tokens = ceil_div(n, WIDTH) * WIDTH;
+    std::vector<float> tops(tiles * tokens), sums(tiles * tokens);
+    // z [rows, LANES], of lanes from `at` on.
+    auto leave_out = [&](int64_t first, int64_t rows, int64_t at, int64_t lanes, float *z) {
+        for (int64_t k = 0; k < n_never; k++)
+            if (never[k] >= first && never[k] < first + rows)
+                for (int64_t j = 0; j < lanes; j++)
+                    z[(never[k] - first) * LANES + j] = -INFINITY;
+        for (int64_t k = 0; k < n_ends; k++)
+            if (ends[k] >= first && ends[k] < first + rows)
+                for (int64_t j = 0; j < lanes; j++)
+                    if (at + j < n && early[at + j])
+                        z[(ends[k] - first) * LANES + j] = -INFINITY;
+    };
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<float> z(TILE * LANES);
+        Buffer<bf16> space(p.space());
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t first = t * TILE, rows = std::min(TILE, vocabulary - first);
+            const bf16 *w = p.rows(first, rows, space.data);
+            for (int64_t c = 0; c < p.chunks(); c++) {
+                p.logits(w, first, rows, c, z.data);
+                leave_out(first, rows, c * LANES, p.lanes(c), z.data);
+                for (int64_t j = 0; j < p.lanes(c); j += WIDTH) {
+                    vec top = highest(z.data + j, rows, all(-3.0e38f)), sum{};
+                    for (int64_t i = 0; i < rows; i++)
+                        sum += exp_(load(z.data + i * LANES + j) - top);
+                    store(&tops[t * tokens + c * LANES + j], top);
+                    store(&sums[t * tokens + c * LANES + j], sum);
+                }
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < n; r++) {
+            float top = -3.0e38f;
+            for (int64_t t = 0; t < tiles; t++)
+                top = std::max(top, tops[t * tokens + r]);
+            auto mass = [&](int64_t t) {
+                return double(sums[t * tokens + r]) *
+                       std::exp(double(tops[t * tokens + r]) - double(top));
+            };
+            double total = 0, before = 0;
+            for (int64_t t = 0; t < tiles; t++)
+                total += mass(t);
+            double mark = uniform[r] * total;
+            int64_t place = 0, last = 0;
+            double before_last = 0;
+            for (place = 0; place < tiles; place++) {
+                double more = mass(place);
+                if (more > 0) {
+                    last = place;
+                    before_last = before;
+                }
+                if (before + more > mark)
+                    break;
+                before += more;
+            }
+            if (place == tiles) {
+                place = last;
+                before = before_last;
+            }
+            int64_t first = place * TILE, rows = std::min(TILE, vocabulary - first);
+            int64_t at = r / WIDTH * WIDTH, lane = r % WIDTH;
+            p.logits_of(p.rows(first, rows, space.data), first, rows, at, z.data);
+            leave_out(first, rows, at, WIDTH, z.data);
+            // Where rounding leaves none above the mark, the last that adds anything.
+            int64_t drawn = -1;
+            double passed = before;
+            for (int64_t i = 0; i < rows; i++) {
+                double share = std::exp(double(z.data[i * LANES + lane]) - double(top));
+                if (!(share > 0))
+                    continue;
+                drawn = i;
+                passed += share;
+                if (passed > mark)
+                    break;
+            }
+            drawn = std::max<int64_t>(drawn, 0); // all are NaN
+            token[r] = first + drawn;
+            logp[r] = float(double(z.data[drawn * LANES + lane]) - double(top) - std::log(total));
+        }
+    }
+    release(threads);
+}
+
+// out [n, vocabulary]: logits.
+void palate_head_logits(const HeadArgs *policy, int64_t vocabulary, int threads, float *out) {
+    Side p(*policy, policy->n, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<float> z(TILE * LANES);
+        Buffer<bf16> space(p.space());
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < vocabulary; first += TILE) {
+            int64_t rows = std::min(TILE, vocabulary - first);
+            const bf16 *w = p.rows(first, rows, space.data);
+            for (int64_t c = 0; c < p.chunks(); c++) {
+                p.logits(w, first, rows, c, z.data);
+                for (int64_t j = 0; j < LANES && c * LANES + j < policy->n; j++)
+                    for (int64_t i = 0; i < rows; i++)
+                        out[(c * LANES + j) * vocabulary + first + i] = z.data[i * LANES + j];
+            }
+        }
+    }
+    release(threads);
 }
 
 } // extern "C"

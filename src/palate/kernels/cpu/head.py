@@ -195,6 +195,57 @@ def expected(
     return logp, lse, mean
 
 
+def draw(
+    hidden: Tensor,
+    head: Head,
+    uniform: Tensor,
+    *,
+    never: Tensor,
+    ends: Tensor,
+    early: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The token of each row at which the cumulative distribution passes `uniform`, in order of id.
+
+    Args:
+        uniform: [n] float64 in [0, 1).
+        never: int64 ids that are not drawn. ends: ids that are not drawn in rows that are `early`,
+            [n] bool.
+
+    Returns:
+        [n] int64 ids, and [n] float32, the log-probability of each.
+    """
+    policy = _Args(hidden, head)
+    token = torch.empty(len(hidden), dtype=torch.int64)
+    logp = torch.empty(len(hidden), dtype=torch.float32)
+    library().palate_head_draw(
+        ctypes.byref(policy.struct),
+        ctypes.c_int64(head.weight.shape[0]),
+        pointer(uniform),
+        pointer(never),
+        ctypes.c_int64(len(never)),
+        pointer(ends),
+        ctypes.c_int64(len(ends)),
+        pointer(early),
+        torch.get_num_threads(),
+        pointer(token),
+        pointer(logp),
+    )
+    return token, logp
+
+
+def logits(hidden: Tensor, head: Head) -> Tensor:
+    """[n, vocabulary] float32 logits."""
+    policy = _Args(hidden, head)
+    out = torch.empty(len(hidden), len(head.weight), dtype=torch.float32)
+    library().palate_head_logits(
+        ctypes.byref(policy.struct),
+        ctypes.c_int64(len(head.weight)),
+        torch.get_num_threads(),
+        pointer(out),
+    )
+    return out
+
+
 def _check(targets: Tensor, head: Head) -> None:
     """Raises IndexError where torch would: the library reads where it is told."""
     if targets.dtype != torch.int64:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,27 +10,27 @@ import torch
 from torch import Tensor
 
 from palate.data.encode import Encoder
+from palate.data.image_urls import as_frames
 from palate.data.images import ImageError
 from palate.data.items import TokenIds, Tokens
-from palate.data.layouts import on_device
 from palate.data.placing import bare_turns
 from palate.data.schema import Message, images_in, text_in
 from palate.data.templates import Refused
 from palate.errors import DataError, ModelError
 from palate.models.compiled import use_packed
+from palate.models.generation.engine import Sampling
+from palate.models.generation.local import LocalEngine
+from palate.models.generation.rows import Row, features_of, left_padded
 from palate.models.image_cache import RecentFeatures
 from palate.models.limits import NO_LIMIT, context_of, padding_id
 from palate.models.loading import load_model, load_tokenizer
 from palate.models.model import Model
 from palate.models.pictures import Pictures, pictures_of
 from palate.models.stop_tokens import stop_tokens
-from palate.models.structure import backbone_of
-from palate.models.vision import seen, vision_layout
+from palate.models.vision import vision_layout
 from palate.recipes.schema import LengthRecipe, ModelRecipe
 from palate.recipes.scorers import LocalChat
 from palate.rewards.chat.base import Reply
-from palate.rewards.chat.rows import Row, left_padded
-from palate.rewards.image_urls import as_frames
 
 BLIND = "has images, and {} is a model of text alone"
 NO_PLACES = "has images, and the chat template of {} is none that training takes"
@@ -71,9 +69,10 @@ class LocalModel:
         self._encoder = encoder if _trains(encoder) else None
         self.tokenizer.chat_template = encoder.template.text
         self.model: Any = load_model(model).eval()
-        use_packed(self.model)
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
+        use_packed(self.model)
+        self._policy = Model.policy(self.model).eval()
         self.batch_size = recipe.batch_size
         self.name = recipe.path.rstrip("/").rpartition("/")[2]
         self._pad = padding_id(self.tokenizer, self.model)
@@ -82,9 +81,6 @@ class LocalModel:
         self._frames = recipe.images.video_frames
         self.blind = self._why_blind(model)
         self._context = context_of(self.model.config.get_text_config())
-        # Releases of transformers call it either.
-        takes = inspect.signature(self.model.forward).parameters
-        self._cache = "cache" if "cache" in takes else "past_key_values"
 
     @torch.no_grad()
     def reply(
@@ -110,61 +106,25 @@ class LocalModel:
     ) -> list[list[Reply]]:
         asked = [self._ids(question) for question in questions]
         ready = {i: ids for i, ids in enumerate(asked) if not isinstance(ids, str)}
-        # Alike lengths together: less padding.
-        jobs = sorted(
-            ((i, k) for i in ready for k in range(samples)),
-            key=lambda job: (-len(ready[job[0]]), job),
+        engine = LocalEngine(
+            self._policy, self.tokenizer, batch_size=self.batch_size, ends=self._ends()
         )
-        replies: dict[tuple[int, int], Reply] = {}
-        for start in range(0, len(jobs), self.batch_size):
-            part = jobs[start : start + self.batch_size]
-            generators = [_generator(seed, ready[i], k) for i, k in part]
-            rows: list[Row] = [(ready[i], ()) for i, _ in part]
-            texts = self._write(rows, generators, temperature, max_new_tokens)
-            replies.update(zip(part, texts, strict=True))
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            samples_per_prompt=samples,
+            temperature=temperature,
+            seed=seed,
+        )
+        replies: dict[int, list[Reply]] = {i: [] for i in ready}
+        places = list(ready)
+        for written in engine.write(list(ready.values()), sampling):
+            reply = Reply(text=written.text, finished=written.finished)
+            replies[places[written.prompt]].append(reply)
         return [
             [Reply(text="", finished=True, refused=ids)] * samples
             if isinstance(ids, str)
-            else [replies[i, k] for k in range(samples)]
+            else replies[i]
             for i, ids in enumerate(asked)
-        ]
-
-    def _write(
-        self,
-        rows: Sequence[Row],
-        generators: Sequence[torch.Generator],
-        temperature: float,
-        max_new_tokens: int,
-    ) -> list[Reply]:
-        inputs = self._padded(rows)
-        ends, device = self._ends(), self.model.device
-        rooms = [min(max_new_tokens, self._context - len(question)) for question, _ in rows]
-        written: list[list[int]] = [[] for _ in rows]
-        ended = [False] * len(rows)
-        cache = None
-        for step in range(max(rooms)):
-            out = self.model(**inputs, use_cache=True, logits_to_keep=1, **{self._cache: cache})
-            cache = getattr(out, self._cache)
-            tokens = _pick(out.logits[:, -1].float(), temperature, generators)
-            for row, token in enumerate(tokens):
-                if not ended[row] and step < rooms[row]:
-                    ended[row] = token in ends
-                    if not ended[row]:
-                        written[row].append(token)
-            if all(end or step + 1 >= room for end, room in zip(ended, rooms, strict=True)):
-                break
-            mask, positions = inputs["attention_mask"], inputs["position_ids"]
-            # What the images and their blocks are is in the cache by now.
-            inputs = {
-                "input_ids": torch.tensor(tokens, device=device)[:, None],
-                "attention_mask": torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1),
-                # Rows that are done are run along with the others, and have no place beyond the
-                # last.
-                "position_ids": (positions[..., -1:] + 1).clamp_max(self._context - 1),
-            }
-        return [
-            Reply(text=str(self.tokenizer.decode(ids, skip_special_tokens=True)), finished=end)
-            for ids, end in zip(written, ended, strict=True)
         ]
 
     @torch.no_grad()
@@ -225,14 +185,10 @@ class LocalModel:
 
     def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What the model takes of rows that end together, features of their images among it."""
-        inputs, images = left_padded(rows, self._pad, self._vision)
+        inputs, _ = left_padded(rows, self._pad, self._vision)
         device = self.model.device
         given: dict[str, Any] = {name: value.to(device) for name, value in inputs.items()}
-        if images is not None:
-            assert self._pictures is not None
-            filled = on_device(self._pictures.filled(images), device)
-            given["mm_encoder_outputs"] = {"image": seen(backbone_of(self.model), filled)}
-        return given
+        return given | features_of(self._policy, [question for question, _ in rows])
 
     def _why_blind(self, recipe: ModelRecipe) -> str | None:
         """Opens what reads images, or says why there is nothing that does.
@@ -250,7 +206,8 @@ class LocalModel:
         except ModelError as error:
             return NO_PROCESSOR.format(error)
         assert self._pictures is not None
-        self._pictures.features = RecentFeatures(Model.policy(self.model), self._pictures)
+        self._pictures.features = RecentFeatures(self._policy, self._pictures)
+        self._policy.pictures = self._pictures
         self._encoder.images = self._pictures
         return None
 
@@ -354,25 +311,6 @@ def _at(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> list[float]:
     return values
 
 
-def _pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
-    """A token for each row of logits [rows, vocabulary], by its own generator."""
-    if temperature == 0.0:
-        return [int(token) for token in logits.argmax(-1)]
-    # The largest is taken off first: a very low temperature would make infinities of them.
-    shares = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).cpu()
-    return [
-        int(torch.multinomial(probabilities, 1, generator=generator))
-        for probabilities, generator in zip(shares, generators, strict=True)
-    ]
-
-
 def _with(head: Row | None, stem: TokenIds) -> Row:
     assert head is not None
     return head[0], (*head[1], *stem)
-
-
-def _generator(seed: int, question: Tokens, sample: int) -> torch.Generator:
-    images = [image.digest for image in question.images]
-    told = (seed, sample, list(question.ids), *([images] if images else []))
-    digest = hashlib.sha256(repr(told).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

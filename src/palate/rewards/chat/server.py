@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import numpy as np
 
+from palate.data.image_urls import ImageUrls, Wire, as_frames, small_image, url_part
 from palate.data.images import ImageError
 from palate.data.schema import Message, has_parts
 from palate.recipes.scorers import ServerChat
 from palate.rewards.chat.base import Reply
-from palate.rewards.http import REFUSALS, HttpClient, Patience, brief
-from palate.rewards.image_urls import ImageUrls, Wire, as_frames, small_image, url_part
+from palate.store.http import REFUSALS, HttpClient, Patience, brief
 
 TOP = 20
 """Alternatives asked for at a place; the most that these servers give."""

@@ -39,6 +39,9 @@ class PreferenceObjective:
         token_weights: of the log-ratios; see `palate.losses.token_weights`.
         extra: `kl`, `reverse_kl`, `entropy`: statistics for the log alone.
         by_source: also log reward accuracies of each data source.
+        soft_labels: a pair counts in both orders, by the probability that its first response is
+            better and by the rest: -p log sigmoid(m) - (1 - p) log sigmoid(-m) of DPO.
+        temperature: of the distribution that the responses were sampled from.
     """
 
     kind: ItemKind = "pair"
@@ -50,12 +53,15 @@ class PreferenceObjective:
         token_weights: TokenWeights | None = None,
         extra: Sequence[str] = (),
         by_source: bool = False,
+        soft_labels: bool = False,
+        temperature: float = 1.0,
     ) -> None:
+        self.soft_labels = soft_labels
         self.members = list(map(Member.of, members(loss)))
         needs = combined_needs(self.members)
         self.needs_reference = needs.reference
         self.by_source = by_source
-        self._ask = ask_for(kl=needs.kl, extra=extra)
+        self._ask = dataclasses.replace(ask_for(kl=needs.kl, extra=extra), temperature=temperature)
         self._weights = token_weights
 
     def ask(self) -> Ask:
@@ -84,7 +90,17 @@ class PreferenceObjective:
         sides = batch.of_pairs()
 
         def compute_on(losses: Sequence[Member], sums: SequenceStats) -> LossOutput:
-            return compute(losses, sums[sides.chosen], sums[sides.rejected], weight=batch.weight)
+            chosen, rejected = sums[sides.chosen], sums[sides.rejected]
+            if not self.soft_labels:
+                return compute(losses, chosen, rejected, weight=batch.weight)
+            share = sides.probability
+            output = compute(losses, chosen, rejected, weight=batch.weight * share)
+            other_way = compute(losses, rejected, chosen, weight=batch.weight * (1 - share))
+            terms = tuple(
+                dataclasses.replace(a, losses=a.losses + b.losses)
+                for a, b in zip(output.terms, other_way.terms, strict=True)
+            )
+            return dataclasses.replace(output, terms=terms)
 
         sums = sequence_stats(tokens, batch)
         if self._weights is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from palate.data.layouts import SequenceBatch
+from palate.train.meter import Statistics
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class MicroBatch:
 
     @property
     def items(self) -> int:
-        return self.batch.n_items if self.counted else 0
+        """Items that count; of rollouts, whose groups may be cut, responses."""
+        n = self.batch.n_items if self.batch.rollout is None else self.batch.n_sequences
+        return n if self.counted else 0
 
     def to(self, device: torch.device) -> MicroBatch:
         """On a device, by the time that the device comes to use it: the host does not wait."""
@@ -58,6 +62,15 @@ class StepSource(Protocol):
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step that is left; as many on every process."""
+        ...
+
+    def held(self) -> Iterable[nn.Parameter]:
+        """Trained weights that the step which was handed out last leaves as they are."""
+        ...
+
+    def after_step(self) -> Statistics:
+        """What the log should show of a step besides the step's own figures; every process calls it
+        when the step is made."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from palate.data.items import Item
 from palate.data.layouts import SequenceBatch
+from palate.train.meter import Statistics
 from palate.train.sources.base import MicroBatch
 
 Slot = list[int]
@@ -148,6 +150,14 @@ class OfflineSource:
         n, before = len(self._items), epoch * self._plan.steps(len(self._items))
         steps = self._plan.epoch(n, seed=self._seed, epoch=epoch, lengths=self._lengths)
         return steps[: max(0, self.total - before)]
+
+    def held(self) -> tuple[nn.Parameter, ...]:
+        """None."""
+        return ()
+
+    def after_step(self) -> Statistics:
+        """Nothing: rows do not change."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}

@@ -1,4 +1,4 @@
-"""One server that is asked in JSON, patiently: what judges and remote scorers share."""
+"""One server that is asked in JSON, patiently: what judges, remote scorers and rollouts share."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ class Patience:
     """What is left of the time that one question may take, retries and waits included, seconds."""
 
     left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One request and what came of it.
+
+    Attributes:
+        answer: None where none came.
+        problem: why it may be asked again; None of an answer that stands.
+        broken: the connection was refused or broke off: the server may have been started anew.
+    """
+
+    answer: httpx.Response | None = None
+    problem: str | None = None
+    broken: bool = False
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds that the server asks to wait (Retry-After)."""
+        return None if self.answer is None else _retry_after(self.answer)
 
 
 class HttpClient:
@@ -85,6 +105,8 @@ class HttpClient:
             transport=transport,
             limits=httpx.Limits(max_connections=recipe.concurrency),
         )
+        # One set of threads for all callers: more requests than connections would wait in vain.
+        self._threads = ThreadPoolExecutor(max_workers=recipe.concurrency)
         self._sleep = sleep
         self._warned: set[str] = set()
 
@@ -93,9 +115,8 @@ class HttpClient:
         return Patience(self.recipe.timeout_seconds * (self.recipe.retries + 1))
 
     def map(self, ask: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:
-        """Answers to several questions, `concurrency` of them under way at once."""
-        with ThreadPoolExecutor(max_workers=self.recipe.concurrency) as pool:
-            return list(pool.map(ask, tasks))
+        """Answers to several questions, `concurrency` of them under way at once, whoever asks."""
+        return list(self._threads.map(ask, tasks))
 
     def warn(self, text: str) -> None:
         """Logs a thing once of its kind."""
@@ -110,7 +131,11 @@ class HttpClient:
 
     def get(self, route: str) -> httpx.Response:
         """The server's answer to a GET of another route; see `post`."""
-        return self._send(f"{self.base}/{route}", None, self.patience())
+        return self.request(f"{self.base}/{route}", None)
+
+    def request(self, url: str, body: str | None) -> httpx.Response:
+        """The server's answer at an address: to a POST, or to a GET where there is no body."""
+        return self._send(url, body, self.patience())
 
     def post(self, body: str, patience: Patience) -> httpx.Response:
         """The server's answer to a body.
@@ -122,13 +147,14 @@ class HttpClient:
 
     def _send(self, url: str, body: str | None, patience: Patience) -> httpx.Response:
         wait = FIRST_WAIT_SECONDS
-        for attempt in range(self.recipe.retries + 1):
-            answer, problem = self._attempt(url, body, patience)
-            if answer is not None and problem is None:
-                return answer
-            if attempt == self.recipe.retries:
+        for number in range(self.recipe.retries + 1):
+            attempt = self._attempt(url, body, patience)
+            if attempt.answer is not None and attempt.problem is None:
+                return attempt.answer
+            problem = attempt.problem
+            if number == self.recipe.retries:
                 break
-            asked = None if answer is None else _retry_after(answer)
+            asked = attempt.wait
             # Of its own accord it waits no longer than leaves time for the next attempt.
             pause = min(wait, max(0.0, patience.left) / 2) if asked is None else asked
             if pause >= patience.left:
@@ -143,27 +169,41 @@ class HttpClient:
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         raise ServerError(f"{url}: {problem}")
 
-    def _attempt(
-        self, url: str, body: str | None, patience: Patience
-    ) -> tuple[httpx.Response | None, str | None]:
-        """The answer, where there is one, and what is wrong with it, where something is."""
+    def _attempt(self, url: str, body: str | None, patience: Patience) -> Attempt:
         limit = min(self.recipe.timeout_seconds, patience.left)
         if limit <= 0:
-            return None, f"no time is left for an answer ({_TIME})"
+            return Attempt(problem=f"no time is left for an answer ({_TIME})")
         began = time.monotonic()
         try:
-            answer = self._read(url, body, began, limit)
-        except httpx.TimeoutException:
             whole = limit == self.recipe.timeout_seconds
-            name = "`timeout_seconds`" if whole else f"what was left of {_TIME}"
-            return None, f"no answer within {limit:.3g} s ({name})"
-        except httpx.RequestError as error:
-            return None, f"no answer ({type(error).__name__})"
+            return self.attempt(
+                url, body, limit, "`timeout_seconds`" if whole else f"what was left of {_TIME}"
+            )
         finally:
             patience.left -= time.monotonic() - began
+
+    def attempt(
+        self, url: str, body: str | None, seconds: float, limit: str = "`timeout_seconds`"
+    ) -> Attempt:
+        """One request, not tried again: a POST, or a GET where there is no body.
+
+        Args:
+            seconds: that the whole answer may take. limit: what they are, for messages.
+        """
+        try:
+            answer = self._read(url, body, time.monotonic(), seconds)
+        except httpx.TimeoutException:
+            return Attempt(problem=f"no answer within {seconds:.3g} s ({limit})")
+        except httpx.RequestError as error:
+            return Attempt(problem=f"no answer ({type(error).__name__})", broken=True)
         if answer.status_code == 429 or answer.status_code >= 500:
-            return answer, f"answers {answer.status_code}: {brief(answer.text)}"
-        return answer, None
+            problem = f"answers {answer.status_code}: {brief(answer.text)}"
+            return Attempt(answer=answer, problem=problem)
+        return Attempt(answer=answer)
+
+    def close(self) -> None:
+        """Ends its connections."""
+        self._client.close()
 
     def _read(self, url: str, body: str | None, began: float, limit: float) -> httpx.Response:
         """The whole answer. The client's own limit is of every piece of it."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from palate.data.items import TokenIds, Tokens
-from palate.data.layouts import ImageBatch, images_of
+from palate.data.layouts import ImageBatch, images_of, on_device
 from palate.data.trees import TEXT, VisionLayout, plain_rows, run_of
+from palate.errors import ModelError
+from palate.models.model import Model
+from palate.models.structure import backbone_of
+from palate.models.vision import seen
 
 Row = tuple[Tokens, TokenIds]
 """A question, and the answer that is begun."""
@@ -35,3 +40,25 @@ def left_padded(
             values[..., i, :] = values[..., i, :].roll(width - len(run), -1)
     inputs["position_ids"] = inputs["position_ids"] * inputs["attention_mask"]
     return inputs, images_of([question for question, _ in rows], vision)
+
+
+def features_of(model: Model, prompts: Sequence[Tokens]) -> dict[str, Any]:
+    """What a backbone takes of the images and videos of prompts: features of each, run once.
+
+    Raises:
+        ModelError: there are images, and nothing that reads them.
+    """
+    images = images_of(prompts, model.backbone.vision)
+    if images is None:
+        return {}
+    if model.pictures is None:
+        raise ModelError(f"{type(model.base).__name__}: prompts with images, and no processor")
+    filled = on_device(model.pictures.filled(images), model.device)
+    return {"mm_encoder_outputs": {"image": seen(backbone_of(model.base), filled)}}
+
+
+def next_positions(prompts: Sequence[Tokens], vision: VisionLayout | None) -> list[int]:
+    """The position of the first token behind each prompt: behind an image positions go on after
+    the greatest of its rows and columns."""
+    lays = vision or TEXT
+    return [int(run_of(p, Tokens((0,)), 0, lays).positions[0, -1]) for p in prompts]

@@ -1,0 +1,17 @@
+"""Policy prompts: from the recipe's section to encoded prompts, and which of them come next."""
+
+from palate.data.prompts.curriculum import Curriculum
+from palate.data.prompts.draws import PromptDraws
+from palate.data.prompts.read import read_prompts
+from palate.data.prompts.schema import PolicyPrompt, PolicyPrompts
+from palate.data.prompts.stream import PromptStream, prompt_draws
+
+__all__ = [
+    "Curriculum",
+    "PolicyPrompt",
+    "PolicyPrompts",
+    "PromptDraws",
+    "PromptStream",
+    "prompt_draws",
+    "read_prompts",
+]

@@ -1,0 +1,1 @@
+"""Servers that write responses: what they are asked, checked for and given, by kind."""

@@ -54,7 +54,8 @@ def test_a_key_outside_of_the_aspect() -> None:
     variant = {"name": "fast", "set": rate}
     assert refusal(recipe(aspects=[algorithm(variant)])) == (
         "study.yaml: algorithm fast: sets policy.train.learning_rate, outside of what the aspect "
-        "varies (policy.loss, policy.token_weights, policy.algorithm, policy.kl, policy.value, policy.fidelity): declare it under `coupled`, or leave it"
+        "varies (policy.loss, policy.token_weights, policy.algorithm, policy.kl, policy.value, "
+        "policy.fidelity): declare it under `coupled`, or leave it"
     )
     coupled = {"policy.train.learning_rate": rate.pop("policy.train.learning_rate")}
     accepted(recipe(aspects=[algorithm(variant | {"coupled": coupled})]))

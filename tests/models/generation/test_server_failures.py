@@ -150,7 +150,7 @@ def test_few_questions_are_spread_evenly() -> None:
 
 def test_failures_under_way_at_once_count_as_one() -> None:
     """Eight broken connections of one restart are no eight failures."""
-    server = Fake(fails=8, seconds=0.02)
+    server = Fake(fails=8, seconds=0.3)
     found = run(Pool([server], concurrency=8, retries=1), range(8))
     assert len(found) == 8
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from palate.recipes.alarms import AlarmsRecipe
-from palate.recipes.losses import NotNegative, Positive, Strict, members
+from palate.recipes.losses import REFERENCE_FREE, NotNegative, Positive, Strict, members
 from palate.recipes.prompts import PromptsRecipe
 from palate.recipes.rl_algorithms import Algorithm, Grpo, OnlineDpo, PolicyGradient, Ppo
 from palate.recipes.rl_engines import Engine, LocalEngine, ServerEngine
@@ -280,8 +280,6 @@ class RlRecipe(RunRecipe):
     @property
     def needs_reference(self) -> bool:
         if isinstance(self.algorithm, OnlineDpo):
-            from palate.recipes.losses import REFERENCE_FREE
-
             return not {loss.type for loss in members(self.algorithm.loss)} <= REFERENCE_FREE
         return self.effective_kl is not None or "reverse_kl" in self.train.extra_metrics
 

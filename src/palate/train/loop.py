@@ -110,6 +110,7 @@ class Loop:
             learning_rate=recipe.learning_rate,
             precision=recipe.optimizer_precision,
         )
+        self._clipped = _clipped_together(job.model)
         self.total = job.source.total
         factor = schedule(
             recipe.scheduler, warmup=warmup_steps(recipe, self.total), total=self.total
@@ -217,7 +218,7 @@ class Loop:
             parameter.grad = None
         norms: dict[str, Tensor | float] = {
             name: distributed.clip_gradients(parameters, self.recipe.max_grad_norm)
-            for name, parameters in _clipped_together(self.job.model).items()
+            for name, parameters in self._clipped.items()
         }
         # One process's share of a step counts once, however it is cut.
         self.meter.merge([{"loss": Sum(0.0, 1.0 / self.world_size)}])

@@ -75,8 +75,8 @@ inline uvec load_pair(const uint32_t *p) {
     return v;
 }
 inline void store_pair(uint32_t *p, vec even, vec odd) {
-    uvec both = rounded(even) >> 16 | rounded(odd);
-    std::memcpy(p, &both, sizeof both);
+    uvec pairs = rounded(even) >> 16 | rounded(odd);
+    std::memcpy(p, &pairs, sizeof pairs);
 }
 
 inline vec sigmoid(vec x) {

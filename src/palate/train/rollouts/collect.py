@@ -125,20 +125,17 @@ class Collector:
         alike: dict[tuple[int, int], list[int]] = {}
         for index in here:
             alike.setdefault((self._samples[index], times[index]), []).append(index)
-        responses: dict[int, list[Response]] = {}
+        groups: list[Group] = []
         for (before, count), places in alike.items():
             asked = replace(
                 sampling,
                 samples_per_prompt=count * recipe.num_generations,
                 first_sample=before * recipe.num_generations,
             )
-            for completion in self._generate(places, asked, rollout.number):
-                index = places[completion.prompt]
-                responses.setdefault(index, []).append(_response(index, completion))
+            groups += _grouped(self._generate(places, asked, rollout.number), places)
         self._samples.update(times)
         self._count([self.engine.take_counts()], rollout)
-        gathered = _gathered([Group(prompt=i, responses=r) for i, r in responses.items()])
-        by_prompt = {group.prompt: group for group in gathered}
+        by_prompt = {group.prompt: group for group in _gathered(groups)}
         _add(rollout.seconds, "generate", time.monotonic() - started)
         # A server may have dropped all responses to a prompt, which it counts.
         return [by_prompt[index] for index in times if index in by_prompt]
@@ -165,15 +162,10 @@ class Collector:
         """Scored responses to prompts, always with the same draws; of this process alone."""
         sampling = replace(self._sampling(HELD_OUT), samples_per_prompt=samples)
         prompts = [self.prompts[index].to_sample() for index in indices]
-        responses: dict[int, list[Response]] = {index: [] for index in indices}
-        for completion in self.engine.generate(prompts, sampling):
-            index = indices[completion.prompt]
-            responses[index].append(_response(index, completion))
-        scored = self._scores([Group(prompt=i, responses=r) for i, r in responses.items()])
-        for group, scores in zip(responses.values(), scored, strict=True):
-            for response, score in zip(group, scores, strict=True):
-                response.take(score)
-        return [response for group in responses.values() for response in group]
+        groups = _grouped(self.engine.generate(prompts, sampling), indices)
+        for group, scores in zip(groups, self._scores(groups), strict=True):
+            group.take(scores)
+        return [response for group in groups for response in group.responses]
 
     def _sampling(self, number: int) -> Sampling:
         recipe = self.recipe.rollout
@@ -198,8 +190,7 @@ class Collector:
         by_prompt = dict(_gathered(here))
         self._count([Counter(self.scorer.counts) - before], rollout)
         for group in groups:
-            for response, score in zip(group.responses, by_prompt[group.prompt], strict=True):
-                response.take(score)
+            group.take(by_prompt[group.prompt])
         unscored = [r for g in groups for r in g.responses if r.score is None]
         if unscored and self.recipe.reward.unscored == "stop":
             raise RunError(
@@ -251,6 +242,20 @@ def _asked(prompt: PolicyPrompt, responses: Sequence[Response]) -> ScoredGroup:
         columns=prompt.columns,
         response_ids=tuple(r.response_ids for r in responses),
     )
+
+
+def _grouped(completions: Sequence[Completion], indices: Sequence[int]) -> list[Group]:
+    """Completions as the responses to their prompts.
+
+    Args:
+        indices: of the prompts that were asked.
+    """
+    groups: dict[int, Group] = {}
+    for completion in completions:
+        index = indices[completion.prompt]
+        group = groups.setdefault(index, Group(prompt=index, responses=[]))
+        group.responses.append(_response(index, completion))
+    return list(groups.values())
 
 
 def _response(prompt: int, completion: Completion) -> Response:

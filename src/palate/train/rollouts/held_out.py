@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from palate.data.items import Item, Tokens
 from palate.data.prompts import PolicyPrompt
+from palate.models.limits import NO_LIMIT
 from palate.models.model import Model
 from palate.models.reference import Reference
 from palate.train.objectives.policy import scored_temperature
@@ -18,7 +19,8 @@ from palate.train.rollouts.collect import Collector
 from palate.train.rollouts.figures import score_figures
 from palate.train.rollouts.measure import measure
 from palate.train.rollouts.responses import Response
-from palate.train.sources.offline import BatchPlan, Collate, micro_batch
+from palate.train.rollouts.updates import slots_by_tokens
+from palate.train.sources.offline import Collate, micro_batch
 
 
 @dataclass
@@ -57,11 +59,8 @@ class HeldOutPrompts:
     def _kl(self, responses: Sequence[Response]) -> np.ndarray:
         """[n] log-ratio of each response, policy to reference."""
         items = [Item.of(self.prompts[r.prompt].tokens, Tokens(r.response_ids)) for r in responses]
-        limit = self.collector.recipe.train.micro_batch_tokens
-        plan = BatchPlan(
-            batch_size=len(items), micro_batch_size=len(items), micro_batch_tokens=limit
-        )
-        slots = plan.micro_batches(range(len(items)), [item.n_tokens for item in items])
+        limit = self.collector.recipe.train.micro_batch_tokens or NO_LIMIT
+        slots = slots_by_tokens(items, limit)
         measured = measure(
             self.model,
             (micro_batch([items[i] for i in slot], self.collate) for slot in slots),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +74,11 @@ class Group:
     def is_equal(self) -> bool:
         """Whether all rewards are one number, bit for bit; so is a group of fewer than two."""
         return len({response.reward for response in self.trained}) < 2
+
+    def take(self, scores: Sequence[Score]) -> None:
+        """Sets what a scorer said of each response."""
+        for response, score in zip(self.responses, scores, strict=True):
+            response.take(score)
 
     def drop(self, reason: str) -> None:
         """Leaves out those that are still trained on."""

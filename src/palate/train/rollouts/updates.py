@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from palate.data.items import Item, Tokens
 from palate.data.items import Rollout as Label
 from palate.data.prompts import PolicyPrompt
+from palate.models.limits import NO_LIMIT
 from palate.recipes.rl import RlRecipe
 from palate.recipes.rl_algorithms import OnlineDpo
 from palate.train.rollouts.pairs import pair_items
 from palate.train.rollouts.responses import Group, Response, Rollout
 from palate.train.sources.offline import BatchPlan, Slot
-
-LARGE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Cutter:
 
     @property
     def _most_tokens(self) -> int:
-        return self.recipe.train.micro_batch_tokens or LARGE
+        return self.recipe.train.micro_batch_tokens or NO_LIMIT
 
     def updates(self, rollout: Rollout) -> list[Update]:
         """The updates on a rollout, pass after pass, in their order."""
@@ -61,7 +60,10 @@ class Cutter:
             for part in _parts(order, self._n_parts(rollout)):
                 items = [item for group in part for item in self.items(group, rollout)]
                 if items:
-                    updates.append(Update(items, self._slots(items)))
+                    slots = slots_by_tokens(
+                        items, self._most_tokens, rank=self.rank, world_size=self.world_size
+                    )
+                    updates.append(Update(items, slots))
         return updates
 
     def _n_parts(self, rollout: Rollout) -> int:
@@ -72,16 +74,6 @@ class Cutter:
         size = recipe.rollout.batch_size_prompts * recipe.rollout.num_generations
         # By responses: a prompt that was drawn twice is one group of twice as many.
         return math.ceil(sum(len(group.responses) for group in rollout.groups) / size)
-
-    def _slots(self, items: Sequence[Item]) -> list[Slot]:
-        plan = BatchPlan(
-            batch_size=len(items),
-            micro_batch_size=LARGE,
-            micro_batch_tokens=self._most_tokens,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        return plan.micro_batches(range(len(items)), [item.n_tokens for item in items])
 
     def items(self, group: Group, rollout: Rollout) -> list[Item]:
         """A group as pairs, or as items of as many tokens as a micro-batch may have."""
@@ -127,6 +119,20 @@ class Cutter:
             id=prompt.id,
             source=prompt.source,
         )
+
+
+def slots_by_tokens(
+    items: Sequence[Item], most_tokens: int, *, rank: int = 0, world_size: int = 1
+) -> list[Slot]:
+    """The micro-batches of one process, of `most_tokens` each at most."""
+    plan = BatchPlan(
+        batch_size=len(items),
+        micro_batch_size=len(items),
+        micro_batch_tokens=most_tokens,
+        rank=rank,
+        world_size=world_size,
+    )
+    return plan.micro_batches(range(len(items)), [item.n_tokens for item in items])
 
 
 def keys_of(item: Item) -> list[tuple[int, int]]:

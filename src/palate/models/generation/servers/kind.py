@@ -14,6 +14,8 @@ from palate.models.generation.engine import Sampling
 from palate.store.http import HttpClient, brief
 
 Json = dict[str, Any]
+NEVER = -100.0
+"""Added to the logit of a token that is not to be drawn; the least that OpenAI's protocol takes."""
 FEW_ALTERNATIVES = 5
 """Of the first token, where the probe reads how probabilities are given."""
 
@@ -72,7 +74,6 @@ class Kind(Protocol):
         name: with its version.
         filters: its log-probs are of the distribution after top-p and top-k, too.
         images: it can be asked about images so that the tokens of its prompt are known.
-        lengths_in_models: /models says how long its context is.
         raw_hint: what to start it with where its log-probs are of another distribution.
     """
 
@@ -102,6 +103,24 @@ class Kind(Protocol):
     def weights(self) -> str | None:
         """The label of the weights that it has; None where it does not tell."""
         ...
+
+
+def plain_sampling(wanted: Wanted) -> Json:
+    """What both kinds call alike: all that a model's own generation settings could change."""
+    sampling = wanted.sampling
+    settings: Json = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": list(wanted.stops),
+    }
+    if wanted.never:
+        settings["logit_bias"] = {str(token): NEVER for token in wanted.never}
+    return settings
 
 
 def no_ids(client: HttpClient) -> Exception:

@@ -15,11 +15,9 @@ from palate.models.generation.servers.kind import (
     control,
     no_ids,
     numbers,
+    plain_sampling,
 )
 from palate.store.http import HttpClient, brief
-
-NEVER = -100.0
-"""Added to the logit of a token that is not to be drawn."""
 
 
 class Sglang:
@@ -44,18 +42,9 @@ class Sglang:
         params: Json = {
             "max_new_tokens": sampling.max_new_tokens,
             "min_new_tokens": sampling.min_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
             "sampling_seed": wanted.seed,
-            "stop_token_ids": list(wanted.stops),
+            **plain_sampling(wanted),
         }
-        if wanted.never:
-            params["logit_bias"] = {str(token): NEVER for token in wanted.never}
         body: Json = {
             "input_ids": list(wanted.ids),
             "sampling_params": params,

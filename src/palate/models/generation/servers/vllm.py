@@ -18,13 +18,12 @@ from palate.models.generation.servers.kind import (
     control,
     no_ids,
     numbers,
+    plain_sampling,
 )
 from palate.store.http import HttpClient, brief
 
 TOKEN = "token_id:"
 """What vLLM writes before ids in the place of tokens."""
-NEVER = -100.0
-"""Added to the logit of a token that is not to be drawn; the least that OpenAI's protocol takes."""
 DEV_MODE = "start it with VLLM_SERVER_DEV_MODE=1"
 LORA_MODE = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 _CACHE_TRIES, _CACHE_WAIT_SECONDS = 20, 0.25
@@ -54,22 +53,13 @@ class Vllm:
             "model": wanted.adapter or wanted.model,
             "max_tokens": sampling.max_new_tokens,
             "min_tokens": sampling.min_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
             "seed": wanted.seed,
             # Without it the served model's own stop tokens would end responses, too.
             "ignore_eos": True,
-            "stop_token_ids": list(wanted.stops),
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
+            **plain_sampling(wanted),
         }
-        if wanted.never:
-            body["logit_bias"] = {str(token): NEVER for token in wanted.never}
         if wanted.turns is None:
             body |= {"prompt": list(wanted.ids), "logprobs": wanted.alternatives}
             return f"{self._client.base}/completions", body

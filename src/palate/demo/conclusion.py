@@ -154,8 +154,7 @@ def _matched_line(
 ) -> str:
     parts = []
     for name, (value, ci) in differences.items():
-        verdict = "better" if ci[0] > 0 else "worse" if ci[1] < 0 else "not distinguishable"
-        parts.append(f"{name} {signed(value, ci)}, {verdict}")
+        parts.append(f"{name} {signed(value, ci)}, {verdict_of(ci)}")
     return (
         f"At matched sequence KL ({span[0]:.1f} to {span[1]:.1f} nats), reward against {first}'s "
         f"{levels[first]:.2f}: {'; '.join(parts)}."
@@ -174,14 +173,27 @@ def _no_range_line(curves: Sequence[Curve]) -> str:
 def _cost_line(
     kls: Mapping[str, tuple[float, Interval]], base_entropy: float, curves: Sequence[Curve]
 ) -> str:
+    words = distance_words(kls, base_entropy, curves)
+    return f"Distance from the base model at the end, {words}"
+
+
+def distance_words(
+    kls: Mapping[str, tuple[float, Interval]], base_entropy: float, curves: Sequence[Curve]
+) -> str:
+    """How far methods are from the base model, and their entropies."""
     far = ", ".join(
         f"{name} {value:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for name, (value, ci) in kls.items()
     )
     entropy = ", ".join(f"{c.name} {c.entropy[-1]:.2f}" for c in curves)
     return (
-        f"Distance from the base model at the end, KL(policy||base) a response: {far} nats; "
-        f"next-token entropy {base_entropy:.2f} before, after {entropy} nats."
+        f"KL(policy||base) a response: {far} nats; next-token entropy {base_entropy:.2f} before, "
+        f"after {entropy} nats."
     )
+
+
+def verdict_of(ci: Interval) -> str:
+    """What an interval of a difference says."""
+    return "better" if ci[0] > 0 else "worse" if ci[1] < 0 else "not distinguishable"
 
 
 def signed(value: float, ci: Interval) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from palate.demo.model import DemoModel, packaged_model
 from palate.demo.presets import FULL, METHODS, QUICK, Preset, eval_recipe, tune_recipe
 from palate.demo.quiet import quiet_libraries
 from palate.memory import kept_memory
-from palate.recipes.schema import DemoRecipe, ModelRecipe
+from palate.recipes.evaluation import EvalRecipe
+from palate.recipes.schema import DemoRecipe, LengthRecipe, ModelRecipe
 from palate.store.durations import duration
 from palate.store.files import read_json, read_jsonl
 from palate.store.folder import RunFolder, comparable, is_finished
@@ -56,17 +57,34 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
 
         return online_demo(recipe, console=console)
     console = console or Console(stderr=True)
-    begun = time.monotonic()
     root = recipe.output_dir / ("quick" if recipe.quick else "full")
     stages = demo_stages(recipe, root, QUICK if recipe.quick else FULL, console)
+    return run_demo(recipe, root, stages, (*METHODS, EVALUATION), TITLE, console)
+
+
+def run_demo(
+    recipe: DemoRecipe,
+    root: Path,
+    stages: Sequence[Stage],
+    runs: Sequence[str],
+    title: str,
+    console: Console,
+) -> Path:
+    """Runs the stages of a demonstration, of which CONCLUSION is one, and writes its report.
+
+    Args:
+        runs: folders in `root` that the report shows, beside `root`, which brings the conclusion.
+
+    Returns:
+        The path of report.html.
+    """
+    begun = time.monotonic()
     with RunFolder.open(recipe, root), quiet_libraries(), kept_memory():
         records = run_stages(stages, root, console=console)
 
     from palate.report import write_report
 
-    # The demonstration's own folder brings the conclusion.
-    folders = [root, *(root / method for method in METHODS), root / EVALUATION]
-    path = write_report(folders, root / "report.html", TITLE)
+    path = write_report([root, *(root / run for run in runs)], root / "report.html", title)
     console.print(f"  done in {duration(time.monotonic() - begun)}", highlight=False)
     out = Console()
     for line in records[CONCLUSION].result["lines"]:
@@ -77,6 +95,7 @@ def demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
 def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console) -> list[Stage]:
     """The demonstration's stages, for `run_stages`."""
     seed = recipe.seed
+    evaluation = eval_recipe(root, preset=preset, seed=seed, resume=False)
 
     def model_of(results: Results) -> str:
         return str(results[MODEL]["path"])
@@ -100,7 +119,7 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
             inputs=recipe.model,
             always=True,
             seconds=45.0,
-            run=lambda *_: dataclasses.asdict(_model(recipe, console)),
+            run=lambda *_: dataclasses.asdict(base_model(recipe, packaged_model, console)),
         ),
         Stage(
             name=DATA,
@@ -114,10 +133,10 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
         Stage(
             name=EVALUATION,
             title="Held-out openings: reward, KL, diversity",
-            inputs=comparable(eval_recipe(root, preset=preset, seed=seed, resume=False)),
+            inputs=comparable(evaluation),
             needs=(*METHODS,),
             seconds=50.0 if recipe.quick else 210.0,
-            run=lambda *_: _evaluate(root, preset, seed, console),
+            run=lambda *_: run_evaluation(evaluation, console),
         ),
         Stage(
             name=CONCLUSION,
@@ -130,14 +149,20 @@ def demo_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console
     ]
 
 
-def _model(recipe: DemoRecipe, console: Console) -> DemoModel:
+def base_model(
+    recipe: DemoRecipe,
+    packaged: Callable[[Callable[[str], None]], DemoModel],
+    console: Console,
+) -> DemoModel:
+    """The recipe's model, or the one that packages hold; says which, and on what terms."""
+
     def say(text: str) -> None:
         console.print(f"  {text}", highlight=False, markup=False)
 
     if recipe.model is not None:
         say(recipe.model)
         return DemoModel(path=recipe.model, name=recipe.model, terms=None)
-    model = packaged_model(say)
+    model = packaged(say)
     say(model.name)
     if model.terms is not None:
         say(f"{model.terms} (a copy is in {model.path})")
@@ -145,25 +170,43 @@ def _model(recipe: DemoRecipe, console: Console) -> DemoModel:
 
 
 def _feedback(root: Path, preset: Preset, model: str, seed: int, console: Console) -> None:
+    recipe = tune_recipe(
+        root, next(iter(METHODS)), model=model, preset=preset, seed=seed, resume=False
+    )
+    write_rated(root / "data", preset, model, recipe.data.length, seed=seed, console=console)
+
+
+def write_rated(
+    folder: Path,
+    preset: Preset,
+    model: str,
+    length: LengthRecipe,
+    *,
+    seed: int,
+    console: Console,
+    candidates: int | None = None,
+) -> None:
+    """Writes the base model's rated continuations; see `write_feedback`.
+
+    Args:
+        length: limits of the openings.
+    """
     from palate.data.encode import Encoder
     from palate.models.loading import load_policy, load_tokenizer
 
     base = ModelRecipe(path=model)
-    recipe = tune_recipe(
-        root, next(iter(METHODS)), model=model, preset=preset, seed=seed, resume=False
-    )
 
     def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-        encoder = Encoder(tokenizer, base.chat_template, recipe.data.length)
-        return encoder.encode_prompt(text).ids
+        return Encoder(tokenizer, base.chat_template, length).encode_prompt(text).ids
 
     write_feedback(
-        root / "data",
+        folder,
         preset,
         load=lambda: (load_policy(base).requires_grad_(False), load_tokenizer(base)),
         encode=encode,
         seed=seed,
         console=console,
+        candidates=candidates,
     )
 
 
@@ -176,12 +219,12 @@ def _tune(root: Path, method: str, model: str, preset: Preset, seed: int) -> Non
     tune(tune_recipe(root, method, model=model, preset=preset, seed=seed, resume=resume))
 
 
-def _evaluate(root: Path, preset: Preset, seed: int, console: Console) -> Result:
+def run_evaluation(recipe: EvalRecipe, console: Console) -> Result:
+    """Evaluates, from where it was stopped if it was."""
     from palate.evaluate import evaluate
 
-    resume = (root / "evaluation" / "recipe.yaml").exists()
-    recipe = eval_recipe(root, preset=preset, seed=seed, resume=resume)
-    evaluate(recipe, console=console)
+    resume = (recipe.output_dir / "recipe.yaml").exists()
+    evaluate(recipe.model_copy(update={"resume": resume}), console=console)
     return {"confidence": recipe.confidence}
 
 

@@ -17,10 +17,12 @@ from palate.demo.conclusion import (
     GRID,
     RESAMPLES,
     Curve,
+    distance_words,
     gain_line,
     interpolate,
     signed,
     table,
+    verdict_of,
     with_interval,
 )
 from palate.evaluate.matched_kl import common_range
@@ -161,14 +163,10 @@ def _documents(comparisons: Mapping[str, Matched | None]) -> dict[str, Any]:
 def _distance_line(
     kls: Mapping[str, tuple[float, Interval]], base_entropy: float, curves: Sequence[Curve]
 ) -> str:
-    far = ", ".join(
-        f"{name} {value:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for name, (value, ci) in kls.items()
-    )
-    entropy = ", ".join(f"{c.name} {c.entropy[-1]:.2f}" for c in curves)
     return (
-        f"They are this far from the base model, KL(policy||base) a response: {far} nats; "
-        f"next-token entropy {base_entropy:.2f} before, after {entropy} nats. Each was trained "
-        "once: the intervals are over openings, and another seed may come out otherwise."
+        f"They are this far from the base model, {distance_words(kls, base_entropy, curves)} Each "
+        "was trained once: the intervals are over openings, and another seed may come out "
+        "otherwise."
     )
 
 
@@ -180,12 +178,10 @@ def _matched_line(
         if m is None:
             parts.append(f"{name} has no KL in common with it")
             continue
-        low, high = m.interval
-        verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
         share = f"{m.share:.0%} of its gain, " if shares and m.share is not None else ""
         parts.append(
             f"{name} {signed(m.value, m.interval)} from {m.span[0]:.1f} to {m.span[1]:.1f} nats, "
-            f"{share}{verdict}"
+            f"{share}{verdict_of(m.interval)}"
         )
     return f"Reward at matched KL against {yardstick}: {'; '.join(parts)}."
 

@@ -10,14 +10,12 @@ alarms say so.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from palate.demo.model import DemoModel
 from palate.demo.online.best_of_n import best_of_n_curve, read_ratings, write_evaluation
 from palate.demo.online.conclusion import Collapse, conclude
 from palate.demo.online.presets import (
@@ -31,18 +29,24 @@ from palate.demo.online.presets import (
     tune_recipe,
 )
 from palate.demo.presets import METHODS
-from palate.demo.quiet import quiet_libraries
-from palate.demo.run import read_curves
+from palate.demo.run import (
+    CONCLUSION,
+    DATA,
+    EVALUATION,
+    MODEL,
+    base_model,
+    read_curves,
+    run_demo,
+    run_evaluation,
+    write_rated,
+)
 from palate.demo.smollm2 import packaged_smollm2
-from palate.memory import kept_memory
-from palate.recipes.schema import DemoRecipe, ModelRecipe, TuneRecipe
-from palate.store.durations import duration
+from palate.recipes.schema import DemoRecipe, TuneRecipe
 from palate.store.files import read_jsonl, write_json
-from palate.store.folder import RunFolder, comparable, is_finished
+from palate.store.folder import comparable, is_finished
 from palate.store.records import Conclusion, write_record
-from palate.store.stages import Result, Results, Stage, run_stages
+from palate.store.stages import Result, Stage
 
-MODEL, DATA, EVALUATION, CONCLUSION = "model", "data", "evaluation", "conclusion"
 BEST_OF_N = "best-of-n"
 SECONDS: dict[str, tuple[float, float]] = {
     DATA: (36.0, 12.0),
@@ -72,27 +76,17 @@ def online_demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
         PalateError: a package is missing; another demonstration is in the folder.
     """
     console = console or Console(stderr=True)
-    begun = time.monotonic()
     root = recipe.output_dir / ("online-quick" if recipe.quick else "online")
     preset = QUICK if recipe.quick else FULL
     stages = online_stages(recipe, root, preset, console)
-    with RunFolder.open(recipe, root), quiet_libraries(), kept_memory():
-        records = run_stages(stages, root, console=console)
-
-    from palate.report import write_report
-
     runs = (*ALGORITHMS, *preset.offline, EVALUATION, BEST_OF_N, COLLAPSE)
-    path = write_report([root, *(root / run for run in runs)], root / "report.html", TITLE)
-    console.print(f"  done in {duration(time.monotonic() - begun)}", highlight=False)
-    out = Console()
-    for line in records[CONCLUSION].result["lines"]:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-    return path
+    return run_demo(recipe, root, stages, runs, TITLE, console)
 
 
 def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console) -> list[Stage]:
     """The demonstration's stages, for `run_stages`."""
     seed, sizes = recipe.seed, dataclasses.asdict(preset)
+    evaluation = eval_recipe(root, preset=preset, seed=seed, resume=False)
 
     def seconds(stage: str) -> float:
         return SECONDS[stage][recipe.quick]
@@ -118,7 +112,7 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             inputs=recipe.model,
             always=True,
             seconds=10.0,
-            run=lambda *_: dataclasses.asdict(_model(recipe, console)),
+            run=lambda *_: dataclasses.asdict(base_model(recipe, packaged_smollm2, console)),
         ),
         Stage(
             name=DATA,
@@ -126,7 +120,15 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
             inputs={"preset": sizes, "seed": seed},
             needs=(MODEL,),
             seconds=seconds(DATA),
-            run=lambda _, results: _feedback(root, preset, results, seed, console),
+            run=lambda _, results: write_rated(
+                root / "data",
+                preset.pairs,
+                str(results[MODEL]["path"]),
+                evaluation.length,
+                seed=seed,
+                console=console,
+                candidates=preset.best_of,
+            ),
         ),
         *(
             training(run, f"Learning online with {name}", rl_recipe)
@@ -140,10 +142,10 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
         Stage(
             name=EVALUATION,
             title="Held-out openings: reward, KL, diversity",
-            inputs=comparable(eval_recipe(root, preset=preset, seed=seed, resume=False)),
+            inputs=comparable(evaluation),
             needs=(*ALGORITHMS, *preset.offline),
             seconds=seconds(EVALUATION),
-            run=lambda *_: _evaluate(root, preset, seed, console),
+            run=lambda *_: run_evaluation(evaluation, console),
         ),
         Stage(
             name=CONCLUSION,
@@ -156,42 +158,6 @@ def online_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Conso
     ]
 
 
-def _model(recipe: DemoRecipe, console: Console) -> DemoModel:
-    def say(text: str) -> None:
-        console.print(f"  {text}", highlight=False, markup=False)
-
-    if recipe.model is not None:
-        say(recipe.model)
-        return DemoModel(path=recipe.model, name=recipe.model, terms=None)
-    model = packaged_smollm2(say)
-    say(model.name)
-    if model.terms is not None:
-        say(model.terms)
-    return model
-
-
-def _feedback(root: Path, preset: Preset, results: Results, seed: int, console: Console) -> None:
-    from palate.data.encode import Encoder
-    from palate.demo.feedback import write_feedback
-    from palate.models.loading import load_policy, load_tokenizer
-
-    base = ModelRecipe(path=str(results[MODEL]["path"]))
-    length = eval_recipe(root, preset=preset, seed=seed, resume=False).length
-
-    def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-        return Encoder(tokenizer, base.chat_template, length).encode_prompt(text).ids
-
-    write_feedback(
-        root / "data",
-        preset.pairs,
-        load=lambda: (load_policy(base).requires_grad_(False), load_tokenizer(base)),
-        encode=encode,
-        seed=seed,
-        console=console,
-        candidates=preset.best_of,
-    )
-
-
 def _train(folder: Path, planned: Callable[[str, bool], Any], model: str) -> None:
     """Trains a stage's run, from where it was stopped if it was."""
     from palate.train import tune
@@ -201,15 +167,6 @@ def _train(folder: Path, planned: Callable[[str, bool], Any], model: str) -> Non
         return
     recipe = planned(model, (folder / "status.json").exists())
     (tune if isinstance(recipe, TuneRecipe) else rl)(recipe)
-
-
-def _evaluate(root: Path, preset: Preset, seed: int, console: Console) -> Result:
-    from palate.evaluate import evaluate
-
-    resume = (root / EVALUATION / "recipe.yaml").exists()
-    recipe = eval_recipe(root, preset=preset, seed=seed, resume=resume)
-    evaluate(recipe, console=console)
-    return {"confidence": recipe.confidence}
 
 
 def _conclude(root: Path, preset: Preset, seed: int, confidence: float) -> Result:

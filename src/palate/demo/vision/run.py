@@ -9,14 +9,13 @@ none of them has seen.
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from palate.demo.model import DemoModel
-from palate.demo.quiet import quiet_libraries
+from palate.demo.run import run_demo
 from palate.demo.vision import measures
 from palate.demo.vision import pairs as files
 from palate.demo.vision.conclusion import conclude
@@ -32,13 +31,11 @@ from palate.demo.vision.presets import (
     policy_recipe,
     reward_recipe,
 )
-from palate.memory import kept_memory
 from palate.recipes.schema import DemoRecipe
-from palate.store.durations import duration
 from palate.store.files import read_json, write_json
-from palate.store.folder import RunFolder, comparable, is_finished
+from palate.store.folder import comparable, is_finished
 from palate.store.records import Conclusion, write_record
-from palate.store.stages import Result, Results, Stage, run_stages
+from palate.store.stages import Result, Results, Stage
 
 MODEL, DATA, ALIGN, ALIGNED, REWARD = "model", "data", "align", "aligned", "reward"
 BASELINES, ANSWERS, CONCLUSION = "baselines", "answers", "conclusion"
@@ -63,21 +60,9 @@ def vision_demo(recipe: DemoRecipe, *, console: Console | None = None) -> Path:
         PalateError: a package is missing; another demonstration is in the folder.
     """
     console = console or Console(stderr=True)
-    begun = time.monotonic()
     root = recipe.output_dir / ("vision-quick" if recipe.quick else "vision")
     stages = vision_stages(recipe, root, QUICK if recipe.quick else FULL, console)
-    with RunFolder.open(recipe, root), quiet_libraries(), kept_memory():
-        records = run_stages(stages, root, console=console)
-
-    from palate.report import write_report
-
-    folders = [root, root / REWARD, *(root / run for run in RUNS), root / ALIGN]
-    path = write_report(folders, root / "report.html", TITLE)
-    console.print(f"  done in {duration(time.monotonic() - begun)}", highlight=False)
-    out = Console()
-    for line in records[CONCLUSION].result["lines"]:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-    return path
+    return run_demo(recipe, root, stages, (REWARD, *RUNS, ALIGN), TITLE, console)
 
 
 def vision_stages(recipe: DemoRecipe, root: Path, preset: Preset, console: Console) -> list[Stage]:

@@ -6,12 +6,12 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from palate.data.build import build
 from palate.data.encode import Encoder
 from palate.data.items import Item, Tokens, sequence_key
-from palate.data.prompts import read_prompts
+from palate.data.prompts import prompts_digest, read_prompts
 from palate.data.schema import Content
 from palate.errors import RecipeError, RunError
 from palate.evaluate.held_out_look import HeldOutLook
@@ -22,6 +22,7 @@ from palate.recipes.rl import RlRecipe
 from palate.recipes.schema import DataRecipe, LengthRecipe
 from palate.rewards import make_scorer
 
+P = TypeVar("P")
 Part = Literal["whole", "held out"]
 """Evaluate on everything that is read, or on the part that a run has held out of it."""
 
@@ -162,7 +163,7 @@ def build_eval_data(
     )
 
 
-def _drawn(recipe: EvalRecipe, prompts: Sequence[Prompt]) -> list[Prompt]:
+def _drawn(recipe: EvalRecipe, prompts: Sequence[P]) -> list[P]:
     """Those that are sampled, in order."""
     if recipe.sampling is None:
         return []
@@ -176,6 +177,7 @@ def _of_prompts(recipe: EvalRecipe, encoder: Encoder) -> EvalData:
     asked = read_prompts(
         PromptsRecipe(train=recipe.prompts), encoder, seed=recipe.seed, make_scorer=make_scorer
     )
+    drawn = _drawn(recipe, asked.train)
     prompts = [
         Prompt(
             id=prompt.id,
@@ -186,20 +188,15 @@ def _of_prompts(recipe: EvalRecipe, encoder: Encoder) -> EvalData:
             tokens=prompt.tokens,
             columns=prompt.columns,
         )
-        for prompt in asked.train
+        for prompt in drawn
     ]
-    drawn = _drawn(recipe, prompts)
-    digest = hashlib.sha256()
-    for prompt in drawn:
-        digest.update(sequence_key(prompt.tokens, Tokens(())).encode())
-        digest.update(repr(sorted(prompt.columns.items())).encode())
     sources = [source | {"split_role": "eval"} for source in asked.report["sources"]]
     report = asked.report | {"sources": sources, "train": None, "eval": asked.report["train"]}
     return EvalData(
         pairs=[],
         prompt_ids=[],
-        prompts=drawn,
+        prompts=prompts,
         report=report,
         quarantine=asked.quarantine,
-        digest=digest.hexdigest(),
+        digest=prompts_digest(drawn),
     )

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import set_seed
 
 from palate.data.encode import Encoder
 from palate.data.items import Item
 from palate.data.layouts import Layout
-from palate.data.prompts import PolicyPrompt, PolicyPrompts, prompt_draws, read_prompts
+from palate.data.prompts import PolicyPrompts, prompt_draws, prompts_digest, read_prompts
 from palate.data.scorer import Scorer
 from palate.errors import RecipeError
 from palate.models.generation.engine import Engine
 from palate.models.generation.local import LocalEngine
 from palate.models.limits import padding_id
-from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.reference import LiveReference, build_live_reference
 from palate.models.reward_config import Scale
 from palate.models.reward_files import load_reward_model
 from palate.models.stop_tokens import add_stop_tokens
 from palate.models.value import add_value, check_begins_value, value_parameters
-from palate.models.verdicts import kept_start_check
 from palate.recipes.rl import KlRecipe, RlRecipe, ValueRecipe
 from palate.recipes.rl_algorithms import OnlineDpo, Ppo
 from palate.recipes.rl_engines import ServerEngine
@@ -49,7 +43,7 @@ from palate.train.rollouts.collect import Collector
 from palate.train.rollouts.held_out import HeldOutPrompts
 from palate.train.sources.offline import BatchPlan
 from palate.train.sources.rollout import RolloutSource
-from palate.train.training_run import Frame, RunResult, in_background
+from palate.train.training_run import Frame, RunResult
 
 
 def rl(recipe: RlRecipe, *, quiet: bool = False, scorer: Scorer | None = None) -> RunResult:
@@ -101,13 +95,7 @@ class RlRun(Frame):
     def start(self, folder: RunFolder) -> tuple[Job, Encoder]:
         """Everything up to the first step."""
         recipe = self.recipe
-        set_seed(recipe.seed)
-        policy = load_policy(recipe.model, memory_mb=recipe.train.head_memory_mb)
-        policy.to(self.state.device)
-        digest = in_background(partial(weights_digest, policy.hf))
-        tokenizer = load_tokenizer(recipe.model)
-        self.pictures(policy, tokenizer)
-        kept_start_check(policy, beside=recipe.output_dir)
+        policy, tokenizer, digest = self.starting_policy(memory_mb=recipe.train.head_memory_mb)
         length = recipe.length.of_encoder()
         encoder = Encoder(tokenizer, recipe.model.chat_template, length, policy.pictures)
         with self.state.main_process_first():
@@ -309,8 +297,8 @@ class RlRun(Frame):
             identity={
                 "base weights": digest,
                 "reference": entry,
-                "training prompts": _digest(prompts.train),
-                "held-out prompts": _digest(prompts.eval),
+                "training prompts": prompts_digest(prompts.train),
+                "held-out prompts": prompts_digest(prompts.eval),
                 "reward": self._reward_identity(),
                 "layout": layout,
             },
@@ -332,15 +320,6 @@ def _measures_reference(kl: KlRecipe | None) -> bool:
     """Whether the reference is run beside the policy where a rollout is measured; an exact KL runs
     it in every update."""
     return kl is not None and (kl.form != "exact" or kl.target is not None)
-
-
-def _digest(prompts: Sequence[PolicyPrompt]) -> str:
-    """Hex SHA-256 of prompts and of what rewards read beside them, in order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(repr(prompt.tokens).encode())
-        digest.update(repr((prompt.id, sorted(prompt.columns.items()))).encode())
-    return digest.hexdigest()
 
 
 def total_steps(recipe: RlRecipe, n: int) -> int:

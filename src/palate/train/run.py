@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
-
-from transformers import set_seed
 
 from palate.data.build import Dataset, build
 from palate.data.encode import Encoder
@@ -14,11 +11,9 @@ from palate.errors import RecipeError
 from palate.memory import kept_memory
 from palate.models.cache import CachedReference
 from palate.models.limits import padding_id
-from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.reference import Reference, build_reference
 from palate.models.stop_tokens import add_stop_tokens
-from palate.models.verdicts import kept_start_check
 from palate.recipes.losses import Loss
 from palate.recipes.schema import ReferenceRecipe, SftRecipe, TuneRecipe
 from palate.store.folder import RunFolder
@@ -35,7 +30,7 @@ from palate.train.preflight import (
     save_memory,
 )
 from palate.train.summary import held_out
-from palate.train.training_run import RunResult, Start, TrainingRun, in_background
+from palate.train.training_run import RunResult, Start, TrainingRun
 
 
 def tune(recipe: TuneRecipe, *, quiet: bool = False) -> RunResult:
@@ -101,16 +96,11 @@ class PolicyRun(TrainingRun):
         self._measure(loop, start)
 
     def start(self, folder: RunFolder) -> Start:
-        set_seed(self.recipe.seed)
-        policy = load_policy(self.recipe.model, memory_mb=self.recipe.train.head_memory_mb)
-        policy.to(self.state.device)
-        digest = in_background(partial(weights_digest, policy.hf))
-        tokenizer = load_tokenizer(self.recipe.model)
-        pictures = self.pictures(policy, tokenizer)
-        kept_start_check(policy, beside=self.recipe.output_dir)
+        memory_mb = self.recipe.train.head_memory_mb
+        policy, tokenizer, digest = self.starting_policy(memory_mb=memory_mb)
         objective = self._objective()
         encoder = Encoder(
-            tokenizer, self.recipe.model.chat_template, self.recipe.data.length, pictures
+            tokenizer, self.recipe.model.chat_template, self.recipe.data.length, policy.pictures
         )
         # One process reads first, so that a shared cache of converted files is written once.
         with self.state.main_process_first():

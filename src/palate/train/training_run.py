@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from palate.data.build import Dataset
@@ -20,9 +22,11 @@ from palate.data.encode import Encoder
 from palate.data.items import Item, items_digest
 from palate.data.layouts import Layout
 from palate.memory import kept_memory
+from palate.models.loading import load_policy, load_tokenizer, weights_digest
 from palate.models.model import Model
 from palate.models.pictures import IMAGES, Pictures, open_pictures
 from palate.models.reference import Reference
+from palate.models.verdicts import kept_start_check
 from palate.recipes.images import ImagesRecipe
 from palate.recipes.reward import RewardRecipe
 from palate.recipes.rl import RlRecipe
@@ -102,6 +106,23 @@ class Frame(ABC):
                 self.fill(folder)
             self._report(folder)
         return RunResult(path=folder.path, metrics=last_metrics(folder.path))
+
+    def starting_policy(self, *, memory_mb: int) -> tuple[Model, Any, Future[str]]:
+        """The policy that a run begins with, checked, its tokenizer, and the digest of its weights,
+        which is still being computed.
+
+        Args:
+            memory_mb: working memory of the vocabulary head.
+        """
+        recipe = self.recipe
+        set_seed(recipe.seed)
+        policy = load_policy(recipe.model, memory_mb=memory_mb)
+        policy.to(self.state.device)
+        digest = in_background(partial(weights_digest, policy.hf))
+        tokenizer = load_tokenizer(recipe.model)
+        self.pictures(policy, tokenizer)
+        kept_start_check(policy, beside=recipe.output_dir)
+        return policy, tokenizer, digest
 
     def pictures(self, model: Model, tokenizer: Any) -> Pictures | None:
         """What reads the images of its data; None for a model of text alone."""

@@ -3,7 +3,7 @@
 from palate.data.prompts.curriculum import Curriculum
 from palate.data.prompts.draws import PromptDraws
 from palate.data.prompts.read import read_prompts
-from palate.data.prompts.schema import PolicyPrompt, PolicyPrompts
+from palate.data.prompts.schema import PolicyPrompt, PolicyPrompts, prompts_digest
 from palate.data.prompts.stream import PromptStream, prompt_draws
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "PromptDraws",
     "PromptStream",
     "prompt_draws",
+    "prompts_digest",
     "read_prompts",
 ]

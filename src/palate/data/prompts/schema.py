@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from palate.data.items import Prompt, Tokens
+from palate.data.items import Prompt, Tokens, sequence_key
 from palate.data.schema import Content
 
 
@@ -31,6 +32,15 @@ class PolicyPrompt:
     def to_sample(self) -> Prompt:
         """What an engine is asked."""
         return Prompt(tokens=self.tokens, content=self.content)
+
+
+def prompts_digest(prompts: Iterable[PolicyPrompt]) -> str:
+    """Hex SHA-256 of prompts and of what rewards read beside them, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(sequence_key(prompt.tokens, Tokens(())).encode())
+        digest.update(repr((prompt.id, sorted(prompt.columns.items()))).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,17 @@ _BLOCK = 512
 """Tokens of one block of the two-level search through the vocabulary."""
 
 
-def uniforms(seed: int, prompt: Tokens, sample: int, n: int) -> NDArray[np.float64]:
-    """[n] numbers in [0, 1) of one sample, one a position; more of them begin with these."""
+def sample_key(seed: int, prompt: Tokens, sample: int) -> bytes:
+    """32 bytes that a sample's draws follow from."""
     key = hashlib.sha256(np.asarray([seed, sample, *prompt.ids], dtype="<i8").tobytes())
     for image in prompt.images:
         key.update(image.digest.encode())
-    number = int.from_bytes(key.digest()[:16], "little")
+    return key.digest()
+
+
+def uniforms(seed: int, prompt: Tokens, sample: int, n: int) -> NDArray[np.float64]:
+    """[n] numbers in [0, 1) of one sample, one a position; more of them begin with these."""
+    number = int.from_bytes(sample_key(seed, prompt, sample)[:16], "little")
     return np.random.Generator(np.random.PCG64(number)).random(n)
 
 

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from palate.data.image_urls import ImageUrls, Wire, as_frames
 from palate.data.images import ImageError
 from palate.data.items import TokenIds, Tokens
 from palate.errors import ModelError
+from palate.models.generation.draws import sample_key
 from palate.models.generation.engine import Completion, OnBatch, Prompt, Sampling
 from palate.models.generation.servers.kind import Answer, Wanted
 from palate.models.generation.servers.node import Node, NotNumbers, Weights
@@ -344,10 +343,7 @@ def sample_seed(seed: int, prompt: Tokens, index: int) -> int:
     Args:
         prompt: its images count by what they show.
     """
-    digest = hashlib.sha256(np.asarray([seed, index, *prompt.ids], dtype="<i8").tobytes())
-    for image in prompt.images:
-        digest.update(f"{image.start}|{image.digest}".encode())
-    return int.from_bytes(digest.digest()[:8], "little") >> 1
+    return int.from_bytes(sample_key(seed, prompt, index)[:8], "little") >> 1
 
 
 def drifts(tokenizer: Any, ids: TokenIds) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Traits
+from palate.data.scorer import TEXT_AND_IMAGES, Group, Score, Span, Traits
 from palate.errors import ModelError
 from palate.recipes.scorers import FunctionScorer as Recipe
 from palate.rewards.function import FunctionScorer, load_function
@@ -60,8 +61,9 @@ class IsolatedFunction:
         for (i, js), outcome in zip(places, outcomes, strict=True):
             if outcome.problem == "failed":
                 raise ModelError(outcome.text)
-            given = outcome.value
-            if outcome.problem is not None:
+            if outcome.problem is None:
+                given = list(map(_score_of, outcome.value))
+            else:
                 reason = counted(outcome, self.counts, self._lock, self._pool.timeout_seconds)
                 given = [Score(None, reason)] * len(js)
             for j, score in zip(js, given, strict=True):
@@ -83,8 +85,15 @@ def load_call(path: str) -> Callable[[Group], Any]:
     """In a child: what scores one group by the function of a file."""
     scorer = FunctionScorer(load_function(path), label=path)
 
-    def call(group: Group) -> list[Score]:
+    def call(group: Group) -> list[dict[str, Any]]:
         (scores,) = scorer.score([group])
-        return scores
+        return [asdict(score) for score in scores]
 
     return call
+
+
+def _score_of(document: dict[str, Any]) -> Score:
+    """A score from what a child sent of it."""
+    parts = {name: _score_of(part) for name, part in document["parts"].items()}
+    spans = tuple(Span(**span) for span in document["spans"])
+    return Score(document["value"], document["reason"], document["text"], parts, spans)

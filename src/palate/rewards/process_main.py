@@ -1,12 +1,14 @@
 """What a child of `palate.rewards.processes` runs: loads a check, and answers one task at a time.
 
 Run as a script, so that it imports no more than the check needs. Tasks come pickled on the standard
-input and answers leave on the standard output; what the check prints goes to the standard error.
+input; answers leave as JSON on the standard output, since what a child sends must not run anything
+in its parent; what the check prints goes to the standard error.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import resource
@@ -32,9 +34,9 @@ def main() -> None:
         check = getattr(importlib.import_module(setup["module"]), setup["factory"])
         check = check(*setup["settings"])
     except Exception as error:
-        _answer(answers, ("failed", _words(error)))
+        _send(answers, _body("failed", _words(error)))
         return
-    _answer(answers, ("ready", None))
+    _send(answers, _body("ready", None))
     while True:
         try:
             task = pickle.load(tasks)
@@ -42,10 +44,10 @@ def main() -> None:
             return
         _limit_cpu(setup["cpu_seconds"])
         try:
-            answer = ("value", check(task))
+            body = _body("value", check(task))
         except Exception as error:
-            answer = ("failed", _words(error))
-        _answer(answers, answer)
+            body = _body("failed", _words(error))
+        _send(answers, body)
 
 
 def _limit_cpu(seconds: float) -> None:
@@ -57,8 +59,11 @@ def _limit_cpu(seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
 
 
-def _answer(stream: IO[bytes], answer: tuple[str, Any]) -> None:
-    body = pickle.dumps(answer)
+def _body(kind: str, value: Any) -> bytes:
+    return json.dumps([kind, value]).encode()
+
+
+def _send(stream: IO[bytes], body: bytes) -> None:
     stream.write(_HEAD.pack(len(body)) + body)
     stream.flush()
 

@@ -8,6 +8,7 @@ start, is not late. No signal is used in this process, so that any thread may as
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import select
@@ -39,7 +40,7 @@ class Outcome:
     """What came of one check.
 
     Attributes:
-        value: what it returned; None where there is a problem.
+        value: what it returned, by way of JSON; None where there is a problem.
         problem: why it returned nothing: it was killed at its deadline, its process ended, or it
             raised an error.
         text: the problem in words.
@@ -170,7 +171,7 @@ class _Process:
         if isinstance(head, bytes):
             body = self._read(_HEAD.unpack(head)[0], deadline)
             if isinstance(body, bytes):
-                kind, value = pickle.loads(body)
+                kind, value = json.loads(body)
                 if kind == "failed":
                     return Outcome(problem="failed", text=value)
                 return Outcome(value=value)
